@@ -1,4 +1,4 @@
-"""What a load balancer and the monitoring ask. Nothing here writes, and nobody has to sign in."""
+"""Health checks for load balancers and monitoring. They write nothing and need no login."""
 
 import logging
 from collections.abc import Callable
@@ -8,36 +8,36 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from storage_audit.alerts.lateness import delays
-from storage_audit.doctor.host_probes import lacking_migrations
+from storage_audit.alerts.lateness import find_delays
+from storage_audit.doctor.host_probes import missing_migrations
 
 logger = logging.getLogger(__name__)
 
 
 @never_cache
 @require_safe
-def process(request: HttpRequest) -> JsonResponse:
-    """That this process answers, whatever becomes of the database."""
+def process_health(request: HttpRequest) -> JsonResponse:
+    """This process answers, even without the database."""
     return JsonResponse({"healthy": True})
 
 
 @never_cache
 @require_safe
-def web(request: HttpRequest) -> JsonResponse:
-    """Whether this process can serve. A dead worker is no reason to take it out of service."""
-    return answer(obstacles)
+def web_health(request: HttpRequest) -> JsonResponse:
+    """Whether this process can serve, even if the worker is dead."""
+    return health_response(web_problems)
 
 
 @never_cache
 @require_safe
-def worker(request: HttpRequest) -> JsonResponse:
-    """Whether the cleanups get on."""
-    return answer(lambda: obstacles() or list(map(str, delays())))
+def worker_health(request: HttpRequest) -> JsonResponse:
+    """Whether cleanups make progress."""
+    return health_response(lambda: web_problems() or list(map(str, find_delays())))
 
 
-def answer(look: Callable[[], list[str]]) -> JsonResponse:
+def health_response(find_problems: Callable[[], list[str]]) -> JsonResponse:
     try:
-        problems = look()
+        problems = find_problems()
     except Error:
         logger.exception("The health check could not ask the database.")
         problems = ["The database does not answer. The web server's log says why."]
@@ -45,7 +45,7 @@ def answer(look: Callable[[], list[str]]) -> JsonResponse:
     return JsonResponse(content, status=503 if problems else 200)
 
 
-def obstacles() -> list[str]:
-    if lacking_migrations():
+def web_problems() -> list[str]:
+    if missing_migrations():
         return ["The database lacks migrations. Run: manage.py migrate"]
     return []

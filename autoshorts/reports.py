@@ -1,4 +1,4 @@
-"""What Django's pages and mails about an error show of the settings."""
+"""What Django's error pages and mails show of the settings."""
 
 import re
 from collections.abc import ItemsView
@@ -8,12 +8,12 @@ from typing import Any
 from django.http import HttpRequest
 from django.views.debug import SafeExceptionReporterFilter
 
-from storage_audit.logs import SECRET_NAME
+from storage_audit.logs import SECRET_FIELD_NAME
 from storage_audit.redaction import hide_credentials
 
 
 class ReportFilter(SafeExceptionReporterFilter):
-    """Hides addresses that may be secret, as a webhook's is, or may hold a password."""
+    """Hides addresses that are secret, such as a webhook's, or may hold a password."""
 
     hidden_settings = re.compile(
         rf"{SafeExceptionReporterFilter.hidden_settings.pattern}|WEBHOOK|ENDPOINT_URL|DATABASE_URL",
@@ -22,16 +22,16 @@ class ReportFilter(SafeExceptionReporterFilter):
 
     def cleanse_setting(self, key: Any, value: Any) -> Any:
         cleansed = super().cleanse_setting(key, value)
-        # Such as django-axes' own, which are texts once they are asked for.
+        # Lazy values, such as those of django-axes, become text here.
         return hide_credentials(str(cleansed)) if isinstance(cleansed, str) else cleansed
 
     def get_traceback_frame_variables(
         self, request: HttpRequest | None, tb_frame: FrameType
     ) -> ItemsView[str, Any]:
-        """Those of a function that read the settings too. Django shows them all on a DEBUG page."""
+        """Also hides local variables that hold settings. On a DEBUG page Django shows them all."""
         found = super().get_traceback_frame_variables(request, tb_frame)
-        # By more names, such as `key`, too much would be missing from a traceback.
+        # More names, such as `key`, would hide too much of a traceback.
         return {
-            name: self.cleanse_setting(name if SECRET_NAME.search(name) else "", value)
+            name: self.cleanse_setting(name if SECRET_FIELD_NAME.search(name) else "", value)
             for name, value in found
         }.items()

@@ -13,23 +13,23 @@ import dj_database_url
 import django
 
 from autoshorts.environment import Environment
-from storage_audit.conf import DISCOVERIES, SHORTEST_SECRET, STRATEGIES, is_address
+from storage_audit.conf import DISCOVERIES, MIN_SECRET_LENGTH, STRATEGIES, is_http_url
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = Environment(BASE_DIR / ".env")
 
 
-def secret(name: str, default: str | None = None, *, hint: str) -> str:
-    """A shorter one could not be kept out of logs without hiding parts of ordinary words."""
+def read_secret(name: str, default: str | None = None, *, hint: str) -> str:
+    """Requires a minimum length: hiding a shorter secret in logs would hide parts of words."""
     value = env.text(name, default, hint=hint)
-    if 0 < len(value) < SHORTEST_SECRET:
+    if 0 < len(value) < MIN_SECRET_LENGTH:
         env.problems.append(
-            f"{name} has fewer than {SHORTEST_SECRET} characters. Set it to {hint}."
+            f"{name} has fewer than {MIN_SECRET_LENGTH} characters. Set it to {hint}."
         )
     return value
 
 
-SECRET_KEY = secret("SECRET_KEY", hint="a long random text that you keep to yourself")
+SECRET_KEY = read_secret("SECRET_KEY", hint="a long random text that you keep to yourself")
 SECRET_KEY_FALLBACKS = env.items("SECRET_KEY_FALLBACKS", "", hint="former keys, or leave it unset")
 DEBUG = env.flag("DEBUG", False)
 ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", hint="the host names of this site, such as a.example")
@@ -63,7 +63,7 @@ if django.VERSION >= (6, 0):
     from django.utils.csp import CSP
 
     MIDDLEWARE.insert(2, "django.middleware.csp.ContentSecurityPolicyMiddleware")
-    # Nothing inline and nothing of others; the admin's icons are files of ours too.
+    # Nothing inline and no other hosts; the admin's icons are our own files.
     SECURE_CSP = {
         "default-src": [CSP.NONE],
         "script-src": [CSP.SELF],
@@ -79,12 +79,12 @@ AUTHENTICATION_BACKENDS = [
     "axes.backends.AxesStandaloneBackend",
     "django.contrib.auth.backends.ModelBackend",
 ]
-VALIDATION = "django.contrib.auth.password_validation"
+VALIDATORS_MODULE = "django.contrib.auth.password_validation"
 AUTH_PASSWORD_VALIDATORS = [
-    {"NAME": f"{VALIDATION}.UserAttributeSimilarityValidator"},
-    {"NAME": f"{VALIDATION}.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
-    {"NAME": f"{VALIDATION}.CommonPasswordValidator"},
-    {"NAME": f"{VALIDATION}.NumericPasswordValidator"},
+    {"NAME": f"{VALIDATORS_MODULE}.UserAttributeSimilarityValidator"},
+    {"NAME": f"{VALIDATORS_MODULE}.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": f"{VALIDATORS_MODULE}.CommonPasswordValidator"},
+    {"NAME": f"{VALIDATORS_MODULE}.NumericPasswordValidator"},
 ]
 # After ten failures a name cannot sign in from the same address until 15 minutes after the last.
 # https://django-axes.readthedocs.io/en/latest/4_configuration.html
@@ -96,7 +96,7 @@ AXES_RESET_COOL_OFF_ON_FAILURE_DURING_LOCKOUT = False
 AXES_HANDLER = "autoshorts.login.AttemptHandler"
 AXES_CLIENT_IP_CALLABLE = "autoshorts.login.client_address"
 AXES_LOCKOUT_TEMPLATE = "admin/locked_out.html"
-# Nothing that was typed is kept or logged, and no row for longer than it counts.
+# What was typed is neither kept nor logged, and rows are deleted once they do not count.
 AXES_USERNAME_CALLABLE = "autoshorts.login.hash_username"
 AXES_SENSITIVE_PARAMETERS = ["username", "next", "csrfmiddlewaretoken"]
 AXES_DISABLE_ACCESS_LOG = True
@@ -122,7 +122,7 @@ TEMPLATES = [
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 
-def database(url: str) -> dict[str, Any]:
+def database_settings(url: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     with suppress(dj_database_url.ParseError, dj_database_url.UnknownSchemeError, ValueError):
         settings = dict(dj_database_url.parse(url, conn_health_checks=True))
@@ -150,11 +150,13 @@ def database(url: str) -> dict[str, Any]:
     return settings
 
 
-DATABASES = {"default": database(env.text("DATABASE_URL", f"sqlite:///{BASE_DIR}/db.sqlite3"))}
-ON_SQLITE = str(DATABASES["default"]["ENGINE"]).endswith("sqlite3")
+DATABASES = {
+    "default": database_settings(env.text("DATABASE_URL", f"sqlite:///{BASE_DIR}/db.sqlite3"))
+}
+USES_SQLITE = str(DATABASES["default"]["ENGINE"]).endswith("sqlite3")
 
 # Why these figures: docs/architecture.md, "The queue".
-WORKERS = 1 if ON_SQLITE else env.count("QUEUE_WORKERS", 2, 1)
+WORKERS = 1 if USES_SQLITE else env.count("QUEUE_WORKERS", 2, 1)
 Q_CLUSTER = {
     "name": "autoshorts",
     "orm": "default",
@@ -171,19 +173,19 @@ Q_CLUSTER = {
 }
 
 
-ADDRESS = "an http(s) address without a user name or password"
+URL_HINT = "an http(s) address without a user name or password"
 
 
-def endpoint_url() -> str:
+def read_endpoint_url() -> str:
     """The S3 address: R2_ENDPOINT_URL, or Cloudflare's address of the account.
     https://developers.cloudflare.com/r2/api/s3/api/"""
     url = env.text("R2_ENDPOINT_URL", "")
     account = env.text("R2_ACCOUNT_ID", "")
     jurisdiction = env.text("R2_JURISDICTION", "")
     if url:
-        if not is_address(url):
+        if not is_http_url(url):
             # Not shown, as it may hold a password.
-            env.problems.append(f"R2_ENDPOINT_URL is malformed. Set it to {ADDRESS}.")
+            env.problems.append(f"R2_ENDPOINT_URL is malformed. Set it to {URL_HINT}.")
         return url
     if len(account) != 32 or not (account.isascii() and account.isalnum()):
         env.problems.append(
@@ -199,42 +201,42 @@ def endpoint_url() -> str:
     return f"https://{host}"
 
 
-def address(name: str, default: str) -> str:
+def read_url(name: str, default: str) -> str:
     url = env.text(name, default)
-    if url and not is_address(url):
-        env.problems.append(f"{name} is malformed. Set it to {ADDRESS}.")
+    if url and not is_http_url(url):
+        env.problems.append(f"{name} is malformed. Set it to {URL_HINT}.")
     return url
 
 
-def choice(name: str, default: str, choices: tuple[str, ...]) -> str:
+def read_choice(name: str, default: str, choices: tuple[str, ...]) -> str:
     hint = f"one of {', '.join(choices)}"
     return env.number(name, default, str, hint=hint, accept=lambda text: text in choices)
 
 
-def hours(name: str, default: float) -> timedelta:
+def read_hours(name: str, default: float) -> timedelta:
     hint, year = f"a number of hours above 0, such as {default:g}", 365 * 24
     given = env.number(name, default, float, hint=hint, accept=lambda n: 0 < n <= year)
     return timedelta(hours=given)
 
 
-# Nobody is told without these; whoever asks to be told learns at the start that he will not be.
+# Nobody is notified without these; incomplete settings stop the start.
 NOTIFY_EMAILS = env.items("NOTIFY_EMAILS", "")
-NOTIFY_WEBHOOK_URL = address("NOTIFY_WEBHOOK_URL", "")
+NOTIFY_WEBHOOK_URL = read_url("NOTIFY_WEBHOOK_URL", "")
 
 STORAGE_AUDIT = {
-    "ENDPOINT_URL": endpoint_url(),
+    "ENDPOINT_URL": read_endpoint_url(),
     "ACCESS_KEY_ID": env.text("R2_ACCESS_KEY_ID", hint="the access key id of your R2 API token"),
-    "SECRET_ACCESS_KEY": secret(
+    "SECRET_ACCESS_KEY": read_secret(
         "R2_SECRET_ACCESS_KEY", hint="the secret access key of your R2 API token"
     ),
     "BUCKET": env.text("R2_BUCKET_NAME", hint="the bucket that holds the projects' files"),
-    "DISCOVERY": choice("CLEANUP_DISCOVERY", "both", DISCOVERIES),
-    "STRATEGY": choice("CLEANUP_STRATEGY", "batch", STRATEGIES),
+    "DISCOVERY": read_choice("CLEANUP_DISCOVERY", "both", DISCOVERIES),
+    "STRATEGY": read_choice("CLEANUP_STRATEGY", "batch", STRATEGIES),
     "ACCOUNT_ID": env.text("R2_ACCOUNT_ID", "") or env.text("CLOUDFLARE_ACCOUNT_ID", ""),
-    "API_TOKEN": secret("CLOUDFLARE_API_TOKEN", "", hint="an API token, or leave it unset"),
-    "API_URL": address("CLOUDFLARE_API_BASE_URL", "https://api.cloudflare.com/client/v4"),
+    "API_TOKEN": read_secret("CLOUDFLARE_API_TOKEN", "", hint="an API token, or leave it unset"),
+    "API_URL": read_url("CLOUDFLARE_API_BASE_URL", "https://api.cloudflare.com/client/v4"),
     "JURISDICTION": env.text("R2_JURISDICTION", ""),
-    "WRANGLER": env.text("WRANGLER_PATH", "wrangler"),
+    "WRANGLER_PATH": env.text("WRANGLER_PATH", "wrangler"),
     "WRANGLER_LIMIT": env.count("WRANGLER_LIMIT", 300),
     "SYNC": env.flag("CLEANUP_SYNC", False),
     "LIMIT_OBJECTS": env.count("CLEANUP_LIMIT_OBJECTS", 1000),
@@ -260,10 +262,10 @@ STORAGE_AUDIT = {
         accept=lambda share: 0 < share <= 1,
     ),
     "LIMIT_VANISHED": env.count("CLEANUP_LIMIT_VANISHED", 10),
-    "SCAN_LANES": env.count("SCAN_LANES", 24, 1, 256),
-    "SCAN_CEILING": env.count("SCAN_CEILING", 100_000),
-    "ORPHAN_GAP": hours("ORPHAN_GAP_HOURS", 4),
-    "ORPHAN_AGE": hours("ORPHAN_AGE_HOURS", 24),
+    "SCAN_CONCURRENCY": env.count("SCAN_CONCURRENCY", 24, 1, 256),
+    "SCAN_MAX_REQUESTS": env.count("SCAN_MAX_REQUESTS", 100_000),
+    "ORPHAN_GAP": read_hours("ORPHAN_GAP_HOURS", 4),
+    "ORPHAN_AGE": read_hours("ORPHAN_AGE_HOURS", 24),
     "RECONCILE_EVERY": timedelta(hours=env.count("RECONCILE_EVERY_HOURS", 24, 0, 500)),
     "PRICE_PER_GB": env.number(
         "R2_PRICE_PER_GB",
@@ -280,12 +282,12 @@ STORAGE_AUDIT = {
         None if NOTIFY_WEBHOOK_URL else "",
         hint="whsec_ and the base64 of 24 to 64 random bytes",
     ),
-    "NOTIFY_SITE_URL": address("NOTIFY_SITE_URL", ""),
-    "NOTIFY_OVERDUE": hours("NOTIFY_OVERDUE_HOURS", 12),
+    "NOTIFY_SITE_URL": read_url("NOTIFY_SITE_URL", ""),
+    "NOTIFY_OVERDUE": read_hours("NOTIFY_OVERDUE_HOURS", 12),
     "NOTIFY_FINDINGS": env.count("NOTIFY_FINDINGS", 100),
     "API_RATE_READ": env.count("API_RATE_READ", 300),
     "API_RATE_WRITE": env.count("API_RATE_WRITE", 60),
-    "API_WAITS": env.count("API_WAITS", 4, 1),
+    "API_CONCURRENCY": env.count("API_CONCURRENCY", 4, 1),
 }
 
 DEFAULT_FROM_EMAIL = env.text(
@@ -348,12 +350,12 @@ if env.flag("BEHIND_PROXY", False):
 
 DEFAULT_EXCEPTION_REPORTER_FILTER = "autoshorts.reports.ReportFilter"
 
-LOG_LEVEL = choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
-# Whoever sits at a terminal is no machine.
-READ_BY_PEOPLE = DEBUG or sys.stderr.isatty()
-LOG_FORMAT = choice("LOG_FORMAT", "text" if READ_BY_PEOPLE else "json", ("json", "text"))
-# botocore says at DEBUG what it signs, and Django what it asks the database.
-OTHERS_LEVEL = "INFO" if LOG_LEVEL == "DEBUG" else LOG_LEVEL
+LOG_LEVEL = read_choice("LOG_LEVEL", "INFO", ("DEBUG", "INFO", "WARNING", "ERROR"))
+# At a terminal, logs are text for people.
+LOGS_FOR_PEOPLE = DEBUG or sys.stderr.isatty()
+LOG_FORMAT = read_choice("LOG_FORMAT", "text" if LOGS_FOR_PEOPLE else "json", ("json", "text"))
+# At DEBUG, botocore logs what it signs, and Django its queries.
+LIBRARY_LOG_LEVEL = "INFO" if LOG_LEVEL == "DEBUG" else LOG_LEVEL
 # gunicorn too, by deploy/gunicorn.conf.py.
 LOGGING = {
     "version": 1,
@@ -377,14 +379,14 @@ LOGGING = {
             "filters": ["context"],
         }
     },
-    # Handlers of their own would say everything twice, or in another form.
+    # Their own handlers would log everything twice, or in another form.
     "loggers": {
-        "django": {"level": OTHERS_LEVEL, "handlers": []},
-        "botocore": {"level": OTHERS_LEVEL},
+        "django": {"level": LIBRARY_LOG_LEVEL, "handlers": []},
+        "botocore": {"level": LIBRARY_LOG_LEVEL},
         "django-q": {"filters": ["queue"]},
-        # At INFO it says several things of each log-in; failures are warnings.
+        # At INFO it logs several lines for each log-in; failures are warnings.
         "axes": {"level": "WARNING"},
-        # A line at INFO for each request of Cloudflare's SDK.
+        # At INFO it logs a line for each request of Cloudflare's SDK.
         "httpx": {"level": "WARNING"},
         "gunicorn.error": {"level": LOG_LEVEL, "handlers": [], "propagate": True},
         "gunicorn.access": {
@@ -393,7 +395,7 @@ LOGGING = {
             "propagate": True,
             "filters": ["access"],
         },
-        # A line for each key is for those who ask for it.
+        # A line for each key is only for those who want it.
         "storage_audit.keys": {"level": "DEBUG" if env.flag("LOG_KEYS", False) else "INFO"},
     },
     "root": {"handlers": ["console"], "level": LOG_LEVEL},

@@ -7,7 +7,7 @@ from django_q.admin import resubmit_task
 from autoshorts import health
 from storage_audit.metrics import metrics
 
-# It has the worker run a function again; django-q2 offers it to whoever may look.
+# It lets the worker run a function again; django-q2 offers it to everyone who may view tasks.
 admin.action(permissions=["change"])(resubmit_task)
 admin.site.site_header = admin.site.site_title = _("AutoShorts administration")
 
@@ -16,8 +16,8 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("api/", include("storage_audit.urls")),
     path("metrics", metrics),
-    path("health/", health.web),
-    path("health/worker/", health.worker),
-    path("healthz", health.process),
-    path("readyz", health.web),
+    path("health/", health.web_health),
+    path("health/worker/", health.worker_health),
+    path("healthz", health.process_health),
+    path("readyz", health.web_health),
 ]

@@ -14,7 +14,7 @@ from benchmarks import rivals
 from benchmarks.database import Database
 from benchmarks.measure import Failed
 from benchmarks.ours import Application
-from benchmarks.report import RESULTS, report
+from benchmarks.report import RESULTS_PATH, render_report
 from benchmarks.rows import ROWS
 from benchmarks.stage import Bench
 from devtools.environment import made_up_environment
@@ -75,7 +75,7 @@ def command_line() -> ArgumentParser:
 
 
 @contextmanager
-def database(folder: Path) -> Iterator[Database]:
+def running_database(folder: Path) -> Iterator[Database]:
     server = Server(str(folder))
     try:
         with closing(Database(server, folder)) as database:
@@ -88,10 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     options = command_line().parse_args(argv)
     if options.quick:
         options.keys, options.deletions, options.rounds = 5_000, 500, 1
-    rivals.install()
+    rivals.install_programs()
     with stop_on_signals(), TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
-        with database(folder) as postgres:
+        with running_database(folder) as postgres:
             Application(made_up_environment(), postgres.url, folder).manage("migrate")
             bench = Bench(
                 keys=options.keys,
@@ -106,10 +106,10 @@ def main(argv: list[str] | None = None) -> None:
             for row in options.only or ROWS:
                 print(f"== {row}", flush=True)
                 rows[row] = ROWS[row](bench)
-            text = report(rows, bench)
+            text = render_report(rows, bench)
     print(f"\n{text}")
     if not (options.quick or options.rivals_alone or options.only):
-        RESULTS.write_text(text)
+        RESULTS_PATH.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""An S3 store that costs its client next to nothing: a listing of so many keys, rendered once.
+"""A very fast S3 store: it serves a listing of so many keys that was rendered once.
 
     python -m benchmarks.canned --port 9000 --keys 1000000 --latency 0.1
 
 It answers ListObjectsV2 as Cloudflare's local R2 words it, at any position and for any prefix, and
-keeps what is put before those keys, such as the marker of the installation. It checks no signature.
+keeps what is put before those keys, such as the marker of the database. It checks no signature.
 GET /_requests tells how many requests of each kind came since it was last asked.
 """
 
@@ -26,7 +26,7 @@ from xml.sax.saxutils import escape
 
 from benchmarks.keys import etag_at, key_at, size_at, time_at
 
-PAGE = 1000
+PAGE_SIZE = 1000
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
     headers: str = ""
 
 
-class Place(NamedTuple):
+class ListingPart(NamedTuple):
     """A part of the listing: what was put, then a range of the rendered keys."""
 
     put: list[str]
@@ -58,24 +58,24 @@ class Place(NamedTuple):
         return key_at(self.end - 1) if self.end > self.first else self.put[-1]
 
 
-def entry(key: str, size: int, time: str, etag: str) -> bytes:
+def entry_xml(key: str, size: int, time: str, etag: str) -> bytes:
     return (
         f"<Contents><Key>{key}</Key><Size>{size}</Size><LastModified>{time}</LastModified>"
         f"<ETag>&quot;{etag}&quot;</ETag><StorageClass>STANDARD</StorageClass></Contents>"
     ).encode()
 
 
-def written(key: str, encoded: bool) -> str:
+def encode_key(key: str, encoded: bool) -> str:
     return quote(key, safe="") if encoded else escape(key)
 
 
 @cache
-def rendered(count: int, encoded: bool) -> memoryview:
-    """All entries, of which each is as long as the first. In a file, as they may be gigabytes."""
+def render_entries(count: int, encoded: bool) -> memoryview:
+    """All entries, which have equal lengths. In a file, as they may take gigabytes."""
 
     def entries() -> Iterator[bytes]:
         for n in range(count):
-            yield entry(written(key_at(n), encoded), size_at(n), time_at(n), etag_at(n))
+            yield entry_xml(encode_key(key_at(n), encoded), size_at(n), time_at(n), etag_at(n))
 
     file = TemporaryFile()  # noqa: SIM115 - open as long as the process lives
     file.writelines(entries())
@@ -86,10 +86,10 @@ def rendered(count: int, encoded: bool) -> memoryview:
 class Bucket:
     def __init__(self, count: int) -> None:
         self.keys = range(count)
-        self.put: dict[str, bytes] = {}
+        self.put_objects: dict[str, bytes] = {}
 
-    def answer(self, method: str, target: str, body: bytes) -> tuple[str, Answer]:
-        """What kind of request it is, and the answer to it."""
+    def answer_request(self, method: str, target: str, body: bytes) -> tuple[str, Answer]:
+        """The kind of the request, and the answer."""
         url = urlsplit(target)
         key = unquote(url.path).lstrip("/").partition("/")[2]
         query = dict(parse_qsl(url.query, keep_blank_values=True))
@@ -107,14 +107,14 @@ class Bucket:
         if name >= key_at(0):
             return Answer(501)
         if method == "PUT":
-            self.put[name] = body
-            return Answer(200, headers=f'ETag: "{etag_of(body)}"\r\n')
+            self.put_objects[name] = body
+            return Answer(200, headers=f'ETag: "{md5_etag(body)}"\r\n')
         if method == "DELETE":
-            self.put.pop(name, None)
+            self.put_objects.pop(name, None)
             return Answer(204)
-        if name not in self.put:
+        if name not in self.put_objects:
             return Answer(404, [f"{XML}<Error><Code>NoSuchKey</Code></Error>".encode()])
-        return Answer(200, [self.put[name]])
+        return Answer(200, [self.put_objects[name]])
 
     def list_uploads(self) -> Answer:
         root = "ListMultipartUploadsResult"
@@ -125,54 +125,60 @@ class Bucket:
         encoded = query.get("encoding-type") == "url"
         token = query.get("continuation-token", "")
         after = b64decode(token).decode() if token else query.get("start-after", "")
-        limit = min(int(query.get("max-keys", PAGE)), PAGE)
-        place = self.place(query.get("prefix", ""), after, limit)
+        limit = min(int(query.get("max-keys", PAGE_SIZE)), PAGE_SIZE)
+        place = self.find_part(query.get("prefix", ""), after, limit)
         head = f'{XML}<ListBucketResult xmlns="{NAMESPACE}"><Name>benchmark</Name>'
-        tail = "".join(f"<{n}>{v}</{n}>" for n, v in facts_of(place, query, limit).items())
+        tail = "".join(f"<{n}>{v}</{n}>" for n, v in listing_fields(place, query, limit).items())
         return Answer(
             200,
-            [head.encode(), *self.entries(place, encoded), f"{tail}</ListBucketResult>".encode()],
+            [
+                head.encode(),
+                *self.page_entries(place, encoded),
+                f"{tail}</ListBucketResult>".encode(),
+            ],
         )
 
-    def place(self, prefix: str, after: str, limit: int) -> Place:
-        put = sorted(key for key in self.put if key > after and key.startswith(prefix))
+    def find_part(self, prefix: str, after: str, limit: int) -> ListingPart:
+        put = sorted(key for key in self.put_objects if key > after and key.startswith(prefix))
         first, end = 0, len(self.keys)
         if prefix:
-            start_at = partial(start_of_key, len(prefix))
+            start_at = partial(key_start, len(prefix))
             first = bisect_left(self.keys, prefix, key=start_at)
             end = bisect_right(self.keys, prefix, key=start_at)
         if after:
             first = min(max(first, bisect_right(self.keys, after, key=key_at)), end)
         room = limit - len(put[:limit])
-        return Place(put[:limit], first, min(first + room, end), len(put) + end - first > limit > 0)
+        return ListingPart(
+            put[:limit], first, min(first + room, end), len(put) + end - first > limit > 0
+        )
 
-    def entries(self, place: Place, encoded: bool) -> Body:
+    def page_entries(self, place: ListingPart, encoded: bool) -> Body:
         put = [
-            entry(written(key, encoded), len(body), time_at(0), etag_of(body))
-            for key, body in ((key, self.put[key]) for key in place.put)
+            entry_xml(encode_key(key, encoded), len(body), time_at(0), md5_etag(body))
+            for key, body in ((key, self.put_objects[key]) for key in place.put)
         ]
         if place.first == place.end:
             return [*put]
-        entries = rendered(len(self.keys), encoded)
+        entries = render_entries(len(self.keys), encoded)
         length = len(entries) // len(self.keys)
         return [*put, entries[place.first * length : place.end * length]]
 
 
-def start_of_key(length: int, index: int) -> str:
+def key_start(length: int, index: int) -> str:
     return key_at(index)[:length]
 
 
-def etag_of(body: bytes) -> str:
+def md5_etag(body: bytes) -> str:
     return md5(body, usedforsecurity=False).hexdigest()
 
 
-def facts_of(place: Place, query: Mapping[str, str], limit: int) -> dict[str, object]:
-    """What a listing says beside its objects, in the order in which local R2 says it."""
+def listing_fields(place: ListingPart, query: Mapping[str, str], limit: int) -> dict[str, object]:
+    """The fields of a listing beside its objects, in the order of local R2."""
     encoded = query.get("encoding-type") == "url"
     facts: dict[str, object] = {"IsTruncated": str(place.truncated).lower()}
-    facts["Prefix"] = written(query.get("prefix", ""), encoded)
+    facts["Prefix"] = encode_key(query.get("prefix", ""), encoded)
     if "start-after" in query:
-        facts["StartAfter"] = written(query["start-after"], encoded)
+        facts["StartAfter"] = encode_key(query["start-after"], encoded)
     if "continuation-token" in query:
         facts["ContinuationToken"] = query["continuation-token"]
     if place.truncated:
@@ -182,7 +188,7 @@ def facts_of(place: Place, query: Mapping[str, str], limit: int) -> dict[str, ob
 
 
 class Connection(asyncio.Protocol):
-    """One client. It gets its answers in turn, each as late as the latency says."""
+    """One client. It gets its answers in order, each after the latency."""
 
     def __init__(self, bucket: Bucket, latency: float, counts: Counter[str]) -> None:
         self.bucket, self.latency, self.counts = bucket, latency, counts
@@ -200,22 +206,22 @@ class Connection(asyncio.Protocol):
         if end and len(rest) >= length:
             self.received = rest[length:]
             method, target, _version = head.split(b"\r\n", 1)[0].decode().split(" ")
-            self.take(method, target, rest[:length])
+            self.handle_request(method, target, rest[:length])
 
-    def take(self, method: str, target: str, body: bytes) -> None:
+    def handle_request(self, method: str, target: str, body: bytes) -> None:
         if target == "/_requests":
-            self.send("GET", Answer(200, [json.dumps(self.counts).encode()]))
+            self.send_answer("GET", Answer(200, [json.dumps(self.counts).encode()]))
             self.counts.clear()
             return
-        kind, answer = self.bucket.answer(method, target, body)
+        kind, answer = self.bucket.answer_request(method, target, body)
         self.counts[kind] += 1
         if self.latency:
             loop = asyncio.get_running_loop()
-            loop.call_later(self.latency, self.send, method, answer)
+            loop.call_later(self.latency, self.send_answer, method, answer)
         else:
-            self.send(method, answer)
+            self.send_answer(method, answer)
 
-    def send(self, method: str, answer: Answer) -> None:
+    def send_answer(self, method: str, answer: Answer) -> None:
         status, body, headers = answer
         head = f"HTTP/1.1 {status} {REASONS[status]}\r\n{headers}Content-Type: application/xml\r\n"
         head += f"Content-Length: {sum(map(len, body))}\r\n\r\n"
@@ -223,7 +229,7 @@ class Connection(asyncio.Protocol):
             self.transport.writelines([head.encode(), *([] if method == "HEAD" else body)])
 
 
-async def serve(port: int, keys: int, latency: float) -> None:
+async def run_server(port: int, keys: int, latency: float) -> None:
     bucket, counts = Bucket(keys), Counter[str]()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
@@ -242,4 +248,4 @@ def command_line() -> ArgumentParser:
 
 if __name__ == "__main__":
     options = command_line().parse_args()
-    asyncio.run(serve(options.port, options.keys, options.latency))
+    asyncio.run(run_server(options.port, options.keys, options.latency))

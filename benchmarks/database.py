@@ -1,4 +1,4 @@
-"""The database that all write to: a PostgreSQL of the run's own, as it comes."""
+"""The database of a run: its own PostgreSQL with default settings."""
 
 import re
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ import psycopg2
 from benchmarks.keys import PROJECT_KEYS
 from devtools.postgres import Server
 
-ROWS, FINDINGS = "storage_audit_r2object", "storage_audit_finding"
+ROW_TABLE, FINDING_TABLE = "storage_audit_r2object", "storage_audit_finding"
 PROJECT_IDS = (
     f"SELECT 'proj_' || lpad(n::text, 6, '0') FROM generate_series(0, %s / {PROJECT_KEYS}) AS n"
 )
-# What a person would call a query, and not the frame of a transaction.
+# Queries, without the commands that begin or end a transaction.
 QUERY = re.compile(
     r"LOG:  (?:statement|execute [^:]+): "
     r"(?!BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE|START|SET |SHOW )"
@@ -27,13 +27,13 @@ class Database:
         self.log = folder / "data" / "log"
         self.connection = psycopg2.connect(self.url)
         self.connection.autocommit = True
-        self.kept: tuple[int, int] | None = None
+        self.saved_stats: tuple[int, int] | None = None
 
     def close(self) -> None:
         self.connection.close()
 
-    def ask(self, sql: str, *values: object) -> int:
-        """Run it; the first number that it gives, if any."""
+    def execute(self, sql: str, *values: object) -> int:
+        """Run the statement; give its first number, if it has one."""
         with self.connection.cursor() as cursor:
             cursor.execute(sql, values)
             row = cursor.fetchone() if cursor.description else None
@@ -49,57 +49,57 @@ class Database:
             ("project", "title, created_at", "'', now()"),
             ("knownproject", "first_seen_at, evidence", "now(), 'saved'"),
         ):
-            self.ask(
+            self.execute(
                 f"INSERT INTO storage_audit_{table} (id, {columns}) SELECT id, {values}"
                 f" FROM ({PROJECT_IDS}) AS ids (id) ON CONFLICT DO NOTHING",
                 keys,
             )
 
     def add_project(self, project_id: str) -> None:
-        self.ask(
+        self.execute(
             "INSERT INTO storage_audit_project (id, title, created_at) VALUES (%s, '', now())",
             project_id,
         )
 
     def remove_project(self, project_id: str) -> None:
-        """Past the application, so that nothing follows until somebody asks for it."""
-        self.ask("DELETE FROM storage_audit_project WHERE id = %s", project_id)
+        """Directly in the database, so that no cleanup follows by itself."""
+        self.execute("DELETE FROM storage_audit_project WHERE id = %s", project_id)
 
-    def state(self) -> tuple[int, int]:
-        """How many tracking rows there are, and how often any was ever written."""
-        self.ask("SELECT 1 FROM pg_stat_force_next_flush()")
-        written = self.ask(
+    def row_stats(self) -> tuple[int, int]:
+        """The number of tracking rows, and of writes to them ever."""
+        self.execute("SELECT 1 FROM pg_stat_force_next_flush()")
+        written = self.execute(
             "SELECT n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables WHERE relname = %s",
-            ROWS,
+            ROW_TABLE,
         )
-        return self.ask(f"SELECT count(*) FROM {ROWS}"), written
+        return self.execute(f"SELECT count(*) FROM {ROW_TABLE}"), written
 
-    def empty(self) -> None:
-        """Also of findings: to resolve a million of them is none of the work of the next row."""
-        self.ask(f"TRUNCATE {ROWS}, {FINDINGS}")
+    def empty_tables(self) -> None:
+        """Also of findings, as resolving a million of them is not part of the next measurement."""
+        self.execute(f"TRUNCATE {ROW_TABLE}, {FINDING_TABLE}")
 
-    def keep(self) -> None:
-        """Remember the tracking rows as they are."""
-        self.ask("DROP TABLE IF EXISTS kept")
-        self.ask(f"CREATE TABLE kept AS TABLE {ROWS}")
-        self._settle()
+    def save_rows(self) -> None:
+        """Save a copy of the tracking rows."""
+        self.execute("DROP TABLE IF EXISTS kept")
+        self.execute(f"CREATE TABLE kept AS TABLE {ROW_TABLE}")
+        self._vacuum()
 
-    def restore(self) -> None:
-        """Make them again what they were, unless nothing was written since."""
-        if self.state() != self.kept:
-            self.empty()
-            self.ask(f"INSERT INTO {ROWS} SELECT * FROM kept")
-            self._settle()
+    def restore_rows(self) -> None:
+        """Restore the copy, unless nothing was written since."""
+        if self.row_stats() != self.saved_stats:
+            self.empty_tables()
+            self.execute(f"INSERT INTO {ROW_TABLE} SELECT * FROM kept")
+            self._vacuum()
 
-    def _settle(self) -> None:
-        # What autovacuum would do some time later, and then perhaps while somebody is timed.
-        self.ask(f"VACUUM ANALYZE {ROWS}")
-        self.ask("CHECKPOINT")
-        self.kept = self.state()
+    def _vacuum(self) -> None:
+        # Otherwise autovacuum would do it later, perhaps during a measurement.
+        self.execute(f"VACUUM ANALYZE {ROW_TABLE}")
+        self.execute("CHECKPOINT")
+        self.saved_stats = self.row_stats()
 
     @contextmanager
-    def logged(self) -> Iterator[list[str]]:
-        """Within, each statement is written down; after it, the list has them."""
+    def log_queries(self) -> Iterator[list[str]]:
+        """Log each statement within the block; afterwards the list has them."""
         statements = list[str]()
         self._log_statements("all")
         start = self.log.stat().st_size
@@ -112,5 +112,5 @@ class Database:
                 statements += [line for line in log if QUERY.search(line)]
 
     def _log_statements(self, which: str) -> None:
-        self.ask(f"ALTER SYSTEM SET log_statement = '{which}'")
-        self.ask("SELECT 1 FROM pg_reload_conf()")
+        self.execute(f"ALTER SYSTEM SET log_statement = '{which}'")
+        self.execute("SELECT 1 FROM pg_reload_conf()")

@@ -1,7 +1,7 @@
 """The objects of the benchmark's bucket, by formula: the nth key, and what a listing says of it.
 
-The keys are in bytewise order, and every part of an object has one length whatever the n: the
-canned server's entries are then equally long, and a page of them is a slice.
+The keys are in bytewise order, and every part of an object has the same length for each n: so the
+canned server's entries are equally long, and a page of them is a slice.
 """
 
 from hashlib import md5

@@ -1,4 +1,4 @@
-"""What one writes at first, each as a process of its own: `python -m benchmarks.naive NAME`.
+"""Simple solutions to compare with, each in its own process: `python -m benchmarks.naive NAME`.
 
 The store and the database are those of the environment. Each imports only what it needs, so that
 none pays for another.
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from storage_audit.models import R2Object
 
 BUCKET = os.environ.get("R2_BUCKET_NAME", "")
-CHANGEABLE = ["project_id", "size", "etag", "last_modified", "source", "state"]
+CHANGEABLE_FIELDS = ["project_id", "size", "etag", "last_modified", "source", "state"]
 NEXT_TOKEN = b"<NextContinuationToken>"
 
 
-def client() -> "S3Client":
+def make_client() -> "S3Client":
     import boto3
 
     return boto3.client(
@@ -32,18 +32,18 @@ def client() -> "S3Client":
     )
 
 
-def pages() -> Iterator[list[Any]]:
-    for page in client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+def list_pages() -> Iterator[list[Any]]:
+    for page in make_client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         yield page.get("Contents", [])
 
 
-def paginator() -> None:
+def list_with_paginator() -> None:
     """boto3's paginator, which lists and does nothing else."""
-    print(sum(len(page) for page in pages()))
+    print(sum(len(page) for page in list_pages()))
 
 
-def floor() -> None:
-    """The same pages fetched one after the other, and only searched for where the next begins."""
+def fetch_pages() -> None:
+    """Fetches the same pages one after the other, and reads only where the next one begins."""
     from http.client import HTTPConnection
     from urllib.parse import quote, urlsplit
 
@@ -68,13 +68,13 @@ def delete_all() -> None:
 
 
 def delete_one_by_one() -> None:
-    s3 = client()
+    s3 = make_client()
     for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="projects/"):
         for listed in page.get("Contents", []):
             s3.delete_object(Bucket=BUCKET, Key=listed["Key"])
 
 
-def values_of(listed: Any) -> dict[str, Any]:
+def row_values(listed: Any) -> dict[str, Any]:
     found = re.match("projects/(proj_[^/]+)/", listed["Key"])
     return {
         "project_id": found[1] if found else None,
@@ -86,7 +86,7 @@ def values_of(listed: Any) -> dict[str, Any]:
     }
 
 
-def rows() -> "type[R2Object]":
+def row_table() -> "type[R2Object]":
     import django
 
     django.setup()
@@ -97,31 +97,31 @@ def rows() -> "type[R2Object]":
 
 def update_or_create() -> None:
     """A loop over the paginator that asks the database for each key."""
-    table = rows()
-    for page in pages():
+    table = row_table()
+    for page in list_pages():
         for listed in page:
             table.objects.update_or_create(
-                bucket=BUCKET, key=listed["Key"], defaults=values_of(listed)
+                bucket=BUCKET, key=listed["Key"], defaults=row_values(listed)
             )
 
 
 def bulk_create() -> None:
     """A page of the paginator is one upsert."""
-    table = rows()
-    for page in pages():
+    table = row_table()
+    for page in list_pages():
         table.objects.bulk_create(
-            [table(bucket=BUCKET, key=listed["Key"], **values_of(listed)) for listed in page],
+            [table(bucket=BUCKET, key=listed["Key"], **row_values(listed)) for listed in page],
             update_conflicts=True,
             unique_fields=["bucket", "key"],
-            update_fields=CHANGEABLE,
+            update_fields=CHANGEABLE_FIELDS,
         )
 
 
 SCRIPTS = {
     script.__name__: script
     for script in (
-        paginator,
-        floor,
+        list_with_paginator,
+        fetch_pages,
         delete_all,
         delete_one_by_one,
         update_or_create,

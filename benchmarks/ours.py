@@ -1,4 +1,4 @@
-"""The application, by the commands that staff have."""
+"""The application, run by its own commands."""
 
 import json
 import subprocess
@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks.measure import ROOT, Contender, Failed
 from devtools.environment import made_up_environment
 
-# The bucket of one row is smaller than that of the row before.
-HOW = ["--accept-fewer", "--json"]
-BACKFILL, RECONCILE = ["backfill_r2", *HOW], ["reconcile_r2", *HOW]
+# A bucket may be smaller than that of the benchmark before.
+COMMAND_OPTIONS = ["--accept-fewer", "--json"]
+BACKFILL, RECONCILE = ["backfill_r2", *COMMAND_OPTIONS], ["reconcile_r2", *COMMAND_OPTIONS]
 MANAGE = [sys.executable, "manage.py"]
 
 
@@ -40,10 +40,10 @@ class Application:
             raise Failed(f"manage.py {argv[0]} failed\n{done.stderr}")
         return done.stdout
 
-    def claim(self) -> None:
-        self.manage("claim_bucket", "--take-over")
+    def connect_bucket(self) -> None:
+        self.manage("connect_bucket", "--take-over")
 
-    def contender(
+    def make_contender(
         self,
         name: str,
         argv: Sequence[str],
@@ -61,12 +61,12 @@ class Application:
             prepare=prepare,
             check=lambda output: check(json.loads(output)),
             target=target,
-            ours=True,
+            is_ours=True,
         )
 
 
-def demand(facts: Mapping[str, Any], **expected: object) -> None:
-    """Raises Failed when it did not do, or did not see, what it is timed for."""
+def require_facts(facts: Mapping[str, Any], **expected: object) -> None:
+    """Raises Failed when it did not do or see what it is timed for."""
     seen = {name: facts.get(name) for name in expected}
     if seen != expected:
         raise Failed(f"ours: {seen} instead of {expected}: {json.dumps(facts)[:2000]}")

@@ -1,4 +1,4 @@
-"""A database as full as one gets in years: rows by the million, made by the database itself.
+"""Fills a database as it may be after years: millions of rows, made by the database itself.
 
 A tenth of the objects belong to one project, the others to the rest; of each kind of row there are
 common ones, rare ones, and some of another bucket.
@@ -6,9 +6,9 @@ common ones, rare ones, and some of another bucket.
 
 from typing import Any, NamedTuple, Protocol
 
-BIG = "proj_000000"
-# The one whose items there are: md5('o6').
-DELETION = "39d987fd-8304-752b-bbec-0bd1afd4b7f3"
+BIG_PROJECT = "proj_000000"
+# The deletion that has items: md5('o6').
+DELETION_ID = "39d987fd-8304-752b-bbec-0bd1afd4b7f3"
 
 
 class Cursor(Protocol):
@@ -20,7 +20,7 @@ class Cursor(Protocol):
 class Size(NamedTuple):
     objects: int
     many: int
-    """Of the big project, of operations, of findings, of items."""
+    """Objects of the big project, cleanups, findings, and items."""
     projects: int
     known: int
     scans: int
@@ -30,7 +30,7 @@ class Size(NamedTuple):
         return cls(objects, objects // 10, objects // 50, objects // 33, objects // 1000)
 
 
-PROJECT = """
+PROJECT_SQL = """
 INSERT INTO storage_audit_project (id, title, created_at)
 SELECT 'proj_' || lpad(n::text, 6, '0'),
   (ARRAY['Summer', 'Teaser', 'Interview', 'Trailer', 'Recap'])[1 + n %% 5] || ' ' || md5(n::text),
@@ -38,7 +38,7 @@ SELECT 'proj_' || lpad(n::text, 6, '0'),
 FROM generate_series(0, %(projects)s - 1) AS n
 """
 
-KNOWN = """
+KNOWN_SQL = """
 INSERT INTO storage_audit_knownproject (id, first_seen_at, evidence, deleted_at)
 SELECT 'proj_' || lpad(n::text, 6, '0'), timestamptz '2026-01-01' - n * interval '5 minutes',
   CASE WHEN n < %(projects)s THEN 'saved' WHEN n %% 10000 = 9999 THEN 'declared' ELSE 'deleted' END,
@@ -46,9 +46,9 @@ SELECT 'proj_' || lpad(n::text, 6, '0'), timestamptz '2026-01-01' - n * interval
 FROM generate_series(0, %(known)s - 1) AS n
 """
 
-# In the order of the keys of each layout, as a backfill writes them.
-OBJECT = """
-INSERT INTO storage_audit_r2object (bucket, key, project_id, scene_id, file_type, layout, size,
+# In the order of the keys of each key format, as a backfill writes them.
+OBJECT_SQL = """
+INSERT INTO storage_audit_r2object (bucket, key, project_id, scene_id, file_type, key_format, size,
   etag, last_modified, source, state, created_at, updated_at)
 SELECT CASE WHEN n %% 1000 = 999 THEN 'old-media' ELSE 'autoshorts-media' END,
   CASE n %% 10
@@ -68,9 +68,9 @@ FROM (
 ) AS made
 """
 
-SCAN = """
+SCAN_SQL = """
 INSERT INTO storage_audit_bucketscan (id, bucket, purpose, prefix, dry_run, accept_fewer,
-  requested_by, status, error, in_key_order, requests, listed, listed_bytes, added, updated,
+  requested_by, status, message, in_key_order, requests, listed, listed_bytes, added, updated,
   unchanged, orphaned, missing, untracked, changed, ambiguous, unrecognised, misnamed, unstorable,
   unfinished, marker, started_at, finished_at)
 SELECT md5(n::text)::uuid, 'autoshorts-media',
@@ -80,13 +80,13 @@ SELECT md5(n::text)::uuid, 'autoshorts-media',
 FROM generate_series(0, %(scans)s - 1) AS n
 """
 
-# Of ten operations two are dry runs, one a verification, three late checks, four deletions.
-OPERATION = """
-INSERT INTO storage_audit_cleanupoperation (id, kind, project_id, bucket, trigger, requested_by,
-  origin, discovery, strategy, step, cursor, pace, found, found_bytes, deleted, deleted_bytes,
-  already_absent, already_absent_bytes, protected, protected_bytes, failed, failed_bytes,
-  plan_digest, ranges, status, released_by, dry_run, error, attempts, takeovers, created_at,
-  archive, archive_digest, summary, headway, parent_id)
+# Of ten cleanups two are dry runs, one a verification, three follow-up checks, four deletions.
+CLEANUP_SQL = """
+INSERT INTO storage_audit_cleanup (id, kind, project_id, bucket, trigger, requested_by,
+  origin, discovery, strategy, step, position, batch_state, found, found_bytes, deleted,
+  deleted_bytes, already_gone, already_gone_bytes, kept, kept_bytes, failed, failed_bytes,
+  plan_digest, listed_prefixes, status, limits_waived_by, dry_run, message, attempts, takeovers,
+  created_at, archive, archive_digest, plan_summary, progress, parent_id)
 SELECT md5('o' || n)::uuid,
   CASE WHEN kind = 'project' AND n %% 5000 = 17 THEN 'objects' ELSE kind END,
   'proj_' || lpad((n %% %(known)s)::text, 6, '0'), 'autoshorts-media', trigger, 'anna',
@@ -97,12 +97,12 @@ SELECT md5('o' || n)::uuid,
   '{}', '{}', NULL
 FROM (SELECT n, CASE WHEN n %% 10 IN (2, 3, 4, 5) THEN 'verify' ELSE 'project' END AS kind,
   CASE n %% 10 WHEN 0 THEN 'dry_run' WHEN 1 THEN 'dry_run' WHEN 2 THEN 'verify' WHEN 3 THEN
-  'late_check' WHEN 4 THEN 'late_check' WHEN 5 THEN 'late_check' ELSE
+  'follow_up' WHEN 4 THEN 'follow_up' WHEN 5 THEN 'follow_up' ELSE
   CASE WHEN n %% 10000 = 36 THEN 'forced' ELSE 'deleted' END END AS trigger
   FROM generate_series(0, %(many)s - 1) AS n) AS made
 """
 
-FINDING = """
+FINDING_SQL = """
 INSERT INTO storage_audit_finding (bucket, key, escaped, kind, upload_id, project_id, size, etag,
   last_modified, evidence, state, note, decided_by, first_seen_at, last_seen_at, first_scan_id,
   last_scan_id)
@@ -112,19 +112,19 @@ SELECT CASE WHEN n %% 1000 = 999 THEN 'old-media' ELSE 'autoshorts-media' END,
   CASE WHEN n %% 10000 = 3 THEN 'misnamed' WHEN n %% 10 = 1 THEN 'missing' ELSE 'orphaned' END,
   '', 'proj_' || lpad((n / 10)::text, 6, '0'), 1000000, md5(n::text),
   timestamptz '2025-01-01', 'no project of this id is known',
-  CASE WHEN n %% 10000 = 5 THEN 'acknowledged' WHEN n %% 10 < 3 THEN 'open' ELSE 'resolved' END,
+  CASE WHEN n %% 10000 = 5 THEN 'ignored' WHEN n %% 10 < 3 THEN 'open' ELSE 'resolved' END,
   '', '', timestamptz '2025-06-01', timestamptz '2025-07-01', md5('0')::uuid, md5('0')::uuid
 FROM generate_series(0, %(many)s - 1) AS n
 """
 
 # All of one deletion.
-ITEM = """
-INSERT INTO storage_audit_cleanupitem (operation_id, key, identity, escaped, span, project_id, size,
-  etag, last_modified, found_in, evidence, outcome, reason, answer, tries, calls, present_at,
-  changed_at)
+ITEM_SQL = """
+INSERT INTO storage_audit_cleanupitem (cleanup_id, key, identity, escaped, range_index, project_id,
+  size, etag, last_modified, found_in, owner_evidence, outcome, reason, store_answer, attempts,
+  calls, last_seen_at, changed_at)
 SELECT %(deletion)s::uuid, key, key, false, n / 1000, 'proj_000006', 1000000, md5(n::text),
   timestamptz '2025-01-01', 'both', 'hierarchical: proj_000006',
-  CASE WHEN n %% 100 = 7 THEN 'protected' ELSE 'deleted' END,
+  CASE WHEN n %% 100 = 7 THEN 'kept' ELSE 'deleted' END,
   CASE WHEN n %% 100 = 7 THEN 'It could also belong to the live project proj_000007.' ELSE '' END,
   CASE WHEN n %% 100 = 7 THEN '' ELSE 'Deleted' END, 1, 1, timestamptz '2025-01-02',
   timestamptz '2025-01-02'
@@ -132,23 +132,32 @@ FROM (SELECT n, 'projects/proj_000006/scenes/s' || lpad((n / 100)::text, 5, '0')
   || md5(n::text) || '.mp4' AS key FROM generate_series(0, %(many)s - 1) AS n) AS made
 """
 
-BOOKS = """
-UPDATE storage_audit_cleanupoperation SET found = %(many)s,
+TOTALS_SQL = """
+UPDATE storage_audit_cleanup SET found = %(many)s,
   found_bytes = %(many)s::bigint * 1000000,
-  protected = %(many)s / 100, protected_bytes = %(many)s::bigint / 100 * 1000000,
+  kept = %(many)s / 100, kept_bytes = %(many)s::bigint / 100 * 1000000,
   deleted = %(many)s - %(many)s / 100,
   deleted_bytes = (%(many)s - %(many)s / 100)::bigint * 1000000,
-  status = 'clean_with_protected', finished_at = timestamptz '2025-01-02'
+  status = 'clean_with_kept', finished_at = timestamptz '2025-01-02'
 WHERE id = %(deletion)s::uuid
 """
 
-TABLES = ("project", "knownproject", "r2object", "bucketscan", "cleanupoperation", "finding")
+TABLES = ("project", "knownproject", "r2object", "bucketscan", "cleanup", "finding")
 
 
-def fill(cursor: Cursor, size: Size) -> None:
-    """Instead of what is in these tables. The connection commits by itself."""
+def fill_tables(cursor: Cursor, size: Size) -> None:
+    """Replaces what is in these tables. The connection must autocommit."""
     tables = ", ".join(f"storage_audit_{table}" for table in TABLES)
     cursor.execute(f"TRUNCATE {tables} CASCADE")
-    for sql in (PROJECT, KNOWN, OBJECT, SCAN, OPERATION, FINDING, ITEM, BOOKS):
-        cursor.execute(sql, size._asdict() | {"deletion": DELETION})
+    for sql in (
+        PROJECT_SQL,
+        KNOWN_SQL,
+        OBJECT_SQL,
+        SCAN_SQL,
+        CLEANUP_SQL,
+        FINDING_SQL,
+        ITEM_SQL,
+        TOTALS_SQL,
+    ):
+        cursor.execute(sql, size._asdict() | {"deletion": DELETION_ID})
     cursor.execute("VACUUM ANALYZE")

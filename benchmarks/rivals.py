@@ -1,4 +1,4 @@
-"""The programs and the naive ways that are compared with, each as one command."""
+"""The programs and simple solutions to compare with, each as one command."""
 
 import re
 import subprocess
@@ -10,12 +10,12 @@ from pathlib import Path
 from benchmarks.measure import ROOT, Contender, Failed
 
 VENV = ROOT / ".local" / "bench"
-LOCK = Path(__file__).with_name("requirements.txt")
-# What each says of its version when asked in its own way.
+LOCK_FILE = Path(__file__).with_name("requirements.txt")
+# How each program prints its version.
 VERSIONS = {"aws": "--version", "rclone": "version", "s5cmd": "version"}
 
 
-def program(name: str) -> str:
+def program_path(name: str) -> str:
     if name == "s5cmd":
         # The program itself: its package wraps it in a Python that would have to start first.
         return sysconfig.get_path("platlib", vars={"platbase": str(VENV)}) + "/s5cmd/bin/s5cmd"
@@ -26,44 +26,53 @@ NAIVE = [sys.executable, "-m", "benchmarks.naive"]
 
 FLOOR = "the same pages, not parsed"
 COMMANDS = {
-    "s5cmd ls": [program("s5cmd"), "ls", "s3://{bucket}/*"],
-    # With --fast-list it lists as the others do, and without it each folder by itself.
-    "rclone size": [program("rclone"), "size", "--fast-list", "r2:{bucket}"],
-    "aws s3 ls": [program("aws"), "s3", "ls", "--recursive", "s3://{bucket}"],
+    "s5cmd ls": [program_path("s5cmd"), "ls", "s3://{bucket}/*"],
+    # With --fast-list it lists as the others do; without it, folder by folder.
+    "rclone size": [program_path("rclone"), "size", "--fast-list", "r2:{bucket}"],
+    "aws s3 ls": [program_path("aws"), "s3", "ls", "--recursive", "s3://{bucket}"],
     "boto3 paginator": [*NAIVE, "paginator"],
     FLOOR: [*NAIVE, "floor"],
     "update_or_create": [*NAIVE, "update_or_create"],
     "bulk_create": [*NAIVE, "bulk_create"],
-    "s5cmd rm": [program("s5cmd"), "rm", "s3://{bucket}/projects/*"],
+    "s5cmd rm": [program_path("s5cmd"), "rm", "s3://{bucket}/projects/*"],
     "bucket.objects.delete()": [*NAIVE, "delete_all"],
     "one by one": [*NAIVE, "delete_one_by_one"],
 }
 
 
-def install() -> None:
+def install_programs() -> None:
     """Make the venv of the programs, unless it is as the lock wants it. Raises Failed."""
-    stamp, wanted = VENV / "installed", f"{sys.version}\n{VENV}\n{LOCK.read_text()}"
+    stamp, wanted = VENV / "installed", f"{sys.version}\n{VENV}\n{LOCK_FILE.read_text()}"
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    print(f"Installing {LOCK.relative_to(ROOT)} ...", flush=True)
-    pip = [program("python"), "-m", "pip", "install", "--quiet", "--no-input", "-r", str(LOCK)]
+    print(f"Installing {LOCK_FILE.relative_to(ROOT)} ...", flush=True)
+    pip = [
+        program_path("python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-input",
+        "-r",
+        str(LOCK_FILE),
+    ]
     try:
         subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
         subprocess.run(pip, check=True)
     except subprocess.CalledProcessError as error:
-        raise Failed(f"{LOCK.name} cannot be installed: {error}") from error
+        raise Failed(f"{LOCK_FILE.name} cannot be installed: {error}") from error
     stamp.write_text(wanted)
 
 
-def version(name: str) -> str:
-    asked = [program(name), VERSIONS[name]]
+def program_version(name: str) -> str:
+    asked = [program_path(name), VERSIONS[name]]
     said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
     found = re.search(r"\d+\.\d+\.\d+", said)
     return f"{name} {found[0] if found else 'of unknown version'}"
 
 
-def environment(store: Mapping[str, str], home: Path) -> dict[str, str]:
-    """What each of them needs to find the store, and nothing of the caller's."""
+def rival_environment(store: Mapping[str, str], home: Path) -> dict[str, str]:
+    """The variables that each needs to find the store, and nothing of the caller's."""
     names = {
         "ENDPOINT": store["R2_ENDPOINT_URL"],
         "ACCESS_KEY_ID": store["R2_ACCESS_KEY_ID"],
@@ -83,7 +92,7 @@ def environment(store: Mapping[str, str], home: Path) -> dict[str, str]:
     }
 
 
-def rival(
+def make_rival(
     name: str,
     keys: int,
     environment: Mapping[str, str],

@@ -1,4 +1,4 @@
-"""The stores that are measured against, each a process of its own."""
+"""The stores for the benchmarks, each in its own process."""
 
 import json
 import sys
@@ -13,13 +13,13 @@ from devtools.processes import Child, free_port
 from devtools.seaweedfs import SeaweedFS
 
 BUCKET = "benchmark"
-READY_WITHIN = 600  # ten million keys are rendered first
+READY_TIMEOUT_SECONDS = 600  # ten million keys are rendered first
 
 
 @dataclass(frozen=True)
-class Canned:
+class CannedStore:
     environment: Mapping[str, str]
-    """Where it is, in the words of the application's settings."""
+    """Its address, as variables for the application's settings."""
     port: int
 
     @property
@@ -27,16 +27,16 @@ class Canned:
         return self.environment["R2_ENDPOINT_URL"]
 
     def get(self, target: str) -> bytes:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=READY_WITHIN)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=READY_TIMEOUT_SECONDS)
         connection.request("GET", target)
         return connection.getresponse().read()
 
-    def requests(self) -> dict[str, int]:
-        """How many of each kind came since this was last asked."""
+    def take_requests(self) -> dict[str, int]:
+        """The number of requests of each kind since the last call."""
         counts: dict[str, int] = json.loads(self.get("/_requests"))
         return counts
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         try:
             return bool(self.get("/_requests"))
         except OSError:
@@ -44,7 +44,7 @@ class Canned:
 
 
 @contextmanager
-def canned(keys: int, folder: Path, latency: float = 0) -> Iterator[Canned]:
+def run_canned_store(keys: int, folder: Path, latency: float = 0) -> Iterator[CannedStore]:
     port = free_port(0)
     argv = [sys.executable, "-m", "benchmarks.canned", "--port", str(port)]
     argv += ["--keys", str(keys), "--latency", str(latency)]
@@ -55,16 +55,16 @@ def canned(keys: int, folder: Path, latency: float = 0) -> Iterator[Canned]:
         "R2_BUCKET_NAME": BUCKET,
     }
     with Child("canned store", argv, env={}, log=folder / "canned.log", cwd=ROOT) as child:
-        store = Canned(environment, port)
-        child.wait_until(store.answers)
-        # Both ways to write a key are rendered when they are first asked for.
+        store = CannedStore(environment, port)
+        child.wait_until(store.is_ready)
+        # Both encodings of keys are rendered when they are first requested.
         for encoding in ("", "&encoding-type=url"):
             store.get(f"/{BUCKET}?list-type=2{encoding}")
-        store.requests()
+        store.take_requests()
         yield store
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[SeaweedFS]:
+def run_seaweedfs(folder: Path) -> Iterator[SeaweedFS]:
     with SeaweedFS(folder / "seaweedfs", [BUCKET]) as store:
         yield store

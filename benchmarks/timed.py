@@ -1,4 +1,4 @@
-"""Starts a command and writes down what it took, as JSON: seconds, CPU seconds, peak KiB.
+"""Runs a command and writes its costs as JSON: seconds, CPU seconds, peak KiB.
 
 A program of its own, and a small one: what exec starts inherits the peak memory of whoever starts
 it.  https://man7.org/linux/man-pages/man2/getrusage.2.html#DESCRIPTION

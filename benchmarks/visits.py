@@ -1,4 +1,4 @@
-"""Looks at the admin's lists as staff do, in one process, and writes down what each page took.
+"""Requests the admin's lists as staff do, in one process, and writes the time of each page.
 
 A program of its own, as Django is set up for one database: `python -m benchmarks.visits FILE`.
 """
@@ -14,11 +14,11 @@ from uuid import UUID
 import django
 from django.conf import settings
 
-from benchmarks.plenty import BIG, DELETION
+from benchmarks.plenty import BIG_PROJECT, DELETION_ID
 
 ROUNDS = 7
 FIRST, MIDDLE, LAST = "first page", "middle page", "last page"
-# What is asked for, beside the first page, the one in the middle and the last one of each list.
+# Requested views, beside the first, the middle and the last page of each list.
 VIEWS: dict[str, dict[str, dict[str, str]]] = {
     "r2object": {
         "by key, descending": {"o": "-1"},
@@ -29,9 +29,12 @@ VIEWS: dict[str, dict[str, dict[str, str]]] = {
         "search, many": {"q": "projects/"},
         "search, none": {"q": "nothing/"},
         "of a small project": {"project_id": "proj_000150"},
-        "of the big project": {"project_id": BIG},
-        "of the big project, a rare state": {"project_id": BIG, "state__exact": "uploading"},
-        "of the big project, search": {"project_id": BIG, "q": "projects/"},
+        "of the big project": {"project_id": BIG_PROJECT},
+        "of the big project, a rare state": {
+            "project_id": BIG_PROJECT,
+            "state__exact": "uploading",
+        },
+        "of the big project, search": {"project_id": BIG_PROJECT, "q": "projects/"},
     },
     "project": {
         "by id": {"o": "1"},
@@ -43,15 +46,15 @@ VIEWS: dict[str, dict[str, dict[str, str]]] = {
         "search, a title": {"q": "Teaser c4ca4238a"},
         "search, none": {"q": "nothing"},
     },
-    "cleanupoperation": {
+    "cleanup": {
         "oldest first": {"o": "5"},
         "of a rare status": {"status__exact": "failed"},
         "of a common status": {"status__exact": "clean"},
         "of a rare trigger": {"trigger__exact": "forced"},
-        "of a common trigger": {"trigger__exact": "late_check"},
+        "of a common trigger": {"trigger__exact": "follow_up"},
         "clean dry runs, none": {"status__exact": "clean", "trigger__exact": "dry_run"},
         "failed deletions": {"status__exact": "failed", "trigger__exact": "deleted"},
-        "of a project": {"project_id": BIG},
+        "of a project": {"project_id": BIG_PROJECT},
         "search, an id": {"q": "proj_000150"},
         "search, many": {"q": "proj_"},
         "search, none": {"q": "nothing"},
@@ -60,7 +63,7 @@ VIEWS: dict[str, dict[str, dict[str, str]]] = {
         "by key, descending": {"o": "-1"},
         "open": {"state__exact": "open"},
         "resolved": {"state__exact": "resolved"},
-        "of a rare state": {"state__exact": "acknowledged"},
+        "of a rare state": {"state__exact": "ignored"},
         "of a rare kind": {"kind__exact": "misnamed"},
         "of a common kind": {"kind__exact": "orphaned"},
         "open and missing": {"state__exact": "open", "kind__exact": "missing"},
@@ -93,7 +96,7 @@ class Visit(NamedTuple):
     seconds: list[float]
 
 
-def visits() -> Iterator[Visit]:
+def visit_all() -> Iterator[Visit]:
     from django.contrib.auth.models import User
     from django.test import Client
     from django.urls import reverse
@@ -101,48 +104,48 @@ def visits() -> Iterator[Visit]:
     client = Client(SERVER_NAME=settings.ALLOWED_HOSTS[0])
     client.force_login(User.objects.first() or User.objects.create_superuser("anna"))
     for model, views in VIEWS.items():
-        for view, params in {**ends(model), **views}.items():
-            yield visit(client, model, listed_at(model), view, params)
-    page = reverse("admin:storage_audit_cleanupoperation_change", args=[DELETION])
-    for view, params in items().items():
-        yield visit(client, "items", page, view, params)
+        for view, params in {**edge_views(model), **views}.items():
+            yield visit_page(client, model, list_url(model), view, params)
+    page = reverse("admin:storage_audit_cleanup_change", args=[DELETION_ID])
+    for view, params in item_views().items():
+        yield visit_page(client, "items", page, view, params)
 
 
-def listed_at(model: str) -> str:
+def list_url(model: str) -> str:
     from django.urls import reverse
 
     return reverse(f"admin:storage_audit_{model}_changelist")
 
 
-def items() -> dict[str, dict[str, str]]:
+def item_views() -> dict[str, dict[str, str]]:
     """Views of one deletion's items, on its page."""
-    from storage_audit.cleanup.admin.items import ITEMS_A_PAGE, ByOutcome, name_of
+    from storage_audit.cleanup.admin.items import ITEMS_PER_PAGE, OutcomeOrder, anchor_name
     from storage_audit.cleanup.models import CleanupItem
 
-    rows = CleanupItem.objects.filter(operation=UUID(DELETION))
-    middle = rows.order_by(*ByOutcome.forwards)[rows.count() // 2]
-    last = rows.order_by(*ByOutcome.backwards)[ITEMS_A_PAGE]
+    rows = CleanupItem.objects.filter(cleanup=UUID(DELETION_ID))
+    middle = rows.order_by(*OutcomeOrder.ascending)[rows.count() // 2]
+    last = rows.order_by(*OutcomeOrder.descending)[ITEMS_PER_PAGE]
     return {
         FIRST: {},
-        MIDDLE: {"after": name_of(middle)},
-        LAST: {"after": name_of(last)},
-        "protected": {"outcome": "protected"},
+        MIDDLE: {"after": anchor_name(middle)},
+        LAST: {"after": anchor_name(last)},
+        "kept": {"outcome": "kept"},
         "search, many": {"q": "projects/"},
         "search, few": {"q": "projects/proj_000006/scenes/s00003/"},
         "search, none": {"q": "nothing/"},
-        "protected, search": {"outcome": "protected", "q": "projects/proj_000006/scenes/s00003/"},
+        "kept, search": {"outcome": "kept", "q": "projects/proj_000006/scenes/s00003/"},
     }
 
 
-def ends(model: str) -> dict[str, dict[str, str]]:
+def edge_views(model: str) -> dict[str, dict[str, str]]:
     from django.contrib import admin
     from django.contrib.auth.models import User
     from django.test import RequestFactory
 
-    from storage_audit.ui.keyset_list import LAST as END
+    from storage_audit.ui.keyset_list import LAST_PAGE as END
     from storage_audit.ui.keyset_list import Edge
 
-    request = RequestFactory().get(listed_at(model))
+    request = RequestFactory().get(list_url(model))
     request.user = User.objects.get()
     pages = admin.site.get_model_admin(django.apps.apps.get_model("storage_audit", model))
     shown: Any = pages.get_changelist_instance(request)
@@ -151,7 +154,7 @@ def ends(model: str) -> dict[str, dict[str, str]]:
     return {FIRST: {}, MIDDLE: {"p": shown.signed(edge)}, LAST: {"p": shown.signed(END)}}
 
 
-def visit(client: Any, page: str, url: str, view: str, params: dict[str, str]) -> Visit:
+def visit_page(client: Any, page: str, url: str, view: str, params: dict[str, str]) -> Visit:
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
@@ -165,7 +168,7 @@ def visit(client: Any, page: str, url: str, view: str, params: dict[str, str]) -
         began = time.perf_counter()
         client.get(url, params)
         seconds.append(time.perf_counter() - began)
-    # One more row is that of the heads.
+    # One row is the table's head.
     rows = max(0, answer.content.count(b"<tr>") - 1)
     return Visit(page, view, rows, queries, seconds)
 
@@ -175,4 +178,4 @@ if __name__ == "__main__":
     settings.STORAGES["staticfiles"] = {
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
     }
-    Path(sys.argv[1]).write_text(json.dumps(list(visits())))
+    Path(sys.argv[1]).write_text(json.dumps(list(visit_all())))

@@ -11,5 +11,5 @@ for name, value in {**made_up_environment(), "LOG_FORMAT": "text"}.items():
 from autoshorts.settings import *  # noqa: E402, F403
 from autoshorts.settings import STORAGE_AUDIT  # noqa: E402
 
-# The objects of tests are seconds old; and with one kind a cleanup lists 6 prefixes instead of 14.
-STORAGE_AUDIT |= {"COMMIT_TIMEOUT": timedelta(0), "KINDS": ["audio"]}
+# Test objects are seconds old; and with one media kind a cleanup lists 6 prefixes, not 14.
+STORAGE_AUDIT |= {"COMMIT_TIMEOUT": timedelta(0), "MEDIA_KINDS": ["audio"]}

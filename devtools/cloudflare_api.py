@@ -3,8 +3,8 @@
     with LocalR2(folder, ["media"]) as r2, cloudflare_api(r2) as api:
         os.environ.update(api.environment)
 
-It answers as https://developers.cloudflare.com/api/ says, and takes paths as they come: what a
-client makes of `..` or `#` in a key before it sends it, is the client's doing.
+It answers as https://developers.cloudflare.com/api/ says, and takes paths as they come: it does not
+undo what a client makes of `..` or `#` in a key.
 """
 
 import json
@@ -24,11 +24,11 @@ from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 
 ROOT = "/client/v4"
-PAGE, LARGEST_PAGE = 20, 1000
+DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 20, 1000
 MAX_KEY_BYTES = 1024
-KEPT_REQUESTS = 10_000
+MAX_KEPT_REQUESTS = 10_000
 # https://developers.cloudflare.com/fundamentals/api/reference/limits/
-WINDOW = 300.0  # seconds
+RATE_WINDOW_SECONDS = 300.0  # seconds
 REQUESTS_PER_WINDOW = 1200
 ACCOUNT_ID = re.compile("[0-9a-f]{32}")
 
@@ -41,48 +41,48 @@ class Refused(Exception):
         self.reply = reply
 
 
-def in_json(status: int, content: dict[str, Any], *headers: tuple[str, str]) -> Reply:
+def json_reply(status: int, content: dict[str, Any], *headers: tuple[str, str]) -> Reply:
     kind = ("Content-Type", "application/json")
     return Reply(status, json.dumps(content).encode(), (kind, *headers))
 
 
-def found(result: object, info: dict[str, Any] | None = None) -> Reply:
+def success_reply(result: object, info: dict[str, Any] | None = None) -> Reply:
     content = {"success": True, "errors": [], "messages": [], "result": result}
-    return in_json(200, content | ({"result_info": info} if info else {}))
+    return json_reply(200, content | ({"result_info": info} if info else {}))
 
 
-def refusal(status: int, code: int, message: str, *headers: tuple[str, str]) -> Reply:
+def error_reply(status: int, code: int, message: str, *headers: tuple[str, str]) -> Reply:
     errors = [{"code": code, "message": message}]
     content = {"success": False, "errors": errors, "messages": [], "result": None}
-    return in_json(status, content, *headers)
+    return json_reply(status, content, *headers)
 
 
 # https://developers.cloudflare.com/r2/api/error-codes/
-TROUBLE = "We encountered an internal error. Please try again."
-NO_BUCKET = refusal(404, 10006, "The specified bucket does not exist.")
-NO_KEY = refusal(404, 10007, "The specified key does not exist.")
-BAD_NAME = refusal(400, 10020, "The specified object name is not valid.")
-BAD_PAGE = refusal(400, 10021, f"per_page must be between 1 and {LARGEST_PAGE}.")
-OUT_OF_ORDER = refusal(503, 10043, "The service is currently unavailable.")
-LOCKED = refusal(403, 10069, "The object is locked by the bucket policy.")
+INTERNAL_ERROR_TEXT = "We encountered an internal error. Please try again."
+NO_BUCKET = error_reply(404, 10006, "The specified bucket does not exist.")
+NO_KEY = error_reply(404, 10007, "The specified key does not exist.")
+BAD_NAME = error_reply(400, 10020, "The specified object name is not valid.")
+BAD_PAGE = error_reply(400, 10021, f"per_page must be between 1 and {MAX_PAGE_SIZE}.")
+UNAVAILABLE = error_reply(503, 10043, "The service is currently unavailable.")
+LOCKED = error_reply(403, 10069, "The object is locked by the bucket policy.")
 # Of the API as a whole.
-NO_TOKEN = refusal(400, 9106, "Missing X-Auth-Key, X-Auth-Email or Authorization headers")
-BAD_HEADER = refusal(400, 6003, "Invalid request headers")
-BAD_TOKEN = refusal(401, 1000, "Invalid API Token")
-BAD_TOKEN_FOR_USER = refusal(403, 9109, "Invalid access token")
-BAD_TOKEN_FOR_ACCOUNT = refusal(401, 10000, "Authentication error")
-NOT_PERMITTED = refusal(403, 10000, "Authentication error")
-TOO_MANY = refusal(
+NO_TOKEN = error_reply(400, 9106, "Missing X-Auth-Key, X-Auth-Email or Authorization headers")
+BAD_HEADER = error_reply(400, 6003, "Invalid request headers")
+BAD_TOKEN = error_reply(401, 1000, "Invalid API Token")
+BAD_TOKEN_FOR_USER = error_reply(403, 9109, "Invalid access token")
+BAD_TOKEN_FOR_ACCOUNT = error_reply(401, 10000, "Authentication error")
+NOT_PERMITTED = error_reply(403, 10000, "Authentication error")
+TOO_MANY_REQUESTS = error_reply(
     429,
     971,
     "Please wait and consider throttling your request speed",
-    ("Retry-After", f"{WINDOW:.0f}"),
+    ("Retry-After", f"{RATE_WINDOW_SECONDS:.0f}"),
 )
 
 
-def no_route(path: str) -> Reply:
+def no_route_reply(path: str) -> Reply:
     text = f"Could not route to {path}, perhaps your object identifier is invalid?"
-    return refusal(404, 7003, text)
+    return error_reply(404, 7003, text)
 
 
 @dataclass
@@ -90,10 +90,10 @@ class CloudflareApi:
     """`token` may do all, `read_only_token` may not write, `token_without_r2` is valid and may do
     nothing here, `old_token` is out of date.
 
-    `requests` lists the latest as method, target as it came, and status of the answer. To go
-    wrong: `failures` are statuses for the next requests, `locked` prefixes that a bucket lock
-    keeps, `limit` the number of requests that it bears in five minutes. Without `tells_accounts`
-    its tokens may not see whose they are.
+    `requests` lists the latest as method, target as it came, and status of the answer. Faults:
+    `failures` are statuses for the next requests, `locked` prefixes that a bucket lock keeps,
+    `limit` the number of requests allowed in five minutes. Without `tells_accounts` its tokens may
+    not see their accounts.
     """
 
     r2: LocalR2
@@ -103,19 +103,19 @@ class CloudflareApi:
     token: str = field(default_factory=lambda: secrets.token_hex(20))
     read_only_token: str = field(default_factory=lambda: secrets.token_hex(20))
     token_without_r2: str = field(default_factory=lambda: secrets.token_hex(20))
-    old_token: str = field(default_factory=lambda: secrets.token_hex(20))
+    expired_token: str = field(default_factory=lambda: secrets.token_hex(20))
 
     def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """Forget what was asked, and work again."""
-        self.requests: deque[tuple[str, str, int]] = deque(maxlen=KEPT_REQUESTS)
+        self.requests: deque[tuple[str, str, int]] = deque(maxlen=MAX_KEPT_REQUESTS)
         self.failures: list[int] = []
         self.locked: list[str] = []
-        self.limit = REQUESTS_PER_WINDOW
-        self.tells_accounts = True
-        self._times: deque[float] = deque(maxlen=KEPT_REQUESTS)
+        self.request_limit = REQUESTS_PER_WINDOW
+        self.lists_accounts = True
+        self._times: deque[float] = deque(maxlen=MAX_KEPT_REQUESTS)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -126,7 +126,7 @@ class CloudflareApi:
             "CLOUDFLARE_API_TOKEN": self.token,
         }
 
-    def emptied(self) -> list[str]:
+    def list_bulk_deletes(self) -> list[str]:
         """The calls that delete all objects of a prefix, or of the bucket."""
         pattern = re.compile(r"[^?]*/objects/?(\?|$)")
         return [
@@ -137,23 +137,23 @@ class CloudflareApi:
 
     def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Reply:
         try:
-            self._count()
-            reply = _Call(self, method, target, headers, body).reply()
+            self._count_request()
+            reply = _Call(self, method, target, headers, body).build_reply()
         except Refused as refused:
             reply = refused.reply
         except OSError:
-            reply = OUT_OF_ORDER
+            reply = UNAVAILABLE
         self.requests.append((method, target, reply.status))
         return reply
 
-    def _count(self) -> None:
+    def _count_request(self) -> None:
         now = monotonic()
-        recent = [at for at in self._times if at > now - WINDOW]
-        if len(recent) >= self.limit:
-            raise Refused(TOO_MANY)
+        recent = [at for at in self._times if at > now - RATE_WINDOW_SECONDS]
+        if len(recent) >= self.request_limit:
+            raise Refused(TOO_MANY_REQUESTS)
         self._times.append(now)
         if self.failures:
-            raise Refused(refusal(self.failures.pop(0), 10001, TROUBLE))
+            raise Refused(error_reply(self.failures.pop(0), 10001, INTERNAL_ERROR_TEXT))
 
 
 class _Call:
@@ -166,7 +166,7 @@ class _Call:
         pairs = parse_qs(query, keep_blank_values=True)
         self.query = {name: values[0] for name, values in pairs.items()}
 
-    def reply(self) -> Reply:
+    def build_reply(self) -> Reply:
         kind, _, token = self.headers.get("authorization", "").partition(" ")
         if not token:
             raise Refused(NO_TOKEN)
@@ -175,80 +175,80 @@ class _Call:
         self.token = token
         match self.path.removeprefix(ROOT + "/").split("/"):
             case ["user", "tokens", "verify"]:
-                return self._verify()
+                return self._verify_token()
             case ["user" | "accounts" | "memberships" as about] if self.method == "GET":
-                return self._account(about)
+                return self._show_account(about)
             case ["accounts", account, "r2", "buckets", *where]:
                 self._authorize(account)
-                return self._bucket(where)
-        raise Refused(no_route(self.path))
+                return self._handle_bucket(where)
+        raise Refused(no_route_reply(self.path))
 
-    def _verify(self) -> Reply:
-        state = {self.api.old_token: "expired"} | dict.fromkeys(self._valid(), "active")
+    def _verify_token(self) -> Reply:
+        state = {self.api.expired_token: "expired"} | dict.fromkeys(self._valid_tokens(), "active")
         if self.token not in state:
             raise Refused(BAD_TOKEN)
-        return found({"id": self.token[:32], "status": state[self.token]})
+        return success_reply({"id": self.token[:32], "status": state[self.token]})
 
-    def _account(self, about: str) -> Reply:
-        if self.token not in self._valid():
+    def _show_account(self, about: str) -> Reply:
+        if self.token not in self._valid_tokens():
             raise Refused(BAD_TOKEN_FOR_USER)
         if about == "user":
-            return found({"id": self.api.account_id, "email": "staff@example.com"})
+            return success_reply({"id": self.api.account_id, "email": "staff@example.com"})
         account = {"id": self.api.account_id, "name": "Local R2"}
         entry = account if about == "accounts" else {"id": account["id"], "account": account}
-        entries = [entry] if self.api.tells_accounts else []
+        entries = [entry] if self.api.lists_accounts else []
         count = dict.fromkeys(("count", "total_count", "total_pages"), len(entries))
-        return found(entries, {"page": 1, "per_page": PAGE, **count})
+        return success_reply(entries, {"page": 1, "per_page": DEFAULT_PAGE_SIZE, **count})
 
     def _authorize(self, account: str) -> None:
         if not ACCOUNT_ID.fullmatch(account):
-            raise Refused(no_route(self.path))
-        if self.token not in self._valid():
+            raise Refused(no_route_reply(self.path))
+        if self.token not in self._valid_tokens():
             raise Refused(BAD_TOKEN_FOR_ACCOUNT)
         reads = self.method in ("GET", "HEAD")
         may = self.token == self.api.token or (reads and self.token == self.api.read_only_token)
         if account != self.api.account_id or not may:
             raise Refused(NOT_PERMITTED)
 
-    def _valid(self) -> tuple[str, ...]:
+    def _valid_tokens(self) -> tuple[str, ...]:
         return self.api.token, self.api.read_only_token, self.api.token_without_r2
 
-    def _bucket(self, where: list[str]) -> Reply:
+    def _handle_bucket(self, where: list[str]) -> Reply:
         here = self.headers.get("cf-r2-jurisdiction", "default") == (
             self.api.jurisdiction or "default"
         )
         names = list(self.api.r2.buckets) if here else []
         if not where:
-            return self._buckets(names)
+            return self._list_buckets(names)
         name = unquote(where[0])
         if name not in names:
             raise Refused(NO_BUCKET)
         match self.method, where[1:]:
             case "GET", []:
-                return found(_described(name))
+                return success_reply(_bucket_facts(name))
             case "GET", ["objects"]:
-                return self._list(name)
+                return self._list_objects(name)
             case "DELETE", ["objects"] if "prefix" in self.query:
-                return self._empty(name)
+                return self._delete_prefix(name)
             case _, ["objects", *segments] if segments:
-                return self._object(name, _key("/".join(segments)))
-        raise Refused(no_route(self.path))
+                return self._handle_object(name, _decode_key("/".join(segments)))
+        raise Refused(no_route_reply(self.path))
 
-    def _buckets(self, names: list[str]) -> Reply:
+    def _list_buckets(self, names: list[str]) -> Reply:
         size, cursor = self._page_size(), self.query.get("cursor", "")
         start = names.index(cursor) + 1 if cursor in names else 0
         page = names[start : start + size]
         more = page[-1] if start + size < len(names) else ""
-        described = [_described(name) for name in page]
-        return found({"buckets": described}, {"cursor": more, "per_page": size})
+        described = [_bucket_facts(name) for name in page]
+        return success_reply({"buckets": described}, {"cursor": more, "per_page": size})
 
     def _page_size(self) -> int:
-        size = self.query.get("per_page", str(PAGE))
-        if not size.isdecimal() or not 1 <= int(size) <= LARGEST_PAGE:
+        size = self.query.get("per_page", str(DEFAULT_PAGE_SIZE))
+        if not size.isdecimal() or not 1 <= int(size) <= MAX_PAGE_SIZE:
             raise Refused(BAD_PAGE)
         return int(size)
 
-    def _list(self, bucket: str) -> Reply:
+    def _list_objects(self, bucket: str) -> Reply:
         size = self._page_size()
         given = {
             "prefix": self.query.get("prefix", ""),
@@ -256,7 +256,9 @@ class _Call:
             "cursor": self.query.get("cursor", ""),
             "startAfter": self.query.get("start_after", ""),
         }
-        page = self.api.r2.page(bucket, limit=str(size), **{k: v for k, v in given.items() if v})
+        page = self.api.r2.list_page(
+            bucket, limit=str(size), **{k: v for k, v in given.items() if v}
+        )
         result = [
             {
                 "key": key,
@@ -276,41 +278,43 @@ class _Call:
             "per_page": size,
             "delimited": page["prefixes"],
         }
-        return found(result, info)
+        return success_reply(result, info)
 
-    def _empty(self, bucket: str) -> Reply:
+    def _delete_prefix(self, bucket: str) -> Reply:
         """Delete all that starts so; with an empty prefix, the whole bucket."""
         prefix = self.query["prefix"]
         gone = [key for key in self.api.r2.keys(bucket) if key.startswith(prefix)]
         for key in gone:
-            self._unlocked(key)
+            self._require_unlocked(key)
             self.api.r2.remove(key, bucket)
-        return found([{"key": key} for key in gone])
+        return success_reply([{"key": key} for key in gone])
 
-    def _object(self, bucket: str, key: str) -> Reply:
+    def _handle_object(self, bucket: str, key: str) -> Reply:
         r2 = self.api.r2
         if self.method == "PUT":
-            self._unlocked(key)
-            r2.plant(key, self.body, bucket)
-            return found({"key": key, "size": str(len(self.body)), "storage_class": "Standard"})
+            self._require_unlocked(key)
+            r2.put(key, self.body, bucket)
+            return success_reply(
+                {"key": key, "size": str(len(self.body)), "storage_class": "Standard"}
+            )
         if self.method not in ("GET", "DELETE"):
-            raise Refused(no_route(self.path))
+            raise Refused(no_route_reply(self.path))
         try:
             content = r2.read(key, bucket)
         except LookupError:
             raise Refused(NO_KEY) from None
         if self.method == "GET":
             return Reply(200, content, (("Content-Type", "application/octet-stream"),))
-        self._unlocked(key)
+        self._require_unlocked(key)
         r2.remove(key, bucket)
-        return found({"key": key})
+        return success_reply({"key": key})
 
-    def _unlocked(self, key: str) -> None:
+    def _require_unlocked(self, key: str) -> None:
         if key.startswith(tuple(self.api.locked)):
             raise Refused(LOCKED)
 
 
-def _key(encoded: str) -> str:
+def _decode_key(encoded: str) -> str:
     try:
         key = unquote_to_bytes(encoded).decode()
     except UnicodeDecodeError:
@@ -320,7 +324,7 @@ def _key(encoded: str) -> str:
     return key
 
 
-def _described(bucket: str) -> dict[str, str]:
+def _bucket_facts(bucket: str) -> dict[str, str]:
     return {
         "name": bucket,
         "creation_date": "2026-01-01T00:00:00.000Z",

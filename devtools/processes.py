@@ -21,8 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-LOG_LINES_SHOWN = 20
-# Below those that Linux gives to whoever wants any: so nobody gets one between our look and its
+TAIL_LINES = 20
+# Below the ephemeral ports of Linux, so that nobody gets one between our check and its
 # use. https://docs.kernel.org/networking/ip-sysctl.html#ip-variables
 PORTS = range(10_000, 32_768)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -79,7 +79,7 @@ class Child:
         self._grace = grace
         self._stop_signal = stop_signal
         self._stopped = False
-        adopt_orphans()
+        become_subreaper()
         with log.open("wb") if log else nullcontext() as output:
             self._popen = subprocess.Popen(
                 _die_with_parent(argv),
@@ -103,14 +103,14 @@ class Child:
         return self._popen.pid
 
     @property
-    def running(self) -> bool:
+    def is_running(self) -> bool:
         return self._popen.poll() is None
 
     def wait_until(self, ready: Callable[[], bool], *, timeout: float = 60) -> None:
         """Return as soon as `ready` is true; raise StartError if that takes `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while not ready():
-            if not self.running:
+            if not self.is_running:
                 code = self._popen.returncode
                 raise StartError(f"{self.name} ended with exit code {code}\n{self.tail()}")
             if time.monotonic() > deadline:
@@ -119,8 +119,8 @@ class Child:
 
     def wait(self) -> int:
         """Block until the process ends by itself; return its exit code."""
-        # A signal that comes just before waitpid() blocks would be noticed only after it.
-        while self.running:
+        # A signal just before waitpid() blocks would be noticed only after it.
+        while self.is_running:
             time.sleep(0.05)
         return int(self._popen.returncode)
 
@@ -140,7 +140,7 @@ class Child:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         # Not by Popen.wait(): a signal may have come while Popen held its lock.
-        reap(self.pid)
+        reap_children(self.pid)
         self._stopped = True
 
     def tail(self) -> str:
@@ -148,7 +148,7 @@ class Child:
         if self.log is None:
             return ""
         lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-LOG_LINES_SHOWN:])
+        return "\n".join(lines[-TAIL_LINES:])
 
 
 @contextmanager
@@ -157,7 +157,7 @@ def stop_on_signals() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in previous:
-            signal.signal(each, _ignore)
+            signal.signal(each, _ignore_signal)
         raise Stopped(128 + number)
 
     # SIGHUP stays ignored under nohup. SIGINT does not: a shell script that starts us with `&`
@@ -190,13 +190,13 @@ def is_free(port: int) -> bool:
     return True
 
 
-def adopt_orphans() -> None:
-    """Become the parent of what a child leaves behind: in a container nobody else may reap it."""
+def become_subreaper() -> None:
+    """Become the parent of orphaned processes: in a container nobody else may reap them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def reap(group: int) -> None:
+def reap_children(group: int) -> None:
     """Wait for all of our ended children of this process group."""
     with suppress(ChildProcessError):
         while True:
@@ -209,5 +209,5 @@ def _die_with_parent(argv: Sequence[str | Path]) -> Sequence[str | Path]:
     return [sys.executable, "-ISc", _DIE_WITH_PARENT, str(os.getpid()), *argv]
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
+def _ignore_signal(number: int, frame: FrameType | None) -> None:
     """Unlike SIG_IGN, this is not handed down to the processes that a clean-up starts."""

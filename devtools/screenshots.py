@@ -10,31 +10,31 @@ from typing import Literal
 
 from playwright.sync_api import Browser, Page
 
-from devtools.chromium import chromium
+from devtools.chromium import running_browser
 from devtools.demo.site import USER, Site, running_site
 from devtools.processes import stop_on_signals
 from devtools.staff import act_on_all, log_in
 
-SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
-HEIGHTS = {1280: 800, 390: 844}
-# Of which page, how wide and high, in which colours.
-IN_DOCS: dict[str, tuple[str, int, int, Literal["light", "dark"]]] = {
+COLOR_SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+HEIGHT_OF_WIDTH = {1280: 800, 390: 844}
+# Page, width, height and colours of each picture.
+DOCS_PICTURES: dict[str, tuple[str, int, int, Literal["light", "dark"]]] = {
     "dashboard": ("app", 1280, 1400, "light"),
     "dashboard-phone": ("app", 390, 1400, "dark"),
-    "operation": ("operation-clean", 1280, 1100, "light"),
+    "cleanup": ("cleanup-clean", 1280, 1100, "light"),
     "why": ("why-kept", 1280, 1000, "light"),
-    "plan": ("operation-planned", 1280, 1300, "light"),
+    "plan": ("cleanup-planned", 1280, 1300, "light"),
     "certificate": ("certificate", 1280, 1200, "light"),
 }
-ASKING = {
+CONFIRMATION_PAGES = {
     "project-delete-many": ("project-list", "Delete selected projects"),
     "project-force": ("project-list", "Force-delete"),
     "r2object-delete-many": ("r2object-list", "Delete selected R2 objects"),
     "r2object-untrack": ("r2object-list", "Untrack, and keep the objects"),
-    "operation-force": ("cleanupoperation-list", "Force-delete"),
-    "finding-acknowledge": ("finding-list", "Acknowledge"),
+    "cleanup-force": ("cleanup-list", "Force-delete"),
+    "finding-ignore": ("finding-list", "Ignore"),
     "finding-delete-orphans": ("finding-list", "Delete orphans"),
-    "finding-adopt": ("finding-list", "Adopt into a project"),
+    "finding-assign": ("finding-list", "Assign to a project"),
     "finding-rename": ("finding-list", "Rename misnamed objects"),
 }
 EPILOG = """\
@@ -72,32 +72,32 @@ def main(folder: Path) -> None:
         TemporaryDirectory() as temporary,
         running_site(Path(temporary)) as site,
     ):
-        pages = addresses(site)
-        with chromium() as browser:
+        pages = prepare_pages(site)
+        with running_browser() as browser:
             shoot_all(browser, site, pages, folder)
-            for name in IN_DOCS:
+            for name in DOCS_PICTURES:
                 shoot_for_docs(browser, site, pages, name, folder / "docs")
 
 
-def addresses(site: Site) -> dict[str, str]:
+def prepare_pages(site: Site) -> dict[str, str]:
     # Their models can be imported only now that Django is set up.
     from devtools.demo import states, story
 
-    if not story.tell(site):
+    if not story.run_story(site):
         sys.exit(1)
     site.worker.stop()
-    return states.addresses(states.make_states(site.r2))
+    return states.page_addresses(states.make_states(site.r2))
 
 
 def shoot_all(browser: Browser, site: Site, pages: dict[str, str], folder: Path) -> None:
-    for (width, height), scheme in product(HEIGHTS.items(), SCHEMES):
+    for (width, height), scheme in product(HEIGHT_OF_WIDTH.items(), COLOR_SCHEMES):
         with browser.new_context(
             base_url=site.address,
             viewport={"width": width, "height": height},
             color_scheme=scheme,
         ) as context:
             page = context.new_page()
-            for number, name in enumerate(visit(page, site.password, pages)):
+            for number, name in enumerate(visit_pages(page, site.password, pages)):
                 path = folder / f"{number:02}-{name}-{width}-{scheme}.png"
                 page.screenshot(path=path, full_page=True)
 
@@ -105,7 +105,7 @@ def shoot_all(browser: Browser, site: Site, pages: dict[str, str], folder: Path)
 def shoot_for_docs(
     browser: Browser, site: Site, pages: dict[str, str], name: str, folder: Path
 ) -> None:
-    page_name, width, height, scheme = IN_DOCS[name]
+    page_name, width, height, scheme = DOCS_PICTURES[name]
     with browser.new_context(
         base_url=site.address,
         viewport={"width": width, "height": height},
@@ -117,7 +117,7 @@ def shoot_for_docs(
         page.screenshot(path=folder / f"{name}.png")
 
 
-def visit(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:
+def visit_pages(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:
     """Go to one page after the other; gives the name of each."""
     page.goto("/")
     yield "login"
@@ -127,7 +127,7 @@ def visit(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:
         # Swagger UI fetches what it shows.
         page.goto(address, wait_until="networkidle")
         yield name
-    for name, (start, action) in ASKING.items():
+    for name, (start, action) in CONFIRMATION_PAGES.items():
         page.goto(pages[start])
         act_on_all(page, action)
         yield name

@@ -1,5 +1,5 @@
-"""SeaweedFS: a store that is not R2, which lists multipart uploads, and objects in an order of its
-own: `a/b` before `a-b`.
+"""SeaweedFS: a store that is not R2. It lists multipart uploads, and objects in its own order:
+`a/b` before `a-b`.
 
 https://github.com/seaweedfs/seaweedfs
 """
@@ -14,19 +14,19 @@ from pathlib import Path
 from devtools.processes import Child, StartError, free_port
 from devtools.store import Store
 
-WEED = Path(sys.executable).parent / "weed"
+WEED_PROGRAM = Path(sys.executable).parent / "weed"
 # What listens below the S3 endpoint; each part speaks gRPC too.
 PARTS = ("master", "volume", "filer", "admin")
-SOCKETS = Path("/tmp")
+SOCKET_FOLDER = Path("/tmp")
 
 
 class SeaweedFS(Store):
-    """Takes about a second to start. It has no key that a folder tree has not: `//` and a leading
-    `/` are folded, and `..` is refused."""
+    """Takes about a second to start. Its keys are paths of folders: `//` and a leading `/` are
+    folded, and `..` is refused."""
 
     name = "SeaweedFS"
 
-    def plant(self, key: str, body: bytes, bucket: str | None = None) -> None:
+    def put(self, key: str, body: bytes, bucket: str | None = None) -> None:
         self.own_client.put_object(Bucket=bucket or self.buckets[0], Key=key, Body=body)
 
     def remove(self, key: str, bucket: str | None = None) -> None:
@@ -56,8 +56,8 @@ class SeaweedFS(Store):
             ports |= {free_port(0)} - {self.port}
         self._ports = dict(zip(names, ports, strict=True))
 
-    def _child(self) -> Child:
-        if not WEED.exists():
+    def _start_child(self) -> Child:
+        if not WEED_PROGRAM.exists():
             raise StartError("SeaweedFS is not installed: run `python3 -m devtools.install`")
         (self.folder / "data").mkdir(exist_ok=True)
         options: dict[str, object] = {"dir": "data", "bucket": ",".join(self.buckets)}
@@ -66,11 +66,11 @@ class SeaweedFS(Store):
         options |= dict.fromkeys(("s3.port.iceberg", "s3.port.lance"), 0)
         options |= dict.fromkeys(("webdav", "admin.ui", "master.telemetry"), "false")
         argv: list[str | Path] = [
-            WEED,
+            WEED_PROGRAM,
             "mini",
             *(f"-{name}={value}" for name, value in options.items()),
         ]
-        # SIGKILL, as it takes seconds to say farewell, and loses nothing by it.
+        # SIGKILL, as a clean stop takes seconds, and nothing is lost.
         return Child(
             self.name,
             argv,
@@ -89,11 +89,11 @@ class SeaweedFS(Store):
         }
 
     @contextmanager
-    def _started(self) -> Iterator[Child]:
+    def _running_child(self) -> Iterator[Child]:
         try:
-            with super()._started() as child:
+            with super()._running_child() as child:
                 yield child
         finally:
             for port in (self.port, *self._ports.values()):
-                for left_behind in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                for left_behind in SOCKET_FOLDER.glob(f"seaweedfs-*-{port}.sock"):
                     left_behind.unlink()

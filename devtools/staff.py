@@ -16,15 +16,15 @@ def log_in(page: Page, user: str, password: str) -> None:
 def act_on_all(page: Page, action: str) -> None:
     """Run an action on all rows that a list shows."""
     page.get_by_role("checkbox", name="Select all").check()
-    run(page, action)
+    run_action(page, action)
 
 
-def run(page: Page, action: str) -> None:
-    actions(page).select_option(label=action)
+def run_action(page: Page, action: str) -> None:
+    action_select(page).select_option(label=action)
     # Django 5 calls it "Go".
     page.get_by_role("button", name=re.compile("^(Go|Run)$")).click()
     page.wait_for_load_state()
 
 
-def actions(page: Page) -> Locator:
+def action_select(page: Page) -> Locator:
     return page.get_by_role("combobox", name="Action:")

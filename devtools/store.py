@@ -1,4 +1,4 @@
-"""An S3 store of our own, on the loopback interface, that can be killed and started again."""
+"""A local S3 store on the loopback interface, which can be killed and started again."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ from devtools.processes import Child, StartError
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-# Another process can take a port between our look and the store's.
+# Another process can take a port between our check and the store's start.
 START_ATTEMPTS = 3
 PORT_TAKEN = re.compile("address already in use|port allocation failed", re.IGNORECASE)
 
@@ -33,7 +33,7 @@ class Store(ABC):
     """
 
     name: str
-    path = ""
+    url_path = ""
 
     def __init__(self, folder: Path, buckets: Sequence[str], *, port: int = 0) -> None:
         self.folder = folder.absolute()
@@ -44,10 +44,10 @@ class Store(ABC):
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            stack.enter_context(self._only_one())
-            self._credentials = _credentials(self.folder / "credentials.json")
+            stack.enter_context(self._lock_folder())
+            self._credentials = _read_credentials(self.folder / "credentials.json")
             self._prepare()
-            self.process = stack.enter_context(self._started())
+            self.process = stack.enter_context(self._running_child())
             self._stack = stack.pop_all()
         return self
 
@@ -61,16 +61,16 @@ class Store(ABC):
         """SIGKILL all of its processes."""
         self.process.kill()
 
-    def start_again(self) -> None:
+    def restart(self) -> None:
         """After `kill`: at the same address, with the same objects. Raises StartError."""
-        self.process = self._stack.enter_context(self._child())
-        self.process.wait_until(self.answers)
+        self.process = self._stack.enter_context(self._start_child())
+        self.process.wait_until(self.is_ready)
 
     @property
     def environment(self) -> dict[str, str]:
         """What the project's settings need to use the first bucket."""
         return {
-            "R2_ENDPOINT_URL": f"http://127.0.0.1:{self.port}{self.path}",
+            "R2_ENDPOINT_URL": f"http://127.0.0.1:{self.port}{self.url_path}",
             "R2_ACCESS_KEY_ID": self._credentials["accessKeyId"],
             "R2_SECRET_ACCESS_KEY": self._credentials["secretAccessKey"],
             "R2_BUCKET_NAME": self.buckets[0],
@@ -97,7 +97,7 @@ class Store(ABC):
         client.meta.events.unregister("before-call.s3", add_expect_header)
         return client
 
-    def answers(self) -> bool:
+    def is_ready(self) -> bool:
         try:
             self.own_client.list_objects_v2(Bucket=self.buckets[-1], MaxKeys=1)
         except (BotoCoreError, ClientError):
@@ -108,7 +108,7 @@ class Store(ABC):
         """Write what its process will read."""
 
     @abstractmethod
-    def plant(self, key: str, body: bytes, bucket: str | None = None) -> None:
+    def put(self, key: str, body: bytes, bucket: str | None = None) -> None:
         """Write an object, by the straightest way that the store has."""
 
     @abstractmethod
@@ -126,16 +126,16 @@ class Store(ABC):
     def _choose_ports(self) -> None: ...
 
     @abstractmethod
-    def _child(self) -> Child: ...
+    def _start_child(self) -> Child: ...
 
     @contextmanager
-    def _started(self) -> Iterator[Child]:
+    def _running_child(self) -> Iterator[Child]:
         for attempt in range(1, START_ATTEMPTS + 1):
             self._choose_ports()
             self.own_client = self.client()
-            with self._child() as child:
+            with self._start_child() as child:
                 try:
-                    child.wait_until(self.answers)
+                    child.wait_until(self.is_ready)
                 except StartError:
                     if attempt == START_ATTEMPTS or not PORT_TAKEN.search(child.tail()):
                         raise
@@ -144,7 +144,7 @@ class Store(ABC):
                 return
 
     @contextmanager
-    def _only_one(self) -> Iterator[None]:
+    def _lock_folder(self) -> Iterator[None]:
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,7 +158,7 @@ def write_private(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content))
 
 
-def _credentials(path: Path) -> dict[str, str]:
+def _read_credentials(path: Path) -> dict[str, str]:
     if not path.exists():
         pair = {"accessKeyId": secrets.token_hex(16), "secretAccessKey": secrets.token_hex(32)}
         write_private(path, pair)

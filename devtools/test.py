@@ -1,5 +1,5 @@
-"""Every check, in order, until one fails: linters, types, imports, deployment, migrations, and
-then all tests on PostgreSQL, after those on SQLite that are about the database."""
+"""Runs every check in order until one fails: linters, types, imports, deployment, migrations, then
+the tests about the database on SQLite, and all tests on PostgreSQL."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from devtools.debian import require_packages
 from devtools.environment import made_up_environment
-from devtools.postgres import postgres
+from devtools.postgres import temporary_database_url
 from devtools.processes import Child, stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,10 +24,10 @@ CHECKS = [
     "python manage.py makemigrations --check --dry-run",
 ]
 
-# Each process has a local R2 and a database of its own, and takes whole files: what a file sets
-# up once, such as a venv, is set up once. A third of their time they wait for others, or the clock.
-PROCESSES = str((os.cpu_count() or 1) * 3 // 2)
-IN_PARALLEL = ["-n", PROCESSES, "--dist", "loadfile", "--no-loadscope-reorder"]
+# Each process has its own local R2 and database, and takes whole files, so what a file sets up
+# once is set up once. They wait for others, or for the clock, a third of the time.
+PROCESS_COUNT = str((os.cpu_count() or 1) * 3 // 2)
+IN_PARALLEL = ["-n", PROCESS_COUNT, "--dist", "loadfile", "--no-loadscope-reorder"]
 
 EPILOG = """\
 Arguments go to pytest, whose own help is `pytest --help`.
@@ -76,23 +76,23 @@ def main(database: str | None, only: str | None, pytest_arguments: list[str]) ->
         sqlite = {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3"}
         pytest = ["pytest", *IN_PARALLEL, *pytest_arguments]
         if only == "fast":
-            _run("fast tests", [*pytest, "--fast"], sqlite)
+            _run_check("fast tests", [*pytest, "--fast"], sqlite)
             return
         for check in CHECKS:
-            _run(check, check.split(), made_up_environment() | sqlite)
+            _run_check(check, check.split(), made_up_environment() | sqlite)
         if only == "check":
             return
         require_packages()
         if database != "postgresql":
             beside = [] if database else ["--beside-postgresql"]
-            _run("pytest on SQLite", [*pytest, *beside], sqlite)
+            _run_check("pytest on SQLite", [*pytest, *beside], sqlite)
         if database != "sqlite":
-            with postgres() as url:
-                _run("pytest on PostgreSQL", pytest, {"DATABASE_URL": url})
+            with temporary_database_url() as url:
+                _run_check("pytest on PostgreSQL", pytest, {"DATABASE_URL": url})
     print("\nEvery check passed.")
 
 
-def _run(name: str, argv: list[str], environment: Mapping[str, str]) -> None:
+def _run_check(name: str, argv: list[str], environment: Mapping[str, str]) -> None:
     """Exit when it fails."""
     print(f"\n== {name}", flush=True)
     program = Path(sys.executable).parent / argv[0]

@@ -12,8 +12,8 @@ from storage_audit.projects.admin import known_projects, projects
 from storage_audit.scan.admin import scans
 from storage_audit.tracking.admin import files
 
-cleanups.CleanupOperationAdmin.more_urls = (certificate.urls, debug.urls, lookup.urls)
-cleanups.CleanupOperationAdmin.more_context = (certificate.links,)
+cleanups.CleanupAdmin.more_urls = (certificate.urls, debug.urls, lookup.urls)
+cleanups.CleanupAdmin.more_context = (certificate.certificate_links,)
 
 __all__ = [
     "alerts",

@@ -21,16 +21,16 @@ class StorageAuditConfig(AppConfig):
         import storage_audit.scan.models  # noqa: F401
 
     def ready(self) -> None:
-        # tasks also where no task is run: its receivers hear of the site's own, and the doctor's
-        # modules note what code this process has loaded.
+        # Also in processes that run no task: `tasks` connects receivers for the site's own tasks,
+        # and the doctor's modules record what code this process has loaded.
         from storage_audit import checks, signals, tasks  # noqa: F401
         from storage_audit.alerts import alert_rules
         from storage_audit.cleanup import open_decisions, settle, used_files
         from storage_audit.findings import ignored, orphans
 
         checks.register_checks()
-        signals.connect()
+        signals.connect_signals()
         # Cleanups import neither findings nor alerts, which lie above them.
-        open_decisions.register_keeper(ignored)
-        settle.objects_gone.connect(orphans.resolve_gone)
-        used_files.files_lost.connect(alert_rules.begin_lost)
+        open_decisions.register_ignore_list(ignored)
+        settle.objects_gone.connect(orphans.resolve_gone_objects)
+        used_files.files_lost.connect(alert_rules.open_lost_alert)

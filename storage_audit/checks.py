@@ -21,64 +21,64 @@ from django.db.models.deletion import get_candidate_relations_to_delete
 from django.utils.module_loading import import_string
 
 from storage_audit import project_model, queue
-from storage_audit.cleanup.named_files import columns_of_projects, sample_key
+from storage_audit.cleanup.named_files import project_file_columns, sample_key
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.origin import OriginMiddleware
 from storage_audit.ownership import references
 from storage_audit.ownership.key_format import KeyFormatError
-from storage_audit.ownership.owner import about_refused, layouts, refused_ids
+from storage_audit.ownership.owner import get_key_formats, refused_ids, refused_ids_text
 
 
 def register_checks() -> None:
     register(check_settings, Tags.compatibility)
-    register(check_times, Tags.compatibility)
+    register(check_use_tz, Tags.compatibility)
     register(check_routers, Tags.compatibility)
     register(check_middleware, Tags.compatibility)
     register(check_queue, Tags.compatibility)
-    register(check_notices, Tags.compatibility)
+    register(check_notifications, Tags.compatibility)
     register(check_schedule, Tags.database)
     register(check_sqlite, Tags.database)
     register(check_pooler, Tags.database)
     register(check_references, Tags.compatibility)
     register(check_relations, Tags.compatibility)
     register(check_indexes, Tags.database)
-    register(check_ids, Tags.database)
-    register(check_uploads, Tags.compatibility)
+    register(check_project_ids, Tags.database)
+    register(check_upload_keys, Tags.compatibility)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     try:
-        layouts()
+        get_key_formats()
     except (ImproperlyConfigured, KeyFormatError) as error:
         hint = "Mend the entry of STORAGE_AUDIT in the settings."
         return [Error(str(error), hint=hint, id="storage_audit.E001")]
-    return check_projects()
+    return check_project_field()
 
 
-def check_projects() -> list[CheckMessage]:
-    name, owner = conf().project_field, project_model.model()._meta.label
-    if tells_rows_apart(name) and isinstance(project_model.field(), project_model.ID_FIELDS):
+def check_project_field() -> list[CheckMessage]:
+    name, owner = conf().project_id_field, project_model.get_model()._meta.label
+    if is_unique_field(name) and isinstance(project_model.id_field(), project_model.ID_FIELD_TYPES):
         return []
     hint = (
         "Name a field of whole numbers, text or UUIDs that no two rows share, that is never null"
         " and never changes; or leave the entry out for the primary key."
     )
-    text = f"STORAGE_AUDIT['PROJECT_FIELD'] is {name!r}, which is no such field of {owner}."
+    text = f"STORAGE_AUDIT['PROJECT_ID_FIELD'] is {name!r}, which is no such field of {owner}."
     return [Error(text, hint=hint, id="storage_audit.E004")]
 
 
-def tells_rows_apart(name: str) -> bool:
+def is_unique_field(name: str) -> bool:
     if name == "pk":
         return True
     try:
-        field: Any = project_model.model()._meta.get_field(name)
+        field: Any = project_model.get_model()._meta.get_field(name)
     except FieldDoesNotExist:
         return False
     return field.concrete and not field.is_relation and field.unique and not field.null
 
 
-def check_times(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_use_tz(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     if settings.USE_TZ:
         return []
     hint = "Set it to True: the store's times have a zone, and are kept and compared as they are."
@@ -86,19 +86,19 @@ def check_times(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 
 
 # A router may choose among replicas by chance.
-TIMES_ASKED = 20
+CALLS_PER_ROUTER = 20
 
 
 def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Cleanups decide by what they just wrote, which a replica may not have yet. A project that is
-    written through another alias is no project to them, and its deletion would wait for itself."""
+    """Cleanups decide by what they have just written, which a replica may not have yet. They do not
+    see a project written through another alias, and its deletion would wait for itself."""
     ours = list(apps.get_app_config("storage_audit").get_models())
-    asked = [(router.db_for_read, ours), (router.db_for_write, [*ours, project_model.model()])]
+    asked = [(router.db_for_read, ours), (router.db_for_write, [*ours, project_model.get_model()])]
     elsewhere = [
         model._meta.label
         for ask, models_asked in asked
         for model in models_asked
-        if any(ask(model) != DEFAULT_DB_ALIAS for _time in range(TIMES_ASKED))
+        if any(ask(model) != DEFAULT_DB_ALIAS for _time in range(CALLS_PER_ROUTER))
     ]
     if not elsewhere:
         return []
@@ -145,11 +145,13 @@ def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
     return found
 
 
-# They take a message, and nobody gets it.
-NOT_SENDING = {"console", "dummy", "filebased", "locmem"}
+# They accept a message and send it to nobody.
+NON_SENDING_BACKENDS = {"console", "dummy", "filebased", "locmem"}
 
 
-def check_notices(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_notifications(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
     try:
         told = conf()
     except ImproperlyConfigured:
@@ -157,8 +159,9 @@ def check_notices(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
     found: list[CheckMessage] = []
     if (told.notify_emails or told.notify_webhook_url) and not told.notify_site_url:
         hint = "Set STORAGE_AUDIT['NOTIFY_SITE_URL'] to this site's, such as https://a.example."
-        found.append(Warning("Notices have no whole links.", hint=hint, id="storage_audit.W004"))
-    if told.notify_emails and NOT_SENDING & {*mail_backend().split(".")}:
+        text = "Notifications have no whole links."
+        found.append(Warning(text, hint=hint, id="storage_audit.W004"))
+    if told.notify_emails and NON_SENDING_BACKENDS & {*mail_backend().split(".")}:
         hint = "Set Django's EMAIL_BACKEND or, from 6.1 on, MAILERS to one that sends."
         text = "STORAGE_AUDIT['NOTIFY_EMAILS'] is set, and no mail is sent."
         found.append(Warning(text, hint=hint, id="storage_audit.W005"))
@@ -182,7 +185,7 @@ def check_schedule(
         return []
     found: list[CheckMessage] = []
     try:
-        scheduled, pause = queue.is_scheduled(), queue.reconciles_every()
+        scheduled, pause = queue.is_sweep_scheduled(), queue.reconcile_interval()
         wanted = conf().reconcile_every
     except (OperationalError, ProgrammingError):
         return []  # Not migrated yet; migrate makes the schedules.
@@ -215,7 +218,7 @@ def check_sqlite(
 
 
 def sqlite_settings() -> dict[str, bool]:
-    """What SQLite must be told, and whether it was."""
+    """The settings that SQLite needs, and whether each is in place."""
     found = {}
     with connection.cursor() as cursor:
         for name in ("journal_mode", "busy_timeout", "synchronous"):
@@ -251,7 +254,7 @@ def check_pooler(
 
 
 def has_pooler() -> bool:
-    """PgBouncer and its like tell the driver another process than the server's own."""
+    """A pooler such as PgBouncer gives the driver another process id than the server's own."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_backend_pid()")
         (pid,) = cursor.fetchone()
@@ -261,7 +264,7 @@ def has_pooler() -> bool:
 
 def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     try:
-        references.declared()
+        references.declared_references()
     except ImproperlyConfigured as error:
         hint = "Name text fields as app.Model.field, and functions by their path."
         return [Error(str(error), hint=hint, id="storage_audit.E006")]
@@ -269,7 +272,7 @@ def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
 
 
 # With these, which Django 6.1 added, the database deletes an object's row and no row of the site.
-SETTING = [getattr(models, name, None) for name in ("DB_SET_NULL", "DB_SET_DEFAULT")]
+DB_SET_ACTIONS = [getattr(models, name, None) for name in ("DB_SET_NULL", "DB_SET_DEFAULT")]
 
 
 def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -287,7 +290,8 @@ def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     return [
         Error(text.format(field), hint=hint, id="storage_audit.E008")
         for field in (relation.field for relation in relations)
-        if getattr(field, "db_constraint", False) and field.remote_field.on_delete not in SETTING
+        if getattr(field, "db_constraint", False)
+        and field.remote_field.on_delete not in DB_SET_ACTIONS
     ]
 
 
@@ -297,7 +301,7 @@ def check_indexes(
     **kwargs: Any,
 ) -> list[CheckMessage]:
     try:
-        columns = references.columns(conf().bucket)
+        columns = references.columns_for_bucket(conf().bucket)
         asked = [column for column in columns if column.alias in (databases or ())]
         without = [column for column in asked if column.has_index() is False]
     except ImproperlyConfigured:
@@ -312,14 +316,14 @@ def check_indexes(
     return [
         Warning(
             text.format(column.label),
-            hint=hint.format(column.create_index()),
+            hint=hint.format(column.create_index_sql()),
             id="storage_audit.W006",
         )
         for column in without
     ]
 
 
-def check_ids(
+def check_project_ids(
     app_configs: Sequence[AppConfig] | None,
     databases: Sequence[str] | None = None,
     **kwargs: Any,
@@ -335,20 +339,22 @@ def check_ids(
     if not refused:
         return []
     hint = (
-        "Give these projects other ids, or change PROJECT_ID so that it accepts them. Until then"
-        " files that could be theirs are kept, and their own files cannot be cleaned up."
+        "Give these projects other ids, or change PROJECT_ID_PATTERN so that it accepts them. Until"
+        " then files that could be theirs are kept, and their own files cannot be cleaned up."
     )
-    return [Warning(about_refused(refused), hint=hint, id="storage_audit.W007")]
+    return [Warning(refused_ids_text(refused), hint=hint, id="storage_audit.W007")]
 
 
-def check_uploads(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_upload_keys(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     try:
-        columns = [each for each in columns_of_projects() if each.bucket == conf().bucket]
+        columns = [each for each in project_file_columns() if each.bucket == conf().bucket]
         keys = {each: sample_key(each) for each in columns}
-        unread = {each: key for each, key in keys.items() if key and not layouts().readings(key)}
+        unread = {
+            each: key for each, key in keys.items() if key and not get_key_formats().parse_key(key)
+        }
     except (ImproperlyConfigured, KeyFormatError):
         return []  # `check_settings` says it.
-    hint = "Build the key with storage_audit.storage.key_for, or add its format to LAYOUTS."
+    hint = "Build the key with storage_audit.storage.key_for, or add its format to KEY_FORMATS."
     text = "No key format reads the keys of {}, such as {}. Its files stay when a project goes."
     return [
         Warning(text.format(column.label, key), hint=hint, id="storage_audit.W009")

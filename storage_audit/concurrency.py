@@ -1,4 +1,4 @@
-"""Of the threads of a web process only so many wait, ask the store or start a program at once."""
+"""Limits how many threads of a web process wait, ask the store or start a program at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,32 +9,32 @@ from django.utils.translation import gettext as _
 
 from storage_audit.conf import conf
 
-COME_BACK_AFTER = 5  # seconds
+RETRY_AFTER_SECONDS = 5  # seconds
 
 
 class Busy(Exception):
-    """All places are taken; the message says when to come again."""
+    """All slots are taken; the message says when to try again."""
 
 
 @cache
-def places() -> BoundedSemaphore:
-    return BoundedSemaphore(conf().api_waits)
+def slot_semaphore() -> BoundedSemaphore:
+    return BoundedSemaphore(conf().api_concurrency)
 
 
-_making = Lock()
+_semaphore_lock = Lock()
 
 
 @contextmanager
-def place() -> Iterator[None]:
-    """A thread of this process for one who takes time; the others are for everybody else. Raises
+def acquire_slot() -> Iterator[None]:
+    """Hold one of the slots for slow requests, so that threads are left for all others. Raises
     Busy."""
-    with _making:  # Else the first two would make places of their own.
-        ours = places()
+    with _semaphore_lock:  # Else the first two threads would each make a semaphore.
+        ours = slot_semaphore()
     if not ours.acquire(blocking=False):
         text = _(
             "Too many requests here are waiting, or asking the store. Try again in %s seconds."
         )
-        raise Busy(text % COME_BACK_AFTER)
+        raise Busy(text % RETRY_AFTER_SECONDS)
     try:
         yield
     finally:

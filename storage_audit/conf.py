@@ -20,19 +20,20 @@ STRATEGIES = ("batch", "parallel", "sequential", "wrangler", "wrangler_sequentia
 # As https://www.standardwebhooks.com/ has it, so that receivers can take its libraries.
 SECRET_PREFIX = "whsec_"
 # Characters. A shorter secret stands in ordinary words too, which nobody could read with it hidden.
-SHORTEST_SECRET = 8
+MIN_SECRET_LENGTH = 8
 # The store obeys a call until its signature is 15 minutes old, and accepts clocks that are wrong by
 # as much. A call leaves up to 30 seconds after its mark.
-SHORTEST_DELETION_TIMEOUT = timedelta(minutes=31)
+MIN_DELETION_TIMEOUT = timedelta(minutes=31)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Conf:
     """`settings.STORAGE_AUDIT`, with lower-case names. A field without `repr` is a secret; the
-    whole has none, as a traceback shows it just when an address has a password in it.
+    class has none either, as a traceback would show it when an address contains a password.
 
-    Without `layouts` and `kinds` those of AutoShorts are meant (ownership/key_formats.py); without
-    `current_layout`, which names the one that uploads use, the first.
+    Without `key_formats` and `media_kinds` those of AutoShorts are meant
+    (ownership/key_formats.py); without `current_key_format`, which names the one that uploads use,
+    the first.
     """
 
     endpoint_url: str = field(repr=False)
@@ -41,11 +42,11 @@ class Conf:
     bucket: str
     region: str = "auto"
 
-    project_field: str = "pk"
-    project_id: str = r"proj_(?!proj)[A-Za-z0-9_-]+"
-    layouts: dict[str, str] = field(default_factory=dict)
-    kinds: tuple[str, ...] = ()
-    current_layout: str = ""
+    project_id_field: str = "pk"
+    project_id_pattern: str = r"proj_(?!proj)[A-Za-z0-9_-]+"
+    key_formats: dict[str, str] = field(default_factory=dict)
+    media_kinds: tuple[str, ...] = ()
+    current_key_format: str = ""
     # What else names files, beside FileFields whose storage may write to the bucket: text fields
     # as "app.Model.field", and functions by their path; see ownership/references.py.
     references: tuple[str, ...] = ()
@@ -53,12 +54,12 @@ class Conf:
     discovery: str = "both"
     strategy: str = "batch"
 
-    # Cloudflare's own API: for the strategies that call wrangler, and for a listing past S3.
+    # Cloudflare's own API: for the strategies that call wrangler, and for the crosscheck of S3.
     account_id: str = ""
     api_token: str = field(default="", repr=False)
     api_url: str = "https://api.cloudflare.com/client/v4"
     jurisdiction: str = ""
-    wrangler: str = "wrangler"
+    wrangler_path: str = "wrangler"
     # It deletes about one object a second: more than these are left to another strategy.
     wrangler_limit: int = 300
 
@@ -66,7 +67,7 @@ class Conf:
     # requests may wait in it at once for a status to change.
     api_rate_read: int = 300
     api_rate_write: int = 60
-    api_waits: int = 4
+    api_concurrency: int = 4
 
     sync: bool = False
     limit_objects: int = 1000
@@ -75,19 +76,23 @@ class Conf:
     limit_missing: float = 0.5
     limit_vanished: int = 10
     batch_size: int = 250
-    tries: int = 3
-    slice: timedelta = timedelta(seconds=60)
-    lease: timedelta = timedelta(seconds=60)
-    first_retry: timedelta = timedelta(minutes=1)
-    longest_retry: timedelta = timedelta(hours=1)
+    delete_attempts: int = 3
+    turn_time: timedelta = timedelta(seconds=60)
+    lease_time: timedelta = timedelta(seconds=60)
+    retry_first: timedelta = timedelta(minutes=1)
+    retry_longest: timedelta = timedelta(hours=1)
     retry_horizon: timedelta = timedelta(hours=6)
-    failed_retry: timedelta = timedelta(days=1)
+    retry_failed_every: timedelta = timedelta(days=1)
     upload_timeout: timedelta = timedelta(days=1)
     # So long a transaction may be open that makes a project and uploads its files.
     commit_timeout: timedelta = timedelta(hours=1)
     # So long after a deletion was marked, the store cannot obey its call any more.
-    deletion_timeout: timedelta = SHORTEST_DELETION_TIMEOUT
-    late_checks: tuple[timedelta, ...] = (timedelta(hours=1), timedelta(days=1), timedelta(days=8))
+    deletion_timeout: timedelta = MIN_DELETION_TIMEOUT
+    follow_up_checks: tuple[timedelta, ...] = (
+        timedelta(hours=1),
+        timedelta(days=1),
+        timedelta(days=8),
+    )
     # An orphan may be deleted when complete scans saw it so far apart, and it is so old.
     orphan_gap: timedelta = timedelta(hours=4)
     orphan_age: timedelta = timedelta(days=1)
@@ -95,17 +100,17 @@ class Conf:
     reconcile_every: timedelta = timedelta(days=1)
     # Requests that a worker has under way at once, and that a scan may cost unasked (Class A: at
     # 1,000 objects each, the default is a hundred million objects, and about half a dollar).
-    scan_lanes: int = 24
-    scan_ceiling: int = 100_000
-    # So long after its end, an operation's items and timeline may be exported and deleted.
+    scan_concurrency: int = 24
+    scan_max_requests: int = 100_000
+    # So long after its end, a cleanup's items and timeline may be exported and deleted.
     retention: timedelta = timedelta(days=400)
     # What the store takes for 10^9 bytes a month: R2's price, in dollars.
     # https://developers.cloudflare.com/r2/pricing/
     price_per_gb: float = 0.015
     currency: str = "$"
 
-    # Who is told what needs a person, and what is too late, and too much. A deletion that fails for
-    # six hours is told of as failed, so what is overdue is older.
+    # Who is notified of what needs a person; when a deletion is overdue; how many findings are too
+    # many. A deletion that fails for six hours is an alert of its own, so overdue ones are older.
     notify_emails: tuple[str, ...] = ()
     notify_webhook_url: str = field(default="", repr=False)
     notify_webhook_secret: str = field(default="", repr=False)
@@ -120,34 +125,34 @@ class Conf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must not be empty.")
         if not 1 <= self.batch_size <= 1000:
             raise ImproperlyConfigured("STORAGE_AUDIT['BATCH_SIZE'] must be between 1 and 1000.")
-        for name in ("tries", "api_waits", "scan_lanes"):
+        for name in ("delete_attempts", "api_concurrency", "scan_concurrency"):
             if getattr(self, name) < 1:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 1.")
         self._check_addresses_and_secrets()
         self._check_limits()
         self._check_choices()
         self._check_times()
-        self._check_notices()
+        self._check_notifications()
         try:
-            re.compile(self.project_id)
+            re.compile(self.project_id_pattern)
         except re.error as error:
             raise ImproperlyConfigured(
-                f"STORAGE_AUDIT['PROJECT_ID'] is no regular expression: {error}"
+                f"STORAGE_AUDIT['PROJECT_ID_PATTERN'] is no regular expression: {error}"
             ) from error
 
     def _check_addresses_and_secrets(self) -> None:
         for name in ("endpoint_url", "api_url", "notify_webhook_url", "notify_site_url"):
             url = getattr(self, name)
-            if url and not is_address(url):
+            if url and not is_http_url(url):
                 # Not shown, as it may be a secret.
                 raise ImproperlyConfigured(
                     f"STORAGE_AUDIT[{name.upper()!r}] must be an http(s) address without a user"
                     " name or password."
                 )
         for name in ("secret_access_key", "api_token"):
-            if 0 < len(getattr(self, name)) < SHORTEST_SECRET:
+            if 0 < len(getattr(self, name)) < MIN_SECRET_LENGTH:
                 raise ImproperlyConfigured(
-                    f"STORAGE_AUDIT[{name.upper()!r}] must have at least {SHORTEST_SECRET}"
+                    f"STORAGE_AUDIT[{name.upper()!r}] must have at least {MIN_SECRET_LENGTH}"
                     " characters."
                 )
 
@@ -157,7 +162,7 @@ class Conf:
             "limit_multiple",
             "limit_vanished",
             "price_per_gb",
-            "scan_ceiling",
+            "scan_max_requests",
             "wrangler_limit",
             "api_rate_read",
             "api_rate_write",
@@ -172,7 +177,7 @@ class Conf:
                 )
 
     def _check_times(self) -> None:
-        if self.deletion_timeout < SHORTEST_DELETION_TIMEOUT:
+        if self.deletion_timeout < MIN_DELETION_TIMEOUT:
             raise ImproperlyConfigured(
                 "STORAGE_AUDIT['DELETION_TIMEOUT'] must be at least 31 minutes: the store obeys a"
                 " call for 15 minutes, and clocks may be wrong by 15 minutes."
@@ -191,7 +196,7 @@ class Conf:
                 "STORAGE_AUDIT['RECONCILE_EVERY'] must be whole hours, from 0 to 500."
             )
 
-    def _check_notices(self) -> None:
+    def _check_notifications(self) -> None:
         for address in self.notify_emails:
             try:
                 validate_email(address)
@@ -237,7 +242,7 @@ class Conf:
                         )
 
 
-def is_address(url: str) -> bool:
+def is_http_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -259,9 +264,9 @@ def conf() -> Conf:
         raise ImproperlyConfigured(f"STORAGE_AUDIT is incomplete: {error}") from error
 
 
-def forget(*, setting: str, **kwargs: Any) -> None:
+def clear_conf_cache(*, setting: str, **kwargs: Any) -> None:
     if setting == "STORAGE_AUDIT":
         conf.cache_clear()
 
 
-setting_changed.connect(forget, dispatch_uid="storage_audit.conf")
+setting_changed.connect(clear_conf_cache, dispatch_uid="storage_audit.conf")

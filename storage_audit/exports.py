@@ -8,29 +8,29 @@ from itertools import islice
 
 from django.core.serializers.json import DjangoJSONEncoder
 
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
 # What a spreadsheet takes for the beginning of a formula, also as East Asian keyboards write it.
 # https://owasp.org/www-community/attacks/CSV_Injection
-FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r")
 # Where a comma separates decimals, a spreadsheet takes this for the end of a cell.
-NEXT_CELL = re.compile(f";(?=[\\s\"']*[{re.escape(''.join(FORMULA))}])")
-ESCAPED = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
-LINES_AT_A_TIME = 500
+CELL_SEPARATOR = re.compile(f";(?=[\\s\"']*[{re.escape(''.join(FORMULA_STARTS))}])")
+ESCAPE_SEQUENCE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
+LINES_PER_CHUNK = 500
 
 
-def cell(value: object) -> str:
-    """For a table that a spreadsheet may open: never a formula, and nothing hidden. `text_of`
-    gives the same text again."""
+def csv_cell(value: object) -> str:
+    """For a table that a spreadsheet may open: never a formula, and nothing hidden.
+    `cell_text` gives the same text again."""
     text = "" if value is None else str(value)
-    shown = NEXT_CELL.sub(r"\\x3b", visible(text.replace("\\", "\\\\")))
-    guarded = text.startswith((*FORMULA, "'")) or text.lstrip().startswith(FORMULA)
+    shown = CELL_SEPARATOR.sub(r"\\x3b", printable_text(text.replace("\\", "\\\\")))
+    guarded = text.startswith((*FORMULA_STARTS, "'")) or text.lstrip().startswith(FORMULA_STARTS)
     return f"'{shown}" if guarded else shown
 
 
-def text_of(cell: str) -> str:
+def cell_text(cell: str) -> str:
     """The text that became this cell."""
-    return ESCAPED.sub(
+    return ESCAPE_SEQUENCE.sub(
         lambda escaped: escaped[0].encode().decode("unicode_escape"), cell.removeprefix("'")
     )
 
@@ -40,7 +40,7 @@ def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:
     line = StringIO()
     write = csv.writer(line, lineterminator="\n").writerow
     for row in rows:
-        write(map(cell, row))
+        write(map(csv_cell, row))
         yield line.getvalue()
         line.seek(0)
         line.truncate()
@@ -56,8 +56,8 @@ def json_lines(rows: Iterable[object]) -> Iterator[str]:
     yield "[]\n" if before == "[\n" else "\n]\n"
 
 
-def pieces(lines: Iterable[str]) -> Iterator[bytes]:
+def byte_chunks(lines: Iterable[str]) -> Iterator[bytes]:
     """Many lines at a time, as each piece of a response costs a call of the server."""
     rest = iter(lines)
-    while some := "".join(islice(rest, LINES_AT_A_TIME)):
+    while some := "".join(islice(rest, LINES_PER_CHUNK)):
         yield some.encode()

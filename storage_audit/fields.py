@@ -15,11 +15,11 @@ from django.db.models.sql.compiler import SQLCompiler
 from django.utils.deconstruct import deconstructible
 
 # With three spellings of each, some SQLites take no more variables in a statement (999).
-ASKED_AT_ONCE = 300
+TEXTS_PER_QUERY = 300
 
 # R2 sends ETags of some 40 characters.
-LONGEST_ETAG = 200
-BYTEWISE = {"postgresql": "C", "sqlite": "BINARY"}
+MAX_ETAG_LENGTH = 200
+BYTEWISE_COLLATIONS = {"postgresql": "C", "sqlite": "BINARY"}
 
 
 _ST = TypeVar("_ST", contravariant=True)
@@ -40,7 +40,10 @@ class BytewiseTextField(Text[_ST, _GT]):
     """
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
-        return {**super().db_parameters(connection), "collation": BYTEWISE[connection.vendor]}
+        return {
+            **super().db_parameters(connection),
+            "collation": BYTEWISE_COLLATIONS[connection.vendor],
+        }
 
 
 @deconstructible(path="storage_audit.fields.Bytewise")
@@ -52,7 +55,7 @@ class Bytewise(models.Func):
     def as_sql(  # type: ignore[override]
         self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any
     ) -> Any:
-        collation = connection.ops.quote_name(BYTEWISE[connection.vendor])
+        collation = connection.ops.quote_name(BYTEWISE_COLLATIONS[connection.vendor])
         return super().as_sql(compiler, connection, collation=collation, **context)
 
 
@@ -71,11 +74,11 @@ class AnyOf(models.Lookup):
         column, params = self.process_lhs(compiler, connection)
         if connection.vendor == "postgresql":
             # Of the column's type, as the text has none.
-            return f"{column} = ANY(%s)", (*params, in_array(self.rhs))
+            return f"{column} = ANY(%s)", (*params, array_literal(self.rhs))
         return f"{column} IN (SELECT value FROM json_each(%s))", (*params, json.dumps(self.rhs))
 
 
-def in_array(values: Iterable[str | int]) -> str:
+def array_literal(values: Iterable[str | int]) -> str:
     """As PostgreSQL reads an array from text, in a third of the time that it takes for one from
     an expression. https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO"""
     texts = map(str, values)
@@ -83,9 +86,9 @@ def in_array(values: Iterable[str | int]) -> str:
     return "{" + ",".join(quoted) + "}"
 
 
-def insert_new(rows: Sequence[models.Model]) -> int:
-    """Those that break no unique constraint, as they are, without what a save does beside; how many
-    they were. As fast as `bulk_create` is slow: they go to the database as one parameter."""
+def insert_new_rows(rows: Sequence[models.Model]) -> int:
+    """Insert the rows that break no unique constraint, and return how many they were. Nothing else
+    that a save does happens. Faster than `bulk_create`: the rows are one parameter."""
     return insert_values(type(rows[0]), list(map(vars, rows))) if rows else 0
 
 
@@ -96,14 +99,14 @@ def insert_values(model: type[models.Model], rows: Sequence[dict[str, Any]]) -> 
         return 0
     fields = [field for field in model._meta.concrete_fields if not field.primary_key]
     attributes = itemgetter(*(field.attname for field in fields))
-    each, one, source = GIVEN[connection.vendor]
+    each, one, source = VALUE_SQL[connection.vendor]
     wanted, same, different = list[str](), list[Any](), list[Sequence[Any]]()
     for field, values in zip(fields, zip(*map(attributes, rows), strict=True), strict=True):
         # Without its length: a cast cuts off what is too long, where an insert refuses it.
         type_ = str(field.db_type(connection)).partition("(")[0]
         if values.count(values[0]) == len(values):
             wanted.append(one.format(type=type_))
-            same.append(in_json(values[0]))
+            same.append(json_value(values[0]))
         else:
             wanted.append(each.format(i=len(different), type=type_))
             different.append(values)
@@ -113,46 +116,48 @@ def insert_values(model: type[models.Model], rows: Sequence[dict[str, Any]]) -> 
         cursor.execute(
             f"INSERT INTO {model._meta.db_table} ({columns}) SELECT {', '.join(wanted)}"
             f" FROM {source} WHERE true ON CONFLICT DO NOTHING",
-            [*same, json.dumps(given, default=in_json)],
+            [*same, json.dumps(given, default=json_value)],
         )
         return int(cursor.rowcount)
 
 
 # A row's value of a column, that of all rows, and the rows.
-GIVEN = {
+VALUE_SQL = {
     "postgresql": ("(value->>{i})::{type}", "%s::{type}", "jsonb_array_elements(%s::jsonb)"),
     "sqlite": ("json_extract(value, '$[{i}]')", "%s", "json_each(%s)"),
 }
 
 
-def in_json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value of a column as JSON has one. Raises TypeError for what is none, or many."""
     if value is None or isinstance(value, int):
         return value
     if isinstance(value, dict | list | float):
         raise TypeError(f"{value!r} cannot be inserted so")
-    return as_text(value) if isinstance(value, UUID | datetime) else str(value)
+    return database_text(value) if isinstance(value, UUID | datetime) else str(value)
 
 
 @lru_cache(maxsize=64)  # Most are those of all rows, or of the row before.
-def as_text(value: UUID | datetime) -> str:
+def database_text(value: UUID | datetime) -> str:
     if isinstance(value, UUID):
         return value.hex
     return str(connection.ops.adapt_datetimefield_value(value))
 
 
-def spellings(text: str) -> set[str]:
+def unicode_spellings(text: str) -> set[str]:
     """What a store that folds Unicode takes for the same text."""
     if text.isascii():
         return {text}
     return {text, normalize("NFC", text), normalize("NFD", text)}
 
 
-def in_any_spelling(texts: Iterable[str], find: Callable[[set[str]], Iterable[str]]) -> set[str]:
+def find_in_any_spelling(
+    texts: Iterable[str], find: Callable[[set[str]], Iterable[str]]
+) -> set[str]:
     """The texts of which `find`, asked for all their spellings, knows one."""
 
     def find_some(some: set[str]) -> set[str]:
-        asked = {text: spellings(text) for text in some}
+        asked = {text: unicode_spellings(text) for text in some}
         found = set(find(set().union(*asked.values())))
         return {text for text, forms in asked.items() if forms & found}
 
@@ -162,12 +167,12 @@ def in_any_spelling(texts: Iterable[str], find: Callable[[set[str]], Iterable[st
 def find_in_chunks(texts: Iterable[str], find: Callable[[set[str]], Iterable[str]]) -> set[str]:
     """What `find` finds of these texts, asked for a few hundred at a time."""
     found, left = set[str](), iter(set(texts))
-    while some := set(islice(left, ASKED_AT_ONCE)):
+    while some := set(islice(left, TEXTS_PER_QUERY)):
         found.update(find(some))
     return found
 
 
-def after_prefix(prefix: str) -> str:
+def prefix_end(prefix: str) -> str:
     """The least text that sorts after every text that starts with `prefix`.
 
     Ranges are used for prefix searches since LIKE ignores case on SQLite and cannot use an
@@ -181,7 +186,7 @@ def after_prefix(prefix: str) -> str:
     return ""
 
 
-def limit_to(queryset: models.QuerySet[Any], pks: Iterable[Any]) -> models.QuerySet[Any]:
+def filter_by_pks(queryset: models.QuerySet[Any], pks: Iterable[Any]) -> models.QuerySet[Any]:
     """Of the rows those with these keys, however many."""
     convert, database = queryset.model._meta.pk.get_db_prep_value, connections[queryset.db]
     # The key of a child model is a relation, which has no lookup of ours.
@@ -190,7 +195,7 @@ def limit_to(queryset: models.QuerySet[Any], pks: Iterable[Any]) -> models.Query
 
 def starts_with(field: str, prefix: str) -> Q:
     """The values of a bytewise field that start with `prefix`."""
-    end = after_prefix(prefix)
+    end = prefix_end(prefix)
     first = Q(**{f"{field}__gte": prefix}) if prefix else Q()
     return first & Q(**{f"{field}__lt": end}) if end else first
 
@@ -204,8 +209,8 @@ def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:
 ALL_BUCKETS = "*"
 
 
-def buckets_in(rows: models.Manager[Any] | models.QuerySet[Any]) -> list[str]:
-    """Those in which there are any, found by a look for each into an index that begins with it."""
+def distinct_buckets(rows: models.Manager[Any] | models.QuerySet[Any]) -> list[str]:
+    """The buckets of these rows, each found by one read of an index that begins with the bucket."""
     found = list[str]()
     names = rows.order_by("bucket").values_list("bucket", flat=True)
     while name := names.filter(bucket__gt=found[-1] if found else "").first():

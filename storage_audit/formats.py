@@ -13,23 +13,25 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.conf import conf
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
 # Of a long list, so many lines.
-SHOWN = 20
+MAX_LINES_SHOWN = 20
 
 
-def shown_key(key: str) -> SafeString:
-    return format_html('<code class="audit-key">{}</code>', visible(key))
+def format_key(key: str) -> SafeString:
+    return format_html('<code class="audit-key">{}</code>', printable_text(key))
 
 
-def placed_key(bucket: str, key: str) -> SafeString:
+def format_bucket_key(bucket: str, key: str) -> SafeString:
     """With its bucket, where that is not the one of the settings."""
-    shown = shown_key(key)
-    return shown if bucket == conf().bucket else format_html("{}: {}", visible(bucket), shown)
+    shown = format_key(key)
+    return (
+        shown if bucket == conf().bucket else format_html("{}: {}", printable_text(bucket), shown)
+    )
 
 
-def amount(count: int, size: int) -> str:
+def format_amount(count: int, size: int) -> str:
     """Such as “2 objects, 1.5 MB”."""
     return ngettext("%(count)d object, %(size)s", "%(count)d objects, %(size)s", count) % {
         "count": count,
@@ -37,32 +39,32 @@ def amount(count: int, size: int) -> str:
     }
 
 
-def age(moment: datetime) -> str:
+def format_age(moment: datetime) -> str:
     """Such as “3 days, 2 hours”, since then."""
     if timezone.now() - moment < timedelta(minutes=1):
         return _("less than a minute")
     return timesince(moment)
 
 
-def will_go(bucket: str, count: int, size: int) -> str:
+def deletion_text(bucket: str, count: int, size: int) -> str:
     text = _("%(amount)s in bucket %(bucket)s will be deleted from R2")
-    return text % {"amount": amount(count, size), "bucket": visible(bucket)}
+    return text % {"amount": format_amount(count, size), "bucket": printable_text(bucket)}
 
 
-def told(sentences: Iterable[str]) -> SafeString:
+def format_lines(sentences: Iterable[str]) -> SafeString:
     """Each in a line of its own."""
-    lines = ((visible(sentence),) for sentence in sentences)
+    lines = ((printable_text(sentence),) for sentence in sentences)
     return format_html_join(mark_safe("<br>"), "{}", lines)
 
 
-def more(count: int) -> list[tuple[Any, ...]]:
+def more_lines(count: int) -> list[tuple[Any, ...]]:
     return [(_("… and %d more") % count,)] if count > 0 else []
 
 
-def with_lines(text: str, pairs: Iterable[tuple[str, str]]) -> SafeString:
+def format_key_list(text: str, pairs: Iterable[tuple[str, str]]) -> SafeString:
     """The first keys, each with what there is to say of it, and how many there are more."""
     found = list(pairs)
-    lines = [(shown_key(key), visible(said)) for key, said in found[:SHOWN]]
-    rest = [(one[0],) for one in more(len(found) - SHOWN)]
+    lines = [(format_key(key), printable_text(said)) for key, said in found[:MAX_LINES_SHOWN]]
+    rest = [(one[0],) for one in more_lines(len(found) - MAX_LINES_SHOWN)]
     told = format_html_join("", "<br>{}: {}", lines), format_html_join("", "<br>{}", rest)
     return format_html("{}{}{}", text, *told)

@@ -5,24 +5,24 @@ from contextlib import contextmanager
 
 from django.db import connection, transaction
 
-PATIENCE = 5000  # milliseconds
+LOCK_TIMEOUT_MS = 5000  # milliseconds
 # Less than what it takes PostgreSQL to look for a deadlock: whoever waits for us never meets one.
-MOMENT = 100
+SHORT_LOCK_TIMEOUT_MS = 100
 
 
 @contextmanager
-def impatient(milliseconds: int = PATIENCE) -> Iterator[None]:
+def atomic_with_timeout(timeout_ms: int = LOCK_TIMEOUT_MS) -> Iterator[None]:
     """A transaction that raises OperationalError when another one keeps it waiting for more than
     five seconds, or less on PostgreSQL."""
-    with of_sqlite_in_a_hurry(), transaction.atomic():
+    with sqlite_busy_timeout(), transaction.atomic():
         if connection.vendor == "postgresql":
             with connection.cursor() as cursor:
-                cursor.execute(f"SET LOCAL lock_timeout = {milliseconds}")
+                cursor.execute(f"SET LOCAL lock_timeout = {timeout_ms}")
         yield
 
 
 @contextmanager
-def of_sqlite_in_a_hurry() -> Iterator[None]:
+def sqlite_busy_timeout() -> Iterator[None]:
     """SQLite's timeout is the connection's, and counts from the beginning of a transaction."""
     if connection.vendor != "sqlite":
         yield
@@ -30,7 +30,7 @@ def of_sqlite_in_a_hurry() -> Iterator[None]:
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA busy_timeout")
         [usual] = cursor.fetchone()
-        cursor.execute(f"PRAGMA busy_timeout = {min(usual, PATIENCE)}")
+        cursor.execute(f"PRAGMA busy_timeout = {min(usual, LOCK_TIMEOUT_MS)}")
         try:
             yield
         finally:

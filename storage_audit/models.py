@@ -16,27 +16,27 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit import project_model
-from storage_audit.clocks import is_recent, lately
+from storage_audit.clocks import is_recent, time_within
 from storage_audit.conf import conf
 from storage_audit.fields import (
-    LONGEST_ETAG,
+    MAX_ETAG_LENGTH,
     Bytewise,
     BytewiseTextField,
-    after_prefix,
-    in_any_spelling,
+    find_in_any_spelling,
+    prefix_end,
     starts_with,
 )
-from storage_audit.locking import MOMENT, impatient
-from storage_audit.reading import STEP
-from storage_audit.redaction import visible
+from storage_audit.locking import SHORT_LOCK_TIMEOUT_MS, atomic_with_timeout
+from storage_audit.reading import ROWS_PER_STEP
+from storage_audit.redaction import printable_text
 
 
 def validate_project_id(value: str) -> None:
-    if not re.fullmatch(conf().project_id, value):
+    if not re.fullmatch(conf().project_id_pattern, value):
         raise ValidationError(
             _("“%(value)s” is not a project id. Ids look like proj_a1: they match %(pattern)s."),
             code="project_id",
-            params={"value": value, "pattern": conf().project_id},
+            params={"value": value, "pattern": conf().project_id_pattern},
         )
 
 
@@ -46,7 +46,7 @@ class Project(models.Model):
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
 
     # What a title is searched by.
-    TITLED = Bytewise(Upper("title"))
+    UPPER_TITLE = Bytewise(Upper("title"))
 
     class Meta:
         swappable = "STORAGE_AUDIT_PROJECT_MODEL"
@@ -58,8 +58,8 @@ class Project(models.Model):
         ]
 
     def __str__(self) -> str:
-        shown = visible(self.pk)
-        return f"{visible(self.title)} ({shown})" if self.title else shown
+        shown = printable_text(self.pk)
+        return f"{printable_text(self.title)} ({shown})" if self.title else shown
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         # A key is built from the id, so an id outside the grammar must not come into being.
@@ -68,11 +68,11 @@ class Project(models.Model):
 
 
 class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
-    def saw_alive(self, project_id: str, evidence: str, *, created: bool) -> None:
-        """Note that an id lives: for the first time, again, or still (then nothing changes).
+    def record_alive(self, project_id: str, evidence: str, *, created: bool) -> None:
+        """Note that an id is alive: for the first time, again, or still (then nothing changes).
 
-        Of a project that was just created the row is written in any case, which locks it until the
-        commit: its id may be on its way to be called gone.
+        For a project that was just created the row is written in any case, which locks it until
+        the commit: a sweep may be about to call its id gone.
         """
         alive = {"deleted_at": None, "evidence": evidence}
         if created or not self.filter(pk=project_id, deleted_at=None).exists():
@@ -80,74 +80,78 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
             first = again if created else alive
             self.update_or_create(pk=project_id, defaults=again, create_defaults=first)
 
-    def lives(self, ids: Collection[str]) -> dict[str, list[str]]:
+    def lifetimes(self, ids: Collection[str]) -> dict[str, list[str]]:
         """By id, when it was deleted and last created: as long as that is equal, the id stands for
         the same project. Which time is later says nothing, as several clocks wrote them."""
         known = self.filter(pk__any_of=ids).values_list("pk", "deleted_at", "last_created_at")
         found = {pk: [str(deleted), str(created)] for pk, deleted, created in known}
-        # An id that nobody has noted yet is what it is once it is seen alive for the first time.
+        # An id that nobody has noted yet has the values of one that was just noted as alive.
         return dict.fromkeys(ids, [str(None), str(None)]) | found
 
-    def drop_deletion(self) -> int:
+    def clear_deletion(self) -> int:
         """Note that these were deleted and have a row again, though no signal said so."""
         return self.update(
             deleted_at=None, last_created_at=timezone.now(), evidence=self.model.Evidence.SEEN
         )
 
-    def saw_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
+    def record_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
         self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})
 
     def declare_deleted(self, project_id: str) -> datetime:
-        """Note that a person calls the id deleted, and return since when it is. A deletion that is
-        on record keeps its time. The row stays locked until the commit."""
+        """Note that a person calls the id deleted, and return since when. A deletion on record
+        keeps its time. The row stays locked until the commit."""
         now = timezone.now()
         row = self.model(pk=project_id, deleted_at=now, evidence=self.model.Evidence.DECLARED)
         self.bulk_create([row], ignore_conflicts=True)
-        self.filter(self.model.UNSAID, pk=project_id).update(evidence=self.model.Evidence.DECLARED)
+        self.filter(self.model.DELETION_UNREPORTED, pk=project_id).update(
+            evidence=self.model.Evidence.DECLARED
+        )
         self.filter(pk=project_id).update(deleted_at=Coalesce("deleted_at", Value(now)))
         return self.get(pk=project_id).deleted_at or now
 
-    def hold(self, project_id: str | None) -> None:
-        """Let others who decide on the project's cleanups wait until the commit: a row that is
+    def lock_id(self, project_id: str | None) -> None:
+        """Make others who decide on the project's cleanups wait until the commit: a row that is
         written is locked."""
         self.filter(pk=project_id).update(first_seen_at=F("first_seen_at"))
 
-    def said(self) -> Self:
-        """Those of which somebody, or a signal, said that they are deleted."""
-        return self.exclude(self.model.UNSAID)
+    def deletion_reported(self) -> Self:
+        """Those that a signal or a person has reported as deleted."""
+        return self.exclude(self.model.DELETION_UNREPORTED)
 
-    def time_of_deletion(self, project_id: str) -> datetime | None:
+    def deletion_time(self, project_id: str) -> datetime | None:
         return self.filter(pk=project_id).values_list("deleted_at", flat=True).first()
 
-    def unsaid(self, ids: Collection[str]) -> set[str]:
-        """Of exactly these ids those that were seen alive and that nobody said are deleted."""
-        return set(self.filter(self.model.UNSAID, pk__in=ids).values_list("pk", flat=True))
+    def unreported_ids(self, ids: Collection[str]) -> set[str]:
+        """Which of exactly these ids were seen alive and are not reported as deleted."""
+        return set(
+            self.filter(self.model.DELETION_UNREPORTED, pk__in=ids).values_list("pk", flat=True)
+        )
 
-    def maybe_alive(self, ids: Collection[str]) -> set[str]:
-        """Ids that were seen alive and that nobody said are deleted, though the row may be gone."""
-        unsaid = self.filter(self.model.UNSAID)
-        return in_any_spelling(
+    def maybe_alive_ids(self, ids: Collection[str]) -> set[str]:
+        """Ids that were seen alive and are not reported as deleted, though the row may be gone."""
+        unsaid = self.filter(self.model.DELETION_UNREPORTED)
+        return find_in_any_spelling(
             ids, lambda forms: unsaid.filter(pk__in=forms).values_list("pk", flat=True)
         )
 
     def is_changing(self, project_id: str) -> bool:
-        """Whether a transaction that does not end in five seconds says something new of the id,
-        such as that it lives again. On SQLite none can be open beside one of ours that writes."""
+        """Whether a transaction that does not end in five seconds is changing the id's row, such as
+        to note that it is alive. On SQLite none can be open beside one of ours that writes."""
         if connection.vendor == "sqlite":
             return False
         try:
-            with impatient():
+            with atomic_with_timeout():
                 list(self.filter(pk=project_id).select_for_update().values_list("pk"))
         except OperationalError:
             return True
         return False
 
-    def are_changing(self, ids: Collection[str]) -> bool:
-        """The same of many at once, and at this moment; also of ids that nobody knew before."""
+    def is_any_changing(self, ids: Collection[str]) -> bool:
+        """The same for many ids at once, without waiting; also for ids that nobody knew before."""
         if connection.vendor == "sqlite":
             return False
         try:
-            with impatient(MOMENT):
+            with atomic_with_timeout(SHORT_LOCK_TIMEOUT_MS):
                 list(self.filter(pk__any_of=ids).select_for_update().values_list("pk"))
                 # Waits for whoever just writes such a row, and is taken back.
                 new = map(self.model, sorted(ids))
@@ -158,19 +162,19 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         return False
 
     def vanished(self) -> Self:
-        """Ids that were seen alive and have no project any more, though no signal told of it."""
+        """Ids that were seen alive and have no project any more, though no signal reported it."""
         return self.filter(~self._project_exists(), deleted_at=None)
 
-    def stranded(self) -> Self:
-        """Ids that nobody said are deleted, while the table of projects has not a single row."""
-        return self.filter(self.model.UNSAID, ~Exists(project_model.rows()))
+    def unreported_if_table_empty(self) -> Self:
+        """Ids that are not reported as deleted, while the table of projects has no row at all."""
+        return self.filter(self.model.DELETION_UNREPORTED, ~Exists(project_model.annotated_rows()))
 
     def reappeared(self) -> Self:
         return self.filter(self._project_exists(), deleted_at__isnull=False)
 
     @staticmethod
     def _project_exists() -> Exists:
-        return Exists(project_model.rows().filter(storage_audit_id=OuterRef("pk")))
+        return Exists(project_model.annotated_rows().filter(storage_audit_id=OuterRef("pk")))
 
 
 class KnownProject(models.Model):
@@ -183,8 +187,8 @@ class KnownProject(models.Model):
         VANISHED = "vanished", _("gone without a signal")
         DECLARED = "declared", _("declared deleted by a person")
 
-    # Nobody said that it is deleted, though its row may be gone.
-    UNSAID = Q(deleted_at=None) | Q(evidence=Evidence.VANISHED)
+    # Not reported as deleted, though its row may be gone.
+    DELETION_UNREPORTED = Q(deleted_at=None) | Q(evidence=Evidence.VANISHED)
 
     id = BytewiseTextField(_("id"), primary_key=True)
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
@@ -201,7 +205,7 @@ class KnownProject(models.Model):
         indexes = [models.Index(fields=["evidence", "id"], name="known_by_evidence")]
 
     def __str__(self) -> str:
-        return visible(self.pk)
+        return printable_text(self.pk)
 
 
 class ObjectState(models.TextChoices):
@@ -212,18 +216,18 @@ class ObjectState(models.TextChoices):
 
 
 # States of a tracking row whose last upload or deletion said how it ended.
-AT_REST = (ObjectState.STORED, ObjectState.UPLOAD_FAILED)
+STABLE_STATES = (ObjectState.STORED, ObjectState.UPLOAD_FAILED)
 
 
-def under_way() -> Q:
-    """Rows of uploads under way. One that began long ago was left behind by a process that died."""
-    return Q(lately("updated_at", conf().upload_timeout), state=ObjectState.UPLOADING)
+def uploading_rows() -> Q:
+    """Rows of uploads under way. The process of one that began long ago has died."""
+    return Q(time_within("updated_at", conf().upload_timeout), state=ObjectState.UPLOADING)
 
 
-def barred() -> Q:
-    """Rows of keys that nobody may write to now. One that is barred for long was left behind by a
-    process that died, or waits for its cleanup, which spares what was written since its plan."""
-    return Q(lately("updated_at", conf().deletion_timeout), state=ObjectState.DELETING)
+def deleting_rows() -> Q:
+    """Rows of keys that are locked against uploads. A lock does not hold for ever: its process may
+    have died, and a cleanup that is yet to come keeps what was written since its plan."""
+    return Q(time_within("updated_at", conf().deletion_timeout), state=ObjectState.DELETING)
 
 
 class R2ObjectQuerySet(models.QuerySet["R2Object"]):
@@ -237,7 +241,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def outside(self, prefixes: Iterable[str]) -> Self:
         found = self.all()
         for prefix in prefixes:
-            found = found.exclude(key__gte=prefix, key__lt=after_prefix(prefix))
+            found = found.exclude(key__gte=prefix, key__lt=prefix_end(prefix))
         return found
 
     def between(self, after: str, last: str | None) -> Self:
@@ -245,35 +249,35 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         found = self.filter(key__gt=after) if after else self.all()
         return found if last is None else found.filter(key__lte=last)
 
-    def by_key(self) -> Iterator[R2Object]:
+    def iterate_by_key(self) -> Iterator[R2Object]:
         """All in the order of their keys, some at a time. Between them the store may be asked, as
         no transaction is open."""
         after: str | None = ""
         while after is not None:
-            some = list(self.between(after, None).order_by("key")[:STEP])
+            some = list(self.between(after, None).order_by("key")[:ROWS_PER_STEP])
             yield from some
-            after = some[-1].key if len(some) == STEP else None
+            after = some[-1].key if len(some) == ROWS_PER_STEP else None
 
     def buckets_of(self, project_id: str) -> set[str]:
         return set(self.filter(project_id=project_id).values_list("bucket", flat=True).distinct())
 
-    def told_by_nobody_alive(self) -> Self:
-        """Rows that a backfill wrote, or whose project is no more, as somebody said."""
+    def without_confirmed_owner(self) -> Self:
+        """Rows that a backfill wrote, or whose project is reported as deleted."""
         owner = OuterRef("project_id")
         known = KnownProject.objects
-        alive = Exists(project_model.rows().filter(storage_audit_id=owner))
-        unsaid = Exists(known.filter(known.model.UNSAID, pk=owner))
+        alive = Exists(project_model.annotated_rows().filter(storage_audit_id=owner))
+        unsaid = Exists(known.filter(known.model.DELETION_UNREPORTED, pk=owner))
         return self.filter(
             Q(project_id=None) | Q(source=self.model.Source.BACKFILL) | ~alive & ~unsaid
         )
 
     def lock_for_deletion(self, keys: Collection[str]) -> int:
-        """Bar uploads to these keys until they are seen gone; an upload under way wins."""
-        return self.filter(key__any_of=keys).exclude(under_way()).bar()
+        """Lock these keys against uploads until the objects are gone; an upload under way wins."""
+        return self.filter(key__any_of=keys).exclude(uploading_rows()).mark_deleting()
 
-    def bar(self) -> int:
-        """Mark them as being deleted. Of an upload that was not confirmed the row keeps no ETag,
-        so that it is known for one afterwards: what is there may be another object."""
+    def mark_deleting(self) -> int:
+        """Mark the rows as being deleted. The row of an unconfirmed upload loses its ETag, which
+        shows afterwards that the object may be another one."""
         unconfirmed = When(
             state__in=[ObjectState.UPLOADING, ObjectState.UPLOAD_FAILED], then=Value("")
         )
@@ -283,14 +287,14 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
     def unlock(self, names: models.QuerySet[Any]) -> int:
         """Let uploads write again to the keys with these names."""
         before = Case(
-            # An upload that never ended, and so never told what it had stored.
+            # An upload that never ended, so nobody knows what it stored.
             When(etag="", upload_id__isnull=False, then=Value(ObjectState.UPLOAD_FAILED)),
             default=Value(ObjectState.STORED),
         )
         rows = self.filter(state=ObjectState.DELETING, key__in=names)
         return rows.update(state=before, updated_at=timezone.now())
 
-    def forget(self) -> int:
+    def delete_without_signals(self) -> int:
         """Delete the rows without signals: their objects are gone, so nothing is to follow."""
         return self._raw_delete(self.db) or 0
 
@@ -299,7 +303,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         figures = self.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
         return figures["n"], figures["size"]
 
-    def by_project(self) -> dict[str | None, tuple[int, int]]:
+    def totals_by_project(self) -> dict[str | None, tuple[int, int]]:
         """The number of objects and of bytes of each project that has any."""
         sums = (
             self.order_by()
@@ -308,7 +312,7 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
         )
         return {one: (n, total) for one, n, total in sums.values_list("project_id", "n", "total")}
 
-    def by_bucket(self) -> list[tuple[str, int, int]]:
+    def totals_by_bucket(self) -> list[tuple[str, int, int]]:
         """Each bucket with the number of objects and of bytes in it."""
         groups = self.order_by("bucket").values("bucket")
         sums = groups.annotate(n=Count("pk"), total=Coalesce(Sum("size"), 0))
@@ -316,15 +320,15 @@ class R2ObjectQuerySet(models.QuerySet["R2Object"]):
 
 
 class R2Object(models.Model):
-    """One object that we know of. The row outlives its project until the object is seen gone."""
+    """One object that we know of. The row outlives its project until the object is gone."""
 
     class Source(models.TextChoices):
         UPLOAD = "upload", _("upload")
         BACKFILL = "backfill", _("backfill")
-        ADOPTED = "adopted", _("adopted")
+        ASSIGNED = "assigned", _("assigned")
 
     # Who wrote such a row knew whose the object is; a backfill only read the key.
-    TELLING = (Source.UPLOAD, Source.ADOPTED)
+    AUTHORITATIVE = (Source.UPLOAD, Source.ASSIGNED)
 
     State: TypeAlias = ObjectState
 
@@ -334,18 +338,18 @@ class R2Object(models.Model):
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
     scene_id = models.TextField(_("scene"), blank=True)
     file_type = models.CharField(_("file type"), max_length=40, blank=True)
-    layout = models.CharField(_("layout"), max_length=60, blank=True)
+    key_format = models.CharField(_("key format"), max_length=60, blank=True)
     size = models.PositiveBigIntegerField(_("size in bytes"), null=True, blank=True)
-    etag = models.CharField(_("ETag"), max_length=LONGEST_ETAG, blank=True)
+    etag = models.CharField(_("ETag"), max_length=MAX_ETAG_LENGTH, blank=True)
     last_modified = models.DateTimeField(_("last modified"), null=True, blank=True)
     source = models.CharField(_("source"), max_length=10, choices=Source)
     state = models.CharField(_("state"), max_length=15, choices=State)
-    # Adopting empties it: an adopted row that has one was, or may be, uploaded to since. Where a
-    # scan finds another object, it sets one.
+    # Assigning empties it: an assigned row that has one was, or may have been, uploaded to since.
+    # Where a scan finds another object, it sets one.
     upload_id = models.UUIDField(_("last upload"), null=True, editable=False)
-    # The version of the layouts under which the key has one reading and a good name, so that only
-    # its project's end can make a finding of it; see scan/diff_lines.py.
-    plain_under = models.IntegerField(null=True, editable=False)
+    # The version of the key formats under which the key names one project and is not misnamed, so
+    # that only its project's end can make a finding of it; see scan/diff_lines.py.
+    unambiguous_under = models.IntegerField(null=True, editable=False)
     created_at = models.DateTimeField(_("created"), default=timezone.now)
     updated_at = models.DateTimeField(_("changed"), default=timezone.now)
 
@@ -371,29 +375,29 @@ class R2Object(models.Model):
         ]
 
     def __str__(self) -> str:
-        return visible(self.key)
+        return printable_text(self.key)
 
     @property
     def is_being_uploaded(self) -> bool:
-        """As under_way() has it."""
+        """As `uploading_rows` has it."""
         uploading = self.state == self.State.UPLOADING
         return uploading and is_recent(self.updated_at, conf().upload_timeout)
 
 
-class Installation(models.Model):
-    """This database's identity, which the marker object in each claimed bucket repeats."""
+class DatabaseIdentity(models.Model):
+    """This database's identity, which the marker in each connected bucket repeats."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     fingerprint = models.CharField(_("database fingerprint"), max_length=64)
-    claimed_at = models.DateTimeField(_("claimed"), default=timezone.now)
+    connected_at = models.DateTimeField(_("connected"), default=timezone.now)
     # By bucket, how its listing shows the marker that was written there:
     # see ownership/bucket_marker.py.
     markers = models.JSONField(default=dict, editable=False)
-    only = models.BooleanField(default=True, unique=True, editable=False)
+    singleton = models.BooleanField(default=True, unique=True, editable=False)
 
     class Meta:
         verbose_name = _("installation")
-        verbose_name_plural = _("installations")
+        verbose_name_plural = _("databases")
 
     def __str__(self) -> str:
         return str(self.pk)

@@ -15,7 +15,8 @@ from django.utils.functional import SimpleLazyObject
 
 @dataclass(frozen=True)
 class Origin:
-    """`user` is a login name or empty; `place` says from where, such as "admin, 203.0.113.7"."""
+    """`user` is a login name or empty; `place` is where the request came from, such as
+    "admin, 203.0.113.7"."""
 
     user: str = ""
     place: str = "application code"
@@ -23,15 +24,15 @@ class Origin:
 
 
 _origin: ContextVar[Origin] = ContextVar("storage_audit_origin")
-NOBODY = Origin()
+DEFAULT_ORIGIN = Origin()
 
 
 def current_origin() -> Origin:
-    return _origin.get(NOBODY)
+    return _origin.get(DEFAULT_ORIGIN)
 
 
 @contextmanager
-def acting_as(origin: Origin) -> Iterator[None]:
+def use_origin(origin: Origin) -> Iterator[None]:
     token = _origin.set(origin)
     try:
         yield
@@ -39,16 +40,18 @@ def acting_as(origin: Origin) -> Iterator[None]:
         _origin.reset(token)
 
 
-def of_request(request: HttpRequest, *, forced: bool = False, at_entry: Any = None) -> Origin:
-    """`at_entry` is who came with the request, and may have been signed out since. Where a person
-    did not sign in at the web site, the request's `came_by` says how it was let in."""
-    people = (getattr(request, "user", None), at_entry)
+def request_origin(
+    request: HttpRequest, *, forced: bool = False, initial_user: Any = None
+) -> Origin:
+    """`initial_user` is who sent the request, and may have been signed out since. Where a person
+    did not sign in at the web site, the request's `came_by` says how it was authenticated."""
+    people = (getattr(request, "user", None), initial_user)
     names = [who.get_username() for who in people if who is not None and who.is_authenticated]
     way = getattr(request, "came_by", "web")
-    return Origin(next(iter(names), ""), f"{way}, {address_of(request)}", forced)
+    return Origin(next(iter(names), ""), f"{way}, {request_address(request)}", forced)
 
 
-def address_of(request: HttpRequest) -> str:
+def request_address(request: HttpRequest) -> str:
     if settings.SECURE_PROXY_SSL_HEADER:
         # A proxy is trusted, and the last address is the one that it has seen itself.
         last = request.META.get("HTTP_X_FORWARDED_FOR", "").rpartition(",")[2].strip()
@@ -66,6 +69,6 @@ class OriginMiddleware:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         # Not before somebody asks: to look at the user is to read the session, and every answer
         # would vary by its cookie.
-        asked = partial(of_request, request, at_entry=getattr(request, "user", None))
-        with acting_as(cast(Origin, SimpleLazyObject(asked))):
+        asked = partial(request_origin, request, initial_user=getattr(request, "user", None))
+        with use_origin(cast(Origin, SimpleLazyObject(asked))):
             return self.get_response(request)

@@ -14,28 +14,28 @@ from django_q.tasks import async_task
 
 from storage_audit.conf import conf
 
-TASKS = "storage_audit.tasks."
-SWEEP = f"{TASKS}sweep"
-RUN_OPERATION = f"{TASKS}run_operation"
-RUN_JOB = f"{TASKS}run_job"
-TAKE_PART = f"{TASKS}take_part"
-DIAGNOSE = f"{TASKS}diagnose"
-RECONCILE = f"{TASKS}reconcile"
-SEND_NOTICES = f"{TASKS}send_notices"
+TASK_PREFIX = "storage_audit.tasks."
+SWEEP = f"{TASK_PREFIX}sweep"
+RUN_CLEANUP = f"{TASK_PREFIX}run_cleanup"
+RUN_JOB = f"{TASK_PREFIX}run_job"
+TAKE_PART = f"{TASK_PREFIX}take_part"
+DIAGNOSE = f"{TASK_PREFIX}diagnose"
+RECONCILE = f"{TASK_PREFIX}reconcile"
+SEND_NOTICES = f"{TASK_PREFIX}send_notices"
 MINUTE = timedelta(minutes=1)
 # Each runs every minute. A cluster looks at its schedules each half minute, so with two of them
 # work that lost its worker is found half a minute after its lease is over, and not two.
-SCHEDULES = {
+SWEEP_SCHEDULES = {
     "storage_audit sweep": timedelta(0),
     "storage_audit sweep, half a minute later": timedelta(seconds=30),
 }
 # Tasks that are read to count ours: in a tenth of a second.
-LATEST = 1_000
-# What tasks return that did nothing.
-HELD = "not due, or held by another worker"
-GIVEN_UP = "no worker gets on with it"
-OVER = "over, or not there any more"
-TAKEN = "another worker is at it"
+MAX_TASKS_READ = 1_000
+# The results of tasks that did nothing.
+RESULT_NOT_DUE = "not due, or held by another worker"
+RESULT_GIVEN_UP = "no worker gets on with it"
+RESULT_OVER = "over, or not there any more"
+RESULT_TAKEN = "another worker is at it"
 
 
 def send_task(function: str, *args: object, **options: Any) -> None:
@@ -43,7 +43,7 @@ def send_task(function: str, *args: object, **options: Any) -> None:
     async_task(function, *args, group="storage_audit", **options)
 
 
-def is_scheduled() -> bool:
+def is_sweep_scheduled() -> bool:
     return sweep_due_at() is not None
 
 
@@ -60,7 +60,7 @@ def has_swept() -> bool:
     return found
 
 
-def put_off_sweeps(now: datetime) -> list[Schedule]:
+def delayed_sweeps(now: datetime) -> list[Schedule]:
     """Those further ahead than twice their pause: the clock of the cluster that ran them was ahead,
     and they would wait for its date."""
     sweeps = Schedule.objects.filter(func__in=[SWEEP, RECONCILE], schedule_type=Schedule.MINUTES)
@@ -69,12 +69,12 @@ def put_off_sweeps(now: datetime) -> list[Schedule]:
 
 def bring_sweeps_forward(now: datetime) -> None:
     """To their next turn, at the second that they have in each minute."""
-    for sweep in put_off_sweeps(now):
+    for sweep in delayed_sweeps(now):
         put_off = Schedule.objects.filter(pk=sweep.pk, next_run=sweep.next_run)
         put_off.update(next_run=now + (sweep.next_run - now) % MINUTE)
 
 
-def reconciles_every() -> timedelta:
+def reconcile_interval() -> timedelta:
     """What the schedule says; nothing when there is none."""
     minutes = Schedule.objects.filter(func=RECONCILE).values_list("minutes", flat=True).first()
     return timedelta(minutes=minutes or 0)
@@ -93,44 +93,46 @@ def oldest_task_at() -> datetime | None:
     return ready
 
 
-def ready_tasks(at: datetime) -> int:
+def count_ready_tasks(at: datetime) -> int:
     """How many no cluster has taken."""
     return cluster_tasks().filter(lock__lte=at).count()
 
 
-def own_ready_tasks(at: datetime) -> int:
+def count_own_ready_tasks(at: datetime) -> int:
     """How many of them are ours, among the latest. The site may send tasks of its own to the same
     cluster, and only the signed payload says whose a task is."""
-    latest = cluster_tasks().filter(lock__lte=at).order_by("-pk")[:LATEST]
-    return sum(str(each.task.get("func")).startswith(TASKS) for each in latest)
+    latest = cluster_tasks().filter(lock__lte=at).order_by("-pk")[:MAX_TASKS_READ]
+    return sum(str(each.task.get("func")).startswith(TASK_PREFIX) for each in latest)
 
 
-def did_work_since(moment: datetime) -> bool:
-    """Whether a worker has ended a task of ours well in which it did something. To sweep is not to
-    work, nor is to begin a scan, or to tell of it."""
-    ended = Task.objects.filter(func__startswith=TASKS, success=True, stopped__gt=moment)
+def has_worked_since(moment: datetime) -> bool:
+    """Whether a worker has finished a task of ours in which it did something. A sweep does not
+    count, nor does starting a scan or sending notifications."""
+    ended = Task.objects.filter(func__startswith=TASK_PREFIX, success=True, stopped__gt=moment)
     did = ended.exclude(func__in=[SWEEP, RECONCILE, SEND_NOTICES])
-    found: bool = did.exclude(result__in=[HELD, GIVEN_UP, OVER, TAKEN]).exists()
+    found: bool = did.exclude(
+        result__in=[RESULT_NOT_DUE, RESULT_GIVEN_UP, RESULT_OVER, RESULT_TAKEN]
+    ).exists()
     return found
 
 
-def create_schedule(**kwargs: Any) -> None:
+def create_schedules(**kwargs: Any) -> None:
     """Have the cluster sweep twice a minute, and reconcile as the settings say. Called after each
     migrate."""
     if Schedule._meta.db_table not in connection.introspection.table_names():
         return  # The queue's own migrations were not run yet, or were undone.
     now = timezone.now()
     bring_sweeps_forward(now)
-    for name, later in SCHEDULES.items():
+    for name, later in SWEEP_SCHEDULES.items():
         if not Schedule.objects.filter(func=SWEEP, name=name).exists():
-            schedule(SWEEP, name, timedelta(minutes=1), now + later)
-    if (pause := conf().reconcile_every) != reconciles_every():
+            add_schedule(SWEEP, name, timedelta(minutes=1), now + later)
+    if (pause := conf().reconcile_every) != reconcile_interval():
         Schedule.objects.filter(func=RECONCILE).delete()
         if pause:
-            schedule(RECONCILE, "storage_audit reconcile", pause, now + pause)
+            add_schedule(RECONCILE, "storage_audit reconcile", pause, now + pause)
 
 
-def schedule(func: str, name: str, pause: timedelta, first: datetime) -> None:
+def add_schedule(func: str, name: str, pause: timedelta, first: datetime) -> None:
     Schedule.objects.create(
         func=func,
         name=name,

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from django.db import connection, connections, models, transaction
 
 T = TypeVar("T")
-STEP = 2000  # rows
+ROWS_PER_STEP = 2000  # rows
 
 
-def read_within(query: models.QuerySet[Any, T], seconds: float) -> list[T]:
+def read_with_timeout(query: models.QuerySet[Any, T], seconds: float) -> list[T]:
     """Its rows. Raises OperationalError when it takes longer to find them; databases other than
     PostgreSQL and SQLite take their time."""
     database = connections[query.db]
@@ -42,4 +42,4 @@ def read_in_steps(rows: models.QuerySet[Any, T]) -> Iterator[T]:
     """
     needed = connection.vendor == "postgresql" and not connection.in_atomic_block
     with transaction.atomic() if needed else nullcontext():
-        yield from rows.iterator(STEP)
+        yield from rows.iterator(ROWS_PER_STEP)

@@ -21,19 +21,19 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 
 F = TypeVar("F", bound=Callable[..., Any])
-LOOKED_AT = (
+VIEWABLE_MODELS = (
     "project",
     "r2object",
-    "cleanupoperation",
+    "cleanup",
     "bucketscan",
     "finding",
     "knownproject",
-    "diagnosis",
-    "job",
-    "incident",
+    "healthreport",
+    "bulkjob",
+    "alert",
 )
-VIEWER = frozenset(f"view_{model}" for model in LOOKED_AT)
-OPERATOR = VIEWER | {
+VIEWER_PERMISSIONS = frozenset(f"view_{model}" for model in VIEWABLE_MODELS)
+OPERATOR_PERMISSIONS = VIEWER_PERMISSIONS | {
     "add_project",
     "change_project",
     "delete_project",
@@ -43,24 +43,28 @@ OPERATOR = VIEWER | {
     "change_r2object",
     "add_bucketscan",
     "change_bucketscan",
-    "add_diagnosis",
+    "add_healthreport",
 }
-ADMIN = OPERATOR | {
+ADMIN_PERMISSIONS = OPERATOR_PERMISSIONS | {
     "force_cleanup",
     "delete_r2object",
-    "test_notices",
+    "test_notifications",
     "view_apitoken",
     "add_apitoken",
     "change_apitoken",
     "delete_apitoken",
 }
 # From the least to the most: the first that holds a permission is the one to ask for.
-ROLES = {"Storage viewer": VIEWER, "Storage operator": OPERATOR, "Storage admin": ADMIN}
+ROLES = {
+    "Storage viewer": VIEWER_PERMISSIONS,
+    "Storage operator": OPERATOR_PERMISSIONS,
+    "Storage admin": ADMIN_PERMISSIONS,
+}
 
-# How an admin deletes, and the functions that are no site's own: the very same ones, as another
-# that wraps one of them has its name and its module.
-ADMIN_DELETIONS = "delete_model", "delete_queryset", "delete_selected"
-STOCK: set[Any] = {ModelAdmin.delete_model, ModelAdmin.delete_queryset, delete_selected}
+# The methods by which an admin deletes, and the functions that are not a site's own. Compared by
+# identity, as a function that wraps one of them has its name and its module.
+DELETION_METHODS = "delete_model", "delete_queryset", "delete_selected"
+STOCK_DELETIONS: set[Any] = {ModelAdmin.delete_model, ModelAdmin.delete_queryset, delete_selected}
 
 
 def make_groups(apps: Any, using: str) -> None:
@@ -80,11 +84,11 @@ def make_groups(apps: Any, using: str) -> None:
         group.permissions.add(*ours.filter(codename__in=held))
 
 
-def refusal(request: HttpRequest, permission: str) -> str:
+def refusal_reason(request: HttpRequest, permission: str) -> str:
     """Why this person may not do what the permission is for, such as "verify_cleanup", and whom to
-    ask for what; empty for who may."""
+    ask; empty for a person who may."""
     may = request.user.has_perm(f"storage_audit.{permission}")
-    return "" if may else whom_to_ask(permission)
+    return "" if may else permission_advice(permission)
 
 
 def all_admin_sites() -> list[AdminSite]:
@@ -96,7 +100,7 @@ def all_admin_sites() -> list[AdminSite]:
     return list(dict.fromkeys([admin.site, *all_sites]))
 
 
-def parts_of(row: Model) -> list[Model]:
+def row_parts(row: Model) -> list[Model]:
     """The row, and those of child and parent models that go with it."""
     parts = [row]
     for each in parts:
@@ -114,13 +118,13 @@ def parts_of(row: Model) -> list[Model]:
     return parts
 
 
-def pages_of(row: Model) -> "list[ModelAdmin[Any]]":
+def model_admins_of(row: Model) -> "list[ModelAdmin[Any]]":
     """The admins of its model, and of the project model where that is a proxy of it, on every site.
     Those of other proxies only where there is none: they often show a part of the rows."""
     concrete = row._meta.concrete_model
     registered = [pair for site in all_admin_sites() for pair in site._registry.items()]
     mine = [(model, page) for model, page in registered if model._meta.concrete_model is concrete]
-    own = [page for model, page in mine if model in (concrete, project_model.model())]
+    own = [page for model, page in mine if model in (concrete, project_model.get_model())]
     return own or [page for _model, page in mine]
 
 
@@ -129,49 +133,53 @@ def is_hidden(request: HttpRequest, project: Model) -> bool:
     of what the project model derives from may well show others only."""
     return not all(
         page.get_queryset(request).filter(pk=each.pk).exists()
-        for each in parts_of(project)
+        for each in row_parts(project)
         if each == project or not isinstance(project, type(each))
-        for page in pages_of(each)
+        for page in model_admins_of(each)
     )
 
 
 def stock_deletion(function: F) -> F:
     """Marks a way in which our own pages delete."""
-    STOCK.add(function)
+    STOCK_DELETIONS.add(function)
     return function
 
 
 def has_own_deletion(
-    request: HttpRequest, rows: Iterable[Model], acting: "ModelAdmin[Any] | None" = None
+    request: HttpRequest, rows: Iterable[Model], acting_admin: "ModelAdmin[Any] | None" = None
 ) -> bool:
     """Whether the site says how one of the rows, or a row that goes with it, is deleted, such as by
     archiving it: in one of the admins, or in the delete() of a model or queryset. We call only that
     of the project model; the others are called only by Django's own pages of deletion."""
-    parts = [each for row in rows for each in parts_of(row)]
-    pages = {page for each in parts for page in pages_of(each)} | ({acting} if acting else set())
-    models: set[type[Model]] = {project_model.model(), *map(type, parts)}
+    parts = [each for row in rows for each in row_parts(row)]
+    pages = {page for each in parts for page in model_admins_of(each)} | (
+        {acting_admin} if acting_admin else set()
+    )
+    models: set[type[Model]] = {project_model.get_model(), *map(type, parts)}
     models |= {page.model for page in pages}
     listed = [page.get_queryset(request) for page in pages]
     listed += [manager.get_queryset() for model in models for manager in model._meta.managers]
     return (
-        any(has_own_ways(request, page) for page in pages)
-        or any(model.delete not in (Model.delete, project_model.model().delete) for model in models)
+        any(has_own_page_deletion(request, page) for page in pages)
+        or any(
+            model.delete not in (Model.delete, project_model.get_model().delete) for model in models
+        )
         or any(type(each).delete is not QuerySet.delete for each in listed)
     )
 
 
-def has_own_ways(request: HttpRequest, page: "ModelAdmin[Any]") -> bool:
+def has_own_page_deletion(request: HttpRequest, page: "ModelAdmin[Any]") -> bool:
     """Whether the admin, or an action that it or its site offers in the place of the deletion,
     deletes otherwise than Django's and our pages do."""
-    ways = [getattr(type(page), name, None) for name in ADMIN_DELETIONS]
-    ways.append(deletion_of_site(page.admin_site))
+    ways = [getattr(type(page), name, None) for name in DELETION_METHODS]
+    ways.append(site_deletion(page.admin_site))
     # What the admin lists is its own way also for a person to whom it is not offered.
     listed: list[Any] = [page.get_action(each) for each in page.actions or ()]
     for action in filter(None, [*listed, *page.get_actions(request).values()]):
         function, name = read_action(action)
         if name == "delete_selected":
             ways.append(function)
-    return not STOCK.issuperset(filter(None, ways))
+    return not STOCK_DELETIONS.issuperset(filter(None, ways))
 
 
 def read_action(action: Any) -> tuple[Any, str]:
@@ -179,7 +187,7 @@ def read_action(action: Any) -> tuple[Any, str]:
     return action[:2] if isinstance(action, tuple) else (action.func, action.name)
 
 
-def deletion_of_site(site: AdminSite) -> Any:
+def site_deletion(site: AdminSite) -> Any:
     """What the site runs as "Delete selected"; None where it is disabled."""
     actions: Any = site.actions
     return dict(actions).get("delete_selected")
@@ -190,9 +198,9 @@ def deletion_obstacles(request: HttpRequest, row: Model) -> tuple[set[str], list
     delete, and the rows that need it."""
     lacking, needing = set[str](), list[Any]()
     pages = [
-        (as_instance_of(page.model, each), page)
-        for each in parts_of(row)
-        for page in pages_of(each)
+        (convert_row(page.model, each), page)
+        for each in row_parts(row)
+        for page in model_admins_of(each)
     ]
     found = [page.get_deleted_objects([each], request) for each, page in pages]
     sites = {page.admin_site for _each, page in pages}
@@ -211,7 +219,7 @@ def deletion_obstacles(request: HttpRequest, row: Model) -> tuple[set[str], list
     return lacking, needing
 
 
-def as_instance_of(model: type[Model], row: Model) -> Model:
+def convert_row(model: type[Model], row: Model) -> Model:
     """The row as its model's proxy, or the other way round."""
     rows: QuerySet[Any] = QuerySet(model, using=DEFAULT_DB_ALIAS)
     return row if type(row) is model else rows.get(pk=row.pk)
@@ -221,7 +229,7 @@ def role_for(permission: str) -> str | None:
     return next((name for name, held in ROLES.items() if permission in held), None)
 
 
-def whom_to_ask(permission: str, app: str = "storage_audit") -> str:
+def permission_advice(permission: str, app: str = "storage_audit") -> str:
     role = role_for(permission) if app == "storage_audit" else None
     if role is None:
         return _("You may not do this. Ask an administrator for the permission.")

@@ -20,28 +20,28 @@ from django.utils import timezone
 from storage_audit import project_model, queue
 from storage_audit.bucket import request_stats
 from storage_audit.cleanup import delete_projects, named_files, requests, succession
-from storage_audit.cleanup.models import CleanupOperation, Row
+from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.origin import current_origin
 
-Trigger = CleanupOperation.Trigger
+Trigger = Cleanup.Trigger
 
 
-def connect() -> None:
+def connect_signals() -> None:
     for model in apps.get_models():
         connect_model(model)
     # A site may define a model once all applications are ready, such as a proxy in its admin.
     class_prepared.connect(connect_late_model, dispatch_uid="storage_audit.defined")
     post_migrate.connect(
-        queue.create_schedule,
+        queue.create_schedules,
         apps.get_app_config("storage_audit"),
         dispatch_uid="storage_audit.schedule",
     )
-    request_finished.connect(request_stats.keep_after_request, dispatch_uid="storage_audit.counted")
+    request_finished.connect(request_stats.save_after_request, dispatch_uid="storage_audit.counted")
 
 
 def connect_late_model(sender: type[models.Model], **kwargs: Any) -> None:
-    if apps.models_ready:  # Else they are being loaded again, and `connect` is called after that.
+    if apps.models_ready:  # Else they are being loaded again, and `connect_signals` runs later.
         connect_model(sender)
 
 
@@ -52,18 +52,18 @@ def connect_model(sender: type[models.Model]) -> None:
     To save a child saves the project's row as well, and signals only the child. A deletion signals
     each of them.
     """
-    project = project_model.model()._meta.concrete_model or project_model.model()
+    project = project_model.get_model()._meta.concrete_model or project_model.get_model()
     if issubclass(sender, project):
-        post_save.connect(project_saved, sender, dispatch_uid="storage_audit.saved")
+        post_save.connect(record_saved_project, sender, dispatch_uid="storage_audit.saved")
     if sender._meta.concrete_model is project:
-        pre_delete.connect(project_to_be_deleted, sender, dispatch_uid="storage_audit.load")
-        post_delete.connect(project_deleted, sender, dispatch_uid="storage_audit.deleted")
+        pre_delete.connect(remember_project_id, sender, dispatch_uid="storage_audit.load")
+        post_delete.connect(request_project_cleanup, sender, dispatch_uid="storage_audit.deleted")
     if sender._meta.concrete_model is R2Object:
-        pre_delete.connect(object_to_be_deleted, sender, dispatch_uid="storage_audit.gather")
-        post_delete.connect(object_deleted, sender, dispatch_uid="storage_audit.deleted")
+        pre_delete.connect(collect_row, sender, dispatch_uid="storage_audit.gather")
+        post_delete.connect(request_row_cleanup, sender, dispatch_uid="storage_audit.deleted")
 
 
-def of_default_database(receiver: Callable[..., None]) -> Callable[..., None]:
+def default_database_only(receiver: Callable[..., None]) -> Callable[..., None]:
     """Ignore rows of other databases: they are copies, and own nothing in the bucket. Their
     transactions are not ours either, so a rollback there would leave a cleanup here."""
 
@@ -75,56 +75,58 @@ def of_default_database(receiver: Callable[..., None]) -> Callable[..., None]:
     return receive
 
 
-@of_default_database
-def project_saved(
+@default_database_only
+def record_saved_project(
     instance: models.Model,
     created: bool,
     raw: bool = False,
     update_fields: Collection[str] | None = None,
     **kwargs: Any,
 ) -> None:
-    if raw and instance._meta.concrete_model is not project_model.model()._meta.concrete_model:
+    if raw and instance._meta.concrete_model is not project_model.get_model()._meta.concrete_model:
         return  # A fixture has the project's row apart, and not its values in the child.
     # Without all fields saved, the instance may hold an id that no row has.
     id_of = project_model.id_of if update_fields is None else project_model.stored_id
     project_id, evidence = id_of(instance), KnownProject.Evidence.SAVED
-    KnownProject.objects.saw_alive(project_id, evidence, created=created)
+    KnownProject.objects.record_alive(project_id, evidence, created=created)
 
 
-@of_default_database
-def project_to_be_deleted(instance: models.Model, **kwargs: Any) -> None:
+@default_database_only
+def remember_project_id(instance: models.Model, **kwargs: Any) -> None:
     # Once the row is gone it cannot be asked, and the instance may hold another id by now.
     vars(instance)["storage_audit_id"] = project_id = project_model.stored_id(instance)
-    projects_of_call().add(project_id)
-    vars(instance)["storage_audit_named"] = named_files.named_by(instance)
+    projects_of_delete_call().add(project_id)
+    vars(instance)["storage_audit_named"] = named_files.find_named_files(instance)
 
 
-@of_default_database
-def project_deleted(instance: models.Model, **kwargs: Any) -> None:
+@default_database_only
+def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
-    forced = origin.forced and delete_projects.is_asked_for(projects_of_call())
-    KnownProject.objects.saw_deleted(project_id, now, KnownProject.Evidence.DELETED)
-    operations = succession.request_cleanups(
+    forced = origin.forced and delete_projects.is_requested_deletion(projects_of_delete_call())
+    KnownProject.objects.record_deleted(project_id, now, KnownProject.Evidence.DELETED)
+    cleanups = succession.request_cleanups(
         project_id,
         trigger=Trigger.FORCED if forced else Trigger.DELETED,
         deleted_at=now,
-        released_by=origin.user if forced else "",
+        limits_waived_by=origin.user if forced else "",
     )
-    named_files.note(operations, vars(instance)["storage_audit_named"], projects_of_call())
-    requests.enqueue_on_commit(operations)
-    delete_projects.note(project_id)
+    named_files.add_named_files(
+        cleanups, vars(instance)["storage_audit_named"], projects_of_delete_call()
+    )
+    requests.enqueue_on_commit(cleanups)
+    delete_projects.add_signalled(project_id)
 
 
-@of_default_database
-def object_to_be_deleted(instance: R2Object, **kwargs: Any) -> None:
-    if missing := instance.get_deferred_fields() & {*Row._fields, "state", "updated_at"}:
+@default_database_only
+def collect_row(instance: R2Object, **kwargs: Any) -> None:
+    if missing := instance.get_deferred_fields() & {*DeletedRow._fields, "state", "updated_at"}:
         instance.refresh_from_db(fields=missing)
-    rows_of_call()[instance.pk] = Row.of(instance)
+    rows_of_delete_call()[instance.pk] = DeletedRow.of(instance)
 
 
-@of_default_database
-def object_deleted(instance: R2Object, **kwargs: Any) -> None:
-    rows = rows_of_call()
+@default_database_only
+def request_row_cleanup(instance: R2Object, **kwargs: Any) -> None:
+    rows = rows_of_delete_call()
     if instance.pk in rows:
         by_bucket = defaultdict(list)
         for row in rows.values():
@@ -134,22 +136,24 @@ def object_deleted(instance: R2Object, **kwargs: Any) -> None:
             requests.request_deletion(bucket, gone)
 
 
-def rows_of_call() -> dict[int, Row]:
+def rows_of_delete_call() -> dict[int, DeletedRow]:
     """What the delete() call under way is about to delete.
 
     Django sends pre_delete for every row of a delete() call before it deletes the first, and
     post_delete for each once all are gone. So the rows are gathered before, and the first
     post_delete writes the items of all of them in bulk; were anything to fail later in the call,
     the items would be rolled back with the rows. Each call opens an atomic block of its own; the
-    rows are kept on it, so that a call that fails leaves none behind.
+    rows are kept on it, so that a call that fails leaves none.
     """
-    rows: dict[int, Row] = vars(connection.atomic_blocks[-1]).setdefault("storage_audit_rows", {})
+    rows: dict[int, DeletedRow] = vars(connection.atomic_blocks[-1]).setdefault(
+        "storage_audit_rows", {}
+    )
     return rows
 
 
-def projects_of_call() -> set[str]:
-    """The ids of all projects that the delete() call under way deletes, kept as `rows_of_call` are;
-    none where a site sends the signals itself, outside a transaction."""
+def projects_of_delete_call() -> set[str]:
+    """The ids of all projects that the delete() call under way deletes, kept like those of
+    `rows_of_delete_call`; none where a site sends the signals itself, outside a transaction."""
     if not connection.atomic_blocks:
         return set()
     ids: set[str] = vars(connection.atomic_blocks[-1]).setdefault("storage_audit_projects", set())

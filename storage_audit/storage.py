@@ -14,11 +14,11 @@ from storages.utils import clean_name
 from storage_audit.bucket import listing, s3
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.owner import layouts
-from storage_audit.redaction import visible
-from storage_audit.tracking.delete_file import Deletion, folds_spellings, identity_for
-from storage_audit.tracking.upload import KeyBeingDeleted, NameTaken, Upload, is_barred
-from storage_audit.tracking.upload_rows import check_key, is_in_transaction_of_sqlite
+from storage_audit.ownership.owner import get_key_formats
+from storage_audit.redaction import printable_text
+from storage_audit.tracking.delete_file import FileDeletion, folds_spellings, identity_for
+from storage_audit.tracking.upload import KeyBeingDeleted, NameTaken, Upload, is_key_locked
+from storage_audit.tracking.upload_rows import check_key, is_in_sqlite_transaction
 
 __all__ = ["KeyBeingDeleted", "TrackedFile", "TrackedStorage", "key_for"]
 
@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def key_for(project_id: str, **fields: str) -> str:
-    """The key for a new upload, from the one current layout, such as
+    """The key for a new upload, from the one current key format, such as
     `key_for("proj_1", scene="s1", filename="take.mp4")`. Raises ValueError for a bad field."""
-    return layouts().build(project_id, **fields)
+    return get_key_formats().build_key(project_id, **fields)
 
 
 class TrackedFile(S3File):
@@ -40,7 +40,7 @@ class TrackedFile(S3File):
 
     def close(self) -> None:
         if not self.closed:
-            with self.upload.settled():
+            with self.upload.record_result():
                 super().close()
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
@@ -56,8 +56,8 @@ class TrackedFile(S3File):
             if self._multipart is not None:
                 self._multipart.abort()
         except Exception:
-            # The writer's own error is the one to be told.
-            shown = visible(self.upload.key)
+            # The writer's own error is the one to report.
+            shown = printable_text(self.upload.key)
             logger.exception("The unfinished upload of %s could not be aborted.", shown)
         if self._file is not None:
             self._file.close()
@@ -79,7 +79,7 @@ class TrackedStorage(S3Storage):
             "client_config": s3.client_config(attempts=3),
             "default_acl": None,
             "file_overwrite": False,
-            # A layout is a whole key; AWS_LOCATION is meant for another storage.
+            # A key format is a whole key; AWS_LOCATION is meant for another storage.
             "location": "",
         }
 
@@ -87,7 +87,7 @@ class TrackedStorage(S3Storage):
     def connection(self) -> Any:
         resource = super().connection
         if not getattr(resource.meta.client, "prepared", False):
-            s3.prepare(resource.meta.client)
+            s3.prepare_client(resource.meta.client)
             resource.meta.client.prepared = True
         return resource
 
@@ -104,29 +104,29 @@ class TrackedStorage(S3Storage):
 
     def get_available_name(self, name: str, max_length: int | None = None) -> str:
         """New names are NFC, which is what R2 makes of them; a key being deleted is not free."""
-        name = listing.nfc(name)
-        if is_barred(self.bucket_name, self.key(name)):
+        name = listing.nfc_key(name)
+        if is_key_locked(self.bucket_name, self.key(name)):
             return Storage.get_available_name(self, name, max_length)
         available: str = super().get_available_name(name, max_length)
         return available
 
     def exists(self, name: str) -> bool:
-        return is_barred(self.bucket_name, self.key(name)) or bool(super().exists(name))
+        return is_key_locked(self.bucket_name, self.key(name)) or bool(super().exists(name))
 
     def _save(self, name: str, content: "File[Any]") -> str:
-        name, upload = self.reserve(name)
-        with upload.settled():
+        name, upload = self.reserve_name(name)
+        with upload.record_result():
             saved: str = super()._save(name, content)
             return saved
 
-    def reserve(self, name: str) -> tuple[str, Upload]:
+    def reserve_name(self, name: str) -> tuple[str, Upload]:
         """Begin an upload that overwrites nobody's, under another name when this one is taken."""
         while True:
             upload = Upload(self.bucket_name, self.key(name))
             if self.file_overwrite:
                 return name, upload.begin()
             with suppress(NameTaken):
-                if self.is_free(name, upload.begin(alone=True)):
+                if self.is_free(name, upload.begin(exclusive=True)):
                     return name, upload
             folder, file = posixpath.split(name)
             root, extension = posixpath.splitext(file)
@@ -135,7 +135,7 @@ class TrackedStorage(S3Storage):
     def is_free(self, name: str, upload: Upload) -> bool:
         """Somebody else's file may have come to its end after the name was chosen."""
         try:
-            if upload.before is None or not (
+            if upload.row_before is None or not (
                 super().exists(name) or is_listed(self.bucket_name, upload.key)
             ):
                 return True
@@ -158,22 +158,21 @@ class TrackedStorage(S3Storage):
     def delete(self, name: str) -> None:
         """Delete one of the application's own files now; its row goes once a listing shows that
         the file is gone. A file on which a person has to decide is left to the blocked cleanup
-        that covers it. Where the store gives no answer, where the result cannot be seen, and in a
-        transaction on SQLite, a cleanup goes on with the file. The cleanup may keep the file, and
-        then says why.
+        that covers it. A cleanup takes over where the store gives no answer, where the result
+        cannot be seen, and in a transaction on SQLite. It may keep the file, and then says why.
 
         Raises ValueError for an impossible name, StoreError when the store refuses, or when the
         result cannot be seen, and CannotConclude in a bucket that is not ours.
         """
         key = self.key(name)
         check_key(key)
-        waits = is_in_transaction_of_sqlite()
+        waits = is_in_sqlite_transaction()
         folds = None if waits else folds_spellings(self.bucket_name, key)
-        deletion = Deletion(self.bucket_name, key, folds=folds)
-        if reason := deletion.why_undecided(may_look=not waits):
-            logger.warning("%s is not deleted now. %s", visible(key), reason)
+        deletion = FileDeletion(self.bucket_name, key, folds=folds)
+        if reason := deletion.undecided_reason(may_list=not waits):
+            logger.warning("%s is not deleted now. %s", printable_text(key), reason)
         elif waits:
-            # A rollback would take back the cleanup that bars the key while a call is under way.
+            # A rollback would undo the cleanup that locks the key while a call is under way.
             deletion.leave_to_cleanup(_("Nothing is sent before the transaction is committed."))
         else:
             deletion.carry_out()
@@ -183,6 +182,6 @@ def is_listed(bucket: str, key: str) -> bool:
     """Whether a listing shows the object of a key that has a row. HEAD is no evidence that it is
     gone. Raises StoreError and CannotConclude."""
     identity = identity_for(folds_spellings(bucket, key))
-    there = listing.find(bucket, [key], identity)
-    bucket_marker.see_marker(bucket)
+    there = listing.find_keys(bucket, [key], identity)
+    bucket_marker.require_marker(bucket)
     return bool(there)

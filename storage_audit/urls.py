@@ -5,10 +5,10 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from storage_audit.api.auth import BearerToken, StaffSession
-from storage_audit.api.docs_page import page
+from storage_audit.api.docs_page import show_docs
 from storage_audit.api.openapi import Api
-from storage_audit.api.problems import speaking, unknown_address
-from storage_audit.api.rate_limit import Rate
+from storage_audit.api.problems import refuse_unknown_address, report_problems
+from storage_audit.api.rate_limit import RateLimit
 from storage_audit.cleanup.api import router as cleanup_router
 from storage_audit.debug.api import router as debug_router
 from storage_audit.doctor.api import router as doctor_router
@@ -26,7 +26,7 @@ api = Api(
     ),
     urls_namespace="storage_audit_api",
     auth=[BearerToken(), StaffSession()],
-    throttle=Rate(),
+    throttle=RateLimit(),
     docs_url=None,
     docs_decorator=require_safe,
 )
@@ -35,10 +35,12 @@ api.add_router("deletions", cleanup_router)
 api.add_router("findings", findings_router)
 api.add_router("scans", scan_router)
 api.add_router("debug", debug_router)
-api.add_router("diagnostics", doctor_router)
+api.add_router("doctor", doctor_router)
 
 urlpatterns = [
-    path("docs", page, name="storage_audit_docs"),
+    path("docs", show_docs, name="storage_audit_docs"),
     path("v1/", api.urls),
-    re_path("", csrf_exempt(speaking(unknown_address)), name="storage_audit_api_unknown"),
+    re_path(
+        "", csrf_exempt(report_problems(refuse_unknown_address)), name="storage_audit_api_unknown"
+    ),
 ]

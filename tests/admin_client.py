@@ -10,77 +10,79 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 
 DASHBOARD = reverse("admin:app_list", args=["storage_audit"])
-LOOK = ("view_project", "view_r2object", "view_cleanupoperation")
+VIEW_PERMISSIONS = ("view_project", "view_r2object", "view_cleanup")
 
 
-def superuser() -> Client:
+def superuser_client() -> Client:
     known = User.objects.filter(username="anna").first()
-    return signed_in(known or User.objects.create_superuser("anna"))
+    return client_for(known or User.objects.create_superuser("anna"))
 
 
-def person(*permissions: str) -> Client:
+def staff_client(*permissions: str) -> Client:
     """Staff who may look at everything, and do what is named."""
     user = User.objects.create_user("ben", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=[*LOOK, *permissions]))
-    return signed_in(user)
+    user.user_permissions.set(
+        Permission.objects.filter(codename__in=[*VIEW_PERMISSIONS, *permissions])
+    )
+    return client_for(user)
 
 
-def signed_in(user: User) -> Client:
+def client_for(user: User) -> Client:
     client = Client()
     client.force_login(user)
     return client
 
 
-def page(model: str, name: str = "changelist", *args: object) -> str:
+def admin_url(model: str, name: str = "changelist", *args: object) -> str:
     return reverse(f"admin:storage_audit_{model}_{name}", args=args)
 
 
-def act(client: Client, model: str, action: str, *pks: object, **data: Any) -> str:
+def run_action(client: Client, model: str, action: str, *pks: object, **data: Any) -> str:
     """Run an action on these rows as the list's form does; returns the page that follows."""
     answer = client.post(
-        page(model),
+        admin_url(model),
         {"action": action, "_selected_action": [str(pk) for pk in pks], **data},
         follow=True,
     )
-    return text_of(answer)
+    return page_text(answer)
 
 
-def confirm(client: Client, model: str, action: str, *pks: object, **data: Any) -> str:
+def confirm_action(client: Client, model: str, action: str, *pks: object, **data: Any) -> str:
     """Say yes to what the page before asks, with the figures that it shows."""
-    asked = act(client, model, action, *pks, **data)
+    asked = run_action(client, model, action, *pks, **data)
     if 'name="post" value="yes"' not in asked:
         return asked
-    return act(client, model, action, *pks, **{**yes_to(asked), **data})
+    return run_action(client, model, action, *pks, **{**confirmation_fields(asked), **data})
 
 
-def yes_to(asked: str) -> dict[str, str]:
+def confirmation_fields(asked: str) -> dict[str, str]:
     """What the page sends that asks."""
     shown = re.findall('name="(figures|digest)" value="(.*?)"', asked)
     return {"post": "yes", **dict(shown)}
 
 
-def text_of(answer: Any) -> str:
+def page_text(answer: Any) -> str:
     assert answer.status_code == 200, answer.status_code
-    return words(answer)
+    return normalized_text(answer)
 
 
-def words(answer: HttpResponse | Any) -> str:
+def normalized_text(answer: HttpResponse | Any) -> str:
     """The page as it is sent, with every run of white space as one space."""
     return re.sub(r"\s+", " ", answer.content.decode().replace("\xa0", " "))
 
 
 def read_totals(shown: str) -> dict[str, tuple[str, str]]:
-    """Objects and bytes of each line of the books."""
+    """Objects and bytes of each line of the totals."""
     cells = r'<td class="audit-objects">(.*?)</td><td class="audit-size">(.*?)</td>'
     found = re.findall(rf'<tr data-name="(\w+)".*?{cells}', shown)
     return {name: (objects, size) for name, objects, size in found}
 
 
-def url_of_cleanup(operation: CleanupOperation) -> str:
-    return page("cleanupoperation", "change", operation.pk)
+def url_of_cleanup(cleanup: Cleanup) -> str:
+    return admin_url("cleanup", "change", cleanup.pk)
 
 
 def count_queries(client: Client, url: str) -> int:
@@ -88,5 +90,5 @@ def count_queries(client: Client, url: str) -> int:
     with CaptureQueriesContext(
         connection,
     ) as captured:
-        text_of(client.get(url))
+        page_text(client.get(url))
     return len(captured)

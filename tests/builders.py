@@ -7,7 +7,7 @@ from typing import Any
 from django.utils import timezone
 
 from storage_audit.bucket.s3 import list_page
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
@@ -115,19 +115,19 @@ def read_states() -> dict[str, str]:
     return dict(Finding.objects.values_list("key", "state"))
 
 
-def create_cleanup(status: str = "pending", **values: Any) -> CleanupOperation:
+def create_cleanup(status: str = "pending", **values: Any) -> Cleanup:
     given = {"kind": "project", "project_id": "proj_gone", "bucket": "tests", **values}
-    return CleanupOperation.objects.request(trigger="deleted", status=status, **given)
+    return Cleanup.objects.request(trigger="deleted", status=status, **given)
 
 
-def create_lost_cleanup(**values: Any) -> CleanupOperation:
+def create_lost_cleanup(**values: Any) -> Cleanup:
     """One that is due, as if its task was lost long ago."""
     long_ago = timezone.now() - timedelta(hours=1)
-    return CleanupOperation.objects.request(
+    return Cleanup.objects.request(
         **{
-            "kind": CleanupOperation.Kind.OBJECTS,
+            "kind": Cleanup.Kind.OBJECTS,
             "bucket": "tests",
-            "trigger": CleanupOperation.Trigger.DELETED,
+            "trigger": Cleanup.Trigger.DELETED,
             "next_attempt_at": long_ago,
             "enqueued_at": long_ago,
             **values,
@@ -135,17 +135,17 @@ def create_lost_cleanup(**values: Any) -> CleanupOperation:
     )
 
 
-def add_item(operation: CleanupOperation, key: str, outcome: str = "failed", **values: Any) -> None:
+def add_item(cleanup: Cleanup, key: str, outcome: str = "failed", **values: Any) -> None:
     facts = {"identity": key, "size": 10, "found_in": "both", **values}
-    CleanupItem.objects.create(operation=operation, key=key, outcome=outcome, **facts)
+    CleanupItem.objects.create(cleanup=cleanup, key=key, outcome=outcome, **facts)
 
 
-def add_items(operation: CleanupOperation, count: int, **facts: Any) -> None:
+def add_items(cleanup: Cleanup, count: int, **facts: Any) -> None:
     """So many planned ones."""
-    start = operation.items.count()
+    start = cleanup.items.count()
     CleanupItem.objects.bulk_create(
         CleanupItem(
-            operation=operation,
+            cleanup=cleanup,
             **{"key": f"k{n:04}", "identity": f"k{n:04}", "size": 10, "found_in": "both", **facts},
         )
         for n in range(start, start + count)

@@ -38,10 +38,10 @@ from storage_audit.alerts import alert_rules
 from storage_audit.api.models import ApiToken
 from storage_audit.bucket import request_stats
 from storage_audit.cleanup import adaptive_batch, runner, verify
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.clocks import DatabaseNow
-from storage_audit.doctor.models import Diagnosis
-from storage_audit.models import Installation, Project
+from storage_audit.doctor.models import HealthReport
+from storage_audit.models import DatabaseIdentity, Project
 from storage_audit.ownership import bucket_marker
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
@@ -50,11 +50,11 @@ from tests.faults.proxy import FaultyStore, faulty_store
 from tests.keys import KEY_OF_PROJ_10
 from tests.network import faulty_network
 from tests.real_bucket import BUCKETS, Bucket
-from tests.selection import is_of_another, is_of_the_store_alone, needs_others
+from tests.selection import is_for_other_database, is_slow, is_store_only
 from tests.times import YEAR
 
 # Each takes a minute or two. Begun last, they would keep all cores but one waiting.
-LONGEST = {
+SLOW_FILES = {
     "test_probes.py",
     "test_store_faults.py",
     "test_permissions.py",
@@ -96,15 +96,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     others = [
         item
         for item in items
-        if is_of_another(item)
+        if is_for_other_database(item)
         or is_beside
-        and is_of_the_store_alone(item)
+        and is_store_only(item)
         or is_fast
-        and needs_others(item)
+        and is_slow(item)
     ]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
 
 
 def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
@@ -124,11 +124,11 @@ def plain_http() -> None:
     django_settings.STORAGES["staticfiles"] = {
         "BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"
     }
-    announce("STORAGES")
+    announce_settings("STORAGES")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def models_of_aws_read_once() -> Iterator[None]:
+def cached_aws_models() -> Iterator[None]:
     """Each client reads hundreds of kilobytes of JSON, and a test with settings of its own makes
     one or two. No client changes what it has read, as those of one session share it."""
     load = functools.cache(JSONFileLoader().load_file)
@@ -140,11 +140,11 @@ def models_of_aws_read_once() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def quick_teardown() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransactionTestCase, "_fixture_teardown", empty_the_tables)
+        patch.setattr(TransactionTestCase, "_fixture_teardown", empty_tables)
         yield
 
 
-def empty_the_tables(case: TransactionTestCase) -> None:
+def empty_tables(case: TransactionTestCase) -> None:
     """After a test that commits. Django truncates all tables, and makes every permission anew: 130
     milliseconds on PostgreSQL, of which this takes three."""
     stay = {ContentType._meta.db_table, Permission._meta.db_table}
@@ -156,34 +156,34 @@ def empty_the_tables(case: TransactionTestCase) -> None:
         for table, is_filled in zip(quoted, cursor.fetchone() or (), strict=True):
             if is_filled:
                 cursor.execute(f"DELETE FROM {table}")
-        queue.create_schedule()
+        queue.create_schedules()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_left_behind(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
-    before = leftovers.threads_and_processes().keys()
+def no_leftovers(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    before = leftovers.list_running().keys()
     yield
-    assert leftovers.left_since(before) == []
+    assert leftovers.list_leftovers(before) == []
     with django_db_blocker.unblock():
-        assert leftovers.connections_left() == 0
+        assert leftovers.count_connections() == 0
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """After trouble with the store, where it does not ask for one, or before a second look; other
     processes have theirs."""
-    monkeypatch.setattr(adaptive_batch, "PAUSE", 0.0)
-    monkeypatch.setattr(verify, "ABSENCE_PAUSE", timedelta(0))
+    monkeypatch.setattr(adaptive_batch, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(verify, "CONFIRMATION_PAUSE", timedelta(0))
 
 
 @pytest.fixture
-def unhurried(no_pauses: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_pauses(no_pauses: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the pause before a second look at what is missing."""
-    monkeypatch.setattr(verify, "ABSENCE_PAUSE", timedelta(minutes=1))
+    monkeypatch.setattr(verify, "CONFIRMATION_PAUSE", timedelta(minutes=1))
 
 
 @pytest.fixture(autouse=True)
-def no_admin_sites_of_others() -> Iterator[None]:
+def no_extra_admin_sites() -> Iterator[None]:
     """A site that a test made is asked about rows until Python collects it."""
     before = set(all_sites)
     yield
@@ -192,9 +192,9 @@ def no_admin_sites_of_others() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_calls_of_others() -> None:
+def no_earlier_requests() -> None:
     """What earlier tests called the store for is not written down in this one."""
-    with request_stats.take():
+    with request_stats.take_counts():
         pass
 
 
@@ -212,7 +212,7 @@ def django_db_modify_db_settings(
 def local_r2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalR2]:
     folder: Path = tmp_path_factory.mktemp("r2")
     with stop_on_signals(), LocalR2(folder, BUCKETS) as r2:
-        point_at(r2)
+        use_store(r2)
         yield r2
 
 
@@ -223,7 +223,7 @@ def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
         yield store
 
 
-def point_at(r2: LocalR2) -> None:
+def use_store(r2: LocalR2) -> None:
     """Use this store in this process, and in those that it starts."""
     os.environ.update(r2.environment)
     django_settings.STORAGE_AUDIT.update(
@@ -232,10 +232,10 @@ def point_at(r2: LocalR2) -> None:
         SECRET_ACCESS_KEY=r2.environment["R2_SECRET_ACCESS_KEY"],
         BUCKET=r2.environment["R2_BUCKET_NAME"],
     )
-    announce("STORAGE_AUDIT", "STORAGES")
+    announce_settings("STORAGE_AUDIT", "STORAGES")
 
 
-def announce(*changed: str) -> None:
+def announce_settings(*changed: str) -> None:
     """Have what Django and the app made of these settings made anew."""
     for name in changed:
         value = getattr(django_settings, name)
@@ -243,49 +243,55 @@ def announce(*changed: str) -> None:
 
 
 @dataclass
-class Claim:
+class BucketConnection:
     """Serves all tests of the session, as to probe the store again takes a tenth of a second."""
 
-    row: Installation
+    row: DatabaseIdentity
     marker: bytes
     # Of the object, as a listing shows it.
     facts: list[object]
 
 
 @pytest.fixture(scope="session")
-def claims() -> list[Claim]:
+def bucket_connections() -> list[BucketConnection]:
     """Empty before the first."""
     return []
 
 
 @pytest.fixture
-def bucket(local_r2: LocalR2, transactional_db: None, claims: list[Claim]) -> Bucket:
-    """An empty bucket that this database has claimed."""
-    found, kept = Bucket(local_r2), claims[0].facts if claims else []
-    there = list(local_r2.facts(found.name))
+def bucket(
+    local_r2: LocalR2, transactional_db: None, bucket_connections: list[BucketConnection]
+) -> Bucket:
+    """An empty bucket that this database has connected."""
+    found, kept = Bucket(local_r2), bucket_connections[0].facts if bucket_connections else []
+    there = list(local_r2.list_objects(found.name))
     for facts in there:
         if facts != kept:
             local_r2.remove(str(facts[0]), found.name)
     if kept in there:
-        claims[0].row.save(force_insert=True)
+        bucket_connections[0].row.save(force_insert=True)
     else:
-        claim_as_before(found, claims)
-        marker = local_r2.read(bucket_marker.MARKER, found.name)
-        claims[:] = [Claim(Installation.objects.get(), marker, *local_r2.facts(found.name))]
+        reconnect_bucket(found, bucket_connections)
+        marker = local_r2.read(bucket_marker.MARKER_KEY, found.name)
+        bucket_connections[:] = [
+            BucketConnection(
+                DatabaseIdentity.objects.get(), marker, *local_r2.list_objects(found.name)
+            )
+        ]
     # Or the first page that is read at this address would ask for the marker.
-    bucket_marker.traits_in(found.name, json.loads(claims[0].marker))
-    with request_stats.take():
+    bucket_marker.read_traits(found.name, json.loads(bucket_connections[0].marker))
+    with request_stats.take_counts():
         pass
     return found
 
 
-def claim_as_before(bucket: Bucket, claims: list[Claim]) -> None:
-    if claims:
-        claims[0].row.save(force_insert=True)
-        bucket.put(bucket_marker.MARKER, body=claims[0].marker)
+def reconnect_bucket(bucket: Bucket, bucket_connections: list[BucketConnection]) -> None:
+    if bucket_connections:
+        bucket_connections[0].row.save(force_insert=True)
+        bucket.put(bucket_marker.MARKER_KEY, body=bucket_connections[0].marker)
         bucket_marker.record_marker(bucket.name)
     else:
-        bucket_marker.claim(bucket.name)
+        bucket_marker.connect_bucket(bucket.name)
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +304,7 @@ def proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
 @pytest.fixture
 def store(proxy: FaultyStore, bucket: Bucket) -> Iterator[FaultyStore]:
     """The way to the empty bucket, without rules yet."""
-    proxy.seen.clear()
+    proxy.requests.clear()
     yield proxy
     proxy.rules.clear()
 
@@ -324,8 +330,8 @@ def cloudflare_api(
 ) -> CloudflareApi:
     """As it is after its start, and used by this process and those that it starts. A slow machine
     has the time that it needs."""
-    monkeypatch.setattr("storage_audit.bucket.wrangler.LOOK", 60.0)
-    monkeypatch.setattr("storage_audit.bucket.wrangler.LONGEST", 60.0)
+    monkeypatch.setattr("storage_audit.bucket.wrangler.QUERY_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr("storage_audit.bucket.wrangler.MAX_CALL_SECONDS", 60.0)
     local_cloudflare.reset()
     for name, value in local_cloudflare.environment.items():
         monkeypatch.setenv(name, value)
@@ -334,7 +340,7 @@ def cloudflare_api(
         "ACCOUNT_ID": local_cloudflare.account_id,
         "API_TOKEN": local_cloudflare.token,
         "API_URL": local_cloudflare.url,
-        "WRANGLER": str(wrangler_program),
+        "WRANGLER_PATH": str(wrangler_program),
     }
     return local_cloudflare
 
@@ -350,14 +356,14 @@ def world(bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture) 
     bucket.put("stranger")
     list(work_on_scan(start_scan()))
     Project.objects.get(pk="proj_2").delete()
-    assert runner.run(CleanupOperation.objects.get().pk).status == "blocked"
-    alert_rules.notice()
+    assert runner.run_to_end(Cleanup.objects.get().pk).status == "blocked"
+    alert_rules.update_alerts()
     facts = {"name": "t", "func": "time.time", "started": timezone.now(), "stopped": timezone.now()}
     for success in (True, False):
         Task.objects.create(id=f"{success}", success=success, **facts)
     assert Schedule.objects.exists() and OrmQ.objects.exists()
-    Diagnosis.objects.create(context=Diagnosis.Context.SHELL, host="h", pid=1)
-    Job.objects.request(Job.Action.VERIFY, ["proj_1"])
+    HealthReport.objects.create(context=HealthReport.Context.SHELL, host="h", pid=1)
+    BulkJob.objects.request(BulkJob.Action.VERIFY, ["proj_1"])
     Group.objects.create(name="g")
     ApiToken.issue(name="nightly", user=User.objects.create_user("zoe"))
     return bucket
@@ -413,7 +419,7 @@ def library(bucket: Bucket, settings: Settings) -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def way(local_r2: LocalR2) -> Iterator[FaultyStore]:
+def worker_proxy(local_r2: LocalR2) -> Iterator[FaultyStore]:
     """Only other processes reach the bucket through it."""
     with faulty_store(local_r2.environment["R2_ENDPOINT_URL"]) as running:
         yield running

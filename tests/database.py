@@ -17,19 +17,19 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
 from storage_audit import locking, migrations
-from storage_audit.bucket.models import StoreCalls
+from storage_audit.bucket.models import RequestCount
 from tests.real_bucket import Bucket
 
 T = TypeVar("T")
-SECONDS = 20  # for what takes a fraction of one
-MIGRATIONS = Path(migrations.__file__ or "").parent
-LATEST_MIGRATION = max(path.stem for path in MIGRATIONS.glob("0*.py"))
+THREAD_TIMEOUT_SECONDS = 20  # for what takes a fraction of one
+MIGRATIONS_FOLDER = Path(migrations.__file__ or "").parent
+LATEST_MIGRATION = max(path.stem for path in MIGRATIONS_FOLDER.glob("0*.py"))
 
 
 @contextmanager
 def lock_table(monkeypatch: pytest.MonkeyPatch, table: str) -> Iterator[None]:
     """Somebody else has the table for himself; on SQLite there is one lock for all."""
-    monkeypatch.setattr(locking, "PATIENCE", 200)
+    monkeypatch.setattr(locking, "LOCK_TIMEOUT_MS", 200)
     other = connection.copy()
     try:
         with other.cursor() as cursor:
@@ -85,7 +85,7 @@ def another_database(tmp_path: Path, *tables: type[Model]) -> Iterator[str]:
 def dump_everything(bucket: Bucket) -> dict[str, Any]:
     """Every row of every table, and every object; but for the sessions, the log of who saved
     a form, also one of a row that has nothing to change, and how often the store was called."""
-    left_out = (LogEntry, Session, StoreCalls)
+    left_out = (LogEntry, Session, RequestCount)
     tables = [m for m in apps.get_models() if m not in left_out and not m._meta.proxy]
     rows: dict[str, Any] = {
         m._meta.label: sorted(map(repr, m._base_manager.values())) for m in tables
@@ -93,7 +93,7 @@ def dump_everything(bucket: Bucket) -> dict[str, Any]:
     return {**rows, "bucket": bucket.facts()}
 
 
-def on_own_connection(effect: Callable[[], T]) -> Callable[[], T]:
+def with_own_connection(effect: Callable[[], T]) -> Callable[[], T]:
     def closing() -> T:
         try:
             return effect()
@@ -104,15 +104,15 @@ def on_own_connection(effect: Callable[[], T]) -> Callable[[], T]:
 
 
 @contextmanager
-def meanwhile(work: Callable[[], object]) -> Iterator[Future[object]]:
+def run_in_thread(work: Callable[[], object]) -> Iterator[Future[object]]:
     """Do this in another thread; it must have ended, and well, when the block ends."""
     with ThreadPoolExecutor(1) as thread:
-        future = thread.submit(on_own_connection(work))
+        future = thread.submit(with_own_connection(work))
         yield future
-        future.result(SECONDS)
+        future.result(THREAD_TIMEOUT_SECONDS)
 
 
-def wait_until_somebody_waits_for_us() -> None:
+def wait_for_blocked_query() -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = '20s'")
         cursor.execute(

@@ -14,29 +14,29 @@ import pytest
 from django.db import connection
 from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 
-PROCESSES = Path("/proc")
-FILES = Path("/proc/self/fd")
+PROC_FOLDER = Path("/proc")
+OPEN_FILES_FOLDER = Path("/proc/self/fd")
 # Python's own, which ends with the process that started it; and a server's, which ends with the
 # connection, that clients may keep.
 IGNORED = ("multiprocessing.resource_tracker", "(process_request_thread)")
 # What fixtures of the whole session started.
-of_the_session = set[int]()
+session_owned = set[int]()
 # Seconds that they may take to end.
-PATIENCE = 5.0
+END_TIMEOUT_SECONDS = 5.0
 
 
-def threads_and_processes() -> dict[int, str]:
+def list_running() -> dict[int, str]:
     """By their numbers. A child may run another program later."""
     threads = {thread.native_id: thread.name for thread in threading.enumerate()}
     return {
         **{number: f"thread {name}" for number, name in threads.items() if number},
-        **{pid: f"process {command}" for pid in children() if (command := command_of(pid))},
+        **{pid: f"process {command}" for pid in list_children() if (command := read_command(pid))},
     }
 
 
-def children() -> Iterator[int]:
+def list_children() -> Iterator[int]:
     """Linux's own list of them may lack some while others end."""
-    for process in PROCESSES.glob("[0-9]*"):
+    for process in PROC_FOLDER.glob("[0-9]*"):
         with suppress(FileNotFoundError, ProcessLookupError):
             fields = (process / "stat").read_text().rpartition(")")[2].split()
             if int(fields[1]) == os.getpid():
@@ -57,48 +57,48 @@ def pytest_fixture_setup(fixturedef: pytest.FixtureDef[object]) -> Generator[Non
     # A look at all processes takes milliseconds, and a test has twenty fixtures.
     if fixturedef.scope != "session":
         return (yield)
-    before = threads_and_processes().keys()
+    before = list_running().keys()
     result = yield
-    of_the_session.update(threads_and_processes().keys() - before)
+    session_owned.update(list_running().keys() - before)
     return result
 
 
-def left_since(before: AbstractSet[int]) -> list[str]:
+def list_leftovers(before: AbstractSet[int]) -> list[str]:
     """What has begun since and does not end, but for what serves the whole session."""
     for thread in threading.enumerate():
         if thread.native_id not in before and IGNORED[1] not in thread.name:
-            thread.join(PATIENCE)
-    now = threads_and_processes()
-    new = [now[number] for number in now.keys() - before - of_the_session]
+            thread.join(END_TIMEOUT_SECONDS)
+    now = list_running()
+    new = [now[number] for number in now.keys() - before - session_owned]
     return [what for what in new if not any(name in what for name in IGNORED)]
 
 
-def command_of(pid: int) -> str:
+def read_command(pid: int) -> str:
     """Nothing of one that has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        return (PROCESSES / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
+        return (PROC_FOLDER / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
     return ""
 
 
-def connections_left() -> int:
+def count_connections() -> int:
     """To the database, beside that of this thread, once those of processes that ended are over."""
     with suppress(RuntimeError):
         asyncio.get_running_loop()
         return 0  # A browser's driver has the tests run in a context with a connection of its own.
-    until = monotonic() + PATIENCE
-    while (left := connections_of_others()) and monotonic() < until:
+    until = monotonic() + END_TIMEOUT_SECONDS
+    while (left := count_other_connections()) and monotonic() < until:
         # SQLite keeps a closed connection while a cursor of it waits for the garbage collector.
         gc.collect()
         sleep(0.05)
     return left
 
 
-def connections_of_others() -> int:
+def count_other_connections() -> int:
     if connection.vendor != "postgresql":
         # SQLite keeps the files of connections that were closed until no other holds a lock.
         connection.close()
         path = os.path.realpath(str(connection.settings_dict["NAME"]))
-        return [os.path.realpath(file) for file in FILES.iterdir()].count(path)
+        return [os.path.realpath(file) for file in OPEN_FILES_FOLDER.iterdir()].count(path)
     if not str(connection.settings_dict["NAME"]).startswith(TEST_DATABASE_PREFIX):
         return 0  # No test has used the database.
     with connection.cursor() as cursor:

@@ -11,7 +11,7 @@ from django.db.models.signals import post_delete, post_save, pre_delete
 
 from storage_audit import signals
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from tests.promises import Status
 
 ON_POSTGRESQL = connection.vendor == "postgresql"
@@ -24,7 +24,7 @@ def create_table(model: type[models.Model]) -> Iterator[Any]:
         with connection.schema_editor() as editor:
             editor.create_model(model)
         try:
-            signals.connect()
+            signals.connect_signals()
             yield model
         finally:
             with connection.schema_editor() as editor:
@@ -33,16 +33,16 @@ def create_table(model: type[models.Model]) -> Iterator[Any]:
         forget_model(model)
 
 
-def assert_cleanup_waits(operation: CleanupOperation) -> None:
+def assert_cleanup_waits(cleanup: Cleanup) -> None:
     if ON_POSTGRESQL:
-        left = runner.run(operation.pk)
-        assert left.status == Status.INCOMPLETE
-        assert left.error == "Project proj_1 is just being created, or deleted again."
+        left = runner.run_to_end(cleanup.pk)
+        assert left.status == Status.RETRYING
+        assert left.message == "Project proj_1 is just being created, or deleted again."
         return
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA busy_timeout = 100")
     with pytest.raises(OperationalError, match="locked"):
-        runner.run(operation.pk)
+        runner.run_to_end(cleanup.pk)
     connection.close()
 
 

@@ -17,8 +17,8 @@ from devtools.environment import made_up_environment
 from devtools.processes import Child, free_port
 from tests.paths import ROOT
 
-UNITS = ROOT / "deploy" / "systemd"
-HOST = {"host": "example.com"}
+UNITS_FOLDER = ROOT / "deploy" / "systemd"
+HOST_HEADER = {"host": "example.com"}
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def run_site(database_url: str, log: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
-def fetch(address: str, headers: dict[str, str] = HOST) -> tuple[int, str]:
+def fetch_page(address: str, headers: dict[str, str] = HOST_HEADER) -> tuple[int, str]:
     opener = build_opener(ProxyHandler({}))
     try:
         with opener.open(Request(address, headers=headers), timeout=20) as response:
@@ -58,7 +58,11 @@ class Command(Child):
     """`manage.py` in a process of its own that lists one shard at a time."""
 
     def __init__(self, folder: Path, *arguments: str, **variables: str) -> None:
-        environment = os.environ | {"DATABASE_URL": database_url(), "SCAN_LANES": "1", **variables}
+        environment = os.environ | {
+            "DATABASE_URL": database_url(),
+            "SCAN_CONCURRENCY": "1",
+            **variables,
+        }
         environment["DJANGO_SETTINGS_MODULE"] = "autoshorts.settings"
         command = [sys.executable, str(ROOT / "manage.py"), *arguments]
         log = folder / f"command-{time.monotonic_ns()}.log"
@@ -69,5 +73,5 @@ def read_service(name: str) -> dict[str, str]:
     """The [Service] section of a unit, over what systemd does when nothing is said."""
     unit = ConfigParser(interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]
-    unit.read(UNITS / f"autoshorts-{name}.service")
+    unit.read(UNITS_FOLDER / f"autoshorts-{name}.service")
     return {"KillMode": "control-group", "KillSignal": "SIGTERM", **unit["Service"]}

@@ -22,11 +22,11 @@ class Bucket:
 
     def put(self, *keys: str, body: bytes = b"content") -> None:
         for key in keys:
-            self.r2.plant(key, body, self.name)
+            self.r2.put(key, body, self.name)
 
     def keys(self) -> set[str]:
         """All but the application's own marker."""
-        return set(self.r2.keys(self.name)) - {bucket_marker.MARKER}
+        return set(self.r2.keys(self.name)) - {bucket_marker.MARKER_KEY}
 
     def facts(self, start: str = "") -> dict[str, tuple[int, str]]:
         """Size and etag of what starts so."""
@@ -38,8 +38,8 @@ class Bucket:
 
     def set_marker(self, **changes: object) -> None:
         """Claim the bucket with a marker that has these fields."""
-        content = json.loads(self.r2.read(bucket_marker.MARKER, self.name))
-        self.put(bucket_marker.MARKER, body=json.dumps({**content, **changes}).encode())
+        content = json.loads(self.r2.read(bucket_marker.MARKER_KEY, self.name))
+        self.put(bucket_marker.MARKER_KEY, body=json.dumps({**content, **changes}).encode())
         bucket_marker.record_marker(self.name)
 
     def upload(self, project_id: str, filename: str = "take.mp4", body: bytes = b"take") -> str:

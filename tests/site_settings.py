@@ -13,12 +13,12 @@ from django.core.checks import CheckMessage, run_checks
 from devtools.environment import WITHOUT_ENV_FILE, made_up_environment
 from tests.paths import ROOT
 
-SHOW = """
+SHOW_SCRIPT = """
 import json, sys
 from autoshorts import settings
 print(json.dumps([getattr(settings, name) for name in sys.argv[1:]], default=str))
 """
-RECORD = """
+RECORD_SCRIPT = """
 import json
 from autoshorts.environment import Environment
 read, found = Environment.text, {}
@@ -38,7 +38,7 @@ def run_system_checks(databases: list[str] | None = None) -> dict[str, CheckMess
 
 
 def start_site(environment: dict[str, str], *names: str) -> "subprocess.CompletedProcess[str]":
-    return run_python(["-c", SHOW, *names], environment)
+    return run_python(["-c", SHOW_SCRIPT, *names], environment)
 
 
 def run_python(
@@ -72,7 +72,9 @@ def list_problems(environment: dict[str, str]) -> list[str]:
 
 def read_variables() -> dict[str, str | None]:
     """Each variable that the site reads, with its default as text; None where it has none."""
-    done = run_python(["-c", RECORD], GOOD_ENVIRONMENT | {"DATABASE_URL": "postgres://u@h/n"})
+    done = run_python(
+        ["-c", RECORD_SCRIPT], GOOD_ENVIRONMENT | {"DATABASE_URL": "postgres://u@h/n"}
+    )
     assert done.returncode == 0, done.stderr
     found: dict[str, str | None] = json.loads(done.stdout)
     gunicorn = (ROOT / "deploy" / "gunicorn.conf.py").read_text()

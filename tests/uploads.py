@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from devtools.local_r2 import LocalR2
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import R2Object
 from tests.real_bucket import Bucket
 
@@ -35,9 +35,9 @@ def assert_row_matches_object(bucket: Bucket, key: str) -> None:
 @contextmanager
 def mark_as_being_deleted(key: str = NAME, bucket: str = "tests") -> Iterator[None]:
     """A worker is between its mark and its proof."""
-    operation = CleanupOperation.objects.request(kind="objects", bucket=bucket, trigger="deleted")
+    cleanup = Cleanup.objects.request(kind="objects", bucket=bucket, trigger="deleted")
     CleanupItem.objects.create(
-        operation=operation, key=key, identity=key, found_in="both", outcome="deleting"
+        cleanup=cleanup, key=key, identity=key, found_in="both", outcome="deleting"
     )
     yield
-    operation.items.update(outcome="deleted")
+    cleanup.items.update(outcome="deleted")

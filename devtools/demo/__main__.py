@@ -15,7 +15,7 @@ from devtools.demo.browser import Refused
 from devtools.demo.site import ROOT, USER, queue_worker, running_site
 from devtools.processes import StartError, stop_on_signals
 
-FOLDER = ROOT / ".local" / "demo"
+DEMO_FOLDER = ROOT / ".local" / "demo"
 LOCK = "demo.lock"
 
 EPILOG = """\
@@ -40,7 +40,7 @@ User name         {user}
 Password          {site.password}
 
 What to try next:
-  * See what needs you, and find each file that was left behind, with its reason:
+  * See what needs you, and find each leftover file, with its reason:
     {site.address}/admin/storage_audit/
   * Delete proj_10 in the admin, and watch its cleanup.
   * Select proj_autumn-sale and the action "Dry-run cleanup": see what would go and what would stay.
@@ -65,9 +65,9 @@ def command_line() -> ArgumentParser:
     parser.add_argument(
         "--folder",
         type=Path,
-        default=FOLDER,
+        default=DEMO_FOLDER,
         help="where its files go; an earlier demo's are removed first, and a folder with other"
-        f" files is refused (default: {FOLDER.relative_to(ROOT)})",
+        f" files is refused (default: {DEMO_FOLDER.relative_to(ROOT)})",
     )
     return parser
 
@@ -77,14 +77,14 @@ def main() -> None:
     # Passwords, keys and the database are nobody else's to read.
     os.umask(0o077)
     try:
-        with stop_on_signals(), fresh(options.folder.resolve()) as folder:
-            demo(folder, once=options.once)
+        with stop_on_signals(), lock_folder(options.folder.resolve()) as folder:
+            run_demo(folder, once=options.once)
     except (StartError, Refused, OSError) as error:
         sys.exit(f"The demo failed; whatever it started is stopped.\n{error}")
 
 
 @contextmanager
-def fresh(folder: Path) -> Iterator[Path]:
+def lock_folder(folder: Path) -> Iterator[Path]:
     """Hold the folder for us alone, emptied of an earlier demo; StartError when that cannot be."""
     lock_file = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,15 +103,15 @@ def fresh(folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def demo(folder: Path, *, once: bool) -> None:
+def run_demo(folder: Path, *, once: bool) -> None:
     """Exit 1 when the story does not end as it should; serve the admin unless `once`."""
     print("Starting a local R2, a queue worker and the admin ...", flush=True)
     with running_site(folder) as site:
         # Its models can be imported only now that Django is set up.
         from devtools.demo.states import make_states
-        from devtools.demo.story import tell
+        from devtools.demo.story import run_story
 
-        if not tell(site):
+        if not run_story(site):
             sys.exit(1)
         if once:
             return
@@ -119,7 +119,7 @@ def demo(folder: Path, *, once: bool) -> None:
         site.worker.stop()
         make_states(site.r2)
         with queue_worker(folder) as worker:
-            exports = shlex.quote(str(site.exports))
+            exports = shlex.quote(str(site.exports_path))
             python = shlex.quote(os.path.relpath(sys.executable, ROOT))
             print(
                 INVITATION.format(site=site, user=USER, exports=exports, python=python), flush=True

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUCKET = "autoshorts-media"
 USER = "admin"
 
-# Another process can take a port between our look and the web server's.
+# Another process can take a port between our check and the web server's start.
 START_ATTEMPTS = 3
 PORT_TAKEN = "Connection in use"
 
@@ -37,7 +37,7 @@ PORT_TAKEN = "Connection in use"
 @dataclass(frozen=True)
 class Site:
     folder: Path
-    exports: Path
+    exports_path: Path
     r2: LocalR2
     worker: Child
     web: Child
@@ -47,9 +47,9 @@ class Site:
     def serve(self) -> NoReturn:
         """Block until a process ends by itself, which is an error."""
         processes = [self.r2.process, self.worker, self.web]
-        while all(process.running for process in processes):
+        while all(process.is_running for process in processes):
             time.sleep(0.5)
-        dead = next(process for process in processes if not process.running)
+        dead = next(process for process in processes if not process.is_running)
         raise StartError(f"the {dead.name} ended by itself\n{dead.tail()}")
 
 
@@ -59,7 +59,7 @@ def running_site(folder: Path) -> Iterator[Site]:
     with ExitStack() as stack:
         r2 = stack.enter_context(LocalR2(folder / "r2", [BUCKET]))
         api = stack.enter_context(cloudflare_api(r2))
-        variables = environment(folder, r2, api)
+        variables = demo_environment(folder, r2, api)
         exports = write_exports(folder / "environment", variables)
         replace_environment(variables, home=folder)
         password = set_up_django()
@@ -68,7 +68,7 @@ def running_site(folder: Path) -> Iterator[Site]:
         yield Site(folder, exports, r2, worker, web, address, password)
 
 
-def environment(folder: Path, r2: LocalR2, api: CloudflareApi) -> dict[str, str]:
+def demo_environment(folder: Path, r2: LocalR2, api: CloudflareApi) -> dict[str, str]:
     return {
         **WITHOUT_ENV_FILE,
         **r2.environment,
@@ -90,7 +90,7 @@ def write_exports(path: Path, variables: dict[str, str]) -> Path:
 
 
 def replace_environment(variables: dict[str, str], home: Path) -> None:
-    """Nothing of the caller's stays but PATH: no AWS profile, no proxy, no R2 variables."""
+    """Keep only the caller's PATH: no AWS profile, no proxy, no R2 variables."""
     path = os.environ.get("PATH", os.defpath)
     os.environ.clear()
     os.environ.update(variables, PATH=path, HOME=str(home))
@@ -99,14 +99,14 @@ def replace_environment(variables: dict[str, str], home: Path) -> None:
 def set_up_django() -> str:
     """Make the database and the bucket's marker; return the password of a new superuser."""
     django.setup()
-    # The story is told by print; django-q2 would tell of each task it enqueues.
+    # The story uses print; django-q2 would log each task that it enqueues.
     logging.disable(logging.INFO)
     call_command("migrate", verbosity=0)
     from django.contrib.auth.models import User
 
     from storage_audit.ownership import bucket_marker
 
-    bucket_marker.claim(BUCKET)
+    bucket_marker.connect_bucket(BUCKET)
     password = secrets.token_urlsafe(12)
     User.objects.create_superuser(USER, password=password)
     return password
@@ -128,7 +128,7 @@ def web_server(folder: Path) -> Iterator[tuple[str, Child]]:
         argv += ["--bind", f"127.0.0.1:{port}", "--threads", "8"]
         with Child("web server", argv, env=os.environ, log=folder / "web.log", cwd=ROOT) as web:
             try:
-                web.wait_until(partial(answers, web, address))
+                web.wait_until(partial(is_web_ready, web, address))
             except StartError:
                 if attempt == START_ATTEMPTS or PORT_TAKEN not in web.tail():
                     raise
@@ -137,8 +137,8 @@ def web_server(folder: Path) -> Iterator[tuple[str, Child]]:
             return
 
 
-def answers(web: Child, address: str) -> bool:
-    # Until it says so, another program may be the one that listens there.
+def is_web_ready(web: Child, address: str) -> bool:
+    # Before that, another program may be listening there.
     if "Listening at" not in web.tail():
         return False
     try:

@@ -1,4 +1,4 @@
-"""What needs a person or needed one, and who was told of it when."""
+"""The list of alerts, and who was told about each, and when."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,75 +17,74 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.alerts import deliver
-from storage_audit.alerts.alert_rules import recipients
-from storage_audit.alerts.alert_text import MEANING
-from storage_audit.alerts.models import Delivery, Incident, Notice
-from storage_audit.concurrency import Busy, place
+from storage_audit.alerts.alert_rules import list_recipients
+from storage_audit.alerts.alert_text import ALERT_MEANINGS
+from storage_audit.alerts.models import Alert, Delivery, Notification
+from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.conf import conf
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
-from storage_audit.redaction import visible
-from storage_audit.roles import refusal
-from storage_audit.ui.links import list_of
+from storage_audit.redaction import printable_text
+from storage_audit.roles import refusal_reason
+from storage_audit.ui.links import changelist_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin
 
 State = Delivery.State
 
 
-class OverFilter(admin.SimpleListFilter):
+class AlertStateFilter(admin.SimpleListFilter):
     title = gettext_lazy("state")
     parameter_name = "over"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [("0", _("open")), ("1", _("over"))]
 
-    def queryset(
-        self, request: HttpRequest, queryset: QuerySet[Incident]
-    ) -> QuerySet[Incident] | None:
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Alert]) -> QuerySet[Alert] | None:
         chosen = {"0": True, "1": False}.get(self.value() or "")
         return queryset if chosen is None else queryset.filter(ended_at__isnull=chosen)
 
 
-@admin.register(Incident)
-class IncidentAdmin(ReadOnlyAdmin[Incident]):
-    list_display = ("what", "about", "began_at", "until", "told")
-    list_filter = (OverFilter, "kind")
-    list_select_related = ("operation",)
+@admin.register(Alert)
+class AlertAdmin(ReadOnlyAdmin[Alert]):
+    list_display = ("kind_label", "project_label", "began_at", "ended_label", "delivery_summary")
+    list_filter = (AlertStateFilter, "kind")
+    list_select_related = ("cleanup",)
     ordering = ("-began_at", "pk")
     fields = ()
-    change_list_template = "admin/storage_audit/incident/change_list.html"
-    change_form_template = "admin/storage_audit/incident/change_form.html"
+    change_list_template = "admin/storage_audit/alert/change_list.html"
+    change_form_template = "admin/storage_audit/alert/change_form.html"
 
     def get_urls(self) -> list[URLPattern]:
-        test = self.as_page(self.send_test)
-        return [path("test/", test, name="storage_audit_test_notices"), *super().get_urls()]
+        test = self.wrap_view(self.send_test)
+        return [path("test/", test, name="storage_audit_test_notification"), *super().get_urls()]
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Incident]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Alert]:
         deliveries = Delivery.objects.order_by("channel", "recipient")
-        with_deliveries = Notice.objects.prefetch_related(Prefetch("deliveries", deliveries))
+        with_deliveries = Notification.objects.prefetch_related(Prefetch("deliveries", deliveries))
         return (
             super()
             .get_queryset(request)
             .prefetch_related(
-                Prefetch("begin_notice", with_deliveries), Prefetch("end_notice", with_deliveries)
+                Prefetch("begin_notification", with_deliveries),
+                Prefetch("end_notification", with_deliveries),
             )
         )
 
-    @admin.display(description=gettext_lazy("incident"), ordering="kind")
-    def what(self, incident: Incident) -> str:
-        return incident.get_kind_display()
+    @admin.display(description=gettext_lazy("alert"), ordering="kind")
+    def kind_label(self, alert: Alert) -> str:
+        return alert.get_kind_display()
 
     @admin.display(description=gettext_lazy("project"))
-    def about(self, incident: Incident) -> str | None:
-        return visible(incident.operation.subject) if incident.operation else None
+    def project_label(self, alert: Alert) -> str | None:
+        return printable_text(alert.cleanup.subject) if alert.cleanup else None
 
     @admin.display(description=gettext_lazy("over"), ordering="ended_at")
-    def until(self, incident: Incident) -> str:
-        return localize(localtime(incident.ended_at)) if incident.ended_at else _("open")
+    def ended_label(self, alert: Alert) -> str:
+        return localize(localtime(alert.ended_at)) if alert.ended_at else _("open")
 
     @admin.display(description=gettext_lazy("told"))
-    def told(self, incident: Incident) -> str:
-        found = [delivery for _about, delivery in deliveries_of(incident)]
+    def delivery_summary(self, alert: Alert) -> str:
+        found = [delivery for _about, delivery in deliveries_of(alert)]
         if not found:
             return _("nobody")
         sent = sum(delivery.is_sent for delivery in found)
@@ -93,61 +92,66 @@ class IncidentAdmin(ReadOnlyAdmin[Incident]):
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
         context = {
-            "recipients": list(map(named, recipients())),
-            "from_when": from_when(),
-            "refusal": refusal(request, "test_notices"),
+            "recipients": list(map(recipient_name, list_recipients())),
+            "from_when": thresholds_text(),
+            "refusal": refusal_reason(request, "test_notifications"),
         }
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        incident = context["original"]
+        alert = context["original"]
         context |= {
-            "title": _("Incident: %s") % incident,
-            "subtitle": self.about(incident),
-            "meaning": MEANING[Incident.Kind(incident.kind)],
-            "summary": visible(incident.summary),
-            "findings": list_of("finding", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN),
-            "deliveries": [shown(*each) for each in deliveries_of(incident)],
+            "title": _("Alert: %s") % alert,
+            "subtitle": self.project_label(alert),
+            "meaning": ALERT_MEANINGS[Alert.Kind(alert.kind)],
+            "summary": printable_text(alert.summary),
+            "findings": changelist_url(
+                "finding", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN
+            ),
+            "deliveries": [delivery_context(*each) for each in deliveries_of(alert)],
         }
         return super().render_change_form(request, context, *args, **kwargs)
 
     def send_test(self, request: HttpRequest) -> HttpResponse:
-        if refusal(request, "test_notices"):
+        if refusal_reason(request, "test_notifications"):
             raise PermissionDenied
         if request.method == "POST":
-            return self.say_hello(request)
+            return self.send_and_report(request)
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
             "title": _("Send a test message"),
             "opts": self.opts,
             "media": self.media,
-            "recipients": list(map(named, recipients())),
+            "recipients": list(map(recipient_name, list_recipients())),
         }
-        return TemplateResponse(request, "admin/storage_audit/incident/send_test.html", context)
+        return TemplateResponse(request, "admin/storage_audit/alert/send_test.html", context)
 
-    def say_hello(self, request: HttpRequest) -> HttpResponseRedirect:
+    def send_and_report(self, request: HttpRequest) -> HttpResponseRedirect:
         try:
-            with place():
-                results = list(deliver.send_test())
+            with acquire_slot():
+                results = list(deliver.send_test_messages())
         except Busy as full:
             self.message_user(request, str(full), messages.ERROR)
             results = []
         for who, error in results:
             if error:
-                text = _("Not sent to %(who)s. %(error)s") % {"who": who, "error": visible(error)}
+                text = _("Not sent to %(who)s. %(error)s") % {
+                    "who": who,
+                    "error": printable_text(error),
+                }
                 self.message_user(request, text, messages.ERROR)
             else:
                 text = _("Sent to %s. Look whether it has arrived.") % who
                 self.message_user(request, text, messages.SUCCESS)
         may_look = self.has_view_permission(request)
-        return redirect("admin:storage_audit_incident_changelist" if may_look else "admin:index")
+        return redirect("admin:storage_audit_alert_changelist" if may_look else "admin:index")
 
 
-def from_when() -> str:
-    """What the settings say of what there is to be told."""
+def thresholds_text() -> str:
+    """When the settings raise an alert."""
     moment, findings = now(), conf().notify_findings
     text = ngettext(
         "Overdue after %(time)s; more than %(findings)d finding.",
@@ -157,32 +161,32 @@ def from_when() -> str:
     return text % {"time": timesince(moment - conf().notify_overdue, moment), "findings": findings}
 
 
-def named(recipient: tuple[str, str]) -> str:
+def recipient_name(recipient: tuple[str, str]) -> str:
     channel, who = recipient
     return who or str(Delivery.Channel(channel).label)
 
 
-def deliveries_of(incident: Incident) -> Iterator[tuple[str, Delivery]]:
-    """Each with what it is about."""
-    for about, notice in (
-        (_("it began"), incident.begin_notice),
-        (_("it is over"), incident.end_notice),
+def deliveries_of(alert: Alert) -> Iterator[tuple[str, Delivery]]:
+    """Each delivery, and whether it is about the beginning or the end."""
+    for about, notification in (
+        (_("it began"), alert.begin_notification),
+        (_("it is over"), alert.end_notification),
     ):
-        for delivery in notice.deliveries.all() if notice else ():
+        for delivery in notification.deliveries.all() if notification else ():
             yield about, delivery
 
 
-def shown(about: str, delivery: Delivery) -> dict[str, Any]:
+def delivery_context(about: str, delivery: Delivery) -> dict[str, Any]:
     return {
         "about": about,
-        "who": visible(str(delivery)),
+        "who": printable_text(str(delivery)),
         "channel": delivery.get_channel_display(),
         "state": delivery.get_state_display(),
         "badge": {State.SENT: "ok", State.GIVEN_UP: "wrong"}.get(
             State(delivery.state), "warning" if delivery.error else ""
         ),
-        "tries": delivery.tries,
+        "attempts": delivery.attempts,
         "sent_at": delivery.sent_at,
-        "next_try_at": delivery.next_try_at,
-        "error": visible(delivery.error),
+        "next_attempt_at": delivery.next_attempt_at,
+        "error": printable_text(delivery.error),
     }

@@ -1,4 +1,4 @@
-"""What a notice says: a mail's subject and text, and what a program gets."""
+"""The texts of a notification: a mail's subject and body, and what a program gets."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,16 +11,16 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 
-from storage_audit.alerts.models import Incident, Notice
+from storage_audit.alerts.models import Alert, Notification
 from storage_audit.conf import conf
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
-Kind = Incident.Kind
-# Of each kind, in one message; how many there are more is said.
-LISTED = 20
-MANY = {
+Kind = Alert.Kind
+# Alerts of each kind that one message lists; it counts the others.
+MAX_ALERTS_LISTED = 20
+COUNT_TEXTS = {
     Kind.BLOCKED: ngettext_lazy("%d deletion is blocked", "%d deletions are blocked"),
     Kind.FAILED: ngettext_lazy("%d deletion has failed", "%d deletions have failed"),
     Kind.OVERDUE: ngettext_lazy("%d deletion is overdue", "%d deletions are overdue"),
@@ -33,14 +33,15 @@ MANY = {
     ),
     Kind.FINDINGS: ngettext_lazy("many findings are open", "many findings are open"),
     Kind.IDS: ngettext_lazy(
-        "project ids are not accepted by PROJECT_ID", "project ids are not accepted by PROJECT_ID"
+        "project ids are not accepted by PROJECT_ID_PATTERN",
+        "project ids are not accepted by PROJECT_ID_PATTERN",
     ),
 }
 # What it means, and the next step.
-MEANING = {
+ALERT_MEANINGS = {
     Kind.BLOCKED: gettext_lazy(
         "Nothing is deleted until a person decides. Open the deletion: it says what stopped it,"
-        " with the figures. Once that is settled, force-delete it to release it."
+        " with the figures. Once that is settled, force-delete it to approve it."
     ),
     Kind.FAILED: gettext_lazy(
         "Something remains after hours of trying, or cannot be done at all. It is tried again once"
@@ -61,104 +62,114 @@ MEANING = {
     ),
     Kind.FINDINGS: gettext_lazy(
         "Complete scans saw more differences between the bucket and the table than you want to be"
-        " told of. Open the findings and decide on them: delete orphans, track, or acknowledge."
+        " told of. Open the findings and decide on them: delete orphans, track, or ignore."
     ),
     Kind.IDS: gettext_lazy(
         "Files that could belong to these projects are kept, and their own files cannot be cleaned"
-        " up. Give the projects other ids, or change the setting PROJECT_ID so that it accepts"
-        " them. The alert ends within an hour."
+        " up. Give the projects other ids, or change the setting PROJECT_ID_PATTERN so that it"
+        " accepts them. The alert ends within an hour."
     ),
 }
 
 
-def subject(notice: Notice) -> str:
-    """Of our own words and numbers only: nothing that a stranger wrote stands in a mail's head."""
-    told = [MANY[kind] % number for kind, number in counts(notice.began.all())]
-    if ended := notice.ended.count():
-        told.append(ngettext("%d incident is over", "%d incidents are over", ended) % ended)
+def mail_subject(notification: Notification) -> str:
+    """Only our own words and numbers: nothing that a stranger wrote gets into a mail's header."""
+    told = [
+        COUNT_TEXTS[kind] % number
+        for kind, number in count_by_kind(notification.begun_alerts.all())
+    ]
+    if ended := notification.ended_alerts.count():
+        told.append(ngettext("%d alert is over", "%d alerts are over", ended) % ended)
     text = "; ".join(map(str, told))
     return text[:1].upper() + text[1:]
 
 
-def counts(incidents: QuerySet[Incident]) -> list[tuple[Kind, int]]:
-    kinds = list(incidents.values_list("kind", flat=True))
+def count_by_kind(alerts: QuerySet[Alert]) -> list[tuple[Kind, int]]:
+    kinds = list(alerts.values_list("kind", flat=True))
     return [(kind, kinds.count(kind)) for kind in Kind if kind in kinds]
 
 
-def text(notice: Notice) -> str:
-    parts = [part for kind, number in counts(notice.began.all()) for part in begun(notice, kind)]
-    if ended := notice.ended.count():
-        listed = "\n".join(map(over, newest(notice.ended.all())))
-        parts += [_("What is over:"), listed, *more(ended)]
-    if overview := link("incident_changelist"):
-        parts.append(_("All incidents: %s") % overview)
+def message_text(notification: Notification) -> str:
+    parts = [
+        part
+        for kind, number in count_by_kind(notification.begun_alerts.all())
+        for part in begun_paragraphs(notification, kind)
+    ]
+    if ended := notification.ended_alerts.count():
+        listed = "\n".join(map(ended_entry, newest_alerts(notification.ended_alerts.all())))
+        parts += [_("What is over:"), listed, *remainder_text(ended)]
+    if overview := admin_url("alert_changelist"):
+        parts.append(_("All alerts: %s") % overview)
     parts.append(_("Each is told once when it begins and once when it is over."))
     return "\n\n".join(parts) + "\n"
 
 
-def begun(notice: Notice, kind: Kind) -> Iterator[str]:
-    mine = notice.began.filter(kind=kind)
+def begun_paragraphs(notification: Notification, kind: Kind) -> Iterator[str]:
+    mine = notification.begun_alerts.filter(kind=kind)
     number = mine.count()
-    head = str(MANY[kind] % number)
-    yield f"{head[:1].upper()}{head[1:]}. {MEANING[kind]}"
-    yield from map(shown, newest(mine))
-    yield from more(number)
+    head = str(COUNT_TEXTS[kind] % number)
+    yield f"{head[:1].upper()}{head[1:]}. {ALERT_MEANINGS[kind]}"
+    yield from map(alert_entry, newest_alerts(mine))
+    yield from remainder_text(number)
 
 
-def newest(incidents: QuerySet[Incident]) -> QuerySet[Incident]:
-    return incidents.select_related("operation").order_by("-began_at", "pk")[:LISTED]
+def newest_alerts(alerts: QuerySet[Alert]) -> QuerySet[Alert]:
+    return alerts.select_related("cleanup").order_by("-began_at", "pk")[:MAX_ALERTS_LISTED]
 
 
-def more(number: int) -> list[str]:
-    return [_("… and %d more.") % (number - LISTED)] if number > LISTED else []
+def remainder_text(number: int) -> list[str]:
+    return (
+        [_("… and %d more.") % (number - MAX_ALERTS_LISTED)] if number > MAX_ALERTS_LISTED else []
+    )
 
 
-def shown(incident: Incident) -> str:
+def alert_entry(alert: Alert) -> str:
     lines = [
-        _("%(what)s, since %(when)s") % {"what": named(incident), "when": at(incident.began_at)}
+        _("%(what)s, since %(when)s")
+        % {"what": alert_name(alert), "when": format_time(alert.began_at)}
     ]
-    if incident.ended_at:
-        lines[0] += " " + _("(over since %s)") % at(incident.ended_at)
-    return "\n  ".join([f"- {lines[0]}", incident.summary, page_of(incident)])
+    if alert.ended_at:
+        lines[0] += " " + _("(over since %s)") % format_time(alert.ended_at)
+    return "\n  ".join([f"- {lines[0]}", alert.summary, alert_url(alert)])
 
 
-def over(incident: Incident) -> str:
+def ended_entry(alert: Alert) -> str:
     text = _("%(what)s: %(kind)s from %(began)s to %(ended)s.") % {
-        "what": named(incident),
-        "kind": incident.get_kind_display(),
-        "began": at(incident.began_at),
-        "ended": at(incident.ended_at or timezone.now()),
+        "what": alert_name(alert),
+        "kind": alert.get_kind_display(),
+        "began": format_time(alert.began_at),
+        "ended": format_time(alert.ended_at or timezone.now()),
     }
-    if incident.operation:
-        text += " " + _("The deletion is now: %s.") % incident.operation.get_status_display()
-    return f"- {text}\n  {page_of(incident)}"
+    if alert.cleanup:
+        text += " " + _("The deletion is now: %s.") % alert.cleanup.get_status_display()
+    return f"- {text}\n  {alert_url(alert)}"
 
 
-def named(incident: Incident) -> str:
-    if incident.operation is None:
-        return str(MANY[Kind(incident.kind)] % 1)
+def alert_name(alert: Alert) -> str:
+    if alert.cleanup is None:
+        return str(COUNT_TEXTS[Kind(alert.kind)] % 1)
     return _("%(project)s, deletion %(id)s") % {
-        "project": visible(incident.operation.subject),
-        "id": incident.operation.pk,
+        "project": printable_text(alert.cleanup.subject),
+        "id": alert.cleanup.pk,
     }
 
 
-def at(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     return f"{timezone.localtime(moment):%Y-%m-%d %H:%M %Z}"
 
 
-def page_of(incident: Incident) -> str:
-    """Where to look and to act."""
-    if incident.operation_id:
-        return link("cleanupoperation_change", incident.operation_id)
-    if incident.kind == Kind.FINDINGS:
-        return link("finding_changelist", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN)
-    return link("incident_changelist")
+def alert_url(alert: Alert) -> str:
+    """The page to act on."""
+    if alert.cleanup_id:
+        return admin_url("cleanup_change", alert.cleanup_id)
+    if alert.kind == Kind.FINDINGS:
+        return admin_url("finding_changelist", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN)
+    return admin_url("alert_changelist")
 
 
-def link(name: str, *args: object, **filters: str) -> str:
-    """The whole address when the settings tell the site's, else its path; nothing where the project
-    has no such page."""
+def admin_url(name: str, *args: object, **filters: str) -> str:
+    """The whole address if the settings have the site's, else the path; nothing if the project has
+    no such page."""
     try:
         path = reverse(f"admin:storage_audit_{name}", args=args)
     except NoReverseMatch:
@@ -167,33 +178,33 @@ def link(name: str, *args: object, **filters: str) -> str:
     return conf().notify_site_url.rstrip("/") + path + query
 
 
-def content(notice: Notice) -> dict[str, Any]:
-    """For a program; `text` is what chats show."""
-    began, ended = notice.began.all(), notice.ended.all()
+def webhook_content(notification: Notification) -> dict[str, Any]:
+    """For programs; `text` is what chats show."""
+    began, ended = notification.begun_alerts.all(), notification.ended_alerts.all()
     return {
-        "type": "storage_audit.incidents",
-        "timestamp": notice.made_at.isoformat(),
-        "text": text(notice),
+        "type": "storage_audit.alerts",
+        "timestamp": notification.made_at.isoformat(),
+        "text": message_text(notification),
         "data": {
-            "began": [facts(each) for each in newest(began)],
+            "began": [alert_json(each) for each in newest_alerts(began)],
             "began_count": began.count(),
-            "ended": [facts(each) for each in newest(ended)],
+            "ended": [alert_json(each) for each in newest_alerts(ended)],
             "ended_count": ended.count(),
         },
     }
 
 
-def facts(incident: Incident) -> dict[str, Any]:
-    operation, ended_at = incident.operation, incident.ended_at
+def alert_json(alert: Alert) -> dict[str, Any]:
+    cleanup, ended_at = alert.cleanup, alert.ended_at
     return {
-        "id": incident.pk,
-        "kind": incident.kind,
-        "summary": incident.summary,
-        "deletion_id": operation and str(operation.pk),
-        "project_id": operation and operation.project_id,
-        "bucket": operation and operation.bucket,
-        "status": operation and operation.status,
-        "began_at": incident.began_at.isoformat(),
+        "id": alert.pk,
+        "kind": alert.kind,
+        "summary": alert.summary,
+        "deletion_id": cleanup and str(cleanup.pk),
+        "project_id": cleanup and cleanup.project_id,
+        "bucket": cleanup and cleanup.bucket,
+        "status": cleanup and cleanup.status,
+        "began_at": alert.began_at.isoformat(),
         "ended_at": ended_at and ended_at.isoformat(),
-        "url": page_of(incident),
+        "url": alert_url(alert),
     }

@@ -1,5 +1,5 @@
-"""A webhook, signed as https://www.standardwebhooks.com/ has it: a receiver can check it with that
-project's libraries."""
+"""Sends mails and webhooks. A webhook is signed as https://www.standardwebhooks.com/ says, so a
+receiver can check it with that project's libraries."""
 
 import hmac
 import json
@@ -23,12 +23,12 @@ from django.utils.translation import gettext as _
 from storage_audit import __version__
 from storage_audit.conf import conf
 
-PATIENCE = 10  # seconds, for all of it
-GONE = 410
+WEBHOOK_TIMEOUT_SECONDS = 10  # seconds, for all of it
+HTTP_GONE = 410
 
 
 class NoRedirect(HTTPRedirectHandler):
-    """Who answers with another address may send the message, and the network, anywhere."""
+    """Do not follow redirects: they could send the message anywhere, even into our network."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -37,13 +37,13 @@ class NoRedirect(HTTPRedirectHandler):
 def send_webhook(message_id: str, content: dict[str, Any]) -> None:
     """The same id for the same message, whenever it is sent. Raises DeliveryFailed."""
     body = json.dumps(content).encode()
-    status = post(body, headers(message_id, int(time()), body))
+    status = post_webhook(body, webhook_headers(message_id, int(time()), body))
     if not 200 <= status < 300:
         text = _("The webhook's receiver answers %d.") % status
-        raise DeliveryFailed(text, hopeless=status == GONE)
+        raise DeliveryFailed(text, permanent=status == HTTP_GONE)
 
 
-def headers(message_id: str, now: int, body: bytes) -> dict[str, str]:
+def webhook_headers(message_id: str, now: int, body: bytes) -> dict[str, str]:
     signed = hmac.digest(conf().webhook_key, f"{message_id}.{now}.".encode() + body, "sha256")
     return {
         "Content-Type": "application/json",
@@ -54,32 +54,32 @@ def headers(message_id: str, now: int, body: bytes) -> dict[str, str]:
     }
 
 
-def post(body: bytes, sent: dict[str, str]) -> int:
-    """A socket's timeout is for each read: who answers byte by byte would hold us for longer than
-    the message is ours. So the whole of it is done in a thread, which nobody waits for for longer
-    than this, not even the end of the process."""
-    request = Request(conf().notify_webhook_url, body, sent, method="POST")
+def post_webhook(body: bytes, request_headers: dict[str, str]) -> int:
+    """A socket's timeout is for each read: a receiver that answers byte by byte would hold us for
+    longer than our lease. So a thread does it, and nothing waits longer for it than the timeout,
+    not even the end of the process."""
+    request = Request(conf().notify_webhook_url, body, request_headers, method="POST")
     status: Future[int] = Future()
-    Thread(target=ask, args=(request, status), daemon=True).start()
+    Thread(target=fetch_status, args=(request, status), daemon=True).start()
     try:
-        return status.result(PATIENCE)
+        return status.result(WEBHOOK_TIMEOUT_SECONDS)
     except (OSError, HTTPException) as error:
         text = _("The webhook's receiver cannot be reached, or breaks off: %s")
-        raise DeliveryFailed(text % name_of(error)) from error
+        raise DeliveryFailed(text % error_name(error)) from error
 
 
-def name_of(error: OSError | HTTPException) -> str:
-    """Not its text, which may have the address in it, or a host that is a secret. Of a certificate
-    also OpenSSL's number for what is wrong with it."""
+def error_name(error: OSError | HTTPException) -> str:
+    """The error's name, as its text may have the address or a secret host. For a TLS certificate
+    also OpenSSL's number of the problem."""
     below = error.reason if isinstance(error, URLError) else None
     error = below if isinstance(below, OSError) else error
     code = error.verify_code if isinstance(error, SSLCertVerificationError) else ""
     return f"{type(error).__name__} {code}".rstrip()
 
 
-def ask(request: Request, status: Future[int]) -> None:
+def fetch_status(request: Request, status: Future[int]) -> None:
     try:
-        with build_opener(NoRedirect).open(request, timeout=PATIENCE) as answer:
+        with build_opener(NoRedirect).open(request, timeout=WEBHOOK_TIMEOUT_SECONDS) as answer:
             status.set_result(answer.status)
     except HTTPError as error:
         with error:
@@ -89,20 +89,20 @@ def ask(request: Request, status: Future[int]) -> None:
 
 
 class DeliveryFailed(Exception):
-    """The message did not arrive, as far as can be told; the text says why, and holds no secret.
-    `hopeless` says that it never will."""
+    """The message did not arrive, as far as we know; the text says why, and holds no secret. If it
+    is `permanent`, the message never will."""
 
-    def __init__(self, text: str, *, hopeless: bool = False) -> None:
+    def __init__(self, text: str, *, permanent: bool = False) -> None:
         super().__init__(text)
-        self.hopeless = hopeless
+        self.permanent = permanent
 
 
 def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
-    """The same id for the same message, so that a mailbox can tell a repetition. Raises
+    """The same id for the same message, so that a mailbox can recognise a repetition. Raises
     DeliveryFailed."""
     headers = {
-        "Message-ID": f"<{message_id}@{domain()}>",
-        # So that no absence note answers: https://www.rfc-editor.org/rfc/rfc3834
+        "Message-ID": f"<{message_id}@{message_id_domain()}>",
+        # No automatic replies: https://www.rfc-editor.org/rfc/rfc3834
         "Auto-Submitted": "auto-generated",
     }
     whole = settings.EMAIL_SUBJECT_PREFIX + subject
@@ -117,6 +117,6 @@ def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
         raise DeliveryFailed(_("The mail server does not take it: %s") % reason) from error
 
 
-def domain() -> str:
+def message_id_domain() -> str:
     """The same on each machine, as any of them may be the one that sends it again."""
     return urlsplit(conf().notify_site_url).hostname or "storage-audit.invalid"

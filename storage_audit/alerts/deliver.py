@@ -1,5 +1,5 @@
-"""Sends what is to be told, to each recipient at least once: whoever is killed between sending and
-noting it leaves a message that is sent again."""
+"""Sends notifications to each recipient at least once: if a worker is killed between sending a
+message and recording that, the message is sent again."""
 
 import logging
 from collections.abc import Iterator
@@ -11,63 +11,67 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.alerts import alert_text
-from storage_audit.alerts.alert_rules import recipients
+from storage_audit.alerts.alert_rules import list_recipients
 from storage_audit.alerts.channels import DeliveryFailed, send_mail, send_webhook
 from storage_audit.alerts.models import Delivery
 from storage_audit.conf import conf
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_secrets
 
 logger = logging.getLogger(__name__)
 
 Channel = Delivery.Channel
 
 
-def send_due() -> list[Delivery]:
-    """Send what is due, until one worker's turn is over; the next goes on. Each as it is then."""
+def send_due_deliveries() -> list[Delivery]:
+    """Send what is due until this turn is over; the next turn goes on. Gives the deliveries as they
+    are then."""
     began, tried = monotonic(), []
-    for delivery in Delivery.objects.due(timezone.now()).select_related("notice").order_by("pk"):
-        if timedelta(seconds=monotonic() - began) > conf().slice:
+    for delivery in (
+        Delivery.objects.due(timezone.now()).select_related("notification").order_by("pk")
+    ):
+        if timedelta(seconds=monotonic() - began) > conf().turn_time:
             break
-        if delivery.claim():
-            send(delivery)
+        if delivery.acquire_lease():
+            send_delivery(delivery)
             tried.append(delivery)
     return tried
 
 
-def send(delivery: Delivery) -> None:
-    """Outside of a transaction, and whatever one channel does, the others have their turn."""
+def send_delivery(delivery: Delivery) -> None:
+    """Outside of a transaction. Whatever one channel does, the others get their messages."""
     try:
-        hand_over(delivery)
+        hand_to_channel(delivery)
     except DeliveryFailed as error:
-        delivery.fail(str(error), hopeless=error.hopeless)
-        logger.warning("Notice %s by %s: %s", delivery.notice_id, delivery.channel, error)
+        delivery.fail(str(error), permanent=error.permanent)
+        name, channel = delivery.notification_id, delivery.channel
+        logger.warning("Notification %s by %s: %s", name, channel, error)
     except Exception as error:
-        delivery.fail(unforeseen(error))
-        logger.exception("Notice %s by %s", delivery.notice_id, delivery.channel)
+        delivery.fail(unexpected_error_text(error))
+        logger.exception("Notification %s by %s", delivery.notification_id, delivery.channel)
     else:
         delivery.mark_sent()
 
 
-def unforeseen(error: Exception) -> str:
+def unexpected_error_text(error: Exception) -> str:
     return _("It could not be sent (%s): the log says why.") % type(error).__name__
 
 
-def hand_over(delivery: Delivery) -> None:
-    notice = delivery.notice
-    if (delivery.channel, delivery.recipient) not in recipients():
-        raise DeliveryFailed(_("The settings do not name it any more."), hopeless=True)
+def hand_to_channel(delivery: Delivery) -> None:
+    notification = delivery.notification
+    if (delivery.channel, delivery.recipient) not in list_recipients():
+        raise DeliveryFailed(_("The settings do not name it any more."), permanent=True)
     if delivery.channel == Channel.WEBHOOK:
-        send_webhook(str(notice.pk), alert_text.content(notice))
+        send_webhook(str(notification.pk), alert_text.webhook_content(notification))
     else:
-        written = alert_text.subject(notice), alert_text.text(notice)
-        send_mail(delivery.recipient, str(notice.pk), *written)
+        written = alert_text.mail_subject(notification), alert_text.message_text(notification)
+        send_mail(delivery.recipient, str(notification.pk), *written)
 
 
-def send_test() -> Iterator[tuple[str, str]]:
-    """Say hello to each recipient of the settings; gives each, and why not if it did not arrive."""
-    subject = _("Test: these notices arrive")
+def send_test_messages() -> Iterator[tuple[str, str]]:
+    """Send a test message to each recipient; gives each, and the error if it did not arrive."""
+    subject = _("Test: these notifications arrive")
     text = _("A person asked for this message to see whether it arrives. Nothing is wrong.")
-    for channel, who in recipients():
+    for channel, who in list_recipients():
         name = who or str(Channel(channel).label)
         message_id = str(uuid4())
         try:
@@ -78,9 +82,9 @@ def send_test() -> Iterator[tuple[str, str]]:
             else:
                 send_mail(who, message_id, subject, text)
         except DeliveryFailed as error:
-            yield name, str(redact(str(error)))
+            yield name, str(redact_secrets(str(error)))
         except Exception as error:
             logger.exception("Test message by %s", channel)
-            yield name, unforeseen(error)
+            yield name, unexpected_error_text(error)
         else:
             yield name, ""

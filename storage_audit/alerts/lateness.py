@@ -1,4 +1,4 @@
-"""What is late: operations that nobody works on, the sweep, tasks in the queue."""
+"""What is late: cleanups and bulk jobs without progress, the sweep, tasks in the queue."""
 
 from datetime import timedelta
 from typing import NamedTuple
@@ -9,17 +9,17 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import queue
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.conf import conf
 from storage_audit.scan.models import BucketScan
 
-# A worker that is being restarted, or has many cleanups to do, is not late yet.
-LATE = timedelta(minutes=10)
-# A job waits in the queue between its slices.
-JOB_LATE = timedelta(hours=1)
+# A worker that restarts, or has many cleanups to do, is not late yet.
+LATE_AFTER = timedelta(minutes=10)
+# A bulk job waits in the queue between its turns.
+BULK_JOB_LATE_AFTER = timedelta(hours=1)
 IDS_SHOWN = 5
-RESTART = gettext_lazy("Read the worker's log, and start the worker again.")
-BUSY = gettext_lazy("Workers get on with other work; wait, or have more of them.")
+RESTART_ADVICE = gettext_lazy("Read the worker's log, and start the worker again.")
+BUSY_ADVICE = gettext_lazy("Workers get on with other work; wait, or have more of them.")
 
 
 class Delay(NamedTuple):
@@ -32,72 +32,76 @@ class Delay(NamedTuple):
         return f"{self.text} {self.advice}"
 
 
-def delays() -> list[Delay]:
-    return [*waits(), *motionless_jobs(), *sweeps()]
+def find_delays() -> list[Delay]:
+    return [*waiting_delays(), *stalled_bulk_jobs(), *sweep_delays()]
 
 
-def of_worker() -> list[Delay]:
-    """Those that tell of a worker that is gone or stuck: where much is to be done, much waits."""
-    waiting = waits()
-    return [*([] if waiting and gets_on() else waiting), *motionless_jobs(), *sweeps()]
+def find_worker_delays() -> list[Delay]:
+    """Those that show that a worker is gone or stuck, and not just busy."""
+    waiting = waiting_delays()
+    return [
+        *([] if waiting and is_work_progressing() else waiting),
+        *stalled_bulk_jobs(),
+        *sweep_delays(),
+    ]
 
 
-def waits() -> list[Delay]:
-    found = [idle_operations()]
+def waiting_delays() -> list[Delay]:
+    found = [idle_cleanups()]
     if not conf().sync:
         found.append(waiting_task())
     return [delay for delay in found if delay]
 
 
-def sweeps() -> list[Delay]:
+def sweep_delays() -> list[Delay]:
     # With SYNC no worker is needed: the work is done in the request or in the timer's sweep.
     late = None if conf().sync else late_sweep()
     return [late] if late else []
 
 
-def gets_on() -> bool:
-    """Whether workers did something of late, which a dead or a stuck one does not."""
-    since = timezone.now() - LATE
+def is_work_progressing() -> bool:
+    """Whether workers did something recently, which a dead or stuck one does not."""
+    since = timezone.now() - LATE_AFTER
     return (
-        CleanupOperation.objects.worked_on_since(since).exists()
-        or BucketScan.objects.running().held(since + conf().lease).exists()
-        or queue.did_work_since(since)
+        Cleanup.objects.worked_on_since(since).exists()
+        or BucketScan.objects.running().leased(since + conf().lease_time).exists()
+        or queue.has_worked_since(since)
     )
 
 
-def idle_operations() -> Delay | None:
-    """Operations that nobody works on though nothing of their project is in their way."""
+def idle_cleanups() -> Delay | None:
+    """Cleanups that nobody works on, though no other cleanup of their project is in the way."""
     now = timezone.now()
-    rivals = CleanupOperation.objects.held().filter(
+    rivals = Cleanup.objects.leased().filter(
         bucket=OuterRef("bucket"), project_id=OuterRef("project_id")
     )
-    idle = CleanupOperation.objects.due(LATE).filter(~Exists(rivals))
+    idle = Cleanup.objects.due(LATE_AFTER).filter(~Exists(rivals))
     oldest = list(idle.order_by("next_attempt_at")[:IDS_SHOWN])
     if not oldest:
         return None
-    ids = ", ".join(str(operation.pk) for operation in oldest)
-    text = _("Operations due and not worked on: %(count)d, the first for %(late)s (%(ids)s).") % {
+    ids = ", ".join(str(cleanup.pk) for cleanup in oldest)
+    text = _("Cleanups due and not worked on: %(count)d, the first for %(late)s (%(ids)s).") % {
         "count": idle.count(),
-        "late": minutes(now - (oldest[0].next_attempt_at or now)),
+        "late": minutes_text(now - (oldest[0].next_attempt_at or now)),
         "ids": ids,
     }
     timer = _("Have a timer run: manage.py sweep_cleanups")
-    return Delay(text, timer if conf().sync else for_waiting())
+    return Delay(text, timer if conf().sync else waiting_advice())
 
 
-def motionless_jobs() -> list[Delay]:
-    """Jobs that take up no project, whatever else workers get on with."""
+def stalled_bulk_jobs() -> list[Delay]:
+    """Bulk jobs that handle no more projects, though workers may do other work."""
     now = timezone.now()
-    late = Job.objects.motionless(now - JOB_LATE)
+    late = BulkJob.objects.stalled(now - BULK_JOB_LATE_AFTER)
     oldest = list(late.order_by("moved_at").values_list("pk", "moved_at")[:IDS_SHOWN])
     if not oldest:
         return []
     text = _("Bulk jobs without progress: %(count)d, the first for %(late)s (%(ids)s).") % {
         "count": late.count(),
-        "late": minutes(now - oldest[0][1]),
+        "late": minutes_text(now - oldest[0][1]),
         "ids": ", ".join(str(pk) for pk, _moved_at in oldest),
     }
-    return [Delay(text, _("Search the worker's log for the job's id."))]
+    return [Delay(text, _("Search the worker's log for the bulk job's id."))]
 
 
 def late_sweep() -> Delay | None:
@@ -105,24 +109,24 @@ def late_sweep() -> Delay | None:
     if due is None:
         return Delay(_("No sweep is scheduled."), _("Run: manage.py migrate"))
     late = now - due
-    if -late > LATE and queue.put_off_sweeps(now):
+    if -late > LATE_AFTER and queue.delayed_sweeps(now):
         text = _("The next sweep is %s away: a clock was ahead when it was scheduled.")
-        return Delay(text % minutes(-late), _("Run: manage.py migrate"))
-    text = _("No worker runs: the sweep is %s late.") % minutes(late)
-    return Delay(text, str(RESTART)) if late > LATE else None
+        return Delay(text % minutes_text(-late), _("Run: manage.py migrate"))
+    text = _("No worker runs: the sweep is %s late.") % minutes_text(late)
+    return Delay(text, str(RESTART_ADVICE)) if late > LATE_AFTER else None
 
 
 def waiting_task() -> Delay | None:
     now = timezone.now()
     waited = now - (queue.oldest_task_at() or now)
-    text = _("A task has waited in the queue for %s.") % minutes(waited)
-    return Delay(text, for_waiting()) if waited > LATE else None
+    text = _("A task has waited in the queue for %s.") % minutes_text(waited)
+    return Delay(text, waiting_advice()) if waited > LATE_AFTER else None
 
 
-def for_waiting() -> str:
-    return str(BUSY if gets_on() else RESTART)
+def waiting_advice() -> str:
+    return str(BUSY_ADVICE if is_work_progressing() else RESTART_ADVICE)
 
 
-def minutes(duration: timedelta) -> str:
+def minutes_text(duration: timedelta) -> str:
     count = duration // timedelta(minutes=1)
     return ngettext("%d minute", "%d minutes", count) % count

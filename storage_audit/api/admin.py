@@ -1,4 +1,4 @@
-"""The API's tokens. One is shown on the page that follows its making, and never again."""
+"""API tokens. A new token is shown once, right after it is made."""
 
 from datetime import datetime
 from typing import Any, cast
@@ -15,9 +15,9 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.api.models import ApiToken
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
-from storage_audit.ui.model_admin import DateAndTime, ReadOnlyAdmin, action
+from storage_audit.ui.model_admin import DateTimeWidget, ReadOnlyAdmin, admin_action
 
 
 class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
@@ -31,8 +31,8 @@ class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscripta
 @admin.register(ApiToken)
 class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     form = ApiTokenForm
-    formfield_overrides = {DateTimeField: {"widget": DateAndTime}}
-    list_display = ("shown", "user", "may_write", "state", "last_used_at", "expires_at")
+    formfield_overrides = {DateTimeField: {"widget": DateTimeWidget}}
+    list_display = ("visible_name", "user", "may_write", "state", "last_used_at", "expires_at")
     list_filter = ("may_write",)
     list_select_related = ("user",)
     search_fields = ("name",)
@@ -40,7 +40,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     actions = ("revoke",)
     change_form_template = "admin/storage_audit/change_form.html"
 
-    # Not by way of ReadOnlyAdmin: there is something to add.
+    # ReadOnlyAdmin forbids adding, but tokens can be added.
     def has_add_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.add_apitoken")
 
@@ -55,7 +55,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     def get_fields(self, request: HttpRequest, obj: ApiToken | None = None) -> tuple[str, ...]:
         if obj:
             return (
-                "shown",
+                "visible_name",
                 "user",
                 "may_write",
                 "state",
@@ -64,12 +64,12 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
                 "expires_at",
                 "revoked_at",
             )
-        # Whoever made a token for somebody else would have that person's permissions.
+        # A token for somebody else would give that person's permissions.
         whose = ("user",) if request.user.is_superuser else ()
         return ("name", *whose, "may_write", "expires_at")
 
     def get_changeform_initial_data(self, request: HttpRequest) -> dict[str, Any]:
-        # Nothing of the address: Django fails at a date that is none.
+        # Ignore the address: Django fails at an invalid date in it.
         return {"user": request.user.pk}
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
@@ -81,13 +81,13 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        # What follows is the page with the token, and nothing else.
+        # After saving comes the page with the token, and nothing else.
         buttons = {"show_save_and_continue": False, "show_save_and_add_another": False}
         return super().add_view(request, form_url, {**buttons, **(extra_context or {})})
 
     @admin.display(description=gettext_lazy("name"), ordering="name")
-    def shown(self, token: ApiToken) -> str:
-        return visible(token.name)
+    def visible_name(self, token: ApiToken) -> str:
+        return printable_text(token.name)
 
     @admin.display(description=gettext_lazy("state"))
     def state(self, token: ApiToken) -> str:
@@ -95,15 +95,15 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
             return _("revoked")
         if token.expires_at and token.expires_at <= timezone.now():
             return _("out of date")
-        if token.rests:
+        if token.is_suspended:
             return _("rests: %s may not sign in") % token.user
         return _("valid")
 
     def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
         if not request.user.is_superuser:
             obj.user = cast(Any, request.user)
-        # For the page that follows; the row has no column for it.
-        vars(obj)["text"] = obj.draw()
+        # For the next page; the row has no column for it.
+        vars(obj)["text"] = obj.generate_token()
         super().save_model(request, obj, form, change)
 
     def response_add(
@@ -119,9 +119,9 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
         }
         return TemplateResponse(request, "admin/storage_audit/api/token_made.html", context)
 
-    @action("revoke", gettext_lazy("Revoke"))
+    @admin_action("revoke", gettext_lazy("Revoke"))
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiToken]) -> HttpResponse | None:
-        selection = self.select(request, queryset)
+        selection = self.read_selection(request, queryset)
         if not selection:
             return None
         if not selection.is_confirmed:
@@ -139,7 +139,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
         return None
 
     def confirm_revocation(self, request: HttpRequest, selection: Selection) -> HttpResponse:
-        return self.confirm(
+        return self.render_confirmation(
             request,
             selection,
             action="revoke",

@@ -1,4 +1,4 @@
-"""Who asks: staff with a session, or a program with a token, which acts as its person."""
+"""Authentication: staff with a session, or a program with a token, which acts as its person."""
 
 from django.conf import settings
 from django.contrib.admin.models import LogEntry
@@ -9,23 +9,23 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from ninja.security import APIKeyCookie, HttpBearer
 
-from storage_audit.api.models import ApiToken, digest_of
-from storage_audit.api.problems import CHALLENGE, Problem
+from storage_audit.api.models import ApiToken, token_digest
+from storage_audit.api.problems import AUTH_CHALLENGE, Problem
 
-READING = ("GET", "HEAD", "OPTIONS")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class BearerToken(HttpBearer):
     def authenticate(self, request: HttpRequest, token: str) -> ApiToken:
         valid = ApiToken.objects.valid(timezone.now()).select_related("user")
-        row = valid.filter(digest=digest_of(token)).first()
-        if row is None or row.rests:
-            # Whoever shows a token means it: no session beside it is asked.
+        row = valid.filter(digest=token_digest(token)).first()
+        if row is None or row.is_suspended:
+            # A request with a token never falls back to the session.
             text = _("This token is unknown, revoked or out of date. Staff make them in the admin.")
-            header = {"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'}
+            header = {"WWW-Authenticate": f'{AUTH_CHALLENGE}, error="invalid_token"'}
             raise Problem("unauthenticated", text, header)
-        row.note_use()
-        if request.method not in READING and not row.may_write:
+        row.record_use()
+        if request.method not in SAFE_METHODS and not row.may_write:
             raise Problem("read-only-token", _("Use a token that may write."))
         request.user = row.user
         vars(request)["came_by"] = f"api token {row}"
@@ -36,7 +36,7 @@ class StaffSession(APIKeyCookie):
     param_name = settings.SESSION_COOKIE_NAME
 
     def __call__(self, request: HttpRequest) -> AbstractBaseUser | None:
-        # First of all who it is: a stranger is told to sign in, and not that a CSRF token is
+        # Check the user first: a stranger is told to sign in, and not that a CSRF token is
         # missing.
         return super().__call__(request) if request.user.is_authenticated else None
 
@@ -46,11 +46,11 @@ class StaffSession(APIKeyCookie):
         return request.user if isinstance(request.user, AbstractBaseUser) else None
 
 
-def require(request: HttpRequest, permission: str) -> None:
+def require_permission(request: HttpRequest, permission: str) -> None:
     """Such as storage_audit.delete_project. Raises Problem."""
     if not request.user.has_perm(permission):
         raise Problem("forbidden", _("It needs the permission %s.") % permission)
 
 
-def log(request: HttpRequest, row: Model, action: int, message: str) -> None:
+def log_action(request: HttpRequest, row: Model, action: int, message: str) -> None:
     LogEntry.objects.log_actions(str(request.user.pk), [row], action, message, single_object=True)

@@ -1,4 +1,4 @@
-"""The interactive page about the API: its scripts are django-ninja's, and served by us."""
+"""The interactive API page: the scripts are django-ninja's, and served by us."""
 
 from collections.abc import Callable
 
@@ -15,9 +15,8 @@ from django.views.decorators.http import require_safe
 View = Callable[[HttpRequest], HttpResponse]
 
 
-def with_its_icons(view: View) -> View:
-    """The site's own policy, but for the icons that stand in the style sheet. Before Django 6 there
-    is none."""
+def allow_inline_icons(view: View) -> View:
+    """The site's own policy, plus the icons in the style sheet. Before Django 6 there is none."""
     policy = getattr(settings, "SECURE_CSP", {})
     if django.VERSION < (6, 0) or not policy:
         return view
@@ -28,12 +27,12 @@ def with_its_icons(view: View) -> View:
     return override(view)
 
 
-@with_its_icons
+@allow_inline_icons
 @never_cache
 @staff_member_required
 @require_safe
-def page(request: HttpRequest) -> HttpResponse:
-    """For staff, as what is tried out here is asked for with their session."""
+def show_docs(request: HttpRequest) -> HttpResponse:
+    """For staff, as requests from here use their session."""
     swagger = {"url": reverse("storage_audit_api:openapi-json"), "deepLinking": True}
     context = {"title": _("Storage audit: HTTP API"), "swagger": swagger}
     return render(request, "admin/storage_audit/api/api_docs.html", context)

@@ -1,4 +1,4 @@
-"""The bearer tokens of the HTTP API. Of a token only its digest is kept."""
+"""The bearer tokens of the HTTP API. Only a token's digest is kept."""
 
 import hashlib
 import logging
@@ -13,26 +13,25 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.clocks import is_recent
-from storage_audit.locking import impatient
-from storage_audit.redaction import visible
+from storage_audit.locking import atomic_with_timeout
+from storage_audit.redaction import printable_text
 
 logger = logging.getLogger(__name__)
 
-# So that scanners for leaked secrets, and people, can tell what it is.
+# Lets people and secret scanners recognise a token.
 TOKEN_PREFIX = "sa_"
-USE_IS_NOTED_EVERY = timedelta(minutes=1)
+USE_RECORDED_EVERY = timedelta(minutes=1)
 
 
 class ApiTokenQuerySet(models.QuerySet["ApiToken"]):
     def valid(self, at: datetime) -> "ApiTokenQuerySet":
-        """Tokens that are neither revoked nor out of date. Each may rest all the same."""
+        """Tokens that are neither revoked nor out of date. They may still be suspended."""
         lasts = Q(expires_at=None) | Q(expires_at__gt=at)
         return self.filter(lasts, revoked_at=None)
 
 
 class ApiToken(models.Model):
-    """Lets a program act as the person it belongs to: with that person's permissions, and no more
-    than these."""
+    """Lets a program act as a person, with exactly that person's permissions."""
 
     name = models.CharField(_("name"), max_length=100, help_text=_("What the token is for."))
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.PROTECT, verbose_name=_("acts as"))
@@ -52,36 +51,36 @@ class ApiToken(models.Model):
         verbose_name_plural = _("API tokens")
 
     def __str__(self) -> str:
-        return visible(self.name)
+        return printable_text(self.name)
 
     @classmethod
     def issue(cls, **values: Any) -> tuple["ApiToken", str]:
         """The saved row and the token itself, which nobody can read again."""
         token = cls(**values)
-        text = token.draw()
+        text = token.generate_token()
         token.save()
         return token, text
 
-    def draw(self) -> str:
-        """The token itself; of this row, once it is saved."""
+    def generate_token(self) -> str:
+        """The token itself; it is valid once the row is saved."""
         text = TOKEN_PREFIX + secrets.token_urlsafe(32)
-        self.digest = digest_of(text)
+        self.digest = token_digest(text)
         return text
 
     @property
-    def rests(self) -> bool:
+    def is_suspended(self) -> bool:
         """Whether its person may not sign in now. A site's user model may have properties in place
-        of these fields, so no query asks for them."""
+        of these fields, so no query uses them."""
         return not (self.user.is_active and self.user.is_staff)
 
-    def note_use(self) -> None:
-        """Keep when it was last used, to the minute: a write for each request would be too many.
-        Whoever only reads is served also while the database cannot be written to."""
+    def record_use(self) -> None:
+        """Save when it was last used, to the minute: a write for each request would be too many.
+        Read requests are served even while the database cannot be written to."""
         now = timezone.now()
-        if self.last_used_at is not None and is_recent(self.last_used_at, USE_IS_NOTED_EVERY):
+        if self.last_used_at is not None and is_recent(self.last_used_at, USE_RECORDED_EVERY):
             return
         try:
-            with impatient():
+            with atomic_with_timeout():
                 type(self).objects.filter(pk=self.pk).update(last_used_at=now)
         except Error as error:
             logger.warning("That API token %s is used could not be noted: %s", self.pk, error)
@@ -92,6 +91,6 @@ class ApiToken(models.Model):
         return live.update(revoked_at=timezone.now()) == 1
 
 
-def digest_of(token: str) -> str:
-    """Of random text so long that a slow hash would add nothing."""
+def token_digest(token: str) -> str:
+    """A fast hash is enough, as tokens are long random text."""
     return hashlib.sha256(token.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The API's own description, and how its addresses are served."""
+"""The OpenAPI schema, and how the API is served."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -13,36 +13,36 @@ from storage_audit.api import problems
 from storage_audit.api.auth import StaffSession
 from storage_audit.api.schemas import ProblemDetails
 
-# By the status that has them; 503 only where it is known how long it takes.
-HEADERS = {
+# Headers by status; 503 has one only if the time is known.
+RESPONSE_HEADERS = {
     202: ("Location", "string"),
     401: ("WWW-Authenticate", "string"),
     429: ("Retry-After", "integer"),
     503: ("Retry-After", "integer"),
 }
-WITH_A_SESSION = (
+SESSION_DESCRIPTION = (
     "Of staff who are signed in at the admin. What changes something also needs the header"
     " X-CSRFToken, with the value of the CSRF cookie."
 )
-# What may happen to any request, whatever it asks for.
-ALWAYS = (400, 401, 403, 422, 429, 500, 503)
+# Statuses that any request may get.
+COMMON_STATUSES = (400, 401, 403, 422, 429, 500, 503)
 
 
-def refusals(*statuses: int) -> dict[int, type[ProblemDetails]]:
-    """To be documented with an endpoint, beside what any request may meet."""
-    return dict.fromkeys((*ALWAYS, *statuses), ProblemDetails)
+def problem_responses(*statuses: int) -> dict[int, type[ProblemDetails]]:
+    """Responses to document for an endpoint, beside those of any request."""
+    return dict.fromkeys((*COMMON_STATUSES, *statuses), ProblemDetails)
 
 
 class Api(NinjaAPI):
     def set_default_exception_handlers(self) -> None:
-        self.add_exception_handler(Exception, problems.answer)
+        self.add_exception_handler(Exception, problems.problem_response)
 
     def _get_urls(self) -> list[URLResolver | URLPattern]:
         found = super()._get_urls()
         for pattern in found:
             assert isinstance(pattern, URLPattern)
-            # Its own check of the token refuses with a problem, where Django's would with a page.
-            pattern.callback = csrf_exempt(problems.speaking(pattern.callback))
+            # Our own token check answers with a problem, where Django's would with a page.
+            pattern.callback = csrf_exempt(problems.report_problems(pattern.callback))
         return found
 
     def get_openapi_schema(
@@ -50,25 +50,25 @@ class Api(NinjaAPI):
     ) -> OpenAPISchema:
         if path_prefix is None:
             path_prefix = self.get_root_path(path_params or {})
-        return described(self, path_prefix)
+        return build_schema(self, path_prefix)
 
 
-# Anybody may ask for it, and it takes a tenth of a second.
+# Cached, as anybody may ask for it, and it takes a tenth of a second.
 @cache
-def described(api: Api, path_prefix: str) -> OpenAPISchema:
+def build_schema(api: Api, path_prefix: str) -> OpenAPISchema:
     schema = get_schema(api, path_prefix)
-    for status, response in responses_of(schema):
+    for status, response in list_responses(schema):
         if status >= 400:
             response["content"] = {problems.MEDIA_TYPE: response["content"]["application/json"]}
-        if status in HEADERS:
-            name, kind = HEADERS[status]
+        if status in RESPONSE_HEADERS:
+            name, kind = RESPONSE_HEADERS[status]
             response["headers"] = {name: {"schema": {"type": kind}}}
     session = schema["components"]["securitySchemes"][StaffSession.__name__]
-    session["description"] = WITH_A_SESSION
+    session["description"] = SESSION_DESCRIPTION
     return schema
 
 
-def responses_of(schema: OpenAPISchema) -> Iterator[tuple[int, dict[str, Any]]]:
+def list_responses(schema: OpenAPISchema) -> Iterator[tuple[int, dict[str, Any]]]:
     for methods in schema["paths"].values():
         for operation in methods.values():
             yield from operation["responses"].items()

@@ -1,4 +1,4 @@
-"""What goes wrong, as application/problem+json: https://www.rfc-editor.org/rfc/rfc9457"""
+"""Errors as application/problem+json: https://www.rfc-editor.org/rfc/rfc9457"""
 
 import logging
 import math
@@ -20,41 +20,41 @@ from django.utils.translation import gettext_lazy
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
 from storage_audit.bucket.errors import DeadlinePassed, StoreError, Unavailable
-from storage_audit.concurrency import COME_BACK_AFTER, Busy
-from storage_audit.redaction import redact
+from storage_audit.concurrency import RETRY_AFTER_SECONDS, Busy
+from storage_audit.redaction import redact_secrets
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:storage-audit:"
-CHALLENGE = 'Bearer realm="storage_audit"'
+AUTH_CHALLENGE = 'Bearer realm="storage_audit"'
 
 
-class Kind(NamedTuple):
+class ProblemKind(NamedTuple):
     status: int
     title: Any
 
 
-KINDS = {
-    "bad-request": Kind(400, gettext_lazy("The request cannot be read")),
-    "unauthenticated": Kind(401, gettext_lazy("Who are you?")),
-    "csrf": Kind(403, gettext_lazy("The CSRF token is missing or wrong")),
-    "forbidden": Kind(403, gettext_lazy("You may not do this")),
-    "read-only-token": Kind(403, gettext_lazy("This token can only read")),
-    "not-found": Kind(404, gettext_lazy("There is no such thing")),
-    "method-not-allowed": Kind(405, gettext_lazy("Nothing answers to this method here")),
-    "in-use": Kind(409, gettext_lazy("Something else needs it")),
-    "project-exists": Kind(409, gettext_lazy("The project exists")),
-    "wrong-state": Kind(409, gettext_lazy("It is in no state for this")),
-    "refused": Kind(409, gettext_lazy("It was not done")),
-    "invalid-values": Kind(422, gettext_lazy("Some values are not valid")),
-    "too-many-requests": Kind(429, gettext_lazy("Too many requests")),
-    "internal-error": Kind(500, gettext_lazy("Something is broken here")),
-    "store-refused": Kind(502, gettext_lazy("The store did not do what it was asked")),
-    "bucket-not-ours": Kind(503, gettext_lazy("Bucket and database do not belong together")),
-    "database-unavailable": Kind(503, gettext_lazy("The database does not answer")),
-    "store-unavailable": Kind(503, gettext_lazy("The store does not answer")),
-    "too-slow": Kind(504, gettext_lazy("The store did not get ready in time")),
+PROBLEM_KINDS = {
+    "bad-request": ProblemKind(400, gettext_lazy("The request cannot be read")),
+    "unauthenticated": ProblemKind(401, gettext_lazy("Who are you?")),
+    "csrf": ProblemKind(403, gettext_lazy("The CSRF token is missing or wrong")),
+    "forbidden": ProblemKind(403, gettext_lazy("You may not do this")),
+    "read-only-token": ProblemKind(403, gettext_lazy("This token can only read")),
+    "not-found": ProblemKind(404, gettext_lazy("There is no such thing")),
+    "method-not-allowed": ProblemKind(405, gettext_lazy("Nothing answers to this method here")),
+    "in-use": ProblemKind(409, gettext_lazy("Something else needs it")),
+    "project-exists": ProblemKind(409, gettext_lazy("The project exists")),
+    "wrong-state": ProblemKind(409, gettext_lazy("It is in no state for this")),
+    "refused": ProblemKind(409, gettext_lazy("It was not done")),
+    "invalid-values": ProblemKind(422, gettext_lazy("Some values are not valid")),
+    "too-many-requests": ProblemKind(429, gettext_lazy("Too many requests")),
+    "internal-error": ProblemKind(500, gettext_lazy("Something is broken here")),
+    "store-refused": ProblemKind(502, gettext_lazy("The store did not do what it was asked")),
+    "bucket-not-ours": ProblemKind(503, gettext_lazy("Bucket and database do not belong together")),
+    "database-unavailable": ProblemKind(503, gettext_lazy("The database does not answer")),
+    "store-unavailable": ProblemKind(503, gettext_lazy("The store does not answer")),
+    "too-slow": ProblemKind(504, gettext_lazy("The store did not get ready in time")),
 }
 
 
@@ -70,21 +70,21 @@ class Problem(Exception):
 
     @property
     def status(self) -> int:
-        return KINDS[self.kind].status
+        return PROBLEM_KINDS[self.kind].status
 
 
-def of(error: Exception) -> Problem:
-    """What a client is told of an error; of one that nobody foresaw, nothing but that it was."""
+def to_problem(error: Exception) -> Problem:
+    """The problem that a client gets; for an unexpected error it says nothing but that."""
     match error:
         case Problem():
             return error
         case AuthenticationError():
             text = _("Sign in at the admin, or send a token: Authorization: Bearer TOKEN.")
-            return Problem("unauthenticated", text, {"WWW-Authenticate": CHALLENGE})
+            return Problem("unauthenticated", text, {"WWW-Authenticate": AUTH_CHALLENGE})
         case Throttled():
             return Problem("too-many-requests", _("Wait as long as Retry-After says, in seconds."))
         case Busy():
-            wait = {"Retry-After": str(COME_BACK_AFTER)}
+            wait = {"Retry-After": str(RETRY_AFTER_SECONDS)}
             return Problem("too-many-requests", str(error), wait)
         case ValidationError():
             wrong = [{"where": each["loc"], "message": each["msg"]} for each in error.errors]
@@ -94,25 +94,25 @@ def of(error: Exception) -> Problem:
         case DeadlinePassed():
             return Problem("too-slow", _("It would take too long here: use a command instead."))
         case StoreError():
-            return of_store(error)
-    for cause, kind in SPOKEN.items():
+            return store_problem(error)
+    for cause, kind in PUBLIC_ERRORS.items():
         if isinstance(error, cause):
             text = error.messages[0] if isinstance(error, InvalidValue) else error.args[0]
-            return Problem(kind, redact(str(text)))
-    for cause, (kind, told) in SILENT.items():
+            return Problem(kind, redact_secrets(str(text)))
+    for cause, (kind, told) in PRIVATE_ERRORS.items():
         if isinstance(error, cause):
             return Problem(kind, told)
     return Problem("internal-error", _("The web server's log says what."))
 
 
-# Their message is meant for people. The API of each feature adds its own.
-SPOKEN: dict[type[Exception], str] = {
+# Errors whose messages are meant for people. Each feature's API adds its own.
+PUBLIC_ERRORS: dict[type[Exception], str] = {
     InvalidValue: "invalid-values",
     ProtectedError: "in-use",
     RestrictedError: "in-use",
 }
-# Their message may say what only the log should hold.
-SILENT: dict[type[Exception], tuple[str, Any]] = {
+# Errors whose messages may say what only the log should hold.
+PRIVATE_ERRORS: dict[type[Exception], tuple[str, Any]] = {
     Http404: ("not-found", gettext_lazy("Nothing has this id.")),
     HttpError: ("bad-request", gettext_lazy("Mend the request's body.")),
     **dict.fromkeys(
@@ -123,25 +123,25 @@ SILENT: dict[type[Exception], tuple[str, Any]] = {
 }
 
 
-def of_store(error: StoreError) -> Problem:
+def store_problem(error: StoreError) -> Problem:
     if not isinstance(error, Unavailable):
         return Problem("store-refused", str(error))
     wait = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else {}
     return Problem("store-unavailable", str(error), wait)
 
 
-def answer(request: HttpRequest, error: Any) -> HttpResponse:
-    problem = of(error)
+def problem_response(request: HttpRequest, error: Any) -> HttpResponse:
+    problem = to_problem(error)
     if problem.status >= 500:
         logger.error("%s %s failed.", request.method, request.path, exc_info=error)
-    kind = KINDS[problem.kind]
+    kind = PROBLEM_KINDS[problem.kind]
     content = {
         "type": TYPE_PREFIX + problem.kind,
         "title": str(kind.title),
         "status": kind.status,
         "detail": str(problem.detail),
         "instance": escape_uri_path(request.path),
-        **asked_for(request),
+        **requested_deletion(request),
         **problem.members,
     }
     return JsonResponse(
@@ -149,17 +149,17 @@ def answer(request: HttpRequest, error: Any) -> HttpResponse:
     )
 
 
-def asked_for(request: HttpRequest) -> dict[str, str]:
-    """The deletion, where the address names one."""
+def requested_deletion(request: HttpRequest) -> dict[str, str]:
+    """The deletion in the address, if there is one."""
     match = request.resolver_match
     with suppress(KeyError, ValueError):
         return {"deletion_id": str(UUID(match.kwargs["deletion_id"] if match else ""))}
     return {}
 
 
-def refuse_unread(request: HttpRequest, *known: str) -> None:
-    """What nobody reads here may have been meant to ask for a dry run."""
-    # Django sees nothing of a body that comes in chunks.
+def refuse_unknown_input(request: HttpRequest, *known: str) -> None:
+    """Unknown input is refused, as it may have been meant to ask for a dry run."""
+    # Django does not see a chunked body.
     is_chunked = "Transfer-Encoding" in request.headers
     has_body = is_chunked or request.headers.get("Content-Length", "0") not in ("", "0")
     if has_body or set(request.GET) - set(known):
@@ -168,11 +168,11 @@ def refuse_unread(request: HttpRequest, *known: str) -> None:
         raise Problem("bad-request", f"{text if known else nothing} " + _("Nothing was done."))
 
 
-def unknown_address(request: HttpRequest) -> HttpResponse:
+def refuse_unknown_address(request: HttpRequest) -> HttpResponse:
     raise Problem("not-found", _("There is no such address. /api/docs shows those that there are."))
 
 
-def speaking(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
+def report_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
     """The view with every refusal as a problem, and nothing for a cache to keep."""
 
     @wraps(view)
@@ -180,11 +180,11 @@ def speaking(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
         try:
             response = view(request, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - it is logged, and answered as what it is.
-            response = answer(request, error)
+            response = problem_response(request, error)
         if response.status_code == 405 and response["Content-Type"] != MEDIA_TYPE:
             allowed = response["Allow"]
             refusal = Problem("method-not-allowed", _("Use %s.") % allowed, {"Allow": allowed})
-            response = answer(request, refusal)
+            response = problem_response(request, refusal)
         response["Cache-Control"] = "no-store"
         if request.method == "HEAD":
             # gunicorn drops the body, and warns that there is one.

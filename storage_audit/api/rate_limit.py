@@ -1,4 +1,4 @@
-"""How often one person may ask, with all tokens."""
+"""How many requests one person may send, with all tokens."""
 
 import time
 
@@ -6,39 +6,39 @@ from django.core.cache import cache
 from django.http import HttpRequest
 from ninja.throttling import BaseThrottle
 
-from storage_audit.api.auth import READING
+from storage_audit.api.auth import SAFE_METHODS
 from storage_audit.conf import conf
 
-WINDOW = 60  # seconds
+WINDOW_SECONDS = 60  # seconds
 
 
-class Rate(BaseThrottle):
-    """So many requests in each minute of the clock. What is `heavy`, as it asks the store or starts
-    a program, counts as a write.
+class RateLimit(BaseThrottle):
+    """Limits requests per minute of the clock. A `heavy` request, which asks the store or starts a
+    program, counts as a write.
 
-    Django's cache counts: by default each process has its own. Ninja's own throttle keeps what it
-    is at in itself, where the next thread overwrites it, and counts in two steps.
+    Django's cache counts: by default each process has its own. Ninja's own throttle is not safe for
+    threads, and counts in two steps.
     """
 
     def __init__(self, *, heavy: bool = False) -> None:
         self.heavy = heavy
 
     def allow_request(self, request: HttpRequest) -> bool:
-        writes = self.heavy or request.method not in READING
+        writes = self.heavy or request.method not in SAFE_METHODS
         rate = "api_rate_write" if writes else "api_rate_read"
-        minute = int(time.time() // WINDOW)
+        minute = int(time.time() // WINDOW_SECONDS)
         key = f"storage_audit:{rate}:{request.user.pk}:{minute}"
         allowed: int = getattr(conf(), rate)
-        return count(key) <= allowed
+        return increment_count(key) <= allowed
 
     def wait(self) -> float:
         """Seconds until the next minute begins."""
-        return WINDOW - time.time() % WINDOW
+        return WINDOW_SECONDS - time.time() % WINDOW_SECONDS
 
 
-def count(key: str) -> int:
+def increment_count(key: str) -> int:
     """How often this key was counted, this time included."""
-    cache.add(key, 0, timeout=2 * WINDOW)
+    cache.add(key, 0, timeout=2 * WINDOW_SECONDS)
     try:
         return cache.incr(key)
     except ValueError:

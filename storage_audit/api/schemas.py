@@ -1,4 +1,4 @@
-"""What the API answers. Keys and texts are as they are stored; show them as text, never as HTML."""
+"""Shared schemas of the API. Keys and texts are as stored; show them as text, never as HTML."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -8,30 +8,30 @@ from django.utils.translation import gettext as _
 from ninja import Field, Query, Schema
 from pydantic import BeforeValidator, ConfigDict, WithJsonSchema
 
-# Of no declared type, as null is nothing that can be asked for.
-ABSENT: Any = None
+# Without a declared type, as a client cannot send null.
+NOT_GIVEN: Any = None
 # No table holds text with a NUL in it.
 Text = Annotated[str, Query(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
 Limit = Annotated[int, Query(ge=1, le=200)]
 
 
-def no_flag(value: object) -> object:
+def reject_boolean(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(_("This is no number."))
     return value
 
 
-Number = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(no_flag)]
+Number = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(reject_boolean)]
 
 
-def choices(of: type[TextChoices]) -> WithJsonSchema:
-    """Written out: of those that are named, the description has one of a name, and deletions have a
+def enum_schema(enum: type[TextChoices]) -> WithJsonSchema:
+    """The enum inline: the schema has only one component of a name, and deletions and others have a
     Kind and a Status."""
-    return WithJsonSchema({"type": "string", "enum": of.values})
+    return WithJsonSchema({"type": "string", "enum": enum.values})
 
 
-class Asked(Schema):
-    """A name that there is not may have been meant to ask for a dry run: it is refused."""
+class StrictSchema(Schema):
+    """Refuses unknown names, as they may have been meant to ask for a dry run."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,7 +48,7 @@ class ProblemDetails(Schema):
     errors: list[dict[str, Any]] = Field([], description="Each value that is not valid: why.")
 
 
-def first(rows: Any, limit: int) -> tuple[list[Any], bool]:
+def first_rows(rows: Any, limit: int) -> tuple[list[Any], bool]:
     """So many rows, and whether there are more."""
     found = list(rows[: limit + 1])
     return found[:limit], len(found) > limit

@@ -14,24 +14,30 @@ from typing import TYPE_CHECKING, Any
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket import listing, request_stats
-from storage_audit.bucket.errors import InvalidResponse, Refused, StoreError, Unavailable, classify
-from storage_audit.bucket.listing_xml import parse_facts
-from storage_audit.bucket.s3 import PAGE, Listed, Page
+from storage_audit.bucket.errors import (
+    InvalidResponse,
+    Refused,
+    StoreError,
+    Unavailable,
+    classify_error,
+)
+from storage_audit.bucket.listing_xml import parse_size_and_etag
+from storage_audit.bucket.s3 import PAGE_SIZE, ListedObject, Page
 from storage_audit.conf import Conf, conf
 
 if TYPE_CHECKING:
     from cloudflare import APIStatusError, Cloudflare
 
-CALL = "CloudflareListObjects"
+REQUEST_NAME = "CloudflareListObjects"
 # What its numbers are called over S3: https://developers.cloudflare.com/r2/api/error-codes/
 # 7003 answers an id that no account can have. No token, and one that is none, are as hopeless as a
 # wrong one.
-CODES = {7003: "NoSuchAccount", 10006: "NoSuchBucket", 10042: "NotEntitled"} | dict.fromkeys(
+ERROR_NAMES = {7003: "NoSuchAccount", 10006: "NoSuchBucket", 10042: "NotEntitled"} | dict.fromkeys(
     (6003, 9106, 9109), "Unauthorized"
 )
 
 
-def why_not() -> str:
+def setup_problem() -> str:
     """Why Cloudflare's API cannot be asked, and what to do about it; nothing when it can."""
     if not conf().api_token:
         return _(
@@ -47,7 +53,7 @@ def why_not() -> str:
 
 # Importing the SDK takes a third of a second, which most processes need not spend.
 @lru_cache(maxsize=8)
-def _client(settings: Conf, process: int) -> "Cloudflare":
+def _build_api_client(settings: Conf, process: int) -> "Cloudflare":
     from cloudflare import Cloudflare, Timeout
 
     client = Cloudflare(
@@ -62,16 +68,16 @@ def _client(settings: Conf, process: int) -> "Cloudflare":
     return client
 
 
-_creating = threading.Lock()
+_client_lock = threading.Lock()
 
 
-def client() -> "Cloudflare":
+def cloudflare_client() -> "Cloudflare":
     """The shared client: safe between threads, not between processes. Raises StoreError."""
-    if reason := why_not():
+    if reason := setup_problem():
         raise Refused(_("Cloudflare's API cannot be asked. %s") % reason)
-    with _creating:
+    with _client_lock:
         try:
-            return _client(conf(), os.getpid())
+            return _build_api_client(conf(), os.getpid())
         except Exception as error:  # noqa: BLE001 - it reads the proxies of the environment
             text = _(
                 "Cloudflare's API cannot be asked: there is no client for it (%s). Check"
@@ -82,64 +88,66 @@ def client() -> "Cloudflare":
             raise Unavailable(text % name, name) from None
 
 
-def pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[Listed]]:
-    """The same promise as that of `listing.pages`."""
-    return listing.checked(prefix, after, lambda token: list_page(bucket, prefix, after, token))
+def api_pages(bucket: str, prefix: str, after: str = "") -> Iterator[list[ListedObject]]:
+    """Promises the same as `listing.object_pages`."""
+    return listing.check_pages(
+        prefix, after, lambda token: list_api_page(bucket, prefix, after, token)
+    )
 
 
-def list_page(
+def list_api_page(
     bucket: str, prefix: str, start_after: str = "", token: str | None = None
-) -> Page[list[Listed]]:
+) -> Page[list[ListedObject]]:
     """One page of a listing, as the API gives it. Raises StoreError."""
     where = {"cursor": token} if token else {"start_after": start_after} if start_after else {}
     if conf().jurisdiction:
         where["cf_r2_jurisdiction"] = conf().jurisdiction
-    answer = ask(bucket, prefix=prefix, per_page=PAGE, **where)
+    answer = request_page(bucket, prefix=prefix, per_page=PAGE_SIZE, **where)
     try:
         if answer["success"] is not True or answer.get("errors"):
             raise InvalidResponse(
                 _("Cloudflare's API says neither that it failed nor that it did not.")
             )
         entries, info = answer["result"], answer["result_info"]
-        if not isinstance(entries, list) or len(entries) > PAGE or info.get("delimited"):
+        if not isinstance(entries, list) or len(entries) > PAGE_SIZE or info.get("delimited"):
             raise InvalidResponse(_("Cloudflare's API answered another request than ours."))
-        return Page([listed(entry) for entry in entries], next_cursor(info, len(entries)))
+        return Page([parse_entry(entry) for entry in entries], next_cursor(info, len(entries)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise unreadable(error) from error
+        raise unreadable_answer(error) from error
 
 
-def ask(bucket: str, **parameters: Any) -> Any:
+def request_page(bucket: str, **parameters: Any) -> Any:
     """The answer as it came: the SDK's models take any type for any other."""
-    objects = client().r2.buckets.objects.with_raw_response
+    objects = cloudflare_client().r2.buckets.objects.with_raw_response
     from cloudflare import APIConnectionError, APIStatusError
 
     try:
         response = objects.list(bucket, account_id=conf().account_id, **parameters)
     except APIStatusError as error:
-        raise translate(error) from error
+        raise translate_api_error(error) from error
     except UnicodeEncodeError as error:
         text = _("CLOUDFLARE_API_TOKEN has characters that no token has. Set it anew.")
         raise Refused(text) from error
     except APIConnectionError as error:
         reason = error.__cause__ or error
-        request_stats.count(CALL, type(error).__name__)
+        request_stats.count_request(REQUEST_NAME, type(error).__name__)
         raise Unavailable(
             _("Cloudflare's API cannot be reached: %s") % reason, type(reason).__name__
         ) from error
-    request_stats.count(CALL, request_stats.OK)
+    request_stats.count_request(REQUEST_NAME, request_stats.OK)
     try:
         return response.http_response.json()
     except ValueError as error:
-        raise unreadable(error) from error
+        raise unreadable_answer(error) from error
 
 
-def translate(error: "APIStatusError") -> StoreError:
+def translate_api_error(error: "APIStatusError") -> StoreError:
     status, (number, message) = error.status_code, first_error(error.body)
-    code = CODES.get(number, str(status))
-    request_stats.count(CALL, request_stats.named(code, status))
+    code = ERROR_NAMES.get(number, str(status))
+    request_stats.count_request(REQUEST_NAME, request_stats.result_name(code, status))
     text = _("Cloudflare's API answers %(status)s: %(message)s (code %(number)s).")
     text %= {"status": status, "message": message.rstrip("."), "number": number}
-    kind = classify(code, status)
+    kind = classify_error(code, status)
     if issubclass(kind, Refused):
         text += " " + _(
             "Look at CLOUDFLARE_API_TOKEN, whether it is valid and has the permission Workers R2"
@@ -158,23 +166,23 @@ def first_error(content: object) -> tuple[int, str]:
     return 0, _("no reason given")
 
 
-def unreadable(error: Exception) -> InvalidResponse:
+def unreadable_answer(error: Exception) -> InvalidResponse:
     return InvalidResponse(_("The answer of Cloudflare's API is unreadable: %r") % error)
 
 
-def listed(entry: dict[str, Any]) -> Listed:
+def parse_entry(entry: dict[str, Any]) -> ListedObject:
     key, size, etag = entry["key"], entry["size"], entry["etag"]
     if not (isinstance(key, str) and type(size) is int and isinstance(etag, str)):
         raise TypeError(f"{entry!r}")
     key.encode()  # Half a surrogate pair names nothing.
-    size, etag = parse_facts(size, etag)
-    return Listed(key, size, etag, datetime.fromisoformat(entry["last_modified"]))
+    size, etag = parse_size_and_etag(size, etag)
+    return ListedObject(key, size, etag, datetime.fromisoformat(entry["last_modified"]))
 
 
 def next_cursor(info: dict[str, Any], count: int) -> str | None:
     cursor = info.get("cursor")
-    # Not documented, and decisive where it is told.
-    more = info.get("is_truncated", bool(cursor) or count >= PAGE)
+    # Not documented, and decisive where it is given.
+    more = info.get("is_truncated", bool(cursor) or count >= PAGE_SIZE)
     if not isinstance(more, bool) or not isinstance(cursor, str | None):
         raise InvalidResponse(_("The listing does not say whether it is complete."))
     if not more:

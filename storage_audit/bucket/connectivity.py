@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.s3 import client, own_errors
+from storage_audit.bucket.s3 import s3_client, translate_errors
 from storage_audit.conf import Conf, conf
 
 # https://developers.cloudflare.com/r2/reference/data-location/#jurisdictional-restrictions
@@ -21,13 +21,13 @@ R2_HOST = re.compile(
 )
 
 
-def addresses(host: str) -> list[str]:
+def resolve_host(host: str) -> list[str]:
     """What its name means here. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return sorted({str(address[0]) for *_rest, address in found})
 
 
-def proxy_to(url: str) -> str:
+def find_proxy(url: str) -> str:
     """The proxy that boto3 goes through, by its environment; nothing when there is none."""
     parts = urlsplit(url)
     if proxy_bypass(parts.netloc):
@@ -35,22 +35,22 @@ def proxy_to(url: str) -> str:
     return getproxies().get(parts.scheme, "")
 
 
-def look(bucket: str) -> tuple[datetime | None, StoreError | None]:
+def probe_bucket(bucket: str) -> tuple[datetime | None, StoreError | None]:
     """Ask whether there is this bucket, once: the store's clock, where it tells, and its refusal.
 
     Raises StoreError when no answer came.
     """
     try:
-        with own_errors():
-            return clock_in(client(attempts=1).head_bucket(Bucket=bucket)), None
+        with translate_errors():
+            return server_time(s3_client(attempts=1).head_bucket(Bucket=bucket)), None
     except StoreError as error:
         answer = getattr(error.__cause__, "response", None)
         if answer is None:
             raise
-        return clock_in(answer), error
+        return server_time(answer), error
 
 
-def clock_in(answer: Any) -> datetime | None:
+def server_time(answer: Any) -> datetime | None:
     headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
     return parsedate_to_datetime(headers["date"]) if "date" in headers else None
 
@@ -60,18 +60,18 @@ def jurisdiction_of(endpoint_url: str) -> str:
     return (host and host["jurisdiction"]) or ""
 
 
-def elsewhere(bucket: str) -> Iterator[str]:
+def find_other_jurisdictions(bucket: str) -> Iterator[str]:
     """The other jurisdictions of R2 in which the same keys reach a bucket of this name."""
-    for jurisdiction, settings in in_other_jurisdictions(conf()):
+    for jurisdiction, settings in other_jurisdiction_settings(conf()):
         try:
-            with own_errors():
-                client(attempts=1, settings=settings).head_bucket(Bucket=bucket)
+            with translate_errors():
+                s3_client(attempts=1, settings=settings).head_bucket(Bucket=bucket)
         except StoreError:
             continue  # Not there, or not for us.
         yield jurisdiction
 
 
-def in_other_jurisdictions(settings: Conf) -> Iterator[tuple[str, Conf]]:
+def other_jurisdiction_settings(settings: Conf) -> Iterator[tuple[str, Conf]]:
     url = urlsplit(settings.endpoint_url)
     host = R2_HOST.fullmatch(url.hostname or "")
     if not host:

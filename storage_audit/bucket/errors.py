@@ -5,9 +5,9 @@
     Overloaded    throttled    the same, after the pause that the store asks for
     Refused       terminal, if the bucket as a whole refuses us: a person must look after two
                   attempts; otherwise it is about one key, whose item says so, and stops no other
-    Barred        terminal     the bucket as a whole does refuse us
-    Broken, or    unknown      as transient, and whatever the request was about is unknown too
-    none of them
+    BucketForbidden  terminal  the bucket as a whole does refuse us
+    InvalidResponse, unknown   as transient, and whatever the request was about is unknown too
+    or any other
 
 cleanup/adaptive_batch.py asks for less, cleanup/runner.py tries again and calls for a person.
 """
@@ -15,7 +15,7 @@ cleanup/adaptive_batch.py asks for less, cleanup/runner.py tries again and calls
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy
 
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_secrets
 
 
 class StoreError(Exception):
@@ -31,7 +31,7 @@ class StoreError(Exception):
     def __init__(
         self, message: str, code: str = "", *, retry_after: float = 0, answered: bool = False
     ) -> None:
-        super().__init__(redact(message))
+        super().__init__(redact_secrets(message))
         self.code, self.retry_after, self.answered = code, retry_after, answered
 
 
@@ -57,7 +57,7 @@ class BucketForbidden(Refused):
     advice = gettext_lazy(
         "The bucket as a whole refuses us. Look at R2_BUCKET_NAME, at the access key and whether"
         " its token was revoked, is out of date or may not write to this bucket. Then force-delete"
-        " this operation, which tries again at once; by itself it is tried daily."
+        " this cleanup, which tries again at once; by itself it is tried daily."
     )
 
 
@@ -66,14 +66,14 @@ class InvalidResponse(StoreError):
 
 
 class DeadlinePassed(StoreError):
-    """Not sent: the look before it took too long."""
+    """Not sent: the check before it took too long."""
 
 
 LOCKED = "ObjectLockedByBucketPolicy"
 UNANSWERED = "Unanswered"
 # By the code of an answer, of a call or of one key in it, or else by its status.
 # https://developers.cloudflare.com/r2/api/error-codes/
-BY_CODE: dict[str, type[StoreError]] = {
+ERRORS_BY_CODE: dict[str, type[StoreError]] = {
     "InternalError": Unavailable,
     "RequestTimeout": Unavailable,
     "ClientDisconnect": Unavailable,  # A 400, though nothing is wrong with the request.
@@ -91,17 +91,17 @@ BY_CODE: dict[str, type[StoreError]] = {
     UNANSWERED: InvalidResponse,
 }
 # 520 to 530 are of Cloudflare's edge.
-BY_STATUS: dict[int, type[StoreError]] = (
+ERRORS_BY_STATUS: dict[int, type[StoreError]] = (
     {401: BucketForbidden, 403: Refused}
     | dict.fromkeys((429, 503), Overloaded)
     | dict.fromkeys((408, 500, 502, 504, *range(520, 531)), Unavailable)
 )
 
 
-def classify(code: str, status: int = 0) -> type[StoreError]:
-    return BY_CODE.get(code) or BY_STATUS.get(status, StoreError)
+def classify_error(code: str, status: int = 0) -> type[StoreError]:
+    return ERRORS_BY_CODE.get(code) or ERRORS_BY_STATUS.get(status, StoreError)
 
 
-def leaves_open(kind: type[StoreError]) -> bool:
+def may_still_delete(kind: type[StoreError]) -> bool:
     """Whether the store may still obey a deletion that it answered so."""
     return not issubclass(kind, Overloaded | Refused)

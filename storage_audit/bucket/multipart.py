@@ -7,63 +7,65 @@ from typing import Any
 
 from storage_audit.bucket import frame
 from storage_audit.bucket.errors import InvalidResponse, StoreError
-from storage_audit.bucket.listing import as_bytes, is_too_long
-from storage_audit.bucket.listing_xml import decode
-from storage_audit.bucket.s3 import client, own_errors
+from storage_audit.bucket.listing import is_too_long, key_bytes
+from storage_audit.bucket.listing_xml import decode_key
+from storage_audit.bucket.s3 import s3_client, translate_errors
 
 # Where a listing goes on.
 Markers = dict[str, Any]
-NOT_ASKED = dict.fromkeys(("KeyMarker", "UploadIdMarker", "Delimiter", "CommonPrefixes"), "")
+UNREQUESTED_FIELDS = dict.fromkeys(
+    ("KeyMarker", "UploadIdMarker", "Delimiter", "CommonPrefixes"), ""
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
+class MultipartUpload:
     key: str
     upload_id: str
     initiated: datetime
 
 
-Page = tuple[list[Upload], Markers | None]
+UploadPage = tuple[list[MultipartUpload], Markers | None]
 
 
-def unfinished(bucket: str, prefix: str) -> Iterator[list[Upload]] | None:
+def list_unfinished_uploads(bucket: str, prefix: str) -> Iterator[list[MultipartUpload]] | None:
     """The multipart uploads under `prefix`, page by page; None where the store cannot list them.
     Only when the iteration ends without an exception these were all. Raises StoreError."""
     try:
-        first = page_of(bucket, prefix, {})
+        first = list_upload_page(bucket, prefix, {})
     except StoreError as error:
         if error.code == "NotImplemented":
             return None
         raise
-    return pages_from(first, bucket, prefix)
+    return upload_pages(first, bucket, prefix)
 
 
-def pages_from(page: Page, bucket: str, prefix: str) -> Iterator[list[Upload]]:
+def upload_pages(page: UploadPage, bucket: str, prefix: str) -> Iterator[list[MultipartUpload]]:
     while True:
         found, markers = page
         yield found
         if markers is None:
             return
-        page = page_of(bucket, prefix, markers)
+        page = list_upload_page(bucket, prefix, markers)
         if page[1] == markers:
             raise InvalidResponse("The listing of multipart uploads does not get on.")
 
 
-def page_of(bucket: str, prefix: str, markers: Markers) -> Page:
-    with own_errors():
-        answer: Mapping[str, Any] = client().list_multipart_uploads(
+def list_upload_page(bucket: str, prefix: str, markers: Markers) -> UploadPage:
+    with translate_errors():
+        answer: Mapping[str, Any] = s3_client().list_multipart_uploads(
             Bucket=bucket, Prefix=prefix, EncodingType="url", **markers
         )
-        fields = frame.read(answer["Frame"], frame.UPLOADS)
-        decoded = decode if fields.get("EncodingType") == "url" else str
+        fields = frame.read_frame(answer["Frame"], frame.UPLOAD_LISTING)
+        decoded = decode_key if fields.get("EncodingType") == "url" else str
         found = [
-            Upload(decoded(entry["Key"]), entry["UploadId"], entry["Initiated"])
+            MultipartUpload(decoded(entry["Key"]), entry["UploadId"], entry["Initiated"])
             for entry in answer.get("Uploads", [])
         ]
-    asked = NOT_ASKED | {"Bucket": bucket, "Prefix": prefix, "EncodingType": "url"}
-    frame.check(frame.UPLOADS, bucket, fields, asked | markers, {})
+    asked = UNREQUESTED_FIELDS | {"Bucket": bucket, "Prefix": prefix, "EncodingType": "url"}
+    frame.check_frame(frame.UPLOAD_LISTING, bucket, fields, asked | markers, {})
     following = next_markers(fields, decoded)
-    refuse_strays(found, prefix, markers, following)
+    refuse_misplaced_uploads(found, prefix, markers, following)
     return found, following
 
 
@@ -78,14 +80,14 @@ def next_markers(fields: frame.Fields, decoded: Callable[[str], str]) -> Markers
     return {"KeyMarker": decoded(key), "UploadIdMarker": upload_id}
 
 
-def refuse_strays(
-    found: Sequence[Upload], prefix: str, markers: Markers, following: Markers | None
+def refuse_misplaced_uploads(
+    found: Sequence[MultipartUpload], prefix: str, markers: Markers, following: Markers | None
 ) -> None:
     """Raises InvalidResponse for uploads that cannot be where they are listed. Only where there is
     more than one page has the store to keep an order."""
     keys = [markers.get("KeyMarker", ""), *(upload.key for upload in found)]
     keys += [following["KeyMarker"]] if following else []
-    if (markers or following) and keys != sorted(keys, key=as_bytes):
+    if (markers or following) and keys != sorted(keys, key=key_bytes):
         raise InvalidResponse("The listing of multipart uploads is out of order.")
     if len({(upload.key, upload.upload_id) for upload in found}) < len(found):
         raise InvalidResponse("The listing of multipart uploads shows one twice.")
@@ -97,6 +99,6 @@ def refuse_strays(
         raise InvalidResponse("The listing of multipart uploads shows one outside its prefix.")
 
 
-def abort(bucket: str, upload: Upload) -> None:
-    with own_errors():
-        client().abort_multipart_upload(Bucket=bucket, Key=upload.key, UploadId=upload.upload_id)
+def abort_multipart(bucket: str, upload: MultipartUpload) -> None:
+    with translate_errors():
+        s3_client().abort_multipart_upload(Bucket=bucket, Key=upload.key, UploadId=upload.upload_id)

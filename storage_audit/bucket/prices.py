@@ -2,22 +2,22 @@
 
 from collections.abc import Iterable
 
-PRICES_OF = "2026-11-24"
-CLASS_A, CLASS_B, FREE = 4.50, 0.36, 0.0
-PRICES = {
-    "ListObjectsV2": CLASS_A,
-    "ListMultipartUploads": CLASS_A,
-    # In none of the published lists; taken for the dearest, as is whatever is not here.
-    "DeleteObjects": CLASS_A,
-    "GetObject": CLASS_B,
-    "HeadObject": CLASS_B,
-    "DeleteObject": FREE,
-    "AbortMultipartUpload": FREE,
+PRICES_DATE = "2026-11-24"
+CLASS_A_PRICE, CLASS_B_PRICE, FREE_PRICE = 4.50, 0.36, 0.0
+PRICES_PER_MILLION = {
+    "ListObjectsV2": CLASS_A_PRICE,
+    "ListMultipartUploads": CLASS_A_PRICE,
+    # In none of the published lists, so priced like the dearest, as is whatever is not here.
+    "DeleteObjects": CLASS_A_PRICE,
+    "GetObject": CLASS_B_PRICE,
+    "HeadObject": CLASS_B_PRICE,
+    "DeleteObject": FREE_PRICE,
+    "AbortMultipartUpload": FREE_PRICE,
     # It deletes single objects.
-    "wrangler": FREE,
+    "wrangler": FREE_PRICE,
 }
 
 
-def dollars(calls: Iterable[tuple[str, int]]) -> float:
-    """Of so many calls of each kind."""
-    return sum(PRICES.get(kind, CLASS_A) * n for kind, n in calls) / 1e6
+def cost_in_dollars(calls: Iterable[tuple[str, int]]) -> float:
+    """The cost of so many calls of each kind."""
+    return sum(PRICES_PER_MILLION.get(kind, CLASS_A_PRICE) * n for kind, n in calls) / 1e6

@@ -10,17 +10,17 @@ from time import monotonic
 
 from django.db import Error, close_old_connections, connection
 
-from storage_audit.bucket.errors import BY_CODE, BY_STATUS
-from storage_audit.bucket.models import StoreCalls
+from storage_audit.bucket.errors import ERRORS_BY_CODE, ERRORS_BY_STATUS
+from storage_audit.bucket.models import RequestCount
 
-Calls = Counter[tuple[str, str]]
+CallCounts = Counter[tuple[str, str]]
 
 OK = "ok"
 # Each result becomes a row that stays, and a store may answer with any code: what is not of these
 # counts by the class of its status. https://developers.cloudflare.com/r2/api/error-codes/
-KNOWN = {
-    *BY_CODE,
-    *(str(status) for status in BY_STATUS),
+KNOWN_RESULTS = {
+    *ERRORS_BY_CODE,
+    *(str(status) for status in ERRORS_BY_STATUS),
     "404",
     "InvalidArgument",
     "NoSuchKey",
@@ -30,94 +30,94 @@ KNOWN = {
 }
 
 _lock = threading.Lock()
-_total: Calls = Counter()
-_waiting: Calls = Counter()
+_total: CallCounts = Counter()
+_unsaved: CallCounts = Counter()
 
 
-def count(kind: str, result: str) -> None:
+def count_request(kind: str, result: str) -> None:
     """Count one call of a kind, such as ListObjectsV2, with its result: OK, the name of an
-    exception, or what `named` makes of an answer. Both must be of a small set of words."""
+    exception, or the `result_name` of an answer. Both must be of a small set of words."""
     with _lock:
         _total[kind, result] += 1
-        _waiting[kind, result] += 1
+        _unsaved[kind, result] += 1
 
 
-def named(code: str, status: int) -> str:
+def result_name(code: str, status: int) -> str:
     """The result of an answer that is an error: its code if it is a known one, else such as 4xx."""
-    if code in KNOWN:
+    if code in KNOWN_RESULTS:
         return code
     return f"{status // 100}xx" if 100 <= status < 600 else "unreadable"
 
 
-def total() -> Calls:
+def total_counts() -> CallCounts:
     """All calls of this process, by kind and result."""
     with _lock:
         return _total.copy()
 
 
 @contextmanager
-def take() -> Iterator[Calls]:
-    """Take over what nobody took before. When the block fails it is as if it had not been taken."""
+def take_counts() -> Iterator[CallCounts]:
+    """Take the counts that are not saved yet. They are put back when the block fails."""
     with _lock:
-        taken = _waiting.copy()
-        _waiting.clear()
+        taken = _unsaved.copy()
+        _unsaved.clear()
     try:
         yield taken
     except BaseException:
         with _lock:
-            _waiting.update(taken)
+            _unsaved.update(taken)
         raise
 
 
-def forget_the_parents() -> None:
-    """In a process just forked: its parent keeps the figures, and a thread of it may have held the
-    lock."""
+def reset_after_fork() -> None:
+    """In a process just forked: its parent keeps the counts, and one of the parent's threads may
+    have held the lock."""
     global _lock
     _lock = threading.Lock()
     _total.clear()
-    _waiting.clear()
+    _unsaved.clear()
 
 
-os.register_at_fork(after_in_child=forget_the_parents)
+os.register_at_fork(after_in_child=reset_after_fork)
 
 
 logger = logging.getLogger(__name__)
 
-# So long a process leaves a database alone that would not take its figures, in seconds.
-PAUSE = 60.0
+# How long a process waits after the database could not save its counts.
+RETRY_PAUSE_SECONDS = 60.0
 _not_before = 0.0
 
 
 @contextmanager
-def counted() -> Iterator[None]:
+def record_requests() -> Iterator[None]:
     """Keeps the calls that are made within, also when they end in an error."""
     try:
         yield
     finally:
-        keep()
+        save_counts()
 
 
-def keep_after_request(**kwargs: object) -> None:
+def save_after_request(**kwargs: object) -> None:
     """As a receiver of `request_finished`."""
-    if keep():
+    if save_counts():
         # Django's own receiver came before this one, and left none open.
         close_old_connections()
 
 
-def keep() -> bool:
+def save_counts() -> bool:
     """Add to the table what this process counted since the last time; True if there was something.
 
-    What cannot be added now, as a transaction is open or the database fails, is the next time.
+    If that cannot be done now, as a transaction is open or the database fails, the next call does.
     """
     global _not_before
     if connection.in_atomic_block or monotonic() < _not_before:
         return False
     try:
-        with take() as new:
+        with take_counts() as new:
             if new:
-                StoreCalls.objects.add(new)
+                RequestCount.objects.add(new)
     except Error:
-        _not_before = monotonic() + PAUSE
+        _not_before = monotonic() + RETRY_PAUSE_SECONDS
         logger.warning("Calls to the store could not be noted yet.", exc_info=True)
         return True
     return bool(new)

@@ -35,32 +35,38 @@ from storage_audit.bucket.errors import (
     Unavailable,
 )
 from storage_audit.bucket.s3 import DELETED, MAX_KEY_BYTES, Answer
-from storage_audit.bucket.wrangler_errors import Said, Unusable, not_started, shorten, trouble
-from storage_audit.clocks import monotonic
+from storage_audit.bucket.wrangler_errors import (
+    RunOutput,
+    Unusable,
+    failure_of,
+    shorten_output,
+    start_failure,
+)
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_secrets
 
-# `whoami --json` came with it; 3 knows no `--remote`, and 4 deletes nothing real without.
-OLDEST = (4, 65)
+# The first with `whoami --json`. 3 knows no `--remote`, without which 4 deletes nothing real.
+MIN_VERSION = (4, 65)
 # Seconds: of a processor, for one call; what a call needs at least where there is much to do; and
 # what it may take.
-USUAL, SHORTEST, LONGEST = 1.0, 2.0, 30.0
-# What a look may take, for which somebody waits.
-LOOK = 9.0
+USUAL_CALL_SECONDS, MIN_CALL_SECONDS, MAX_CALL_SECONDS = 1.0, 2.0, 30.0
+# What a query may take, as somebody waits for it.
+QUERY_TIMEOUT_SECONDS = 9.0
 # The API takes 1,200 requests in five minutes, four a second, of a token, and then nothing for as
 # long: half of them are left to other processes, and to what else uses the token.
 # https://developers.cloudflare.com/fundamentals/api/reference/limits/
-APART = 0.5
-KEPT, READ = 4_000, 1_000_000  # characters, bytes
-CALL = "wrangler"
+START_INTERVAL_SECONDS = 0.5
+MAX_STORED_CHARACTERS, MAX_OUTPUT_BYTES = 4_000, 1_000_000  # characters, bytes
+REQUEST_NAME = "wrangler"
 
-PASSED_ON = (
+PASSED_VARIABLES = (
     *("PATH", "HOME", "XDG_CONFIG_HOME", "LANG", "NODE_EXTRA_CA_CERTS"),
     *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
 )
 # It asks nothing, leaves no files, and keeps the account that it chose to its folder: else it takes
 # that of the first `node_modules` above, where anybody may have put one.
-QUIET = {
+QUIET_VARIABLES = {
     "CI": "1",
     "NO_COLOR": "1",
     "WRANGLER_CACHE_DIR": ".",
@@ -70,22 +76,22 @@ QUIET = {
     "WRANGLER_WRITE_LOGS": "false",
 }
 # It searches all folders above for a configuration, and prefers its account to the environment's.
-CONFIGURATION = "empty.json"
+CONFIG_FILE = "empty.json"
 
 # https://developers.cloudflare.com/r2/buckets/create-buckets/
-BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
-TOKEN = re.compile(r"[!-~]*")
-VERSION = re.compile(r"(\d+)\.(\d+)\.\d+")
-COLOR = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-LOCATION = re.compile(r"^Resource location: remote\b", re.M)
-NOT_FOUND = re.compile(r"The specified key does not exist")
-LISTED = re.compile(r"^name: +(\S+)$", re.M)
+BUCKET_PATTERN = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
+TOKEN_PATTERN = re.compile(r"[!-~]*")
+VERSION_PATTERN = re.compile(r"(\d+)\.(\d+)\.\d+")
+COLOR_PATTERN = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+REMOTE_PATTERN = re.compile(r"^Resource location: remote\b", re.M)
+NOT_FOUND_PATTERN = re.compile(r"The specified key does not exist")
+BUCKET_NAME_PATTERN = re.compile(r"^name: +(\S+)$", re.M)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What was run and what came of it: redacted, short enough to be stored, and to be shown only
-    by `visible`. Without an exit code, it was killed because its time was over."""
+    """What was run and its result: redacted, short enough to be stored, and to be shown only
+    through `printable_text`. Without an exit code, it was killed because its time was over."""
 
     argv: list[str]
     exit_code: int | None
@@ -100,7 +106,7 @@ class Command:
         return f"{shlex.join(self.argv)}: {ended}, {self.seconds:.1f} s"
 
 
-Ran = Callable[[Command], None]
+CommandCallback = Callable[[Command], None]
 
 
 class Account(NamedTuple):
@@ -109,7 +115,7 @@ class Account(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class LoginStatus:
     """Who wrangler is for Cloudflare; `email` is empty where the token may not tell."""
 
     logged_in: bool
@@ -121,29 +127,36 @@ class Identity:
 # What it is asked
 
 
-def version(until: float = inf) -> str:
+def wrangler_version(until: float = inf) -> str:
     """Such as 4.164.0. Raises Unusable when it is missing, cannot run or is too old."""
-    path = program()
-    with _looking:
-        if monotonic() > until:
-            raise DeadlinePassed(_("Not started: the look before it is too old by now."))
+    path = program_path()
+    with _version_lock:
+        if monotonic_seconds() > until:
+            raise DeadlinePassed(_("Not started: the check before it is too old by now."))
         # Not the time of its content, which npm sets to 1985 for all files of all versions.
-        return _version(path, os.stat(path).st_ctime_ns)
+        return _read_version(path, os.stat(path).st_ctime_ns)
 
 
-_looking = threading.Lock()
+_version_lock = threading.Lock()
 
 
 @lru_cache(maxsize=8)
-def _version(path: str, changed: int) -> str:
-    said = run("--version", until=monotonic() + LOOK, ran=lambda command: None)
-    found = VERSION.search(said.stdout)
+def _read_version(path: str, changed: int) -> str:
+    said = run_wrangler(
+        "--version",
+        until=monotonic_seconds() + QUERY_TIMEOUT_SECONDS,
+        on_command=lambda command: None,
+    )
+    found = VERSION_PATTERN.search(said.stdout)
     if said.exit_code != 0 or not found:
         raise Unusable(
             _("wrangler does not run: %s It needs Node 22.12 or newer on the PATH.")
-            % (shorten(redact(said.stderr.strip()), 500) or _("exit code %s.") % said.exit_code)
+            % (
+                shorten_output(redact_secrets(said.stderr.strip()), 500)
+                or _("exit code %s.") % said.exit_code
+            )
         )
-    if (int(found[1]), int(found[2])) < OLDEST:
+    if (int(found[1]), int(found[2])) < MIN_VERSION:
         raise Unusable(
             _("wrangler is too old: %(path)s is %(version)s, and 4.65 or newer is needed.")
             % {"path": path, "version": found[0]}
@@ -157,45 +170,62 @@ def node_version() -> str:
     """Of the Node on the PATH, such as v24.18.0; nothing when there is none."""
     path = shutil.which("node")
     with suppress(Unusable):
-        return _node_version(path, os.stat(path).st_ctime_ns) if path else ""
+        return _read_node_version(path, os.stat(path).st_ctime_ns) if path else ""
     return _("does not run")
 
 
 @lru_cache(maxsize=8)
-def _node_version(path: str, changed: int) -> str:
+def _read_node_version(path: str, changed: int) -> str:
     with TemporaryDirectory(prefix="node-") as name:
-        if wait([path, "--version"], QUIET, Path(name), monotonic() + SHORTEST) != 0:
+        if (
+            wait_for_exit(
+                [path, "--version"],
+                QUIET_VARIABLES,
+                Path(name),
+                monotonic_seconds() + MIN_CALL_SECONDS,
+            )
+            != 0
+        ):
             raise Unusable(_("Node does not run."))  # Not kept: it may only have been slow.
-        return said_in(Path(name) / "stdout").strip()
+        return read_output(Path(name) / "stdout").strip()
 
 
-def whoami(*, ran: Ran) -> Identity:
+def login_status(*, on_command: CommandCallback) -> LoginStatus:
     """Raises StoreError: also when the token works for R2, but may not read its own account."""
-    version()
-    said = ask("whoami", "--json", until=monotonic() + LOOK, ran=ran)
+    wrangler_version()
+    said = run_counted(
+        "whoami", "--json", until=monotonic_seconds() + QUERY_TIMEOUT_SECONDS, on_command=on_command
+    )
     try:
         answer, _end = json.JSONDecoder().raw_decode(said.stdout[said.stdout.index("{") :])
-        return Identity(
+        return LoginStatus(
             bool(answer["loggedIn"]),
             answer.get("authType", ""),
             answer.get("email") or "",
             [Account(each["id"], each["name"] or "") for each in answer.get("accounts", [])],
         )
     except (ValueError, LookupError, TypeError) as error:
-        raise trouble(said) from error
+        raise failure_of(said) from error
 
 
-def buckets(*, ran: Ran) -> list[str]:
+def list_buckets(*, on_command: CommandCallback) -> list[str]:
     """The names of the account's buckets, of those of the jurisdiction if one is set: the first
     page, as wrangler asks for no other. Raises StoreError."""
-    version()
-    said = ask("r2", "bucket", "list", *jurisdiction(), until=monotonic() + LOOK, ran=ran)
+    wrangler_version()
+    said = run_counted(
+        "r2",
+        "bucket",
+        "list",
+        *jurisdiction_option(),
+        until=monotonic_seconds() + QUERY_TIMEOUT_SECONDS,
+        on_command=on_command,
+    )
     if said.exit_code != 0 or "Listing buckets" not in said.stdout:
-        raise trouble(said)
-    return LISTED.findall(said.stdout)
+        raise failure_of(said)
+    return BUCKET_NAME_PATTERN.findall(said.stdout)
 
 
-def objection(key: str) -> str:
+def undeletable_reason(key: str) -> str:
     """Why wrangler must not be given this key, or nothing.
 
     It puts the key into the path of a URL as it is. Encoded, a key survives Node; but segments of
@@ -219,25 +249,34 @@ def objection(key: str) -> str:
     return ""
 
 
-def delete(bucket: str, key: str, *, until: float, ran: Ran) -> Answer:
+def delete_object(bucket: str, key: str, *, until: float, on_command: CommandCallback) -> Answer:
     """Ask once for the deletion of one key. Raises StoreError.
 
     Killed when the clock says `until`, and not started shortly before. Like each answer this one is
-    no evidence: wrangler says the same of a key, a bucket or an account that does not exist. `ran`
-    gets what was run, also when it failed.
+    no evidence: wrangler says the same of a key, a bucket or an account that does not exist.
+    `on_command` gets what was run, also when it failed.
     """
-    if reason := objection(key):
+    if reason := undeletable_reason(key):
         raise Refused(reason, "Undeletable", answered=True)
-    if not BUCKET.fullmatch(bucket):
+    if not BUCKET_PATTERN.fullmatch(bucket):
         raise Unusable(_("R2 has no bucket of such a name: %r. Set R2_BUCKET_NAME.") % bucket)
     require_account()
-    version(until)
-    wait_for_turn(until)
+    wrangler_version(until)
+    wait_for_start(until)
     path = f"{bucket}/{quote(key, safe='/')}"
-    said = ask("r2", "object", "delete", path, "--remote", *jurisdiction(), until=until, ran=ran)
+    said = run_counted(
+        "r2",
+        "object",
+        "delete",
+        path,
+        "--remote",
+        *jurisdiction_option(),
+        until=until,
+        on_command=on_command,
+    )
     if said.exit_code != 0:
-        raise trouble(said)
-    if not LOCATION.search(said.stdout):
+        raise failure_of(said)
+    if not REMOTE_PATTERN.search(said.stdout):
         raise InvalidResponse(
             _(
                 "wrangler does not say that it deleted in the bucket, and not in its local"
@@ -253,50 +292,51 @@ def require_account() -> None:
         raise Unusable(_("Whose bucket it is, is not known to wrangler. Set R2_ACCOUNT_ID."))
 
 
-def read(bucket: str, key: str, *, until: float, ran: Ran) -> str | None:
+def read_text(bucket: str, key: str, *, until: float, on_command: CommandCallback) -> str | None:
     """The text of an object, or None where it sees no such object, bucket or account. Raises
     StoreError."""
     require_account()
-    version(until)
+    wrangler_version(until)
     path = f"{bucket}/{quote(key, safe='/')}"
-    where = (path, "--remote", "--pipe", *jurisdiction())
-    said = ask("r2", "object", "get", *where, until=until, ran=ran)
+    where = (path, "--remote", "--pipe", *jurisdiction_option())
+    said = run_counted("r2", "object", "get", *where, until=until, on_command=on_command)
     if said.exit_code == 0:
         return said.stdout
-    if NOT_FOUND.search(said.stderr):
+    if NOT_FOUND_PATTERN.search(said.stderr):
         return None
-    raise trouble(said)
+    raise failure_of(said)
 
 
-_turn = threading.Lock()
+_start_lock = threading.Lock()
 _next_start = 0.0
 
 
-def wait_for_turn(until: float) -> None:
-    """Keep the starts of this process APART. Raises DeadlinePassed instead of starting in vain."""
+def wait_for_start(until: float) -> None:
+    """Keep START_INTERVAL_SECONDS between the starts of this process. Raises DeadlinePassed where
+    a start would be in vain."""
     global _next_start
-    with _turn:
-        start = max(monotonic(), _next_start)
-        if start + SHORTEST > until:
-            raise DeadlinePassed(_("Not started: the look before it is too old by now."))
-        _next_start = start + APART
-    sleep(max(0.0, start - monotonic()))
+    with _start_lock:
+        start = max(monotonic_seconds(), _next_start)
+        if start + MIN_CALL_SECONDS > until:
+            raise DeadlinePassed(_("Not started: the check before it is too old by now."))
+        _next_start = start + START_INTERVAL_SECONDS
+    sleep(max(0.0, start - monotonic_seconds()))
 
 
 def expected_duration(count: int, at_once: int = 1) -> timedelta:
     """About how long the deletion of so many objects takes, as each needs a processor."""
-    each = USUAL / min(at_once, os.cpu_count() or 1)
-    return timedelta(seconds=count * max(each, APART))
+    each = USUAL_CALL_SECONDS / min(at_once, os.cpu_count() or 1)
+    return timedelta(seconds=count * max(each, START_INTERVAL_SECONDS))
 
 
 # How it is run
 
 
-def program() -> str:
-    found = shutil.which(conf().wrangler)
+def program_path() -> str:
+    found = shutil.which(conf().wrangler_path)
     if found is None:
         raise Unusable(
-            _("wrangler is missing: there is no program %r.") % conf().wrangler
+            _("wrangler is missing: there is no program %r.") % conf().wrangler_path
             + " "
             + _("Install it (npm install -g wrangler; it needs Node 22.12 or newer), or set")
             + " "
@@ -305,11 +345,11 @@ def program() -> str:
     return os.path.abspath(found)
 
 
-def environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Nothing else of ours: CLOUDFLARE_API_KEY, for one, would win over the token. Without a
     token, wrangler uses the login of our user, if there is one."""
     settings = conf()
-    if not TOKEN.fullmatch(settings.api_token):
+    if not TOKEN_PATTERN.fullmatch(settings.api_token):
         # Node would quote it in its error.
         raise Unusable(_("CLOUDFLARE_API_TOKEN has characters that no token has. Set it anew."))
     ours = {
@@ -317,52 +357,54 @@ def environment() -> dict[str, str]:
         "CLOUDFLARE_ACCOUNT_ID": settings.account_id,
         "CLOUDFLARE_API_BASE_URL": settings.api_url,
     }
-    passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    return passed_on | QUIET | {name: value for name, value in ours.items() if value}
+    passed_on = {name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ}
+    return passed_on | QUIET_VARIABLES | {name: value for name, value in ours.items() if value}
 
 
-def jurisdiction() -> list[str]:
+def jurisdiction_option() -> list[str]:
     return [f"--jurisdiction={conf().jurisdiction}"] if conf().jurisdiction else []
 
 
-def ask(*arguments: str, until: float, ran: Ran) -> Said:
+def run_counted(*arguments: str, until: float, on_command: CommandCallback) -> RunOutput:
     """Run it, and count that as a call to the store."""
     try:
-        said = run(*arguments, until=until, ran=ran)
+        said = run_wrangler(*arguments, until=until, on_command=on_command)
     except StoreError as error:
-        request_stats.count(CALL, error.code or type(error).__name__)
+        request_stats.count_request(REQUEST_NAME, error.code or type(error).__name__)
         raise
-    code = trouble(said).code if said.exit_code != 0 else request_stats.OK
-    request_stats.count(
-        CALL, code if code in (request_stats.OK, *request_stats.KNOWN) else "failed"
+    code = failure_of(said).code if said.exit_code != 0 else request_stats.OK
+    request_stats.count_request(
+        REQUEST_NAME, code if code in (request_stats.OK, *request_stats.KNOWN_RESULTS) else "failed"
     )
     return said
 
 
-def run(*arguments: str, until: float, ran: Ran) -> Said:
+def run_wrangler(*arguments: str, until: float, on_command: CommandCallback) -> RunOutput:
     """Run it to its end, in an empty folder. Raises Unavailable when `until` comes first."""
-    argv, env = [program(), *arguments, f"--config={CONFIGURATION}"], environment()
-    started = monotonic()
+    argv, env = [program_path(), *arguments, f"--config={CONFIG_FILE}"], child_environment()
+    started = monotonic_seconds()
     try:
         with TemporaryDirectory(prefix="wrangler-", ignore_cleanup_errors=True) as name:
             folder = Path(name)
-            (folder / CONFIGURATION).write_text("{}")
-            exit_code = wait(argv, env, folder, min(until, started + LONGEST))
-            stdout, stderr = said_in(folder / "stdout"), said_in(folder / "stderr")
+            (folder / CONFIG_FILE).write_text("{}")
+            exit_code = wait_for_exit(argv, env, folder, min(until, started + MAX_CALL_SECONDS))
+            stdout, stderr = read_output(folder / "stdout"), read_output(folder / "stderr")
     except OSError as error:
-        raise not_started(error) from error
-    shown = [redact(text) for text in [conf().wrangler, *argv[1:]]]
-    out, err = (shorten(redact(text), KEPT) for text in (stdout, stderr))
-    ran(Command(shown, exit_code, out, err, round(monotonic() - started, 2)))
+        raise start_failure(error) from error
+    shown = [redact_secrets(text) for text in [conf().wrangler_path, *argv[1:]]]
+    out, err = (
+        shorten_output(redact_secrets(text), MAX_STORED_CHARACTERS) for text in (stdout, stderr)
+    )
+    on_command(Command(shown, exit_code, out, err, round(monotonic_seconds() - started, 2)))
     if exit_code is None:
         raise Unavailable(
             _("wrangler did not end in time, and was killed: whether it still asked is unknown."),
             "TimeoutExpired",
         )
-    return Said(exit_code, stdout, stderr)
+    return RunOutput(exit_code, stdout, stderr)
 
 
-def wait(argv: list[str], env: dict[str, str], folder: Path, until: float) -> int | None:
+def wait_for_exit(argv: list[str], env: dict[str, str], folder: Path, until: float) -> int | None:
     """Its exit code; none if it was killed, with the processes that it started itself.
 
     Its output goes to files: Node writes these at once, and may lose what is still in a pipe.
@@ -379,7 +421,7 @@ def wait(argv: list[str], env: dict[str, str], folder: Path, until: float) -> in
         )
         try:
             # A second at a time: the clock of `Popen.wait` stops while the machine is suspended.
-            while (left := until - monotonic()) > 0:
+            while (left := until - monotonic_seconds()) > 0:
                 with suppress(subprocess.TimeoutExpired):
                     return process.wait(min(left, 1.0))
             return None
@@ -389,6 +431,8 @@ def wait(argv: list[str], env: dict[str, str], folder: Path, until: float) -> in
             process.wait()
 
 
-def said_in(file: Path) -> str:
+def read_output(file: Path) -> str:
     with file.open("rb") as opened:
-        return COLOR.sub("", opened.read(READ).decode(errors="backslashreplace"))
+        return COLOR_PATTERN.sub(
+            "", opened.read(MAX_OUTPUT_BYTES).decode(errors="backslashreplace")
+        )

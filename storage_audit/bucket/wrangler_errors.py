@@ -14,23 +14,23 @@ from storage_audit.bucket.errors import (
     Refused,
     StoreError,
     Unavailable,
-    classify,
+    classify_error,
 )
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_secrets
 
-# So long nothing is answered to who asked too much, in seconds: wrangler does not hand on what the
-# API says. https://developers.cloudflare.com/fundamentals/api/reference/limits/
-BLOCKED = 300.0
+# How long the API answers nothing after too many requests; wrangler does not pass on what the API
+# says. https://developers.cloudflare.com/fundamentals/api/reference/limits/
+BLOCK_SECONDS = 300.0
 
-ERROR = re.compile(r"\[ERROR\] (.*?)(?=\n\s*If you think this is a bug|\n\S|\Z)", re.S)
-STATUS = re.compile(r"Failed to fetch \S+ - (\d{3}):")
+ERROR_PATTERN = re.compile(r"\[ERROR\] (.*?)(?=\n\s*If you think this is a bug|\n\S|\Z)", re.S)
+STATUS_PATTERN = re.compile(r"Failed to fetch \S+ - (\d{3}):")
 JSON_CODE, TEXT_CODE = re.compile(r'"code": ?(\d+)'), re.compile(r"\[code: (\d+)\]")
 NO_CONNECTION = re.compile(r"fetch request failed|fetch failed")
 NO_LOGIN = re.compile(r"CLOUDFLARE_API_TOKEN|CLOUDFLARE_ACCOUNT_ID|Not logged in")
 
-# What the API calls what S3 has names for, and of the API as a whole.
+# The API's codes for errors that S3 has names for, and for errors of the API as a whole.
 # https://developers.cloudflare.com/r2/api/error-codes/
-NAMES = {
+ERROR_NAMES = {
     "10001": "InternalError",
     "10002": "Unauthorized",
     "10003": "AccessDenied",
@@ -47,13 +47,13 @@ class Unusable(BucketForbidden):
     """No call of wrangler will work until somebody changes something."""
 
     advice = gettext_lazy(
-        "Mend that, and look with `python manage.py r2_doctor`; then force-delete this operation,"
+        "Mend that, and look with `python manage.py r2_doctor`; then force-delete this cleanup,"
         " which tries again at once; by itself it is tried daily. Or ask for another cleanup with"
-        " the strategy batch, which needs no wrangler: this operation then sees that all is gone."
+        " the strategy batch, which needs no wrangler: this cleanup then sees that all is gone."
     )
 
 
-class Said(NamedTuple):
+class RunOutput(NamedTuple):
     """All that it said, without colors: it has them in spite of NO_COLOR."""
 
     exit_code: int
@@ -61,59 +61,59 @@ class Said(NamedTuple):
     stderr: str
 
 
-def trouble(said: Said) -> StoreError:
-    """What follows from a failure, or from an answer that is none."""
-    found = ERROR.search(said.stderr)
-    gist = " ".join((found[1] if found else said.stderr or said.stdout).split())
+def failure_of(output: RunOutput) -> StoreError:
+    """The error for a failed run, or for an answer that is none."""
+    found = ERROR_PATTERN.search(output.stderr)
+    gist = " ".join((found[1] if found else output.stderr or output.stdout).split())
     text = _("wrangler failed with exit code %(code)s: %(gist)s") % {
-        "code": said.exit_code,
-        "gist": shorten(redact(gist), 800),
+        "code": output.exit_code,
+        "gist": shorten_output(redact_secrets(gist), 800),
     }
-    answer = STATUS.search(gist)
+    answer = STATUS_PATTERN.search(gist)
     status = int(answer[1]) if answer else 0
     code = (JSON_CODE if answer else TEXT_CODE).search(gist)
     if not answer and not code:
-        return unanswered(gist, text)
+        return unanswered_failure(gist, text)
     # A gateway that fails sends pages that are not the API's.
     number = code[1] if code and status < 500 else ""
-    return answered(text, NAMES.get(number, number or str(status)), status)
+    return answered_failure(text, ERROR_NAMES.get(number, number or str(status)), status)
 
 
-def answered(text: str, name: str, status: int) -> StoreError:
-    kind = classify(name, status)
+def answered_failure(text: str, name: str, status: int) -> StoreError:
+    kind = classify_error(name, status)
     if kind is BucketForbidden:
-        return Unusable(f"{text} {_no_entry()}", name, answered=True)
+        return Unusable(f"{text} {_login_advice()}", name, answered=True)
     if kind is StoreError and 400 <= status < 500:
         kind = Refused
-    blocked = BLOCKED if name in ("TooManyRequests", "429") else 0
+    blocked = BLOCK_SECONDS if name in ("TooManyRequests", "429") else 0
     return kind(text, name, retry_after=blocked, answered=status < 500)
 
 
-def unanswered(gist: str, text: str) -> StoreError:
+def unanswered_failure(gist: str, text: str) -> StoreError:
     if NO_CONNECTION.search(gist):
         return Unavailable(text, "NoConnection")
     if NO_LOGIN.search(gist):
-        return Unusable(f"{text} {_no_entry()}", "NotLoggedIn", answered=True)
+        return Unusable(f"{text} {_login_advice()}", "NotLoggedIn", answered=True)
     return InvalidResponse(text)
 
 
-def _no_entry() -> str:
+def _login_advice() -> str:
     return _(
         "Look at CLOUDFLARE_API_TOKEN: whether it was revoked, is out of date, or may not write to"
         " R2; and whether R2_ACCOUNT_ID is its account."
     )
 
 
-def not_started(error: OSError) -> StoreError:
+def start_failure(error: OSError) -> StoreError:
     text = _("wrangler cannot be started: %s.") % error
     if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
         return Unusable(text + " " + _("Set WRANGLER_PATH to a program that runs."))
     return Unavailable(text, type(error).__name__)
 
 
-def shorten(text: str, most: int) -> str:
-    left_out = len(text) - most
+def shorten_output(text: str, max_length: int) -> str:
+    left_out = len(text) - max_length
     if left_out <= 0:
         return text
     note = _("[... %s characters left out ...]") % left_out
-    return f"{text[: most // 2]}\n{note}\n{text[-(most - most // 2) :]}"
+    return f"{text[: max_length // 2]}\n{note}\n{text[-(max_length - max_length // 2) :]}"

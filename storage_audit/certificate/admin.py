@@ -11,27 +11,31 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
-from storage_audit.certificate.certificate_file import FORMS, ending_of, issued
+from storage_audit.certificate.certificate_file import (
+    FILE_FORMATS,
+    compute_ending,
+    issue_certificate,
+)
 from storage_audit.certificate.evidence import (
     STATEMENTS,
     Facts,
-    head_of,
-    items_of,
+    certificate_head,
+    certificate_items,
     was_certified,
-    why_none,
+    why_no_certificate,
 )
-from storage_audit.cleanup.admin.cleanups import CleanupOperationAdmin
-from storage_audit.cleanup.describe import label_of
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.exports import pieces
-from storage_audit.redaction import visible
+from storage_audit.cleanup.admin.cleanups import CleanupAdmin
+from storage_audit.cleanup.describe import field_label
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.exports import byte_chunks
+from storage_audit.redaction import printable_text
 
-Outcome, Status, Trigger = CleanupItem.Outcome, CleanupOperation.Status, CleanupOperation.Trigger
+Outcome, Status, Trigger = CleanupItem.Outcome, Cleanup.Status, Cleanup.Trigger
 ITEMS_SHOWN = 300
-LOOKS_SHOWN = 50
-# Of so many the digest is worked out for a page.
-SEALED = 1000
-FACTS = (
+VERIFICATIONS_SHOWN = 50
+# A page shows the digest of cleanups with at most so many items.
+MAX_ITEMS_HASHED = 1000
+FACT_FIELDS = (
     "id",
     "project_id",
     "kind",
@@ -40,7 +44,7 @@ FACTS = (
     "requested_by",
     "origin",
     "created_at",
-    "released_by",
+    "limits_waived_by",
     "project_deleted_at",
     "planned_at",
     "finished_at",
@@ -49,128 +53,133 @@ FACTS = (
 )
 
 
-def urls(admin: CleanupOperationAdmin) -> list[URLPattern]:
+def urls(admin: CleanupAdmin) -> list[URLPattern]:
     return [
         path(
-            "<uuid:operation_id>/certificate/",
-            admin.as_page(partial(certificate, admin)),
+            "<uuid:deletion_id>/certificate/",
+            admin.wrap_view(partial(show_certificate, admin)),
             name="storage_audit_certificate",
         ),
         path(
-            "<uuid:operation_id>/certificate.<str:form>",
-            admin.as_page(partial(certificate_file, admin)),
+            "<uuid:deletion_id>/certificate.<str:file_format>",
+            admin.wrap_view(partial(download_certificate, admin)),
             name="storage_audit_certificate_file",
         ),
     ]
 
 
-def certificate(
-    admin: CleanupOperationAdmin, request: HttpRequest, operation_id: UUID
-) -> HttpResponse:
-    operation = admin.seen(request, operation_id)
+def show_certificate(admin: CleanupAdmin, request: HttpRequest, deletion_id: UUID) -> HttpResponse:
+    cleanup = admin.get_cleanup(request, deletion_id)
     request.current_app = admin.admin_site.name
     shown = {
         **admin.admin_site.each_context(request),
-        "title": _("Deletion certificate: %s") % visible(operation.subject),
+        "title": _("Deletion certificate: %s") % printable_text(cleanup.subject),
         "opts": admin.opts,
         "media": admin.media,
-        **context(operation),
+        **certificate_context(cleanup),
     }
     return TemplateResponse(request, "admin/storage_audit/certificate/certificate.html", shown)
 
 
-def certificate_file(
-    admin: CleanupOperationAdmin, request: HttpRequest, operation_id: UUID, form: str
+def download_certificate(
+    admin: CleanupAdmin, request: HttpRequest, deletion_id: UUID, file_format: str
 ) -> StreamingHttpResponse:
-    return download(admin.seen(request, operation_id), form)
+    return certificate_response(admin.get_cleanup(request, deletion_id), file_format)
 
 
-def links(operation: CleanupOperation) -> dict[str, Any]:
-    """For the operation's own page."""
-    return {"no_certificate": visible(why_none(operation))}
+def certificate_links(cleanup: Cleanup) -> dict[str, Any]:
+    """For the cleanup's own page."""
+    return {"no_certificate": printable_text(why_no_certificate(cleanup))}
 
 
-def download(operation: CleanupOperation, form: str) -> StreamingHttpResponse:
+def certificate_response(cleanup: Cleanup, file_format: str) -> StreamingHttpResponse:
     """Raises Http404."""
-    if form not in FORMS or (reason := why_none(operation)):
-        raise Http404(reason if form in FORMS else form)
+    if file_format not in FILE_FORMATS or (reason := why_no_certificate(cleanup)):
+        raise Http404(reason if file_format in FILE_FORMATS else file_format)
     response = StreamingHttpResponse(
-        pieces(issued(operation, form)), content_type=FORMS[form].content_type
+        byte_chunks(issue_certificate(cleanup, file_format)),
+        content_type=FILE_FORMATS[file_format].content_type,
     )
-    response["Content-Disposition"] = f'attachment; filename="certificate-{operation.pk}.{form}"'
+    response["Content-Disposition"] = (
+        f'attachment; filename="certificate-{cleanup.pk}.{file_format}"'
+    )
     response["X-Content-Type-Options"] = "nosniff"
     return response
 
 
-def context(operation: CleanupOperation) -> dict[str, Any]:
-    reason = why_none(operation)
-    shown = {"operation": operation, "no_certificate": visible(reason)}
-    if reason and not was_certified(operation):
+def certificate_context(cleanup: Cleanup) -> dict[str, Any]:
+    reason = why_no_certificate(cleanup)
+    shown = {"cleanup": cleanup, "no_certificate": printable_text(reason)}
+    if reason and not was_certified(cleanup):
         return shown
-    head = head_of(operation)
-    items = list(items_of(operation, SEALED + 1))
+    head = certificate_head(cleanup)
+    items = list(certificate_items(cleanup, MAX_ITEMS_HASHED + 1))
     looks = head["later_looks"]
     return {
         **shown,
         "finished": head["finished"],
-        "statement": STATEMENTS[Status(operation.status)],
-        "facts": list(facts(operation)),
-        "ranges": [visible(prefix) for prefix in operation.ranges],
-        "books": [
-            (label_of(operation, name), line["objects"], line["bytes"])
-            for name, line in head["books"].items()
+        "statement": STATEMENTS[Status(cleanup.status)],
+        "facts": list(fact_rows(cleanup)),
+        "listed_prefixes": [printable_text(prefix) for prefix in cleanup.listed_prefixes],
+        "totals": [
+            (field_label(cleanup, name), line["objects"], line["bytes"])
+            for name, line in head["totals"].items()
         ],
-        "listings": [shown_listing(listing) for listing in head["listings"]],
-        "looks": [shown_look(look) for look in looks[:LOOKS_SHOWN]],
-        "more_looks": len(looks[LOOKS_SHOWN:]),
-        "items": [shown_item(item) for item in items[:ITEMS_SHOWN]],
-        "more_items": max(0, operation.found - ITEMS_SHOWN),
-        "ending": None if reason or len(items) > SEALED else ending_of(head, items),
+        "listings": [listing_row(listing) for listing in head["listings"]],
+        "verifications": [verification_context(look) for look in looks[:VERIFICATIONS_SHOWN]],
+        "more_verifications": len(looks[VERIFICATIONS_SHOWN:]),
+        "items": [item_context(item) for item in items[:ITEMS_SHOWN]],
+        "more_items": max(0, cleanup.found - ITEMS_SHOWN),
+        "ending": None if reason or len(items) > MAX_ITEMS_HASHED else compute_ending(head, items),
     }
 
 
-def facts(operation: CleanupOperation) -> Iterator[tuple[Any, str]]:
-    for name in FACTS:
-        display = getattr(operation, f"get_{name}_display", None)
-        value = display() if display else getattr(operation, name)
+def fact_rows(cleanup: Cleanup) -> Iterator[tuple[Any, str]]:
+    for name in FACT_FIELDS:
+        display = getattr(cleanup, f"get_{name}_display", None)
+        value = display() if display else getattr(cleanup, name)
         if value:
-            yield label_of(operation, name), moment(value) or visible(str(value))
+            yield field_label(cleanup, name), format_utc(value) or printable_text(str(value))
 
 
-def moment(value: Any) -> str:
-    """In the time of all of the certificate, whatever that of the reader is."""
+def format_utc(value: Any) -> str:
+    """In UTC, as everything in a certificate, whatever the reader's time zone."""
     return f"{value:%Y-%m-%d %H:%M:%S} UTC" if isinstance(value, datetime) else ""
 
 
-def short(iso: str | None) -> str:
-    return moment(datetime.fromisoformat(iso)) if iso else ""
+def format_iso(iso: str | None) -> str:
+    return format_utc(datetime.fromisoformat(iso)) if iso else ""
 
 
-def shown_listing(listing: Facts) -> tuple[str, str, str]:
-    return short(listing["began"]), short(listing["ended"]), visible(listing["result"])
+def listing_row(listing: Facts) -> tuple[str, str, str]:
+    return (
+        format_iso(listing["began"]),
+        format_iso(listing["ended"]),
+        printable_text(listing["result"]),
+    )
 
 
-def shown_look(look: Facts) -> dict[str, Any]:
+def verification_context(look: Facts) -> dict[str, Any]:
     second = look["second_look"]
     return {
         "id": look["deletion_id"],
         "label": Trigger(look["trigger"]).label,
         "status": Status(look["status"]).label,
-        "due": short(look["next_attempt_at"]),
-        "ended": short(look["finished_at"]),
-        "message": visible(look["error"]),
-        "second_look": visible(second["said"]) if second else "",
-        "found": look["books"]["found"]["objects"],
+        "due": format_iso(look["next_attempt_at"]),
+        "ended": format_iso(look["finished_at"]),
+        "message": printable_text(look["message"]),
+        "crosscheck": printable_text(second["said"]) if second else "",
+        "found": look["totals"]["found"]["objects"],
     }
 
 
-def shown_item(item: Facts) -> dict[str, Any]:
+def item_context(item: Facts) -> dict[str, Any]:
     return {
-        "key": visible(item["key"]),
+        "key": printable_text(item["key"]),
         "size": item["size"],
         "outcome": Outcome(item["outcome"]).label,
-        "seen_gone": short(item["seen_gone_at"]),
+        "gone_at": format_iso(item["seen_gone_at"]),
         "listing": item["listing"],
-        "reason": visible(item["reason"] or item["answer"]),
-        "evidence": visible(item["evidence"]),
+        "reason": printable_text(item["reason"] or item["store_answer"]),
+        "owner_evidence": printable_text(item["owner_evidence"]),
     }

@@ -1,8 +1,8 @@
 """A certificate as JSON and as CSV: written, and read again, line by line. How it is made, and
 what its digest and its signature prove, is in docs/certificates.md.
 
-A file is as we write it when writing what was read gives the same file. So nothing in it is left
-unread: no second value of a name, no blank, no cell too many.
+A file is valid if writing what was read gives the same file. So nothing in it goes unread: no
+second value of a name, no blank, no extra cell.
 """
 
 import csv
@@ -16,24 +16,24 @@ from uuid import UUID
 from django.utils.translation import gettext as _
 
 from storage_audit.certificate.evidence import (
-    BOOKS,
-    HEAD,
-    ITEM,
+    HEAD_FIELDS,
+    ITEM_FIELDS,
+    TOTAL_FIELDS,
     Facts,
-    Reckoning,
-    head_of,
-    items_of,
+    RunningTotals,
+    certificate_head,
+    certificate_items,
 )
-from storage_audit.certificate.signature import Seal, canonical, sign
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.exports import csv_lines, text_of
+from storage_audit.certificate.signature import CertificateHasher, canonical_json, sign_digest
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.exports import cell_text, csv_lines
 
-LONGEST = 2**24  # bytes in a line
-HEAD_STARTS, DIGEST_STARTS, SIGNATURE_STARTS = '{"certificate":', '"digest":', '"signature":'
-CSV_STARTS = "row,key,"
-SHAPES = {"item": ITEM, "certificate": HEAD}
-LINE_OF_BOOKS = {"objects": int, "bytes": int}
-DEEPEST = 20  # levels of a head
+MAX_LINE_BYTES = 2**24  # bytes in a line
+HEAD_PREFIX, DIGEST_PREFIX, SIGNATURE_PREFIX = '{"certificate":', '"digest":', '"signature":'
+CSV_PREFIX = "row,key,"
+PART_SHAPES = {"item": ITEM_FIELDS, "certificate": HEAD_FIELDS}
+TOTALS_SHAPE = {"objects": int, "bytes": int}
+MAX_HEAD_LEVELS = 20  # levels of a head
 
 
 class NotACertificate(Exception):
@@ -45,7 +45,7 @@ class MalformedCertificate(Exception):
 
 
 class CertificateOutdated(Exception):
-    """The operation changed while its certificate was written, so that this has no end."""
+    """The cleanup changed while its certificate was written, so the file has no ending."""
 
 
 class Part(NamedTuple):
@@ -60,55 +60,55 @@ class Ending(NamedTuple):
     signature: str
 
 
-# What ends the file, given the digest of what is in it.
-Ends = Callable[[str], Ending]
+# Makes the end of the file from the digest of its content.
+MakeEnding = Callable[[str], Ending]
 
 
-class Form(NamedTuple):
-    write: Callable[[Facts, Iterable[Facts], Ends], Iterator[str]]
+class FileFormat(NamedTuple):
+    write: Callable[[Facts, Iterable[Facts], MakeEnding], Iterator[str]]
     read: Callable[[str], Part | None]
     content_type: str
 
 
-def json_of(head: Facts, items: Iterable[Facts], ends: Ends) -> Iterator[str]:
-    seal, end = Seal(), "\n"
-    yield f'{HEAD_STARTS}{canonical(head)},\n"items":['
+def write_json(head: Facts, items: Iterable[Facts], make_ending: MakeEnding) -> Iterator[str]:
+    seal, end = CertificateHasher(), "\n"
+    yield f'{HEAD_PREFIX}{canonical_json(head)},\n"items":['
     for item in items:
-        yield end + seal.add(canonical(item))
+        yield end + seal.add(canonical_json(item))
         end = ",\n"
-    seal.add(canonical(head))
-    digest, signature = map(json.dumps, ends(seal.digest))
-    yield f"\n],\n{DIGEST_STARTS}{digest},\n{SIGNATURE_STARTS}{signature}}}\n"
+    seal.add(canonical_json(head))
+    digest, signature = map(json.dumps, make_ending(seal.digest))
+    yield f"\n],\n{DIGEST_PREFIX}{digest},\n{SIGNATURE_PREFIX}{signature}}}\n"
 
 
-def csv_of(head: Facts, items: Iterable[Facts], ends: Ends) -> Iterator[str]:
-    """The head is in the last rows, as only few want it in a spreadsheet."""
-    seal = Seal()
+def write_csv(head: Facts, items: Iterable[Facts], make_ending: MakeEnding) -> Iterator[str]:
+    """The head comes last, as few people want it in a spreadsheet."""
+    seal = CertificateHasher()
 
     def rows() -> Iterator[Iterable[object]]:
-        yield "row", *ITEM
+        yield "row", *ITEM_FIELDS
         for item in items:
-            seal.add(canonical(item))
-            yield "item", *(item[name] for name in ITEM)
-        yield last("certificate", seal.add(canonical(head)))
-        yield from map(last, Ending._fields, ends(seal.digest))
+            seal.add(canonical_json(item))
+            yield "item", *(item[name] for name in ITEM_FIELDS)
+        yield tail_row("certificate", seal.add(canonical_json(head)))
+        yield from map(tail_row, Ending._fields, make_ending(seal.digest))
 
     return csv_lines(rows())
 
 
-def last(name: str, value: str) -> Iterable[str]:
-    return name, value, *[""] * (len(ITEM) - 1)
+def tail_row(name: str, value: str) -> Iterable[str]:
+    return name, value, *[""] * (len(ITEM_FIELDS) - 1)
 
 
 def read_json(line: str) -> Part | None:
     if line in ('"items":[', "],"):
         return None
-    if line.startswith(HEAD_STARTS):
-        return Part("certificate", json.loads(line.removeprefix(HEAD_STARTS).removesuffix(",")))
-    if line.startswith(DIGEST_STARTS):
-        return Part("digest", json.loads(line.removeprefix(DIGEST_STARTS).removesuffix(",")))
-    if line.startswith(SIGNATURE_STARTS):
-        return Part("signature", json.loads(line.removeprefix(SIGNATURE_STARTS).removesuffix("}")))
+    if line.startswith(HEAD_PREFIX):
+        return Part("certificate", json.loads(line.removeprefix(HEAD_PREFIX).removesuffix(",")))
+    if line.startswith(DIGEST_PREFIX):
+        return Part("digest", json.loads(line.removeprefix(DIGEST_PREFIX).removesuffix(",")))
+    if line.startswith(SIGNATURE_PREFIX):
+        return Part("signature", json.loads(line.removeprefix(SIGNATURE_PREFIX).removesuffix("}")))
     return Part("item", json.loads(line.removesuffix(",")))
 
 
@@ -117,13 +117,13 @@ def read_csv(line: str) -> Part | None:
     if name == "row":
         return None
     if name != "item":
-        text = text_of(cells[0])
+        text = cell_text(cells[0])
         return Part(name, json.loads(text) if name == "certificate" else text)
-    pairs = zip(ITEM.items(), cells, strict=True)
-    return Part(name, {name: typed(text_of(cell), type_) for (name, type_), cell in pairs})
+    pairs = zip(ITEM_FIELDS.items(), cells, strict=True)
+    return Part(name, {name: parse_cell(cell_text(cell), type_) for (name, type_), cell in pairs})
 
 
-def typed(text: str, type_: Any) -> Any:
+def parse_cell(text: str, type_: Any) -> Any:
     if type_ is bool:
         return text == "True"
     if type_ == (str, NoneType):
@@ -133,21 +133,21 @@ def typed(text: str, type_: Any) -> Any:
     return int(text) if text else None
 
 
-FORMS = {
-    "json": Form(json_of, read_json, "application/json"),
-    "csv": Form(csv_of, read_csv, "text/csv; charset=utf-8"),
+FILE_FORMATS = {
+    "json": FileFormat(write_json, read_json, "application/json"),
+    "csv": FileFormat(write_csv, read_csv, "text/csv; charset=utf-8"),
 }
 
 
-def fit(part: Part) -> Part:
-    """The same, if it has the names and types that it should have. Raises ValueError."""
+def check_part(part: Part) -> Part:
+    """The part, if it has the right names and types. Raises ValueError."""
     if part.name in Ending._fields:
         fits = isinstance(part.value, str)
     else:
-        fits = has_shape(part.value, SHAPES.get(part.name, {}))
-    if not fits or part.name == "certificate" and not heads(part.value):
+        fits = has_shape(part.value, PART_SHAPES.get(part.name, {}))
+    if not fits or part.name == "certificate" and not is_head(part.value):
         raise ValueError(part.name)
-    canonical(part.value).encode()
+    canonical_json(part.value).encode()
     return part
 
 
@@ -156,45 +156,45 @@ def has_shape(value: Any, shape: Facts) -> bool:
     return names_fit and all(isinstance(value[name], shape[name]) for name in shape)
 
 
-def heads(head: Facts) -> bool:
-    """Whether what is in it can be read as what is in a head. Raises ValueError."""
+def is_head(head: Facts) -> bool:
+    """Whether its values are those of a head. Raises ValueError."""
     UUID(head["deletion_id"])
-    books = head["books"]
-    lines_fit = all(has_shape(line, LINE_OF_BOOKS) for line in books.values())
-    return lines_fit and books.keys() == set(BOOKS) and is_shallow(head, DEEPEST)
+    totals = head["totals"]
+    lines_fit = all(has_shape(line, TOTALS_SHAPE) for line in totals.values())
+    return lines_fit and totals.keys() == set(TOTAL_FIELDS) and is_shallow(head, MAX_HEAD_LEVELS)
 
 
 def is_shallow(value: Any, levels: int) -> bool:
-    """What is nested more deeply may be read here, and too deep to be written or shown there."""
+    """Deeper nesting can be read here, but may be too deep to write or show elsewhere."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels >= 0 and all(is_shallow(each, levels - 1) for each in inside)
 
 
-def issued(operation: CleanupOperation, form: str) -> Iterator[str]:
-    """The certificate of an operation that has one. Raises CertificateOutdated."""
-    head = head_of(operation)
-    return FORMS[form].write(head, unchanged(operation, head), signed)
+def issue_certificate(cleanup: Cleanup, file_format: str) -> Iterator[str]:
+    """The certificate of a cleanup that has one. Raises CertificateOutdated."""
+    head = certificate_head(cleanup)
+    return FILE_FORMATS[file_format].write(head, unchanged_items(cleanup, head), signed_ending)
 
 
-def signed(digest: str) -> Ending:
-    return Ending(digest, sign(digest))
+def signed_ending(digest: str) -> Ending:
+    return Ending(digest, sign_digest(digest))
 
 
-def ending_of(head: Facts, items: Iterable[Facts]) -> Ending:
-    """That of the file of the same."""
-    seal = Seal()
+def compute_ending(head: Facts, items: Iterable[Facts]) -> Ending:
+    """The ending that a file with this head and these items has."""
+    seal = CertificateHasher()
     for facts in (*items, head):
-        seal.add(canonical(facts))
-    return signed(seal.digest)
+        seal.add(canonical_json(facts))
+    return signed_ending(seal.digest)
 
 
-def unchanged(operation: CleanupOperation, head: Facts) -> Iterator[Facts]:
-    reckoning = Reckoning()
-    yield from reckoning.of(items_of(operation))
-    operation.refresh_from_db()
-    if reckoning.books != head["books"] or head_of(operation) != head:
+def unchanged_items(cleanup: Cleanup, head: Facts) -> Iterator[Facts]:
+    reckoning = RunningTotals()
+    yield from reckoning.count_items(certificate_items(cleanup))
+    cleanup.refresh_from_db()
+    if reckoning.totals != head["totals"] or certificate_head(cleanup) != head:
         raise CertificateOutdated(
-            _("Operation %s changed while its certificate was written.") % operation.pk
+            _("Cleanup %s changed while its certificate was written.") % cleanup.pk
         )
 
 
@@ -204,17 +204,17 @@ class Certificate:
     def __init__(self, path: Path) -> None:
         """Raises OSError, and NotACertificate."""
         self.path = path
-        if self.starts_with(HEAD_STARTS):
-            self.form = FORMS["json"]
-        elif self.starts_with(CSV_STARTS):
-            self.form = FORMS["csv"]
+        if self.starts_with(HEAD_PREFIX):
+            self.file_format = FILE_FORMATS["json"]
+        elif self.starts_with(CSV_PREFIX):
+            self.file_format = FILE_FORMATS["csv"]
         else:
             raise NotACertificate(_("It is no certificate of ours."))
         self.head: Facts = {}
 
     def read(self) -> None:
-        """See its head and its ending, and that every line is one of ours. Raises
-        MalformedCertificate, with the head known if it came before that."""
+        """Read head and ending, and check that every line is one of ours. Raises
+        MalformedCertificate; the head is known if it came before the bad line."""
         ending = dict[str, str]()
         for part in self.parts():
             if part.name == "certificate":
@@ -230,27 +230,27 @@ class Certificate:
 
     def lines(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
-            while line := file.readline(LONGEST):
+            while line := file.readline(MAX_LINE_BYTES):
                 yield line
 
     def parts(self) -> Iterator[Part]:
         """Raises MalformedCertificate."""
-        csv.field_size_limit(LONGEST)
+        csv.field_size_limit(MAX_LINE_BYTES)
         for number, line in enumerate(self.lines(), 1):
             try:
-                part = self.form.read(line.decode().removesuffix("\n"))
+                part = self.file_format.read(line.decode().removesuffix("\n"))
                 if part is not None:
-                    yield fit(part)
-            # Also of what is no UTF-8, and of what cannot be written again.
+                    yield check_part(part)
+            # Also for invalid UTF-8, and for what cannot be written again.
             except (ValueError, RecursionError, IndexError, csv.Error) as error:
                 raise MalformedCertificate(_("Line %s is not as we write it.") % number) from error
 
     def items(self) -> Iterator[Facts]:
         return (part.value for part in self.parts() if part.name == "item")
 
-    def written(self, items: Iterable[Facts], ends: Ends) -> Iterator[bytes]:
+    def expected_lines(self, items: Iterable[Facts], make_ending: MakeEnding) -> Iterator[bytes]:
         """The lines that we would have written of these items."""
         rest = ""
-        for piece in self.form.write(self.head, items, ends):
+        for piece in self.file_format.write(self.head, items, make_ending):
             *whole, rest = (rest + piece).split("\n")
             yield from (f"{line}\n".encode() for line in whole)

@@ -1,4 +1,4 @@
-"""Is a certificate as it was issued, does the database say the same, and is it still so?"""
+"""Checks a certificate: is it as issued, does the database agree, are the objects still gone?"""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -8,36 +8,36 @@ from typing import Any, NamedTuple, TypeVar
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket import listing
-from storage_audit.bucket.listing import Identity, escape, storable
+from storage_audit.bucket.listing import KeyIdentity, escape_key, is_storable
 from storage_audit.certificate.certificate_file import Certificate, Ending
 from storage_audit.certificate.evidence import (
-    GONE,
-    HEAD,
+    GONE_OUTCOMES,
+    HEAD_FIELDS,
     Facts,
-    Reckoning,
-    head_of,
-    items_of,
-    place_of,
+    RunningTotals,
+    certificate_head,
+    certificate_items,
+    item_place,
 )
 from storage_audit.certificate.signature import is_signed
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.models import Installation
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.models import DatabaseIdentity
 from storage_audit.ownership import bucket_marker
 
 T = TypeVar("T")
-# What is there now is looked for in the file so many at a time.
-OBJECTS_AT_A_TIME = 100_000
-KEYS_AT_A_TIME = 1000
+# Objects of the bucket that are compared with the file at a time.
+OBJECTS_PER_PASS = 100_000
+KEYS_PER_BATCH = 1000
 
 
 class Comparison(NamedTuple):
-    """With the database: why there is none, or not of everything; and what differs."""
+    """With the database: what differs, and why something was not compared."""
 
-    left_out: str
+    not_compared: str
     differences: Iterator[str]
 
 
-class Back(NamedTuple):
+class ReappearedObject(NamedTuple):
     """A key that was certified gone and is there now."""
 
     key: str
@@ -49,25 +49,25 @@ class Back(NamedTuple):
         return self.last_modified > datetime.fromisoformat(self.seen_gone_at)
 
 
-def flaws(certificate: Certificate) -> Iterator[str]:
-    """What shows, by the file alone, that it is not as it was issued. Raises
+def find_flaws(certificate: Certificate) -> Iterator[str]:
+    """What shows, by the file alone, that it was altered after it was issued. Raises
     MalformedCertificate."""
-    reckoning, digests = Reckoning(), list[str]()
+    reckoning, digests = RunningTotals(), list[str]()
 
     def as_in_file(digest: str) -> Ending:
         digests.append(digest)
         return certificate.ending
 
-    written = certificate.written(reckoning.of(certificate.items()), as_in_file)
+    written = certificate.expected_lines(reckoning.count_items(certificate.items()), as_in_file)
     strange = 0
     for number, (ours, theirs) in enumerate(zip_longest(written, certificate.lines()), 1):
         strange = strange or number * (ours != theirs)
     if strange:
         yield _("Line %s is not as we write it.") % strange
-    if reckoning.misplaced is not None:
+    if reckoning.misplaced_key is not None:
         text = _("Its items are not in their order, or one is there twice: %s")
-        yield text % reckoning.misplaced
-    if reckoning.books != certificate.head["books"]:
+        yield text % reckoning.misplaced_key
+    if reckoning.totals != certificate.head["totals"]:
         yield _("Its items do not add up to the figures that it gives.")
     if digests != [certificate.ending.digest]:
         yield _("Its digest is not that of what it says: it was altered after it was issued.")
@@ -78,123 +78,125 @@ def flaws(certificate: Certificate) -> Iterator[str]:
         )
 
 
-def compare(certificate: Certificate) -> Comparison:
-    """With what the database says of the same deletion now."""
+def compare_with_database(certificate: Certificate) -> Comparison:
+    """Compare with what the database says about the same deletion now."""
     head = certificate.head
-    operation = CleanupOperation.objects.filter(pk=head["deletion_id"]).first()
-    if operation is None:
+    cleanup = Cleanup.objects.filter(pk=head["deletion_id"]).first()
+    if cleanup is None:
         text = _("This database knows no such deletion, so it was not asked whether it agrees.")
         return Comparison(text, iter(()))
-    now = head_of(operation)
+    now = certificate_head(cleanup)
     if not head["finished"] and any(now[name] != head[name] for name in ("status", "finished_at")):
         text = _("The deletion has gone on since this interim record, which shows how it was then.")
         return Comparison(text, iter(()))
-    if operation.pruned_at:
+    if cleanup.pruned_at:
         text = _("Only its head was compared: the items are in the archive %s by now.")
-        return Comparison(text % operation.archive, different_heads(head, now, but="listings"))
-    return Comparison("", differences(certificate, operation, now))
+        return Comparison(text % cleanup.archive, head_differences(head, now, ignored="listings"))
+    return Comparison("", find_differences(certificate, cleanup, now))
 
 
-def differences(certificate: Certificate, operation: CleanupOperation, now: Facts) -> Iterator[str]:
-    yield from different_heads(certificate.head, now)
-    for file, database in side_by_side(certificate.items(), items_of(operation)):
+def find_differences(certificate: Certificate, cleanup: Cleanup, now: Facts) -> Iterator[str]:
+    yield from head_differences(certificate.head, now)
+    for file, database in pair_items(certificate.items(), certificate_items(cleanup)):
         if file is None and database is not None:
             yield _("%s: is missing in the certificate") % database["key"]
         elif database is None and file is not None:
             yield _("%s: is in the certificate only") % file["key"]
         elif file is not None and database is not None:
-            yield from different(file, database, f"{database['key']}: ")
+            yield from field_differences(file, database, f"{database['key']}: ")
 
 
-def different_heads(file: Facts, database: Facts, but: str = "") -> Iterator[str]:
-    # The installation is another one once the database was moved, and its deletions are the same.
-    names = HEAD.keys() - {"statement", "later_looks", "installation", but}
-    yield from different(
+def head_differences(file: Facts, database: Facts, ignored: str = "") -> Iterator[str]:
+    # A moved database has a new identity, and its deletions are the same.
+    names = HEAD_FIELDS.keys() - {"statement", "later_looks", "database", ignored}
+    yield from field_differences(
         {name: file[name] for name in names}, {name: database[name] for name in names}
     )
-    looks = [lasting(look) for look in database["later_looks"]]
+    looks = [comparable_verification(look) for look in database["later_looks"]]
     for look in file["later_looks"]:
-        if is_over(look) and lasting(look) not in looks:
-            yield _("a later look is not as it was: %s") % look
+        if is_over(look) and comparable_verification(look) not in looks:
+            yield _("a later check is not as it was: %s") % look
 
 
-def different(file: Facts, database: Facts, before: str = "") -> Iterator[str]:
+def field_differences(file: Facts, database: Facts, prefix: str = "") -> Iterator[str]:
     for name in sorted(file):
         if file[name] != database[name]:
             text = _("%(name)s is “%(file)s” in the certificate, “%(database)s” in the database")
             values = {"name": name, "file": file[name], "database": database[name]}
-            yield before + text % values
+            yield prefix + text % values
 
 
 def is_over(look: Any) -> bool:
-    """Others go on, or are tried again. What a file has here may be of any kind."""
-    return not isinstance(look, dict) or look.get("status") in CleanupOperation.ENDED
+    """Whether a later check cannot change any more. A file may have any value here."""
+    return not isinstance(look, dict) or look.get("status") in Cleanup.ENDED
 
 
-def lasting(look: Any) -> Any:
-    """Without what is in the timeline, which is archived some day."""
+def comparable_verification(look: Any) -> Any:
+    """Without what comes from the timeline, which is archived some day."""
     return {**look, "second_look": None} if isinstance(look, dict) else look
 
 
-def side_by_side(
+def pair_items(
     file: Iterator[Facts], database: Iterator[Facts]
 ) -> Iterator[tuple[Facts | None, Facts | None]]:
     """Items of the same place, or one whose place the other side does not have."""
     ours, theirs = next(file, None), next(database, None)
     while ours or theirs:
-        first = min(place_of(item) for item in (ours, theirs) if item)
-        here = [item if item and place_of(item) == first else None for item in (ours, theirs)]
+        first = min(item_place(item) for item in (ours, theirs) if item)
+        here = [item if item and item_place(item) == first else None for item in (ours, theirs)]
         yield here[0], here[1]
         ours = next(file, None) if here[0] else ours
         theirs = next(database, None) if here[1] else theirs
 
 
 def is_foreign(certificate: Certificate) -> bool:
-    """Whether it is of another installation, whose bucket of the same name is another."""
-    head, ours = certificate.head, Installation.objects.first()
-    if ours and head["installation"] == str(ours.pk):
+    """Whether another database issued it, whose bucket of the same name may be another."""
+    head, ours = certificate.head, DatabaseIdentity.objects.first()
+    if ours and head["database"] == str(ours.pk):
         return False
-    return not CleanupOperation.objects.filter(pk=head["deletion_id"]).exists()
+    return not Cleanup.objects.filter(pk=head["deletion_id"]).exists()
 
 
-def back(certificate: Certificate) -> Iterator[Back]:
+def find_reappeared(certificate: Certificate) -> Iterator[ReappearedObject]:
     """What was certified gone and is there now; complete when the iteration ends without an
-    exception. Raises CannotConclude and StoreError. Holds as much as is there now, and not the
-    file."""
+    exception. Raises CannotConclude and StoreError. Memory grows with what is there, and not with
+    the file."""
     bucket = certificate.head["bucket"]
-    identity = bucket_marker.check(bucket).identity
-    for found in some(objects_in(bucket, certificate.head["ranges"], identity), OBJECTS_AT_A_TIME):
+    identity = bucket_marker.check_bucket(bucket).identity
+    for found in split_in_batches(
+        list_objects(bucket, certificate.head["listed_prefixes"], identity), OBJECTS_PER_PASS
+    ):
         there = dict(found)
-        for item in gone(certificate):
+        for item in gone_items(certificate):
             if last_modified := there.get((item["identity"], item["escaped"])):
-                yield Back(item["key"], item["seen_gone_at"], last_modified)
-    alone = (item for item in gone(certificate) if item["listed_under"] is None)
-    for items in some(alone, KEYS_AT_A_TIME):
-        objects = listing.find(bucket, [item["key"] for item in items], identity)
+                yield ReappearedObject(item["key"], item["seen_gone_at"], last_modified)
+    alone = (item for item in gone_items(certificate) if item["listed_under"] is None)
+    for items in split_in_batches(alone, KEYS_PER_BATCH):
+        objects = listing.find_keys(bucket, [item["key"] for item in items], identity)
         for item in items:
             if listed := objects.get(identity(item["key"])):
-                yield Back(item["key"], item["seen_gone_at"], listed.last_modified)
-    bucket_marker.see_marker(bucket)
+                yield ReappearedObject(item["key"], item["seen_gone_at"], listed.last_modified)
+    bucket_marker.require_marker(bucket)
 
 
-def gone(certificate: Certificate) -> Iterator[Facts]:
-    return (item for item in certificate.items() if item["outcome"] in GONE)
+def gone_items(certificate: Certificate) -> Iterator[Facts]:
+    return (item for item in certificate.items() if item["outcome"] in GONE_OUTCOMES)
 
 
-def objects_in(
-    bucket: str, ranges: Iterable[str], identity: Identity
+def list_objects(
+    bucket: str, ranges: Iterable[str], identity: KeyIdentity
 ) -> Iterator[tuple[tuple[str, bool], datetime]]:
-    """By identity, and whether that is shown escaped."""
+    """Times of the objects, by identity and by whether that is shown escaped."""
     for prefix in ranges:
-        for page in listing.pages(bucket, prefix):
+        for page in listing.object_pages(bucket, prefix):
             for listed in page:
-                object_ = identity(escape(listed.key)), not storable(listed.key)
+                object_ = identity(escape_key(listed.key)), not is_storable(listed.key)
                 yield object_, listed.last_modified
-        bucket_marker.see_marker(bucket)
+        bucket_marker.require_marker(bucket)
 
 
-def some(things: Iterable[T], number: int) -> Iterator[list[T]]:
-    """So many at a time."""
+def split_in_batches(things: Iterable[T], number: int) -> Iterator[list[T]]:
+    """Lists of at most so many."""
     rest = iter(things)
     while chunk := list(islice(rest, number)):
         yield chunk

@@ -6,35 +6,35 @@ from typing import Any
 
 from django.core.signing import BadSignature, Signer
 
-SIGNER = "storage_audit.certificate"
+SIGNER_SALT = "storage_audit.certificate"
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-class Seal:
-    """SHA-256 of a canonical line for each item, and last one for the head."""
+class CertificateHasher:
+    """SHA-256 of the canonical line of each item, and at last of the head."""
 
     def __init__(self) -> None:
-        self.sums = hashlib.sha256()
+        self.sha256 = hashlib.sha256()
 
     def add(self, line: str) -> str:
-        self.sums.update(f"{line}\n".encode())
+        self.sha256.update(f"{line}\n".encode())
         return line
 
     @property
     def digest(self) -> str:
-        return self.sums.hexdigest()
+        return self.sha256.hexdigest()
 
 
-def sign(digest: str) -> str:
-    return Signer(salt=SIGNER).signature(digest)
+def sign_digest(digest: str) -> str:
+    return Signer(salt=SIGNER_SALT).signature(digest)
 
 
 def is_signed(digest: str, signature: str) -> bool:
     """With SECRET_KEY, or one of SECRET_KEY_FALLBACKS."""
     try:
-        return Signer(salt=SIGNER).unsign(f"{digest}:{signature}") == digest
+        return Signer(salt=SIGNER_SALT).unsign(f"{digest}:{signature}") == digest
     except BadSignature:
         return False

@@ -1,6 +1,6 @@
-"""How much is asked of the store at a time: less on trouble, more again while all goes well.
+"""How much is asked of the store at a time: less after errors, more again while all goes well.
 
-The pace is kept in the operation, so that its next turn begins with what the store could bear.
+The batch size is kept in the cleanup, so that its next turn begins with what the store could bear.
 """
 
 from random import uniform
@@ -11,20 +11,20 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.errors import BucketForbidden, DeadlinePassed, Overloaded, StoreError
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.turn import Work
-from storage_audit.clocks import monotonic
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.turn import Turn
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
 
-Strategy = CleanupOperation.Strategy
+Strategy = Cleanup.Strategy
 
-SMALLER = (1, 25)  # keys a lane, below the most
-PAUSE = 2.0  # seconds
-# Troubles in a row at the slowest pace: fewer may be about a few keys, and stop no others.
-LAST_TROUBLES = 10
+SMALLER_LANE_SIZES = (1, 25)  # keys a lane, below the largest
+PAUSE_SECONDS = 2.0  # seconds
+# Errors in a row at the smallest batch size: fewer may be about a few keys, and stop no others.
+MAX_ERRORS_AT_SLOWEST = 10
 
 
-class Pace(NamedTuple):
+class BatchSize(NamedTuple):
     """The number of keys in a lane, whose calls follow each other, and of lanes at once."""
 
     keys: int
@@ -35,115 +35,119 @@ class Pace(NamedTuple):
         return self.keys * self.calls
 
     @classmethod
-    def of(cls, operation: CleanupOperation) -> "Pace":
-        most, kept = most_of(operation), operation.pace
-        first = FIRST_CALLS.get(operation.strategy, 1)
+    def of(cls, cleanup: Cleanup) -> "BatchSize":
+        most, kept = largest_batch(cleanup), cleanup.batch_state
+        first = INITIAL_CALLS.get(cleanup.strategy, 1)
         keys, calls = kept.get("keys", most.keys), kept.get("calls", first)
         return cls(min(keys, most.keys), min(calls, most.calls))
 
     @classmethod
-    def for_size(cls, size: int, most: "Pace") -> "Pace":
-        return cls(max(1, min(size, most.keys)), max(1, min(size // most.keys, most.calls)))
+    def for_size(cls, size: int, largest: "BatchSize") -> "BatchSize":
+        return cls(
+            max(1, min(size, largest.keys)), max(1, min(size // largest.keys, largest.calls))
+        )
 
-    def faster(self, most: "Pace") -> "Pace":
+    def larger(self, largest: "BatchSize") -> "BatchSize":
         """Twice the lanes, or more keys in one lane."""
-        if self.calls < most.calls:
-            return Pace(self.keys, min(2 * self.calls, most.calls))
-        larger = min((size for size in SMALLER if size > self.keys), default=most.keys)
-        return Pace(min(larger, most.keys), 1) if self.keys < most.keys else self
+        if self.calls < largest.calls:
+            return BatchSize(self.keys, min(2 * self.calls, largest.calls))
+        larger = min(
+            (size for size in SMALLER_LANE_SIZES if size > self.keys), default=largest.keys
+        )
+        return BatchSize(min(larger, largest.keys), 1) if self.keys < largest.keys else self
 
-    def slower(self) -> "Pace":
-        smaller = max((size for size in SMALLER if size < self.keys), default=1)
-        return Pace(smaller, max(1, self.calls // 4))
+    def smaller(self) -> "BatchSize":
+        smaller = max((size for size in SMALLER_LANE_SIZES if size < self.keys), default=1)
+        return BatchSize(smaller, max(1, self.calls // 4))
 
 
-# A lane's calls must be over before the look that allows them is too old.
-MOST: dict[str, Pace] = {
-    Strategy.BATCH: Pace(1000, 16),  # one call a lane
-    Strategy.PARALLEL: Pace(100, 8),
-    Strategy.SEQUENTIAL: Pace(100, 1),
+# A lane's calls must be over before the recheck that allows them is too old.
+LARGEST_BATCH: dict[str, BatchSize] = {
+    Strategy.BATCH: BatchSize(1000, 16),  # one call a lane
+    Strategy.PARALLEL: BatchSize(100, 8),
+    Strategy.SEQUENTIAL: BatchSize(100, 1),
     # A second each, or more, and at most two starts a second.
-    Strategy.WRANGLER: Pace(5, 4),
-    Strategy.WRANGLER_SEQUENTIAL: Pace(10, 1),
+    Strategy.WRANGLER: BatchSize(5, 4),
+    Strategy.WRANGLER_SEQUENTIAL: BatchSize(10, 1),
 }
-# Where a project of usual size would be over before more than one lane is tried.
-FIRST_CALLS: dict[str, int] = {Strategy.PARALLEL: 4, Strategy.WRANGLER: 4}
+# The calls at first, where a project of usual size would be done before the size grows.
+INITIAL_CALLS: dict[str, int] = {Strategy.PARALLEL: 4, Strategy.WRANGLER: 4}
 
 
-def most_of(operation: CleanupOperation) -> Pace:
-    most = MOST[operation.strategy]
+def largest_batch(cleanup: Cleanup) -> BatchSize:
+    most = LARGEST_BATCH[cleanup.strategy]
     return most._replace(keys=min(most.keys, conf().batch_size))
 
 
-def keeps_up(operation: CleanupOperation) -> bool:
-    """Whether the next batch may be proved while one is on its way: the store bears the most that
-    is asked of it, and a batch leaves at once but for keys that go alone, so that hardly a proof
-    grows old behind it."""
-    one_call_a_lane = operation.strategy == Strategy.BATCH
-    return one_call_a_lane and Pace.of(operation) == most_of(operation)
+def is_at_full_speed(cleanup: Cleanup) -> bool:
+    """Whether the next batch may be rechecked while one is on its way. The store must keep up with
+    the largest batches, and each must leave in one call: then hardly a recheck grows old while it
+    waits."""
+    one_call_a_lane = cleanup.strategy == Strategy.BATCH
+    return one_call_a_lane and BatchSize.of(cleanup) == largest_batch(cleanup)
 
 
-def adapt(work: Work, size: int, trouble: StoreError | None) -> None:
-    """Ask for more or for less from now on; `size` keys were asked for. After trouble, wait.
+def adapt_batch_size(work: Turn, size: int, trouble: StoreError | None) -> None:
+    """Ask for more or for less from now on; `size` keys were asked for. After an error, wait.
 
-    Raises the trouble when this turn is too short for it, and LeaseLost.
+    Raises the error when this turn is too short to wait, and LeaseLost.
     """
     if trouble is None:
-        work.troubles = 0
-        speed_up(work.operation)
+        work.errors_at_slowest = 0
+        increase_batch_size(work.cleanup)
     elif isinstance(trouble, BucketForbidden) or (
         isinstance(trouble, DeadlinePassed) and size == 1
     ):
         raise trouble
     elif isinstance(trouble, DeadlinePassed):
-        give_way(work.operation, size, trouble)
+        reduce_batch_size(work.cleanup, size, trouble)
     else:
-        endure(work, size, trouble)
+        slow_down_and_wait(work, size, trouble)
 
 
-def give_way(operation: CleanupOperation, size: int, trouble: StoreError) -> None:
+def reduce_batch_size(cleanup: Cleanup, size: int, trouble: StoreError) -> None:
     """Ask for less; for as much where that would change nothing. `size` keys were asked for."""
     if isinstance(trouble, BucketForbidden):
         return
     late = isinstance(trouble, DeadlinePassed)
-    smaller = Pace.for_size(size // 4, most_of(operation))
-    slow_down(operation, smaller if late else Pace.of(operation).slower(), trouble)
+    smaller = BatchSize.for_size(size // 4, largest_batch(cleanup))
+    save_smaller_batch(cleanup, smaller if late else BatchSize.of(cleanup).smaller(), trouble)
 
 
-def severity(error: StoreError) -> tuple[bool, float, bool]:
+def error_severity(error: StoreError) -> tuple[bool, float, bool]:
     return isinstance(error, BucketForbidden), error.retry_after, isinstance(error, Overloaded)
 
 
-def speed_up(operation: CleanupOperation) -> None:
-    before = Pace.of(operation)
-    pace = before.faster(most_of(operation))
+def increase_batch_size(cleanup: Cleanup) -> None:
+    before = BatchSize.of(cleanup)
+    pace = before.larger(largest_batch(cleanup))
     if pace == before:
         return
     with transaction.atomic():
-        operation.renew(pace=pace._asdict())
+        cleanup.renew(batch_state=pace._asdict())
         if pace.keys > before.keys:
-            tell(operation, pace, _("The store keeps up."))
+            record_batch_size(cleanup, pace, _("The store keeps up."))
 
 
-def slow_down(operation: CleanupOperation, pace: Pace, why: StoreError) -> None:
+def save_smaller_batch(cleanup: Cleanup, batch_size: BatchSize, why: StoreError) -> None:
     with transaction.atomic():
-        operation.renew(pace=pace._asdict())
-        tell(operation, pace, f"{str(why).rstrip('.')}.")
+        cleanup.renew(batch_state=batch_size._asdict())
+        record_batch_size(cleanup, batch_size, f"{str(why).rstrip('.')}.")
 
 
-def tell(operation: CleanupOperation, pace: Pace, why: str) -> None:
-    text = _("From now on at most %(size)s objects after one look, %(calls)s calls at once.")
-    figures = {"size": pace.size, "calls": pace.calls}
-    operation.record("pace", f"{why} {text % figures}", **pace._asdict())
+def record_batch_size(cleanup: Cleanup, batch_size: BatchSize, why: str) -> None:
+    text = _("From now on at most %(size)s objects after one check, %(calls)s calls at once.")
+    figures = {"size": batch_size.size, "calls": batch_size.calls}
+    cleanup.record("batch_size", f"{why} {text % figures}", **batch_size._asdict())
 
 
-def endure(work: Work, size: int, trouble: StoreError) -> None:
-    """Slow down and wait; what was not answered is proved anew before it is sent again."""
-    before = Pace.of(work.operation)
-    give_way(work.operation, size, trouble)
-    work.troubles += Pace.of(work.operation) == before
-    pause = max(trouble.retry_after, uniform(PAUSE / 2, PAUSE))
-    left = min(work.deadline - monotonic(), conf().lease.total_seconds() / 2)
-    if pause > left or work.troubles == LAST_TROUBLES:
+def slow_down_and_wait(work: Turn, size: int, trouble: StoreError) -> None:
+    """Slow down and wait; what was not answered is rechecked before it is sent again."""
+    before = BatchSize.of(work.cleanup)
+    reduce_batch_size(work.cleanup, size, trouble)
+    work.errors_at_slowest += BatchSize.of(work.cleanup) == before
+    pause = max(trouble.retry_after, uniform(PAUSE_SECONDS / 2, PAUSE_SECONDS))
+    left = min(work.deadline - monotonic_seconds(), conf().lease_time.total_seconds() / 2)
+    if pause > left or work.errors_at_slowest == MAX_ERRORS_AT_SLOWEST:
         raise trouble
     sleep(pause)

@@ -1,4 +1,4 @@
-"""Deletions to follow, from the request to the proof."""
+"""Deletions to follow, from the request to the verification."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -15,39 +15,39 @@ from django.utils.translation import gettext as _
 from ninja import Field, Query, Router, Schema, Status
 
 from storage_audit.api import auth
-from storage_audit.api.auth import require
-from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import SPOKEN
-from storage_audit.api.schemas import ABSENT, Limit, Text, first
+from storage_audit.api.auth import require_permission
+from storage_audit.api.openapi import problem_responses
+from storage_audit.api.problems import PUBLIC_ERRORS
+from storage_audit.api.schemas import NOT_GIVEN, Limit, Text, first_rows
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.cleanup_text import meaning
-from storage_audit.cleanup.long_poll import LONGEST, wait_for_change
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.cleanup_text import explain_status
+from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.ownership.bucket_marker import CannotConclude
 
 router = Router(tags=["deletions"])
 
-VIEW = "storage_audit.view_cleanupoperation"
+VIEW_PERMISSION = "storage_audit.view_cleanup"
 EVENTS_SHOWN, VALUES_SHOWN = 200, 100
-OUTCOMES = ("found", "deleted", "already_absent", "protected", "failed")
+TOTAL_NAMES = ("found", "deleted", "already_gone", "kept", "failed")
 
-SPOKEN[requests.ProjectExists] = "project-exists"
-SPOKEN[IllegalTransition] = "wrong-state"
-SPOKEN[CannotConclude] = "bucket-not-ours"
+PUBLIC_ERRORS[requests.ProjectExists] = "project-exists"
+PUBLIC_ERRORS[IllegalTransition] = "wrong-state"
+PUBLIC_ERRORS[CannotConclude] = "bucket-not-ours"
 
 
 class Deletion(Schema):
     deletion_id: UUID
     status_url: str
-    kind: CleanupOperation.Kind
-    trigger: CleanupOperation.Trigger
+    kind: Cleanup.Kind
+    trigger: Cleanup.Trigger
     project_id: str | None
     bucket: str
-    discovery: CleanupOperation.Discovery
-    strategy: CleanupOperation.Strategy
+    discovery: Cleanup.Discovery
+    strategy: Cleanup.Strategy
     dry_run: bool
-    status: CleanupOperation.Status
+    status: Cleanup.Status
     over: bool = Field(description="Nothing more happens by itself.")
     requested_by: str
     requested_from: str
@@ -67,17 +67,17 @@ class Amount(Schema):
     bytes: int = 0
 
 
-class Books(Schema):
-    """Until they are closed they say what the items say now; then found is the sum of deleted,
-    already_absent, protected and failed."""
+class Totals(Schema):
+    """The state of the items now. Once final, found is the sum of deleted, already_gone, kept and
+    failed."""
 
-    closed: bool
+    final: bool
     found: Amount
-    planned: Amount = Amount()
+    to_delete: Amount = Amount()
     deleting: Amount = Amount()
     deleted: Amount = Amount()
-    already_absent: Amount = Amount()
-    protected: Amount = Amount()
+    already_gone: Amount = Amount()
+    kept: Amount = Amount()
     failed: Amount = Amount()
 
 
@@ -91,9 +91,9 @@ class Event(Schema):
 class DeletionDetails(Deletion):
     meaning: list[str] = Field(description="What the status means and what happens next.")
     message: str
-    follows: UUID | None = Field(description="The deletion that this one looks after.")
+    follows: UUID | None = Field(description="The deletion that this one follows.")
     plan_digest: str
-    books: Books
+    totals: Totals
     timeline: list[Event]
     earlier_events: bool = Field(description="The timeline is longer: these are its latest lines.")
 
@@ -107,10 +107,10 @@ class Item(Schema):
     last_modified: datetime | None
     found_in: CleanupItem.FoundIn
     outcome: CleanupItem.Outcome
-    evidence: str
+    owner_evidence: str
     reason: str
-    answer: str
-    tries: int
+    store_answer: str
+    attempts: int
     changed_at: datetime
 
 
@@ -119,7 +119,7 @@ class ItemPage(Schema):
     next_cursor: int | None
 
 
-class OneDeletion(Schema):
+class DeletionLink(Schema):
     deletion_id: UUID
     bucket: str
     status_url: str
@@ -131,48 +131,49 @@ class Accepted(Schema):
     status_url: str
 
 
-@router.get("", response={200: DeletionPage, **refusals(404)})
+@router.get("", response={200: DeletionPage, **problem_responses(404)})
 def list_deletions(
     request: HttpRequest,
-    status: CleanupOperation.Status = ABSENT,
-    project: Text = ABSENT,
-    cursor: UUID = ABSENT,
+    status: Cleanup.Status = NOT_GIVEN,
+    project: Text = NOT_GIVEN,
+    cursor: UUID = NOT_GIVEN,
     limit: Limit = 50,
 ) -> DeletionPage:
     """The latest first, verifications and dry runs among them. `cursor` is the `next_cursor` of the
-    page before. Needs the permission view_cleanupoperation."""
-    require(request, VIEW)
-    chosen = CleanupOperation.objects.order_by("-created_at", "-pk")
+    page before. Needs the permission view_cleanup."""
+    require_permission(request, VIEW_PERMISSION)
+    chosen = Cleanup.objects.order_by("-created_at", "-pk")
     if status:
         chosen = chosen.filter(status=status)
     if project:
         chosen = chosen.filter(project_id=project)
     if cursor:
-        last = get_object_or_404(CleanupOperation, pk=cursor)
+        last = get_object_or_404(Cleanup, pk=cursor)
         same = Q(created_at=last.created_at, pk__lt=last.pk)
         chosen = chosen.filter(Q(created_at__lt=last.created_at) | same)
-    page, more = first(chosen, limit)
+    page, more = first_rows(chosen, limit)
     return DeletionPage(
-        items=[Deletion(**facts(each)) for each in page], next_cursor=page[-1].pk if more else None
+        items=[Deletion(**deletion_fields(each)) for each in page],
+        next_cursor=page[-1].pk if more else None,
     )
 
 
-@router.get("/{deletion_id}", response={200: DeletionDetails, **refusals(404)})
+@router.get("/{deletion_id}", response={200: DeletionDetails, **problem_responses(404)})
 def get_deletion(
     request: HttpRequest,
     deletion_id: UUID,
-    wait: Annotated[float, Query(ge=0, le=LONGEST)] = 0,
+    wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS)] = 0,
 ) -> DeletionDetails:
     """With `wait` the answer comes when the status changes or the deletion is over, after so many
     seconds at the latest, and at once when many wait already. Needs the permission
-    view_cleanupoperation."""
-    require(request, VIEW)
-    operation = get_object_or_404(CleanupOperation, pk=deletion_id)
-    wait_for_change(operation, wait, request.user.pk)
-    return details(operation)
+    view_cleanup."""
+    require_permission(request, VIEW_PERMISSION)
+    cleanup = get_object_or_404(Cleanup, pk=deletion_id)
+    wait_for_change(cleanup, wait, request.user.pk)
+    return deletion_details(cleanup)
 
 
-@router.get("/{deletion_id}/items", response={200: ItemPage, **refusals(404)})
+@router.get("/{deletion_id}/items", response={200: ItemPage, **problem_responses(404)})
 def list_items(
     request: HttpRequest,
     deletion_id: UUID,
@@ -180,28 +181,28 @@ def list_items(
     limit: Limit = 50,
 ) -> ItemPage:
     """Each object of a deletion, and what became of it. None, once they are archived. Needs the
-    permission view_cleanupoperation."""
-    require(request, VIEW)
-    operation = get_object_or_404(CleanupOperation, pk=deletion_id)
-    page, more = first(operation.items.filter(pk__gt=cursor).order_by("pk"), limit)
+    permission view_cleanup."""
+    require_permission(request, VIEW_PERMISSION)
+    cleanup = get_object_or_404(Cleanup, pk=deletion_id)
+    page, more = first_rows(cleanup.items.filter(pk__gt=cursor).order_by("pk"), limit)
     return ItemPage(
         items=[Item(**{name: getattr(row, name) for name in Item.model_fields}) for row in page],
         next_cursor=page[-1].pk if more else None,
     )
 
 
-@router.post("/{deletion_id}/verify", response={202: Accepted, **refusals(404, 409)})
+@router.post("/{deletion_id}/verify", response={202: Accepted, **problem_responses(404, 409)})
 def verify_deletion(
     request: HttpRequest, deletion_id: UUID, response: HttpResponse
 ) -> Status[Accepted]:
-    """Look again whether what it deleted is gone; changes nothing in the bucket. The look is a
-    deletion to follow, too. Needs the permission verify_cleanup."""
-    require(request, "storage_audit.verify_cleanup")
-    operation = get_object_or_404(CleanupOperation, pk=deletion_id)
+    """Check again whether what it deleted is gone; changes nothing in the bucket. The verification
+    has a deletion ID of its own. Needs the permission verify_cleanup."""
+    require_permission(request, "storage_audit.verify_cleanup")
+    cleanup = get_object_or_404(Cleanup, pk=deletion_id)
     with transaction.atomic():
-        check = requests.verify_operation(operation)
-        note = _("Verification requested: operation %s.") % check.pk
-        auth.log(request, operation, CHANGE, note)
+        check = requests.request_cleanup_verification(cleanup)
+        note = _("Verification requested: cleanup %s.") % check.pk
+        auth.log_action(request, cleanup, CHANGE, note)
         requests.enqueue_on_commit([check])
     response["Location"] = status_url(check)
     text = _("A verification is queued. It looks into the bucket and changes nothing.")
@@ -209,39 +210,41 @@ def verify_deletion(
     return Status(202, accepted)
 
 
-def status_url(operation: CleanupOperation) -> str:
-    return reverse("storage_audit_api:get_deletion", args=[operation.pk])
+def status_url(cleanup: Cleanup) -> str:
+    return reverse("storage_audit_api:get_deletion", args=[cleanup.pk])
 
 
-def facts(operation: CleanupOperation) -> dict[str, Any]:
+def deletion_fields(cleanup: Cleanup) -> dict[str, Any]:
     same = set(Deletion.model_fields) - {"deletion_id", "status_url", "over", "requested_from"}
     return {
-        "deletion_id": operation.pk,
-        "status_url": status_url(operation),
-        "over": operation.next_attempt_at is None,
-        "requested_from": operation.origin,
-        **{name: getattr(operation, name) for name in same},
+        "deletion_id": cleanup.pk,
+        "status_url": status_url(cleanup),
+        "over": cleanup.next_attempt_at is None,
+        "requested_from": cleanup.origin,
+        **{name: getattr(cleanup, name) for name in same},
     }
 
 
-def details(operation: CleanupOperation) -> DeletionDetails:
-    latest = list(operation.events.order_by("-at", "-pk")[: EVENTS_SHOWN + 1])
+def deletion_details(cleanup: Cleanup) -> DeletionDetails:
+    latest = list(cleanup.events.order_by("-at", "-pk")[: EVENTS_SHOWN + 1])
     return DeletionDetails(
-        **facts(operation),
-        meaning=meaning(operation),
-        message=operation.error,
-        follows=operation.parent_id,
-        plan_digest=operation.plan_digest,
-        books=books(operation),
+        **deletion_fields(cleanup),
+        meaning=explain_status(cleanup),
+        message=cleanup.message,
+        follows=cleanup.parent_id,
+        plan_digest=cleanup.plan_digest,
+        totals=deletion_totals(cleanup),
         timeline=[
-            Event(at=event.at, step=event.step, message=event.message, data=short(event.data))
+            Event(
+                at=event.at, step=event.step, message=event.message, data=shorten_data(event.data)
+            )
             for event in reversed(latest[:EVENTS_SHOWN])
         ],
         earlier_events=len(latest) > EVENTS_SHOWN,
     )
 
 
-def short(data: dict[str, Any]) -> dict[str, Any]:
+def shorten_data(data: dict[str, Any]) -> dict[str, Any]:
     """With the first of what may be as many as there are projects; deletion_log prints all."""
     return {
         name: [*value[:VALUES_SHOWN], _("and %s more") % (len(value) - VALUES_SHOWN)]
@@ -251,21 +254,21 @@ def short(data: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def books(operation: CleanupOperation) -> Books:
-    if operation.status in CleanupOperation.CLOSED:
-        columns = {name: column(operation, name) for name in OUTCOMES}
-        return Books(closed=True, **columns)
+def deletion_totals(cleanup: Cleanup) -> Totals:
+    if cleanup.status in Cleanup.FINISHED:
+        columns = {name: column_amount(cleanup, name) for name in TOTAL_NAMES}
+        return Totals(final=True, **columns)
     by_outcome = {
         outcome: Amount(objects=count, bytes=size)
-        for outcome, (count, size) in operation.items.by_outcome().items()
+        for outcome, (count, size) in cleanup.items.by_outcome().items()
     }
-    return Books(closed=False, found=total(by_outcome.values()), **by_outcome)
+    return Totals(final=False, found=sum_amounts(by_outcome.values()), **by_outcome)
 
 
-def column(operation: CleanupOperation, name: str) -> Amount:
-    return Amount(objects=getattr(operation, name), bytes=getattr(operation, f"{name}_bytes"))
+def column_amount(cleanup: Cleanup, name: str) -> Amount:
+    return Amount(objects=getattr(cleanup, name), bytes=getattr(cleanup, f"{name}_bytes"))
 
 
-def total(amounts: Iterable[Amount]) -> Amount:
+def sum_amounts(amounts: Iterable[Amount]) -> Amount:
     listed = list(amounts)
     return Amount(objects=sum(a.objects for a in listed), bytes=sum(a.bytes for a in listed))

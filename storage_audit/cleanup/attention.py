@@ -1,4 +1,4 @@
-"""Which cleanups need a person, kept files, or left some behind."""
+"""Which cleanups need a person, kept files, or have leftover files."""
 
 from datetime import timedelta
 
@@ -6,65 +6,62 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from storage_audit import project_model
-from storage_audit.cleanup.models import CleanupOperation, CleanupOperationQuerySet
-from storage_audit.clocks import after_outer
+from storage_audit.cleanup.models import Cleanup, CleanupQuerySet
+from storage_audit.clocks import time_after_outer
 from storage_audit.models import KnownProject
 
-Kind, Status = CleanupOperation.Kind, CleanupOperation.Status
-KEPT_LATELY = timedelta(days=30)
+Kind, Status = Cleanup.Kind, Cleanup.Status
+KEPT_FILES_PERIOD = timedelta(days=30)
 
 
-def select_waiting_for_person(operations: CleanupOperationQuerySet) -> CleanupOperationQuerySet:
-    """Blocked, or failed for hours: a person must decide, or look. A look that was blocked is
-    done with once it was repeated, as nobody can release it."""
+def select_waiting_for_person(cleanups: CleanupQuerySet) -> CleanupQuerySet:
+    """Blocked, or failed for hours: a person must decide or act. A blocked verification no longer
+    counts once it was repeated, as nobody can approve it."""
     same = Q(project_id=OuterRef("project_id")) | Q(parent=OuterRef("parent"))
-    repeated = CleanupOperation.objects.filter(
+    repeated = Cleanup.objects.filter(
         same | Q(parent=OuterRef("pk")),
-        after_outer("created_at", "created_at"),
+        time_after_outer("created_at", "created_at"),
         kind=Kind.VERIFY,
         bucket=OuterRef("bucket"),
     )
-    return operations.filter(
+    return cleanups.filter(
         Q(status=Status.FAILED)
         | Q(status=Status.BLOCKED) & (~Q(kind=Kind.VERIFY) | ~Exists(repeated))
     )
 
 
-def select_keeping_files(operations: CleanupOperationQuerySet) -> CleanupOperationQuerySet:
-    """Those of the last weeks that kept protected objects, and after which nobody looked again. Of
-    what stays for longer the findings tell."""
-    later = CleanupOperation.objects.filter(
-        after_outer("finished_at", "finished_at"),
+def select_keeping_files(cleanups: CleanupQuerySet) -> CleanupQuerySet:
+    """Cleanups of the last weeks that kept objects, and that no later cleanup or verification
+    followed. Objects that stay for longer become findings."""
+    later = Cleanup.objects.filter(
+        time_after_outer("finished_at", "finished_at"),
         bucket=OuterRef("bucket"),
         project_id=OuterRef("project_id"),
-        status__in=CleanupOperation.ENDED,
-    ).exclude(CleanupOperation.DONE_AT_ONCE)
-    lately = timezone.now() - KEPT_LATELY
-    return operations.filter(
-        ~Exists(later), status=Status.CLEAN_WITH_PROTECTED, finished_at__gte=lately
-    )
+        status__in=Cleanup.ENDED,
+    ).exclude(Cleanup.DONE_AT_ONCE)
+    lately = timezone.now() - KEPT_FILES_PERIOD
+    return cleanups.filter(~Exists(later), status=Status.CLEAN_WITH_KEPT, finished_at__gte=lately)
 
 
-def find_verifications_with_leftovers() -> CleanupOperationQuerySet:
-    """Verifications that found objects of a deleted project, all of which nobody looked for again
-    to the end."""
+def find_verifications_with_leftovers() -> CleanupQuerySet:
+    """Verifications that found objects of a deleted project, and that no later complete check of
+    the project followed."""
     of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
-    clean = Q(status__in=[Status.CLEAN, Status.CLEAN_WITH_PROTECTED])
-    looked = clean | CleanupOperation.OVER & Q(status=Status.INCOMPLETE)
-    later = CleanupOperation.objects.of_whole_projects().filter(
-        looked, after_outer("finished_at", "finished_at"), **of_project
+    looked = Q(status__in=[Status.CLEAN, Status.CLEAN_WITH_KEPT, Status.DIFFERS])
+    later = Cleanup.objects.of_whole_projects().filter(
+        looked, time_after_outer("finished_at", "finished_at"), **of_project
     )
     # A difference with a live project is no leftover, though the project may be deleted since.
     deleted_since = KnownProject.objects.filter(
-        after_outer("deleted_at", "finished_at"), pk=OuterRef("project_id")
+        time_after_outer("deleted_at", "finished_at"), pk=OuterRef("project_id")
     )
-    alive = project_model.rows().filter(storage_audit_id=OuterRef("project_id"))
-    found = CleanupOperation.objects.finding_differences().exclude(project_id=None)
+    alive = project_model.annotated_rows().filter(storage_audit_id=OuterRef("project_id"))
+    found = Cleanup.objects.differing().exclude(project_id=None)
     return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
 
 
-def find_verifications_with_uncovered_leftovers() -> CleanupOperationQuerySet:
-    """Those of them whose files no open cleanup covers."""
+def find_verifications_without_cleanup() -> CleanupQuerySet:
+    """Those verifications whose files no open cleanup covers."""
     of_project = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
-    covering = CleanupOperation.objects.covering().of_projects().filter(**of_project)
+    covering = Cleanup.objects.covering().of_projects().filter(**of_project)
     return find_verifications_with_leftovers().filter(~Exists(covering))

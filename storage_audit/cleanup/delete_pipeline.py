@@ -1,6 +1,6 @@
-"""Batches on their way: each is sent once, and what the store answered is written down.
+"""Batches on their way: each is sent once, and the store's answers are recorded.
 
-While the store keeps up, the next batch is proved meanwhile; the database is left to one thread.
+While the store keeps up, the next batch is rechecked meanwhile; only one thread uses the database.
 """
 
 import logging
@@ -22,21 +22,21 @@ from django.utils.translation import gettext as _
 
 from storage_audit import logs
 from storage_audit.bucket import deleters
-from storage_audit.bucket.deleters import Answers, Sent
+from storage_audit.bucket.deleters import Answers, SendResult
 from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.bucket.s3 import DELETED
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import adaptive_batch, progress
-from storage_audit.cleanup.adaptive_batch import Pace
-from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
-from storage_audit.cleanup.turn import OwnerChanging, TurnOver, Work
-from storage_audit.clocks import mark_of
+from storage_audit.cleanup.adaptive_batch import BatchSize
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.turn import OwnerChanging, Turn, TurnOver
+from storage_audit.clocks import mark_or_now
 from storage_audit.conf import conf
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
 
-class Planned(NamedTuple):
-    """Of an item: what its proof needs. A tenth of what the whole item takes."""
+class PlannedItem(NamedTuple):
+    """The fields of an item that its recheck needs: a tenth of the size of a whole item."""
 
     pk: int
     key: str
@@ -45,45 +45,45 @@ class Planned(NamedTuple):
     etag: str
     last_modified: datetime | None
     found_in: str
-    span: int | None
+    range_index: int | None
     copied_to: str | None
 
 
-class Proof(NamedTuple):
-    """What may be sent, what is absent already, and what must stay, with the reason."""
+class RecheckedBatch(NamedTuple):
+    """Which items may be sent, which are already gone, and which are kept, with the reason."""
 
-    may_go: list[Planned]
-    gone: list[Planned]
-    stay: list[tuple[Planned, str]]
+    deletable: list[PlannedItem]
+    already_gone: list[PlannedItem]
+    kept: list[tuple[PlannedItem, str]]
 
     @property
     def size(self) -> int:
-        return len(self.may_go) + len(self.gone) + len(self.stay)
+        return len(self.deletable) + len(self.already_gone) + len(self.kept)
 
 
-class Landed(NamedTuple):
-    """How many objects were in a batch, and what trouble the store had with it."""
+class BatchResult(NamedTuple):
+    """How many objects were in a batch, and the store's errors."""
 
     size: int
-    troubles: list[StoreError]
+    errors: list[StoreError]
 
 
-class Flight:
-    """The batches that are on their way, in the order in which they left: two while the store keeps
-    up, so that it never waits for us. Left only when their answers are written down, unless the
-    process is to end, or the lease is lost: then they count as not given."""
+class DeletePipeline:
+    """The batches that are on their way, in the order in which they were sent: two while the store
+    keeps up, so that it never waits for us. The block ends only when their answers are recorded,
+    unless the process is to end or the lease is lost: then they count as unanswered."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Turn) -> None:
         self.work = work
-        self._under_way = deque[tuple[Proof, Future[Sent]]]()
-        self._landed = list[Landed]()
-        self._senders = ThreadPoolExecutor(2, initializer=logs.carried())
+        self._in_flight = deque[tuple[RecheckedBatch, Future[SendResult]]]()
+        self._results = list[BatchResult]()
+        self._senders = ThreadPoolExecutor(2, initializer=logs.context_initializer())
         self._stop = Event()
         self._open_lanes()
 
     def _open_lanes(self) -> None:
-        self._calls = Pace.of(self.work.operation).calls
-        self._lanes = ThreadPoolExecutor(self._calls, initializer=logs.carried())
+        self._calls = BatchSize.of(self.work.cleanup).calls
+        self._lanes = ThreadPoolExecutor(self._calls, initializer=logs.context_initializer())
 
     def __enter__(self) -> Self:
         return self
@@ -97,84 +97,89 @@ class Flight:
         with self._lanes, self._senders:  # Which wait for the calls that have left.
             try:
                 if error is None or isinstance(error, TurnOver):
-                    self.land()
+                    self.collect()
                 elif isinstance(error, Exception):
-                    self._end_early(error)
+                    self._collect_after_error(error)
             finally:
                 self._stop.set()
 
-    def must_land_before(self, batch: list[Planned]) -> bool:
-        """Whether a look at these is in vain: they are on their way, or trouble holds them back."""
-        under_way = {item.pk for proof, _sent in self._under_way for item in proof.may_go}
-        held_back = bool(self._under_way) and self._stop.is_set()
+    def must_collect_before(self, batch: list[PlannedItem]) -> bool:
+        """Whether a recheck of these would be in vain: they are in flight, or an error holds them
+        back."""
+        under_way = {item.pk for proof, _sent in self._in_flight for item in proof.deletable}
+        held_back = bool(self._in_flight) and self._stop.is_set()
         return held_back or any(item.pk in under_way for item in batch)
 
-    def depart(self, proof: Proof, *, until: float) -> None:
+    def submit(self, proof: RecheckedBatch, *, until: float) -> None:
         """Send what may go, behind what is on its way, and wait for the answers to that."""
-        operation, now = self.work.operation, Pace.of(self.work.operation)
-        if now.calls != self._calls:  # As all have landed: the pace changes with nothing under way.
+        cleanup, now = self.work.cleanup, BatchSize.of(self.work.cleanup)
+        if now.calls != self._calls:  # It changes only when all are collected.
             self._lanes.shutdown()
             self._open_lanes()
-        keys, how = [item.key for item in proof.may_go], (now.keys, until, self._lanes, self._stop)
-        self._under_way.append((proof, self._senders.submit(send, operation, keys, *how)))
-        self.land(all_but=1 if adaptive_batch.keeps_up(operation) else 0)
+        keys, how = (
+            [item.key for item in proof.deletable],
+            (now.keys, until, self._lanes, self._stop),
+        )
+        self._in_flight.append((proof, self._senders.submit(send_batch, cleanup, keys, *how)))
+        self.collect(all_but=1 if adaptive_batch.is_at_full_speed(cleanup) else 0)
 
-    def land(self, all_but: int = 0) -> None:
-        """Wait for the answers to all but so many batches, or to all of them after trouble, and
-        adapt the pace. Raises the trouble when this turn is too short for it, and LeaseLost."""
-        while len(self._under_way) > all_but:
-            self._end()
-            if self._landed[0].troubles:
-                self._end_all()
+    def collect(self, all_but: int = 0) -> None:
+        """Wait for the answers to all but `all_but` batches, or to all of them after an error, and
+        adapt the batch size. Raises the error when this turn is too short to wait, and LeaseLost.
+        """
+        while len(self._in_flight) > all_but:
+            self._collect_oldest()
+            if self._results[0].errors:
+                self._collect_all()
                 self._stop = Event()
-            adaptive_batch.adapt(self.work, *self._worst())
+            adaptive_batch.adapt_batch_size(self.work, *self._take_worst_error())
 
-    def _end_early(self, error: Exception) -> None:
-        """No further call leaves: the look behind it may be wrong by now, or the operation another
-        worker's. Raises the store's trouble if that weighs more than the error."""
+    def _collect_after_error(self, error: Exception) -> None:
+        """Send nothing more: the recheck may be wrong by now, or another worker may have the
+        cleanup. Raises the store's error instead if that one weighs more."""
         self._stop.set()
-        self._end_all()
-        size, trouble = self._worst()
+        self._collect_all()
+        size, trouble = self._take_worst_error()
         if trouble:
-            adaptive_batch.give_way(self.work.operation, size, trouble)
+            adaptive_batch.reduce_batch_size(self.work.cleanup, size, trouble)
             longer = trouble.retry_after > getattr(error, "retry_after", 0)
             if isinstance(error, StoreError | OwnerChanging) and (
                 longer or isinstance(trouble, BucketForbidden)
             ):
                 raise trouble from error
 
-    def _end_all(self) -> None:
-        while self._under_way:
-            self._end()
+    def _collect_all(self) -> None:
+        while self._in_flight:
+            self._collect_oldest()
 
-    def _end(self) -> None:
-        proof, ended = self._under_way.popleft()
+    def _collect_oldest(self) -> None:
+        proof, ended = self._in_flight.popleft()
         sent = ended.result()
-        self._landed.append(Landed(proof.size, sent.troubles))
-        record_answers(self.work.operation, proof, sent)
+        self._results.append(BatchResult(proof.size, sent.errors))
+        record_answers(self.work.cleanup, proof, sent)
 
-    def _worst(self) -> tuple[int, StoreError | None]:
-        """The worst trouble since it was last asked for, with the size of the batch that had it."""
-        landed, self._landed = self._landed, []
-        of_all = [(trouble, one.size) for one in landed for trouble in one.troubles]
+    def _take_worst_error(self) -> tuple[int, StoreError | None]:
+        """The worst error since the last time, with the size of the batch that had it."""
+        landed, self._results = self._results, []
+        of_all = [(trouble, one.size) for one in landed for trouble in one.errors]
         if not of_all:
             return 0, None
-        trouble, size = max(of_all, key=lambda each: adaptive_batch.severity(each[0]))
+        trouble, size = max(of_all, key=lambda each: adaptive_batch.error_severity(each[0]))
         return size, trouble
 
 
-def send(
-    operation: CleanupOperation,
+def send_batch(
+    cleanup: Cleanup,
     keys: list[str],
     size: int,
     until: float,
     pool: Executor,
     stop: Event,
-) -> Sent:
-    """In a thread of its own: it does not ask the database."""
-    return deleters.delete(
-        operation.strategy,
-        operation.bucket,
+) -> SendResult:
+    """Runs in a thread of its own, so it does not use the database."""
+    return deleters.send_deletions(
+        cleanup.strategy,
+        cleanup.bucket,
         keys,
         until=until,
         size=size,
@@ -183,70 +188,70 @@ def send(
     )
 
 
-def record_answers(operation: CleanupOperation, proof: Proof, sent: Sent) -> None:
-    log_keys(proof.may_go, sent.answers)
-    asked = len(proof.may_go) - len(sent.unasked)
-    answered = [item for item in proof.may_go if item.key in sent.answers]
+def record_answers(cleanup: Cleanup, proof: RecheckedBatch, sent: SendResult) -> None:
+    log_keys(proof.deletable, sent.answers)
+    asked = len(proof.deletable) - len(sent.unsent)
+    answered = [item for item in proof.deletable if item.key in sent.answers]
     with transaction.atomic():
-        operation.renew(headway=progress.moved(operation, deleting=answered))
-        write_answers(proof.may_go, sent)
-        record_commands(operation, sent.commands)
+        cleanup.renew(progress=progress.count_moved(cleanup, deleting=answered))
+        save_answers(proof.deletable, sent)
+        record_commands(cleanup, sent.commands)
         if (
-            asked or sent.answers or proof.gone or proof.stay
-        ):  # Not so where trouble held all of it back.
-            operation.record(
+            asked or sent.answers or proof.already_gone or proof.kept
+        ):  # Not so where an error held all of it back.
+            cleanup.record(
                 "delete",
                 _("Batch of %s objects sent.") % asked,
                 sent=asked,
-                absent=len(proof.gone),
-                protected=len(proof.stay),
+                absent=len(proof.already_gone),
+                kept=len(proof.kept),
                 refused=sum(answer != DELETED for answer in sent.answers.values()),
-                unanswered=len(proof.may_go) - len({*sent.answers, *sent.unasked}),
+                unanswered=len(proof.deletable) - len({*sent.answers, *sent.unsent}),
             )
 
 
-def write_answers(items: list[Planned], sent: Sent) -> None:
-    def answer_of(item: Planned) -> str:
+def save_answers(items: list[PlannedItem], sent: SendResult) -> None:
+    def answer_of(item: PlannedItem) -> str:
         return str(sent.answers[item.key])
 
     answered = [item for item in items if item.key in sent.answers]
     answered.sort(key=answer_of)
     for answer, group in groupby(answered, key=answer_of):
-        # The verification would forget when it was seen, at the price of another look at the row.
-        among(group).update(answer=answer, present_at=None)
+        # The verification would clear `last_seen_at` too, at the price of another update.
+        items_of(group).update(store_answer=answer, last_seen_at=None)
     if unanswered := list(find_unanswered(items, sent)):
         # Another worker's clock may have been ahead as it marked an earlier call.
-        now, earlier = Value(timezone.now()), mark_of("unanswered_at", conf().deletion_timeout)
+        now, earlier = Value(timezone.now()), mark_or_now("unanswered_at", conf().deletion_timeout)
         mark = Greatest(now, Coalesce(earlier, now))
-        among(unanswered).update(unanswered_at=mark)
-    if names := set(sent.unasked):
+        items_of(unanswered).update(unanswered_at=mark)
+    if names := set(sent.unsent):
         unasked = [item for item in items if item.key in names]
-        # What was in no call does not count as deleted when it is gone.
-        among(unasked).update(calls=F("calls") - 1)
+        # What was in no call does not count as deleted once it is gone.
+        items_of(unasked).update(calls=F("calls") - 1)
         untried = [item for item in unasked if item.key not in sent.answers]
-        among(untried).update(tries=F("tries") - 1)
+        items_of(untried).update(attempts=F("attempts") - 1)
 
 
-def find_unanswered(items: list[Planned], sent: Sent) -> Iterator[Planned]:
-    """Those of which nobody knows whether the store is still at it."""
+def find_unanswered(items: list[PlannedItem], sent: SendResult) -> Iterator[PlannedItem]:
+    """The items that the store may still delete."""
     for item in items:
         answer = sent.answers.get(item.key)
-        if answer.is_open if answer else item.key not in sent.unasked:
+        if answer.is_open if answer else item.key not in sent.unsent:
             yield item
 
 
-def record_commands(operation: CleanupOperation, commands: Iterable[Command]) -> None:
+def record_commands(cleanup: Cleanup, commands: Iterable[Command]) -> None:
     for command in commands:
-        operation.record("command", command.summary, **asdict(command))
+        cleanup.record("command", command.summary, **asdict(command))
 
 
-def log_keys(items: list[Planned], answers: Answers) -> None:
-    if logs.keys.isEnabledFor(logging.DEBUG):
+def log_keys(items: list[PlannedItem], answers: Answers) -> None:
+    if logs.key_logger.isEnabledFor(logging.DEBUG):
         for item in items:
             answer = str(answers.get(item.key, "no answer"))
-            logs.keys.debug("%s: %s", visible(item.key), visible(answer))
+            logs.key_logger.debug("%s: %s", printable_text(item.key), printable_text(answer))
 
 
-def among(items: Iterable[Planned]) -> CleanupItemQuerySet:
-    # The operation, named as well, would lead PostgreSQL to an index that fits less.
+def items_of(items: Iterable[PlannedItem]) -> CleanupItemQuerySet:
+    # The cleanup, named as well, would lead PostgreSQL to an index that fits less.
     return CleanupItem.objects.filter(pk__any_of=[item.pk for item in items])

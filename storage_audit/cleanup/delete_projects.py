@@ -1,4 +1,4 @@
-"""The one way in which the admin, the API and jobs delete projects."""
+"""The one way in which the admin, the API and bulk jobs delete projects."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -11,53 +11,53 @@ from django.db.models import Model, ProtectedError, QuerySet, RestrictedError
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.requests import ProjectExists, deletion_of
-from storage_audit.fields import limit_to
-from storage_audit.redaction import redact, visible
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.requests import ProjectExists, cleanups_of_deletion
+from storage_audit.fields import filter_by_pks
+from storage_audit.redaction import printable_text, redact_secrets
 
 logger = logging.getLogger(__name__)
 
-# How a deletion says why the row stays.
-REFUSALS = ProjectExists, ProtectedError, RestrictedError
+# The exceptions with which a deletion says why the row stays.
+REFUSAL_EXCEPTIONS = ProjectExists, ProtectedError, RestrictedError
 # Writes the history of these rows, in the transaction that deletes them.
-Log = Callable[[list[Any]], object]
-Batch = dict[str, Model]
+HistoryWriter = Callable[[list[Any]], object]
+ProjectBatch = dict[str, Model]
 # The cleanups of deleted projects, by the projects' ids.
-Made = dict[str, list[CleanupOperation]]
+CleanupsByProject = dict[str, list[Cleanup]]
 # Where Django keeps what prefetch_related() read.
-PREFETCHED = "_prefetched_objects_cache"
+PREFETCH_ATTRIBUTE = "_prefetched_objects_cache"
 
 
-class Noted(NamedTuple):
-    """The projects whose deletion was asked for, and all whose deletion was signalled."""
+class SignalledDeletions(NamedTuple):
+    """The projects whose deletion was requested, and all whose deletion was signalled."""
 
-    asked: frozenset[str]
+    requested: frozenset[str]
     deleted: set[str]
 
 
-_noted: ContextVar[Noted | None] = ContextVar("storage_audit_noted", default=None)
+_signalled: ContextVar[SignalledDeletions | None] = ContextVar("storage_audit_noted", default=None)
 
 
-class Deletion(NamedTuple):
+class DeletionResult(NamedTuple):
     """What became of the selected projects. Those that were gone before are not in it."""
 
     deleted: list[str]
-    operations: list[CleanupOperation]
+    cleanups: list[Cleanup]
     # A sentence each, with the reason.
     kept: list[str]
     # What the site's hooks raised after a commit.
-    failures: list[Exception]
+    hook_errors: list[Exception]
 
 
 def has_own_delete(owners: Iterable[Model] = ()) -> bool:
-    """Whether the model of the rows, or of the projects, has a delete() of its own. What that did
-    outside the database, such as to files, cannot be rolled back: so it shares no transaction."""
-    models: set[type[Model]] = {project_model.model(), *map(type, owners)}
+    """Whether the model of the rows, or of the projects, has a delete() of its own. It gets its own
+    transaction, as its effects outside the database, such as on files, cannot be rolled back."""
+    models: set[type[Model]] = {project_model.get_model(), *map(type, owners)}
     return any(model.delete is not Model.delete for model in models)
 
 
-def split(owners: Iterable[Model]) -> list[Batch]:
+def split_into_batches(owners: Iterable[Model]) -> list[ProjectBatch]:
     """What is deleted in one transaction, by the projects' ids."""
     by_id = {project_model.id_of(owner): owner for owner in owners}
     if has_own_delete(by_id.values()):
@@ -65,49 +65,54 @@ def split(owners: Iterable[Model]) -> list[Batch]:
     return [by_id]
 
 
-def delete_projects(owners: Iterable[Model], log: Log) -> Deletion:
+def delete_projects(owners: Iterable[Model], log: HistoryWriter) -> DeletionResult:
     """Delete those that can be deleted, and say which ones stay. The owners are rows of the project
-    model, of a child or a proxy of it, or of the model that it is a proxy of."""
-    todo, made, kept, failures = split(owners), Made(), dict[str, str](), list[Exception]()
+    model, of a child or a proxy of it, or of its own proxied model."""
+    todo, made, kept, failures = (
+        split_into_batches(owners),
+        CleanupsByProject(),
+        dict[str, str](),
+        list[Exception](),
+    )
     ids = [project_id for batch in todo for project_id in batch]
     while todo:
-        refused = list[tuple[Batch, Exception]]()
+        refused = list[tuple[ProjectBatch, Exception]]()
         for batch in todo:
-            error = try_to_delete(batch, made, log, failures)
+            error = try_delete_batch(batch, made, log, failures)
             refused += [(batch, error)] if error else []
         for batch, error in refused:
-            kept |= dict.fromkeys(batch, explain(batch, error))
+            kept |= dict.fromkeys(batch, explain_refusal(batch, error))
         # A row that needed one of them may have gone with another one.
         again = [batch for batch, error in refused if isinstance(error, RestrictedError)]
         todo = again if len(refused) < len(todo) else []
-    operations = [each for cleanups in made.values() for each in cleanups]
+    cleanups = [each for cleanups in made.values() for each in cleanups]
     # Those that are refused together have one sentence.
     texts = dict.fromkeys(text for project_id, text in kept.items() if project_id not in made)
-    return Deletion([each for each in ids if each in made], operations, list(texts), failures)
+    return DeletionResult([each for each in ids if each in made], cleanups, list(texts), failures)
 
 
-def try_to_delete(
-    batch: Batch, made: Made, log: Log, failures: list[Exception]
+def try_delete_batch(
+    batch: ProjectBatch, made: CleanupsByProject, log: HistoryWriter, failures: list[Exception]
 ) -> Exception | None:
-    """Why none of the batch was deleted, or None; adds to what was made. Another error is an answer
-    only where a model has its own delete(): the other projects then have answers of their own. Else
-    it is raised."""
+    """Why none of the batch was deleted, or None; adds to what was made. An unexpected error counts
+    as a refusal only where a model has its own delete(), as the other projects go on then. Else it
+    is raised."""
     try:
-        with committing(failures):
-            deleted = delete_batch(batch, log)
+        with tolerate_hook_errors(failures):
+            deleted = delete_project_batch(batch, log)
         made |= deleted
-    except REFUSALS as refusal:
+    except REFUSAL_EXCEPTIONS as refusal:
         return refusal
     except Exception as error:
         if not has_own_delete(batch.values()):
             raise
-        logger.exception("The deletion of project %s failed", *map(visible, batch))
+        logger.exception("The deletion of project %s failed", *map(printable_text, batch))
         return error
     return None
 
 
 @contextmanager
-def committing(failures: list[Exception]) -> Iterator[None]:
+def tolerate_hook_errors(failures: list[Exception]) -> Iterator[None]:
     """A transaction. A hook of the site that fails after the commit undoes nothing, so its error is
     no refusal: it is logged, and added to the failures."""
     committed = list[bool]()
@@ -123,109 +128,115 @@ def committing(failures: list[Exception]) -> Iterator[None]:
         failures.append(error)
 
 
-def explain(batch: Batch, error: Exception) -> str:
-    reason = reason_of(error) if isinstance(error, REFUSALS) else ""
+def explain_refusal(batch: ProjectBatch, error: Exception) -> str:
+    reason = refusal_text(error) if isinstance(error, REFUSAL_EXCEPTIONS) else ""
     if len(batch) > 1:
         return _("None of the selected projects was deleted. %s") % reason
     if isinstance(error, ProjectExists):
         return reason
     [project_id] = batch
-    return tell(project_id, reason or _("its deletion failed. The server's log says why."))
+    return not_deleted_text(
+        project_id, reason or _("its deletion failed. The server's log says why.")
+    )
 
 
-def reason_of(refusal: Exception) -> str:
+def refusal_text(refusal: Exception) -> str:
     """The site's own words, which may quote anything."""
-    return visible(redact(str(refusal.args[0]))) if refusal.args else ""
+    return printable_text(redact_secrets(str(refusal.args[0]))) if refusal.args else ""
 
 
-def tell(project_id: str, reason: str) -> str:
+def not_deleted_text(project_id: str, reason: str) -> str:
     words = {"project": project_id, "reason": reason}
     return _("Project %(project)s was not deleted: %(reason)s") % words
 
 
 @transaction.atomic
-def delete_batch(batch: Batch, log: Log = list) -> Made:
-    """Delete those that are still there, all or none: each by its own delete() if it has one. The
-    cleanups of these, and of projects that went along. Those that somebody else deleted are not
-    among them. Raises ProjectExists if that keeps the row, and whatever else a deletion raises."""
+def delete_project_batch(batch: ProjectBatch, log: HistoryWriter = list) -> CleanupsByProject:
+    """Delete those that still exist, all or none, each by its own delete() if it has one. Returns
+    the cleanups of these and of projects deleted along with them, not of those that somebody else
+    deleted. Raises ProjectExists if a row stays, and whatever else a deletion raises."""
     # Whoever saves or deletes one waits for the commit (PostgreSQL).
-    rows = {project_id: row for project_id in batch if (row := lock_row(batch[project_id]))}
+    rows = {project_id: row for project_id in batch if (row := lock_project_row(batch[project_id]))}
     there = [batch[project_id] for project_id in rows]
     log(there)
-    with note_deleted(rows) as noted:
+    with collect_signalled(rows) as noted:
         # By Django's own ways, which tell signal receivers the origin of the deletion.
         if len(there) == 1:
-            delete_alone(there[0], *rows.values())
+            delete_single_row(there[0], *rows.values())
         elif there:
             same = there
             if len(set(map(type, there))) > 1:
                 # Django would take all for rows of the first one's model.
-                same = [rows[project_model.id_of(read_again(owner))] for owner in there]
-            limit_to(stored(type(same[0])), [row.pk for row in same]).delete()
+                same = [rows[project_model.id_of(reread_owner(owner))] for owner in there]
+            filter_by_pks(all_rows(type(same[0])), [row.pk for row in same]).delete()
     gone = dict.fromkeys([*rows, *noted])
-    left = project_model.present(gone)
+    left = project_model.existing_ids(gone)
     for project_id in rows:
         if project_id in left:
-            raise ProjectExists(tell(project_id, _("its model keeps such rows.")))
-    return {project_id: deletion_of(project_id) for project_id in gone if project_id not in left}
+            raise ProjectExists(not_deleted_text(project_id, _("its model keeps such rows.")))
+    return {
+        project_id: cleanups_of_deletion(project_id)
+        for project_id in gone
+        if project_id not in left
+    }
 
 
 @contextmanager
-def note_deleted(project_ids: Iterable[str]) -> Iterator[set[str]]:
-    """These ids, and those of the projects whose deletion is signalled meanwhile; some of these
+def collect_signalled(project_ids: Iterable[str]) -> Iterator[set[str]]:
+    """These ids, and those of projects whose deletion is signalled within this block; some of these
     deletions may have been rolled back."""
-    noted = Noted(frozenset(project_ids), set(project_ids))
-    token = _noted.set(noted)
+    noted = SignalledDeletions(frozenset(project_ids), set(project_ids))
+    token = _signalled.set(noted)
     try:
         yield noted.deleted
     finally:
-        _noted.reset(token)
+        _signalled.reset(token)
 
 
-def note(project_id: str) -> None:
-    """Add the project to what `note_deleted` gathers, if somebody asked for it."""
-    if (noted := _noted.get()) is not None:
+def add_signalled(project_id: str) -> None:
+    """Add the project to what `collect_signalled` gathers, if it is in use."""
+    if (noted := _signalled.get()) is not None:
         noted.deleted.add(project_id)
 
 
-def is_asked_for(project_ids: set[str]) -> bool:
-    """Whether the one delete() call that deletes these projects is the one that was asked for, and
-    no other one of a receiver or a hook of the site."""
-    noted = _noted.get()
-    return noted is not None and not project_ids.isdisjoint(noted.asked)
+def is_requested_deletion(project_ids: set[str]) -> bool:
+    """Whether the delete() call that deletes these projects is the requested one, and not one of a
+    receiver or a hook of the site."""
+    noted = _signalled.get()
+    return noted is not None and not project_ids.isdisjoint(noted.requested)
 
 
-def lock_row(owner: Model) -> Model | None:
+def lock_project_row(owner: Model) -> Model | None:
     """The project's row, or None if it is gone. Raises ProjectExists for a row that has another id
     by now, or one that the database cannot look up."""
     project_id, pk = project_model.id_of(owner), project_model.pk_of(owner)
-    row = project_model.lock(project_id)
+    row = project_model.lock_project(project_id)
     # Another row may have the id by now.
     if row and project_model.pk_of(row) == pk:
         return row
-    if project_model.every().filter(pk=pk).exists():
+    if project_model.all_rows().filter(pk=pk).exists():
         raise ProjectExists(
-            tell(project_id, _("its row is there, but cannot be found by this id."))
+            not_deleted_text(project_id, _("its row is there, but cannot be found by this id."))
         )
     return None
 
 
 @transaction.atomic
-def delete_together(owners: Iterable[Model]) -> None:
-    """All of them or none. Raises what `delete_batch` does for the first that stays."""
-    for batch in split(owners):
-        delete_batch(batch)
+def delete_all_or_none(owners: Iterable[Model]) -> None:
+    """All of them or none. Raises what `delete_project_batch` does for the first that stays."""
+    for batch in split_into_batches(owners):
+        delete_project_batch(batch)
 
 
-def delete_alone(owner: Model, project: Model) -> None:
-    """By the delete() of the owner's model, unless only that of the project's is its own. Raises
-    what `read_again` does."""
+def delete_single_row(owner: Model, project: Model) -> None:
+    """Use the delete() of the owner's model, unless only the project's model has its own. Raises
+    what `reread_owner` does."""
     if type(owner).delete is Model.delete is not type(project).delete:
         project.delete()
         return
-    row = read_again(owner)
+    row = reread_owner(owner)
     # Such as what an admin set for it, but no rows that were read with the owner.
-    kept = {name: value for name, value in vars(owner).items() if name != PREFETCHED}
+    kept = {name: value for name, value in vars(owner).items() if name != PREFETCH_ATTRIBUTE}
     vars(row).update(kept | vars(row))
     if type(row).delete is Model.delete:
         row.delete(using=DEFAULT_DB_ALIAS)
@@ -233,30 +244,30 @@ def delete_alone(owner: Model, project: Model) -> None:
         row.delete()
 
 
-def read_again(owner: Model) -> Any:
+def reread_owner(owner: Model) -> Any:
     """Another delete() may have changed its row. Not by refresh_from_db(), which a model's own
     fields may refuse. Raises ProjectExists where only the project's row is left of a child's."""
-    if row := stored(type(owner)).filter(pk=owner.pk).first():
+    if row := all_rows(type(owner)).filter(pk=owner.pk).first():
         return row
     reason = _("it is no longer a %s.") % owner._meta.verbose_name
-    raise ProjectExists(tell(project_model.id_of(owner), reason))
+    raise ProjectExists(not_deleted_text(project_model.id_of(owner), reason))
 
 
-def stored(model: type[Model]) -> QuerySet[Any]:
+def all_rows(model: type[Model]) -> QuerySet[Any]:
     """All rows of the table, past managers and routers. An order by another table would leave rows
     out that name no row there."""
     return QuerySet(model, using=DEFAULT_DB_ALIAS).order_by()
 
 
-def delete_project(owner: Model) -> list[CleanupOperation] | None:
-    """Delete a single project; the cleanups that follow. None if it was gone before. Raises what
-    `delete_batch` does."""
+def delete_project(owner: Model) -> list[Cleanup] | None:
+    """Delete a single project and return the cleanups that follow. None if it was gone before.
+    Raises what `delete_project_batch` does."""
     project_id = project_model.id_of(owner)
-    return delete_batch({project_id: owner}).get(project_id)
+    return delete_project_batch({project_id: owner}).get(project_id)
 
 
 @transaction.atomic
-def delete_project_by_id(project_id: str) -> list[CleanupOperation]:
+def delete_project_by_id(project_id: str) -> list[Cleanup]:
     """The same of the row with this id; nothing happens where there is none any more."""
-    owner = project_model.lock(project_id)
+    owner = project_model.lock_project(project_id)
     return (delete_project(owner) if owner else None) or []

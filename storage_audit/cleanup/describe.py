@@ -1,5 +1,5 @@
 """One description of a cleanup for its page, the API, commands and the certificate: its facts, its
-books (as lines of a table, and as the parts of a bar), and its items."""
+totals (as lines of a table, and as the parts of a bar), and its items."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -7,82 +7,82 @@ from typing import Any, NamedTuple
 from django.db import models
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.cleanup_text import TRIGGERS, words_of
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.redaction import visible
+from storage_audit.cleanup.cleanup_text import TRIGGER_MEANINGS, describe_outcome
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.redaction import printable_text
 
-Outcome, Trigger = CleanupItem.Outcome, CleanupOperation.Trigger
-CLOSED = (Outcome.DELETED, Outcome.ALREADY_ABSENT, Outcome.PROTECTED, Outcome.FAILED)
+Outcome, Trigger = CleanupItem.Outcome, Cleanup.Trigger
+FINAL_OUTCOMES = (Outcome.DELETED, Outcome.ALREADY_GONE, Outcome.KEPT, Outcome.FAILED)
 # As the bar has them from left to right: what is over, then what is ahead.
-OUTCOMES = (*CLOSED, Outcome.DELETING, Outcome.PLANNED)
+BAR_OUTCOMES = (*FINAL_OUTCOMES, Outcome.DELETING, Outcome.TO_DELETE)
 # Percent: what there is can be seen.
-LEAST = 1.0
+MIN_WIDTH_PERCENT = 1.0
 
 
-class Line(NamedTuple):
-    """A line of the table; `x` and `width` are its part of the bar, the total has none."""
+class TotalsLine(NamedTuple):
+    """A line of the table; `bar_x` and `bar_width` are its part of the bar, the total has none."""
 
     name: str
     label: Any
     meaning: Any
     objects: int
     size: int
-    x: str = ""
-    width: str = ""
+    bar_x: str = ""
+    bar_width: str = ""
 
 
-def books(operation: CleanupOperation, *, recount: bool = True) -> list[Line]:
-    """The total first; of open books a line for each outcome. Nothing where nothing was found, or
-    where only a recount of all items would tell."""
-    closed = are_closed(operation)
-    sums = of_columns(operation) if closed else of_items(operation, recount)
+def totals_lines(cleanup: Cleanup, *, recount: bool = True) -> list[TotalsLine]:
+    """The total first, then the outcomes. Nothing where nothing was found, or where that takes a
+    recount of all items that is not wanted."""
+    closed = has_final_totals(cleanup)
+    sums = column_totals(cleanup) if closed else item_totals(cleanup, recount)
     found = [sum(figures) for figures in zip(*sums.values(), strict=True)]
     if not closed and not any(found):
         return []
-    total = Line("found", label_of(operation, "found"), "", *found)
-    return [total, *parts(operation, sums)]
+    total = TotalsLine("found", field_label(cleanup, "found"), "", *found)
+    return [total, *outcome_lines(cleanup, sums)]
 
 
-def are_closed(operation: CleanupOperation) -> bool:
-    """Also of what is to be tried again and no worker has taken up yet."""
-    return operation.finished_at is not None or operation.status in CleanupOperation.CLOSED
+def has_final_totals(cleanup: Cleanup) -> bool:
+    """Whether the totals are those of an end, also while a new attempt waits for a worker."""
+    return cleanup.finished_at is not None or cleanup.status in Cleanup.FINISHED
 
 
-def of_columns(operation: CleanupOperation) -> dict[str, tuple[int, int]]:
+def column_totals(cleanup: Cleanup) -> dict[str, tuple[int, int]]:
     return {
-        name: (getattr(operation, name), getattr(operation, f"{name}_bytes")) for name in CLOSED
+        name: (getattr(cleanup, name), getattr(cleanup, f"{name}_bytes")) for name in FINAL_OUTCOMES
     }
 
 
-def of_items(operation: CleanupOperation, recount: bool) -> dict[str, tuple[int, int]]:
-    """As its worker counts them, once one has begun."""
-    sums = operation.headway.get("books")
+def item_totals(cleanup: Cleanup, recount: bool) -> dict[str, tuple[int, int]]:
+    """The totals as its worker counts them, once one has begun."""
+    sums = cleanup.progress.get("totals")
     if sums is None:
-        sums = operation.items.by_outcome() if recount else {}
-    return {name: tuple(sums.get(name, (0, 0))) for name in OUTCOMES}
+        sums = cleanup.items.by_outcome() if recount else {}
+    return {name: tuple(sums.get(name, (0, 0))) for name in BAR_OUTCOMES}
 
 
-def parts(operation: CleanupOperation, sums: dict[str, tuple[int, int]]) -> list[Line]:
+def outcome_lines(cleanup: Cleanup, sums: dict[str, tuple[int, int]]) -> list[TotalsLine]:
     whole = sum(objects for objects, _size in sums.values()) or 1
     wide = {
-        name: max(LEAST, 100 * objects / whole) if objects else 0.0
+        name: max(MIN_WIDTH_PERCENT, 100 * objects / whole) if objects else 0.0
         for name, (objects, _size) in sums.items()
     }
     scale, x, lines = 100 / (sum(wide.values()) or 1), 0.0, []
     for name, figures in sums.items():
         width = wide[name] * scale
         place = (f"{x:.2f}%", f"{width:.2f}%")
-        lines.append(Line(name, *words_of(operation, name), *figures, *place))
+        lines.append(TotalsLine(name, *describe_outcome(cleanup, name), *figures, *place))
         x += width
     return lines
 
 
-def label_of(row: models.Model, name: str) -> Any:
+def field_label(row: models.Model, name: str) -> Any:
     field: Any = row._meta.get_field(name)
     return field.verbose_name
 
 
-FACTS = (
+FACT_FIELDS = (
     "id",
     "project_id",
     "kind",
@@ -90,7 +90,7 @@ FACTS = (
     "bucket",
     "requested_by",
     "origin",
-    "released_by",
+    "limits_waived_by",
     "created_at",
     "project_deleted_at",
     "started_at",
@@ -106,10 +106,10 @@ FACTS = (
     "archive_digest",
 )
 # What a fact means, where its name does not say it.
-EXPLAINED = {
-    "id": gettext_lazy("The name of this operation everywhere: in logs, commands and the API."),
+FACT_EXPLANATIONS = {
+    "id": gettext_lazy("The name of this cleanup everywhere: in logs, commands and the API."),
     "origin": gettext_lazy("The way in which it was asked for, and the address it came from."),
-    "released_by": gettext_lazy("Who decided that the safety limits do not stop it."),
+    "limits_waived_by": gettext_lazy("Who decided that the safety limits do not stop it."),
     "attempts": gettext_lazy("Workers that took it up since it last got on: 0 while all is well."),
     "discovery": gettext_lazy(
         "Where its objects were looked for: in the table of tracked objects, in a listing of the"
@@ -132,27 +132,27 @@ EXPLAINED = {
 class Fact(NamedTuple):
     label: Any
     value: Any
-    explained: Any
+    explanation: Any
 
 
-def facts(operation: CleanupOperation) -> Iterator[Fact]:
-    explained = EXPLAINED | {"trigger": TRIGGERS[Trigger(operation.trigger)]}
-    for name in FACTS:
-        if name == "project_deleted_at" and not operation.deletes:
-            continue  # What a look or a dry run takes for granted, and not a fact.
-        display = getattr(operation, f"get_{name}_display", None)
-        value = display() if display else getattr(operation, name)
+def cleanup_facts(cleanup: Cleanup) -> Iterator[Fact]:
+    explained = FACT_EXPLANATIONS | {"trigger": TRIGGER_MEANINGS[Trigger(cleanup.trigger)]}
+    for name in FACT_FIELDS:
+        if name == "project_deleted_at" and not cleanup.is_deletion:
+            continue  # A matter of course for a verification or a dry run.
+        display = getattr(cleanup, f"get_{name}_display", None)
+        value = display() if display else getattr(cleanup, name)
         if value not in (None, ""):
-            shown = visible(value) if isinstance(value, str) else value
-            yield Fact(label_of(operation, name), shown, explained.get(name, ""))
+            shown = printable_text(value) if isinstance(value, str) else value
+            yield Fact(field_label(cleanup, name), shown, explained.get(name, ""))
 
 
-def shown_item(operation: CleanupOperation, item: CleanupItem) -> dict[str, Any]:
+def item_texts(cleanup: Cleanup, item: CleanupItem) -> dict[str, Any]:
     return {
-        "key": visible(item.key),
-        "outcome": words_of(operation, item.outcome)[0],
+        "key": printable_text(item.key),
+        "outcome": describe_outcome(cleanup, item.outcome)[0],
         "found": item.get_found_in_display(),
-        "reason": visible(item.reason),
-        "evidence": visible(item.evidence),
-        "answer": visible(item.answer),
+        "reason": printable_text(item.reason),
+        "owner_evidence": printable_text(item.owner_evidence),
+        "store_answer": printable_text(item.store_answer),
     }

@@ -2,11 +2,11 @@
 
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.redaction import visible
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.redaction import printable_text
 
-# The fields of a layout, and the figures of a timeline, as far as no column has the name.
-NAMES = {
+# The fields of a key format, and the figures of a timeline, as far as no column has the name.
+FIELD_WORDS = {
     "project": _("project"),
     "scene": _("scene"),
     "filename": _("file name"),
@@ -25,19 +25,19 @@ NAMES = {
     "unread": _("fields that cannot be read"),
     "began": _("began"),
     "ended": _("ended"),
-    "second_look": _("second look"),
+    "second_look": _("crosscheck"),
     "shown": _("shown by both"),
     "fewer": _("shown by S3 only"),
     "doubted": _("shown by Cloudflare’s API only"),
     "projects": _("projects"),
     "gone": _("gone"),
     "back": _("back again"),
-    "operations": _("operations"),
+    "cleanups": _("cleanups"),
 }
-COLUMNS = {field.name: field.verbose_name for field in CleanupOperation._meta.fields}
+COLUMN_WORDS = {field.name: field.verbose_name for field in Cleanup._meta.fields}
 
 
-def words_for(name: str) -> str:
-    """In words; of what an earlier version wrote, the name itself."""
-    known = NAMES.get(name) or COLUMNS.get(name)
-    return str(known) if known else visible(name.replace("_", " "))
+def describe_field(name: str) -> str:
+    """The words for a name, or the name itself if an earlier version wrote it."""
+    known = FIELD_WORDS.get(name) or COLUMN_WORDS.get(name)
+    return str(known) if known else printable_text(name.replace("_", " "))

@@ -6,45 +6,45 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
 
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.concurrency import Busy, place
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.conf import conf
 
-LONGEST = 30  # seconds; proxies give up after 60
-LOOK_EVERY = 0.5
+MAX_WAIT_SECONDS = 30  # seconds; proxies give up after 60
+POLL_INTERVAL_SECONDS = 0.5
 
 _polls = Counter[Hashable]()
-_counting = Lock()
+_polls_lock = Lock()
 
 
-def wait_for_change(operation: CleanupOperation, seconds: float, person: Hashable) -> None:
-    """Return once its status is another, when nothing more happens by itself, or when the time is
-    over; at once when there is no place to wait. Nothing is locked meanwhile."""
+def wait_for_change(cleanup: Cleanup, seconds: float, person: Hashable) -> None:
+    """Return once its status changes, when nothing more happens by itself, or when the time is
+    over; at once when all slots are taken. Nothing is locked meanwhile."""
     if not seconds:
         return
-    with suppress(Busy), place_of(person):
+    with suppress(Busy), poll_slot(person):
         ends = time.monotonic() + seconds
-        while is_as_seen(operation) and time.monotonic() < ends:
-            time.sleep(LOOK_EVERY)
-        operation.refresh_from_db()
+        while is_unchanged(cleanup) and time.monotonic() < ends:
+            time.sleep(POLL_INTERVAL_SECONDS)
+        cleanup.refresh_from_db()
 
 
-def is_as_seen(operation: CleanupOperation) -> bool:
-    same = CleanupOperation.objects.filter(pk=operation.pk, status=operation.status)
+def is_unchanged(cleanup: Cleanup) -> bool:
+    same = Cleanup.objects.filter(pk=cleanup.pk, status=cleanup.status)
     return same.exclude(next_attempt_at=None).exists()
 
 
 @contextmanager
-def place_of(person: Hashable) -> Iterator[None]:
-    """A place for a long poll of this person, who may take half of them with all tokens: the
-    others are for other people and for requests that ask the store. Raises Busy."""
-    with _counting:
-        if 2 * _polls[person] >= conf().api_waits:
+def poll_slot(person: Hashable) -> Iterator[None]:
+    """Hold a slot for a long poll of this person. One person may take half of the slots, with all
+    tokens together: the rest are for other people and for requests to the store. Raises Busy."""
+    with _polls_lock:
+        if 2 * _polls[person] >= conf().api_concurrency:
             raise Busy
         _polls[person] += 1
     try:
-        with place():
+        with acquire_slot():
             yield
     finally:
-        with _counting:
+        with _polls_lock:
             _polls[person] -= 1

@@ -2,15 +2,15 @@
 
 from typing import NamedTuple
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 
-Discovery, Strategy = CleanupOperation.Discovery, CleanupOperation.Strategy
+Discovery, Strategy = Cleanup.Discovery, Cleanup.Strategy
 
 
 class Mode(NamedTuple):
-    """Whatever it is, the ownership rule, the proof before each batch and the verification are the
-    same; what the other discovery alone would find is protected, and said."""
+    """The ownership rule, the recheck of each batch and the verification are the same in each mode.
+    What only the other discovery would find is kept, with that reason."""
 
     discovery: str
     strategy: str
@@ -24,6 +24,6 @@ MODES = {
 }
 
 
-def usual() -> Mode:
+def default_mode() -> Mode:
     """What the settings say."""
     return Mode(conf().discovery, conf().strategy)

@@ -1,6 +1,6 @@
-"""Files that a project's rows name, under keys that no key format reads as the project's.
+"""Files that a project's rows name, under keys that do not name the project.
 
-No cleanup finds them, so they are noted before the rows go, and kept as items of the cleanup.
+No cleanup finds them, so they are recorded before the rows go, and kept as items of the cleanup.
 """
 
 import logging
@@ -14,24 +14,24 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import project_model
-from storage_audit.bucket.listing import storable
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.cleanup.turn import Work
+from storage_audit.bucket.listing import is_storable
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.turn import Turn
 from storage_audit.conf import conf
-from storage_audit.fields import insert_new
+from storage_audit.fields import insert_new_rows
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import alive_of, layouts, told_by
-from storage_audit.ownership.references import Cascade, Column, chunks, file_columns
-from storage_audit.redaction import visible
+from storage_audit.ownership.owner import get_key_formats, living_projects, row_provenance
+from storage_audit.ownership.references import Cascade, Column, file_columns, split_chunks
+from storage_audit.redaction import printable_text
 
 logger = logging.getLogger(__name__)
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # One of these is an id in most grammars.
 SAMPLE_IDS = ("1", "proj_1", "a", "project-1", "00000000-0000-4000-8000-000000000001")
-FOUND = ["size", "etag", "last_modified", "present_at", "outcome", "changed_at"]
+FOUND_FIELDS = ["size", "etag", "last_modified", "last_seen_at", "outcome", "changed_at"]
 
 
-class Named(NamedTuple):
+class NamedFile(NamedTuple):
     bucket: str
     key: str
     row: str
@@ -39,7 +39,7 @@ class Named(NamedTuple):
 
 def cascading_models() -> set[type[models.Model]]:
     """The model of the projects, and those whose rows Django deletes with theirs."""
-    todo: list[Any] = [project_model.model()]
+    todo: list[Any] = [project_model.get_model()]
     found = set[type[models.Model]]()
     while todo:
         model = todo.pop()
@@ -54,75 +54,78 @@ def cascading_models() -> set[type[models.Model]]:
     return {model._meta.concrete_model for model in found if model._meta.concrete_model}
 
 
-def columns_of_projects() -> list[Column]:
+def project_file_columns() -> list[Column]:
     cascading = cascading_models()
     return [column for column in file_columns() if column.model in cascading]
 
 
-def named_by(project: models.Model) -> list[Named]:
-    """What the rows name that go with the project's, but for what its cleanup looks for."""
-    found, columns = list[Named](), columns_of_projects()
+def find_named_files(project: models.Model) -> list[NamedFile]:
+    """Files named by the rows that go with the project, except those that its cleanup finds."""
+    found, columns = list[NamedFile](), project_file_columns()
     if not columns:
         return found
     cascade, project_id = Cascade([project]), project_model.stored_id(project)
     for column in columns:
-        for some in cascade.rows(column.model):
+        for some in cascade.rows_of(column.model):
             for pk, name in some.exclude(**{column.name: ""}).values_list("pk", column.name):
                 key = column.prefix + (name or "")
-                if name and storable(key) and project_id not in layouts().readings(key).projects:
-                    found.append(Named(column.bucket, key, column.row(pk)))
+                if (
+                    name
+                    and is_storable(key)
+                    and project_id not in get_key_formats().parse_key(key).projects
+                ):
+                    found.append(NamedFile(column.bucket, key, column.describe_row(pk)))
     return found
 
 
-def note(
-    operations: Iterable[CleanupOperation],
-    named: Iterable[Named],
+def add_named_files(
+    cleanups: Iterable[Cleanup],
+    named: Iterable[NamedFile],
     deleted: Collection[str] = (),
 ) -> None:
-    """Make them items of the cleanup in their bucket that stay, but for files of other projects
-    whose own cleanups decide on them: of those `deleted` in the same call, and of those deleted
-    just before."""
+    """Make them kept items of the cleanup in their bucket. Files of other projects are left to the
+    cleanups of those, if they are `deleted` in the same call or were deleted just before."""
     named = list(named)
-    for operation in operations:
-        here = {each.key: each for each in named if each.bucket == operation.bucket}
-        for some in chunks(here.values()):
-            insert_new(list(items(operation, some, deleted)))
+    for cleanup in cleanups:
+        here = {each.key: each for each in named if each.bucket == cleanup.bucket}
+        for some in split_chunks(here.values()):
+            insert_new_rows(list(named_file_items(cleanup, some, deleted)))
 
 
-def items(
-    operation: CleanupOperation, named: list[Named], deleted: Collection[str]
+def named_file_items(
+    cleanup: Cleanup, named: list[NamedFile], deleted: Collection[str]
 ) -> Iterator[CleanupItem]:
-    """Of what nobody else will delete. A person may have given a file to this project, whose
-    cleanup takes it then, or to another."""
+    """Items for the files that no other cleanup will delete. A file that a person assigned is left
+    to the cleanup of its project."""
     keys = [each.key for each in named]
-    rows = R2Object.objects.in_bucket(operation.bucket).filter(key__any_of=keys)
-    given = {row.key: {row.project_id or ""} for row in rows if told_by(row)}
-    owners = {key: given.get(key) or layouts().readings(key).projects for key in keys}
+    rows = R2Object.objects.in_bucket(cleanup.bucket).filter(key__any_of=keys)
+    given = {row.key: {row.project_id or ""} for row in rows if row_provenance(row)}
+    owners = {key: given.get(key) or get_key_formats().parse_key(key).projects for key in keys}
     others = {owner for some in owners.values() for owner in some}
-    decided = alive_of(others) | about_to_be_cleaned(operation.bucket, others)
+    decided = living_projects(others) | owners_awaiting_cleanup(cleanup.bucket, others)
     for each in named:
-        if not owners[each.key] & {*decided, *deleted, operation.project_id}:
+        if not owners[each.key] & {*decided, *deleted, cleanup.project_id}:
             yield CleanupItem(
-                operation=operation,
+                cleanup=cleanup,
                 key=each.key,
                 identity=each.key,
-                project_id=operation.project_id,
+                project_id=cleanup.project_id,
                 found_in=FoundIn.NAMED,
-                evidence=_("named by %s") % each.row,
-                outcome=Outcome.PROTECTED,
-                reason=reason(each, owners[each.key]),
+                owner_evidence=_("named by %s") % each.row,
+                outcome=Outcome.KEPT,
+                reason=named_file_reason(each, owners[each.key]),
             )
 
 
-def about_to_be_cleaned(bucket: str, owners: set[str]) -> set[str]:
-    """Those of which no worker has begun the cleanup, which so still looks for all their files."""
-    cleanups = CleanupOperation.objects.cleanups().filter(bucket=bucket, project_id__in=owners)
-    kind, status = CleanupOperation.Kind.PROJECT, CleanupOperation.Status.PENDING
+def owners_awaiting_cleanup(bucket: str, owners: set[str]) -> set[str]:
+    """The owners whose cleanup no worker has begun, so that it will still find all their files."""
+    cleanups = Cleanup.objects.requested_deletions().filter(bucket=bucket, project_id__in=owners)
+    kind, status = Cleanup.Kind.PROJECT, Cleanup.Status.PENDING
     new = cleanups.filter(kind=kind, status=status, started_at=None)
     return set(map(str, new.values_list("project_id", flat=True)))
 
 
-def reason(named: Named, owners: set[str]) -> str:
+def named_file_reason(named: NamedFile, owners: set[str]) -> str:
     if owners:
         text = _(
             "Kept: %(row)s, a row of this project, named it, but its key names %(owners)s, which"
@@ -134,36 +137,38 @@ def reason(named: Named, owners: set[str]) -> str:
             " nothing else uses it, delete its R2 object row, or the file in the Cloudflare"
             " dashboard."
         )
-    return text % {"row": named.row, "owners": ", ".join(sorted(map(visible, owners)))}
+    return text % {"row": named.row, "owners": ", ".join(sorted(map(printable_text, owners)))}
 
 
-def look_up(work: Work) -> None:
+def check_named_files(work: Turn) -> None:
     """Which of them are in the bucket. Raises TurnOver, StoreError, CannotConclude and
     LeaseLost."""
-    operation = work.operation
-    todo = operation.items.named().filter(present_at=None, outcome=Outcome.PROTECTED)
-    while looked := work.look_up(todo.order_by("key")):
+    cleanup = work.cleanup
+    todo = cleanup.items.named().filter(last_seen_at=None, outcome=Outcome.KEPT)
+    while looked := work.find_items(todo.order_by("key")):
         for item, listed in looked:
             item.changed_at = timezone.now()
             if listed is None:
-                item.outcome = Outcome.ALREADY_ABSENT
+                item.outcome = Outcome.ALREADY_GONE
             else:
                 item.size, item.etag = listed.size, listed.etag
-                item.last_modified, item.present_at = listed.last_modified, timezone.now()
+                item.last_modified, item.last_seen_at = listed.last_modified, timezone.now()
         with transaction.atomic():
-            operation.renew(cursor=work.move())
-            CleanupItem.objects.bulk_update([item for item, _seen in looked], FOUND, batch_size=200)
-        work.breathe()
+            cleanup.renew(position=work.next_position())
+            CleanupItem.objects.bulk_update(
+                [item for item, _seen in looked], FOUND_FIELDS, batch_size=200
+            )
+        work.check_deadline()
 
 
-def forget_look(operation: CleanupOperation) -> None:
-    """As it may have been at another bucket."""
-    named = operation.items.named()
-    named.update(present_at=None, outcome=Outcome.PROTECTED)
+def reset_named_files(cleanup: Cleanup) -> None:
+    """Undo the check, which may have used another bucket."""
+    named = cleanup.items.named()
+    named.update(last_seen_at=None, outcome=Outcome.KEPT)
 
 
-def kept_text(operation: CleanupOperation) -> str:
-    kept = operation.items.named().filter(outcome=Outcome.PROTECTED).count()
+def kept_files_text(cleanup: Cleanup) -> str:
+    kept = cleanup.items.named().filter(outcome=Outcome.KEPT).count()
     text = ngettext(
         "Kept: %d file that this project's rows named.",
         "Kept: %d files that this project's rows named.",
@@ -173,8 +178,8 @@ def kept_text(operation: CleanupOperation) -> str:
 
 
 def sample_key(column: Column) -> str | None:
-    """Of a file that would be uploaded now to this field of a row of a project; None where that
-    takes a real row."""
+    """The key that an upload to this field of a project's row would get now; None where that takes
+    a real row."""
     field: Any = column.field
     try:
         return column.prefix + str(field.generate_filename(sample_row(column.model), "file.mp4"))
@@ -185,9 +190,9 @@ def sample_key(column: Column) -> str | None:
 
 
 def sample_row(model: type[models.Model]) -> models.Model:
-    name, owner = conf().project_field, project_model.model()
-    fitting = filter(layouts().is_project_id, SAMPLE_IDS)
-    values = [value for sample in fitting for value in project_model.values_of(sample)]
+    name, owner = conf().project_id_field, project_model.get_model()
+    fitting = filter(get_key_formats().is_project_id, SAMPLE_IDS)
+    values = [value for sample in fitting for value in project_model.field_values(sample)]
     project = owner(**{name: values[0]}) if values else owner()
     if issubclass(owner, model):
         return project

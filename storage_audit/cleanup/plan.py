@@ -1,7 +1,7 @@
 """What a project has in the bucket: tracked and listed keys, each with its owner and the reason.
 
-Written page by page into the operation's items, so that a worker that stops is followed by one
-that goes on, and memory does not grow with the project.
+Written page by page into the cleanup's items, so that another worker can go on where one stops, and
+memory does not grow with the project.
 """
 
 from collections import defaultdict
@@ -16,237 +16,249 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket.listing import Identity, escape, spellings, storable
-from storage_audit.bucket.s3 import Listed
+from storage_audit.bucket.listing import KeyIdentity, escape_key, is_storable, tracked_spellings
+from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup import progress
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.open_decisions import (
-    Owners,
-    ask_keeper,
-    asked_by,
+    PossibleOwners,
+    asking_filter,
+    find_uncertain_keys,
     find_undecided,
     find_untracked,
+    get_ignore_list,
     possible_owners,
-    unsure_among,
 )
-from storage_audit.cleanup.position import end_of
-from storage_audit.cleanup.turn import LONE_KEYS, Work
-from storage_audit.fields import insert_new, insert_values
+from storage_audit.cleanup.position import listing_position
+from storage_audit.cleanup.turn import MAX_LONE_KEYS, Turn
+from storage_audit.fields import insert_new_rows, insert_values
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.ownership.key_format import Readings
+from storage_audit.ownership.key_format import ParsedKeys
 from storage_audit.ownership.owner import (
-    Claim,
-    Deleted,
-    Row,
+    DeletedProject,
+    Ownership,
+    TrackingRow,
     Verdict,
-    alive_among,
-    judge,
-    layouts,
-    named_in,
+    get_key_formats,
+    judge_ownership,
+    living_owners,
+    projects_in_rows,
 )
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
-Discovery = CleanupOperation.Discovery
-T = TypeVar("T", bound=Row)
+Discovery = Cleanup.Discovery
+T = TypeVar("T", bound=TrackingRow)
 # Tracked keys at a time.
-CHUNK = 5000
+TRACKED_KEYS_PER_QUERY = 5000
 
 
-def discover(work: Work) -> None:
-    """Make the operation's items, going on where the last turn stopped. Raises TurnOver,
+def discover_objects(work: Turn) -> None:
+    """Make the cleanup's items, going on where the last turn stopped. Raises TurnOver,
     StoreError and LeaseLost."""
-    operation = work.operation
-    assert operation.project_id is not None
-    if "span" not in operation.cursor:
-        operation.renew(ranges=ranges_of(operation.project_id))
-    if "tracked" in operation.cursor:
-        discover_tracked(work, operation.cursor["span"])
+    cleanup = work.cleanup
+    assert cleanup.project_id is not None
+    if "span" not in cleanup.position:
+        cleanup.renew(listed_prefixes=prefixes_to_list(cleanup.project_id))
+    if "tracked" in cleanup.position:
+        discover_tracked(work, cleanup.position["span"])
     discover_listed(work)
     discover_outside(work)
 
 
-def ranges_of(project_id: str) -> list[str]:
-    """What to list. Raises CannotConclude when no layout can have this id: nothing would be listed,
-    and so nothing be seen gone."""
-    if layouts().is_project_id(project_id):
-        return layouts().prefixes(project_id)
+def prefixes_to_list(project_id: str) -> list[str]:
+    """What to list. Raises CannotConclude when no key format can have this id: nothing would be
+    listed, and so nothing found or called gone."""
+    if get_key_formats().is_project_id(project_id):
+        return get_key_formats().prefixes_of(project_id)
     raise CannotConclude(
         _(
             "%s is no project id, so its files cannot be looked for. If it should be one, mend the"
-            " setting PROJECT_ID and force-delete this operation. Else delete the rows of its"
+            " setting PROJECT_ID_PATTERN and force-delete this cleanup. Else delete the rows of its"
             " objects, which deletes the objects."
         )
         % project_id
     )
 
 
-def discover_listed(work: Work) -> None:
-    """And, once a range was listed to its end, the rows whose objects it did not show."""
-    operation = work.operation
-    first, after = operation.cursor.get("span", 0), operation.cursor.get("after", "")
+def discover_listed(work: Turn) -> None:
+    """Save the listed objects and, after each range, the rows whose objects it did not show."""
+    cleanup = work.cleanup
+    first, after = cleanup.position.get("span", 0), cleanup.position.get("after", "")
     for span, page, is_last in work.list_ranges(first, after):
-        before = operation.cursor.get("after")
+        before = cleanup.position.get("after")
         if page:
             save_listed(work, page, span)
         if is_last:
             discover_tracked(work, span)
-        if page and (is_last or operation.cursor["after"] != before):
-            work.breathe()
+        if page and (is_last or cleanup.position["after"] != before):
+            work.check_deadline()
 
 
-def save_listed(work: Work, page: Sequence[Listed], span: int) -> None:
-    operation, rows = work.operation, list(described(work, page, span))
+def save_listed(work: Turn, page: Sequence[ListedObject], span: int) -> None:
+    cleanup, rows = work.cleanup, list(item_values(work, page, span))
     with transaction.atomic():
-        so_far = progress.found(operation, rows)
-        operation.progress(cursor=work.move(span=span, after=end_of(page)), headway=so_far)
+        so_far = progress.count_found(cleanup, rows)
+        cleanup.renew_after_progress(
+            position=work.next_position(span=span, after=listing_position(page)), progress=so_far
+        )
         insert_values(CleanupItem, rows)
 
 
-def discover_tracked(work: Work, span: int) -> None:
+def discover_tracked(work: Turn, span: int) -> None:
     """Rows of the project under the prefix whose object the complete listing did not show."""
-    operation = work.operation
-    prefix, after = operation.ranges[span], operation.cursor.get("tracked", "")
-    rows, is_complete = tracked_rows(operation).under(prefix), work.shows_all_spellings(prefix)
-    size = CHUNK if is_complete else LONE_KEYS
+    cleanup = work.cleanup
+    prefix, after = cleanup.listed_prefixes[span], cleanup.position.get("tracked", "")
+    rows, is_complete = tracked_rows(cleanup).under(prefix), work.shows_all_spellings(prefix)
+    size = TRACKED_KEYS_PER_QUERY if is_complete else MAX_LONE_KEYS
     while chunk := list(rows.between(after, None).values_list("key", flat=True)[:size]):
         after = chunk[-1]
         if is_complete:
-            save_absent(work, chunk, span, work.move(span=span, tracked=after))
+            save_missing(work, chunk, span, work.next_position(span=span, tracked=after))
         else:
-            save_alone(work, list(unlisted(work, chunk).values()), span=span, tracked=after)
-        work.breathe()
-    operation.progress(cursor=work.move(span=span + 1, after=None, tracked=None))
+            save_lone_keys(
+                work, list(find_unlisted_keys(work, chunk).values()), span=span, tracked=after
+            )
+        work.check_deadline()
+    cleanup.renew_after_progress(
+        position=work.next_position(span=span + 1, after=None, tracked=None)
+    )
 
 
-def tracked_rows(operation: CleanupOperation) -> R2ObjectQuerySet:
-    rows = R2Object.objects.in_bucket(operation.bucket)
-    return rows.filter(project_id=operation.project_id).order_by("key")
+def tracked_rows(cleanup: Cleanup) -> R2ObjectQuerySet:
+    rows = R2Object.objects.in_bucket(cleanup.bucket)
+    return rows.filter(project_id=cleanup.project_id).order_by("key")
 
 
-def save_absent(
-    work: Work, keys: Iterable[str], span: int | None, cursor: dict[str, object]
+def save_missing(
+    work: Turn, keys: Iterable[str], span: int | None, cursor: dict[str, object]
 ) -> None:
-    """Items of these tracked keys, but of those whose object is one already."""
-    operation, left = work.operation, unlisted(work, keys)
+    """Items for these tracked keys, except those whose object is an item already."""
+    cleanup, left = work.cleanup, find_unlisted_keys(work, keys)
     with transaction.atomic():
-        rows = tracked_rows(operation).filter(key__any_of=left.values()) if left else ()
-        new = [absent(operation, row, work.identity(row.key), span) for row in rows]
-        operation.progress(cursor=cursor, headway=progress.found(operation, map(vars, new)))
-        save(new)
+        rows = tracked_rows(cleanup).filter(key__any_of=left.values()) if left else ()
+        new = [missing_item(cleanup, row, work.identity(row.key), span) for row in rows]
+        cleanup.renew_after_progress(
+            position=cursor, progress=progress.count_found(cleanup, map(vars, new))
+        )
+        save_items(new)
 
 
-def unlisted(work: Work, keys: Iterable[str]) -> dict[str, str]:
-    """Those of these keys, by identity, whose object is no item."""
+def find_unlisted_keys(work: Turn, keys: Iterable[str]) -> dict[str, str]:
+    """Which of these keys, by identity, have an object that is no item."""
     if left := {work.identity(key): key for key in keys}:
         # Most are neighbours, and to name these would take three times as long. What is missed
         # is not saved either, as there is one item for an object.
-        items = work.operation.items.filter(escaped=False).order_by("identity")
+        items = work.cleanup.items.filter(escaped=False).order_by("identity")
         near = items.filter(identity__gte=min(left), identity__lte=max(left))[: len(left)]
         for identity in near.values_list("identity", flat=True):
             left.pop(identity, None)
     return left
 
 
-def absent(
-    operation: CleanupOperation, row: R2Object, identity: str, span: int | None
-) -> CleanupItem:
+def missing_item(cleanup: Cleanup, row: R2Object, identity: str, span: int | None) -> CleanupItem:
     return CleanupItem(
-        operation=operation,
+        cleanup=cleanup,
         key=row.key,
         identity=identity,
-        span=span,
+        range_index=span,
         project_id=row.project_id,
         size=row.size,
         etag=row.etag,
         last_modified=row.last_modified,
         found_in=FoundIn.TRACKED,
-        evidence=_("tracked, and not in the listing"),
+        owner_evidence=_("tracked, and not in the listing"),
     )
 
 
-def discover_outside(work: Work) -> None:
+def discover_outside(work: Turn) -> None:
     """Rows of the project that no prefix covers: each key's own place is listed."""
-    operation = work.operation
-    rows = tracked_rows(operation).outside(operation.ranges)
-    after = operation.cursor.get("outside", "")
-    while chunk := list(rows.between(after, None).values_list("key", flat=True)[:LONE_KEYS]):
+    cleanup = work.cleanup
+    rows = tracked_rows(cleanup).outside(cleanup.listed_prefixes)
+    after = cleanup.position.get("outside", "")
+    while chunk := list(rows.between(after, None).values_list("key", flat=True)[:MAX_LONE_KEYS]):
         after = chunk[-1]
-        save_alone(work, chunk, span=len(operation.ranges), outside=after)
-        work.breathe()
+        save_lone_keys(work, chunk, span=len(cleanup.listed_prefixes), outside=after)
+        work.check_deadline()
 
 
-def save_alone(work: Work, keys: Sequence[str], **where: object) -> None:
-    """Items of these tracked keys, each looked for at the places of all its spellings."""
-    operation = work.operation
-    found = work.find(keys) if keys else {}
+def save_lone_keys(work: Turn, keys: Sequence[str], **where: object) -> None:
+    """Items for these tracked keys, each looked up in all its spellings."""
+    cleanup = work.cleanup
+    found = work.find_objects(keys) if keys else {}
     here = [found[work.identity(key)] for key in keys if work.identity(key) in found]
-    items = judged(work, here, None)
+    items = judge_page(work, here, None)
     with transaction.atomic():
-        operation.renew(headway=progress.found(operation, map(vars, items)))
-        save(items)
+        cleanup.renew(progress=progress.count_found(cleanup, map(vars, items)))
+        save_items(items)
     left = [key for key in keys if work.identity(key) not in found]
-    save_absent(work, left, None, work.move(**where))
+    save_missing(work, left, None, work.next_position(**where))
 
 
-def judged(work: Work, page: Sequence[Listed], span: int | None) -> list[CleanupItem]:
-    """The listed objects that are the project's, or may be, as items; some queries in all."""
-    return [CleanupItem(**values) for values in described(work, page, span)]
+def judge_page(work: Turn, page: Sequence[ListedObject], span: int | None) -> list[CleanupItem]:
+    """The listed objects that are the project's, or may be, as items; with a few queries in all."""
+    return [CleanupItem(**values) for values in item_values(work, page, span)]
 
 
-def described(work: Work, page: Sequence[Listed], span: int | None) -> Iterator[dict[str, Any]]:
-    """The same as the values of the items' columns, which takes a fraction of the time."""
-    operation = work.operation
+def item_values(
+    work: Turn, page: Sequence[ListedObject], span: int | None
+) -> Iterator[dict[str, Any]]:
+    """The same as values of the items' columns, which takes a fraction of the time."""
+    cleanup = work.cleanup
     same = {field.attname: field.get_default() for field in CleanupItem._meta.concrete_fields}
-    same |= {"operation_id": operation.pk, "span": span}
-    same["present_at"] = same["changed_at"] = timezone.now()
-    asked = operation.bucket, page, work.project, work.identity, asked_by(operation)
-    for listed, rows, verdict in verdicts(*asked):
-        if verdict.claim is not Claim.ELSEWHERE:
-            yield same | present(work, listed, rows, verdict, span)
+    same |= {"cleanup_id": cleanup.pk, "range_index": span}
+    same["last_seen_at"] = same["changed_at"] = timezone.now()
+    asked = cleanup.bucket, page, work.project, work.identity, asking_filter(cleanup)
+    for listed, rows, verdict in judge_listed(*asked):
+        if verdict.ownership is not Ownership.OTHER_PROJECT:
+            yield same | listed_values(work, listed, rows, verdict, span)
 
 
-def verdicts(
-    bucket: str, page: Sequence[Listed], project: Deleted, identity: Identity, asking: Q
-) -> Iterator[tuple[Listed, Sequence[Row], Verdict]]:
-    """Of each listed object its tracking rows, as `to_judge` gives them, and whether it is the
-    project's; `asking` are cleanups that keep nothing from this look, see open_decisions.py."""
-    readings = layouts().readings_of(listed.key for listed in page)
-    rows = to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
-    alive = alive_among(readings.values(), named_in(chain.from_iterable(rows.values())))
+def judge_listed(
+    bucket: str,
+    page: Sequence[ListedObject],
+    project: DeletedProject,
+    identity: KeyIdentity,
+    asking: Q,
+) -> Iterator[tuple[ListedObject, Sequence[TrackingRow], Verdict]]:
+    """Each listed object with its tracking rows, as `find_rows_to_judge` gives them, and whether it
+    is the project's. Cleanups that match `asking` keep nothing from it, see open_decisions.py."""
+    readings = get_key_formats().parse_keys(listed.key for listed in page)
+    rows = find_rows_to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
+    alive = living_owners(readings.values(), projects_in_rows(chain.from_iterable(rows.values())))
     found = {identity(listed.key): listed for listed in page}
-    keeping = undecided_among(bucket, project.project_id, readings, rows, found, identity, asking)
-    keeping |= ask_keeper().find_acknowledged(bucket, page)
+    keeping = find_keep_reasons(bucket, project.project_id, readings, rows, found, identity, asking)
+    keeping |= get_ignore_list().find_ignored(bucket, page)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
         time = listed.last_modified
-        verdict = judge(project, readings[listed.key], its_rows, time, alive, listed)
-        if verdict.claim is Claim.OWNED and listed.key in keeping:
-            verdict = Verdict(Claim.PROTECTED, verdict.evidence, keeping[listed.key])
+        verdict = judge_ownership(project, readings[listed.key], its_rows, time, alive, listed)
+        if verdict.ownership is Ownership.OWNED and listed.key in keeping:
+            verdict = Verdict(Ownership.IN_DOUBT, verdict.evidence, keeping[listed.key])
         yield listed, its_rows, verdict
 
 
-def undecided_among(
+def find_keep_reasons(
     bucket: str,
     project_id: str,
-    readings: Mapping[str, Readings],
-    rows: Mapping[str, Sequence[Row]],
-    found: Mapping[str, Listed],
-    identity: Identity,
+    readings: Mapping[str, ParsedKeys],
+    rows: Mapping[str, Sequence[TrackingRow]],
+    found: Mapping[str, ListedObject],
+    identity: KeyIdentity,
     asking: Q,
 ) -> dict[str, str]:
-    """Which of these keys a blocked cleanup covers too, or a deleted row gave to another project,
-    and why that keeps them. Rows and objects are given by identity."""
-    kept = find_untracked(bucket, unsure_among(readings, rows, found, identity), project_id)
-    return kept | find_undecided(bucket, owners_of(readings, rows, found, identity), asking)
+    """By key, why it is kept: a blocked cleanup covers it too, or a deleted row named another
+    project. Rows and objects are given by identity."""
+    kept = find_untracked(bucket, find_uncertain_keys(readings, rows, found, identity), project_id)
+    return kept | find_undecided(bucket, owners_by_key(readings, rows, found, identity), asking)
 
 
-def owners_of(
-    readings: Mapping[str, Readings],
-    rows: Mapping[str, Sequence[Row]],
-    found: Mapping[str, Listed],
-    identity: Identity,
-) -> dict[str, Owners]:
+def owners_by_key(
+    readings: Mapping[str, ParsedKeys],
+    rows: Mapping[str, Sequence[TrackingRow]],
+    found: Mapping[str, ListedObject],
+    identity: KeyIdentity,
+) -> dict[str, PossibleOwners]:
     """By key, the projects whose cleanups may take the object."""
     return {
         key: possible_owners(ways, rows.get(identity(key), ()), found.get(identity(key)))
@@ -257,21 +269,21 @@ def owners_of(
 def find_owners(
     bucket: str,
     keys: Iterable[str],
-    identity: Identity,
-    found: Mapping[str, Listed],
+    identity: KeyIdentity,
+    found: Mapping[str, ListedObject],
     without: Collection[int] = (),
-) -> dict[str, Owners]:
-    """The same as the rows of all spellings say now, or would say without some of them."""
-    readings = layouts().readings_of(keys)
+) -> dict[str, PossibleOwners]:
+    """The same by the current rows of all spellings, or without some of these rows."""
+    readings = get_key_formats().parse_keys(keys)
     rows = {
         name: [row for row in its_rows if row.pk not in without]
         for name, its_rows in rows_by_identity(bucket, readings, identity).items()
     }
-    return owners_of(readings, rows, found, identity)
+    return owners_by_key(readings, rows, found, identity)
 
 
-class Tracked(NamedTuple):
-    """A `Row` that is no more than that."""
+class TrackedRow(NamedTuple):
+    """The fields of an `R2Object` that a `TrackingRow` needs."""
 
     key: str
     project_id: str | None
@@ -283,23 +295,25 @@ class Tracked(NamedTuple):
     last_modified: datetime | None
 
 
-def to_judge(
-    rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity
-) -> Mapping[str, Sequence[Row]]:
-    """The rows of these keys by identity, with nothing but what `Tracked` has, as whole ones take
+def find_rows_to_judge(
+    rows: R2ObjectQuerySet, keys: Iterable[str], identity: KeyIdentity
+) -> Mapping[str, Sequence[TrackingRow]]:
+    """The rows of these keys by identity, with only the fields of `TrackedRow`, as whole ones take
     ten times as long."""
-    found = spelled(rows, keys, identity).values_list(*Tracked._fields)
-    return by_identity(map(Tracked._make, found), identity)
+    found = filter_spellings(rows, keys, identity).values_list(*TrackedRow._fields)
+    return group_by_identity(map(TrackedRow._make, found), identity)
 
 
 def rows_by_identity(
-    bucket: str, keys: Iterable[str], identity: Identity
+    bucket: str, keys: Iterable[str], identity: KeyIdentity
 ) -> Mapping[str, Sequence[R2Object]]:
     """The tracking rows of these keys, by what the store takes for the same key."""
-    return by_identity(spelled(R2Object.objects.in_bucket(bucket), keys, identity), identity)
+    return group_by_identity(
+        filter_spellings(R2Object.objects.in_bucket(bucket), keys, identity), identity
+    )
 
 
-def by_identity(rows: Iterable[T], identity: Identity) -> Mapping[str, Sequence[T]]:
+def group_by_identity(rows: Iterable[T], identity: KeyIdentity) -> Mapping[str, Sequence[T]]:
     """Each spelling of a key can have a row. All of them are judged: they can name two owners."""
     found = defaultdict[str, list[T]](list)
     for row in rows:
@@ -307,20 +321,26 @@ def by_identity(rows: Iterable[T], identity: Identity) -> Mapping[str, Sequence[
     return dict(found)
 
 
-def spelled(rows: R2ObjectQuerySet, keys: Iterable[str], identity: Identity) -> R2ObjectQuerySet:
-    names = {s for key in keys if storable(key) for s in spellings(key, identity)}
+def filter_spellings(
+    rows: R2ObjectQuerySet, keys: Iterable[str], identity: KeyIdentity
+) -> R2ObjectQuerySet:
+    names = {s for key in keys if is_storable(key) for s in tracked_spellings(key, identity)}
     return rows.filter(key__any_of=names)
 
 
-def present(
-    work: Work, listed: Listed, rows: Sequence[Row], verdict: Verdict, span: int | None
+def listed_values(
+    work: Turn,
+    listed: ListedObject,
+    rows: Sequence[TrackingRow],
+    verdict: Verdict,
+    span: int | None,
 ) -> dict[str, Any]:
-    key, outcome, reason = escape(listed.key), Outcome.PLANNED, verdict.reason
-    escaped = not storable(listed.key)
-    if verdict.claim is Claim.PROTECTED:
-        outcome = Outcome.PROTECTED
-    elif left_out := unasked(work.operation, rows, span):
-        outcome, reason = Outcome.PROTECTED, left_out
+    key, outcome, reason = escape_key(listed.key), Outcome.TO_DELETE, verdict.reason
+    escaped = not is_storable(listed.key)
+    if verdict.ownership is Ownership.IN_DOUBT:
+        outcome = Outcome.KEPT
+    elif left_out := left_out_by_discovery(work.cleanup, rows, span):
+        outcome, reason = Outcome.KEPT, left_out
     elif escaped:
         outcome = Outcome.FAILED
         reason = _("No request can name this key. Delete it in the Cloudflare dashboard.")
@@ -328,29 +348,29 @@ def present(
         "key": key,
         "escaped": escaped,
         "identity": work.identity(key),
-        "project_id": rows[0].project_id if rows else work.operation.project_id,
+        "project_id": rows[0].project_id if rows else work.cleanup.project_id,
         "size": listed.size,
         "etag": listed.etag,
         "last_modified": listed.last_modified,
         "found_in": FoundIn.BOTH if rows else FoundIn.LISTED,
-        "evidence": verdict.evidence,
+        "owner_evidence": verdict.evidence,
         "reason": reason,
         "outcome": outcome,
     }
 
 
-def unasked(operation: CleanupOperation, rows: Sequence[Row], span: int | None) -> str:
-    """Why the discovery that was chosen leaves this object out, or nothing: it is shown all the
-    same, or what is left behind would be in no count."""
-    tracked = any(row.project_id == operation.project_id for row in rows)
-    if operation.discovery == Discovery.TRACKED and not tracked:
+def left_out_by_discovery(cleanup: Cleanup, rows: Sequence[TrackingRow], span: int | None) -> str:
+    """Why the chosen discovery leaves this object out, or nothing. It becomes an item all the same,
+    else the leftover file would be in no count."""
+    tracked = any(row.project_id == cleanup.project_id for row in rows)
+    if cleanup.discovery == Discovery.TRACKED and not tracked:
         left_out = _("Only tracked objects were asked for, and the project tracks no such object.")
-    elif operation.discovery == Discovery.LISTED and span is None:
+    elif cleanup.discovery == Discovery.LISTED and span is None:
         left_out = _("Only listed objects were asked for, and no listed prefix covers this one.")
     else:
         return ""
     return left_out + " " + _("Ask for a cleanup of both to have it deleted.")
 
 
-def save(items: list[CleanupItem]) -> None:
-    insert_new(items)
+def save_items(items: list[CleanupItem]) -> None:
+    insert_new_rows(items)

@@ -1,7 +1,7 @@
-"""What a plan comes to, in figures that fit on a page; and what dropped out when it was run.
+"""The figures of a plan that fit on a page, and the items that dropped out when it was run.
 
 A plan may have a million items. So the worker that freezes it, or ends its run, goes through them
-once and keeps the figures with the operation; its memory does not grow with the items.
+once and keeps the figures with the cleanup; its memory does not grow with the items.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,40 +14,40 @@ from typing import Any, NamedTuple
 
 from django.db.models import F
 
-from storage_audit.bucket.s3 import PAGE
+from storage_audit.bucket.s3 import PAGE_SIZE
 from storage_audit.bucket.wrangler import expected_duration
-from storage_audit.cleanup.adaptive_batch import Pace
-from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
-from storage_audit.cleanup.turn import LONE_KEYS
-from storage_audit.ownership.owner import layouts
+from storage_audit.cleanup.adaptive_batch import BatchSize
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.turn import MAX_LONE_KEYS
+from storage_audit.ownership.owner import get_key_formats
 
-FoundIn, Outcome, Strategy = CleanupItem.FoundIn, CleanupItem.Outcome, CleanupOperation.Strategy
+FoundIn, Outcome, Strategy = CleanupItem.FoundIn, CleanupItem.Outcome, Cleanup.Strategy
 
-CHUNK = 10_000
+ITEMS_PER_QUERY = 10_000
 SECOND = timedelta(seconds=1)
 # Names come from strangers, who may have one for each object: so many groups are counted apart,
 # the largest are shown, each with some keys.
-MOST, SHOWN, EXAMPLES = 1000, 30, 3
-LARGEST = 10
+MAX_GROUPS, GROUPS_SHOWN, KEYS_PER_GROUP = 1000, 30, 3
+LARGEST_FILES_SHOWN = 10
 # Such as projects/proj_1/scenes/s1/.
-DEPTH = 4
-# A speed is told by the latest cleanups; small ones tell how long it takes to look.
-RECENT, ENOUGH = 20, 100
-# Objects a second where no cleanup tells it: see benchmarks/results.md. Nothing was measured of one
-# object in a call, some at once: it is not slower than one after the other.
-USUAL_SPEED: dict[str, float] = {
+FOLDER_DEPTH = 4
+# The speed is that of the latest cleanups. Small ones only show how long the checks take.
+RECENT_CLEANUPS, MIN_DELETED_FILES = 20, 100
+# Objects a second where no cleanup shows it: see benchmarks/results.md. "parallel" is not measured,
+# and no slower than "sequential".
+USUAL_FILES_PER_SECOND: dict[str, float] = {
     Strategy.BATCH: 4000.0,
     Strategy.PARALLEL: 560.0,
     Strategy.SEQUENTIAL: 560.0,
 }
 
 
-class Seen(NamedTuple):
-    """What counts of an item."""
+class SummarisedItem(NamedTuple):
+    """The fields of an item that count."""
 
     key: str
     identity: str
-    span: int | None
+    range_index: int | None
     size: int | None
     found_in: str
     outcome: str
@@ -63,173 +63,180 @@ class Group:
     def add(self, other: "Group") -> None:
         self.objects += other.objects
         self.bytes += other.bytes
-        self.keys += other.keys[: EXAMPLES - len(self.keys)]
+        self.keys += other.keys[: KEYS_PER_GROUP - len(self.keys)]
 
-    def count(self, item: Seen) -> None:
+    def add_item(self, item: SummarisedItem) -> None:
         self.add(Group(1, item.size or 0, [item.key]))
 
 
 class Groups(dict[str, Group]):
-    """By name; the group without one has also what came when there were very many names."""
+    """Groups by name. Once there are very many, further names count in the group without one."""
 
-    def count(self, name: str, item: Seen) -> None:
-        if name not in self and len(self) >= MOST:
+    def add_item(self, name: str, item: SummarisedItem) -> None:
+        if name not in self and len(self) >= MAX_GROUPS:
             name = ""
-        self.setdefault(name, Group()).count(item)
+        self.setdefault(name, Group()).add_item(item)
 
-    def described(self) -> dict[str, Any]:
-        """The largest, how many others there are, and what these come to."""
+    def to_dict(self) -> dict[str, Any]:
+        """The largest groups, how many others there are, and their sum."""
         largest = sorted(self.items(), key=lambda each: (-each[1].objects, each[0]))
-        rows = [{"name": name, **asdict(group)} for name, group in largest[:SHOWN]]
-        others = [group for _name, group in largest[SHOWN:]]
-        return {"rows": rows, "others": len(others), **figures(total(others))}
+        rows = [{"name": name, **asdict(group)} for name, group in largest[:GROUPS_SHOWN]]
+        others = [group for _name, group in largest[GROUPS_SHOWN:]]
+        return {"rows": rows, "others": len(others), **group_figures(sum_groups(others))}
 
 
 class Folders(Groups):
-    """Of keys; so deep that they are no more than are counted apart."""
+    """Groups by folder, cut to a depth at which they are not too many."""
 
-    depth = DEPTH
+    depth = FOLDER_DEPTH
 
-    def count(self, name: str, item: Seen) -> None:
-        super().count(self.cut(name), item)
-        while len(self) >= MOST:
+    def add_item(self, name: str, item: SummarisedItem) -> None:
+        super().add_item(self.cut_to_depth(name), item)
+        while len(self) >= MAX_GROUPS:
             self.depth -= 1
             deep = list(self.items())
             self.clear()
             for folder, group in deep:
-                self.setdefault(self.cut(folder), Group()).add(group)
+                self.setdefault(self.cut_to_depth(folder), Group()).add(group)
 
-    def cut(self, name: str) -> str:
+    def cut_to_depth(self, name: str) -> str:
         return "".join(f"{part}/" for part in name.split("/", self.depth)[:-1])
 
 
-class Figures:
-    """Of the items of a plan."""
+class PlanFigures:
+    """The figures of the items of a plan."""
 
     def __init__(self) -> None:
-        self.go, self.absent, self.protected, self.failed = Group(), Group(), Group(), Group()
-        self.folders, self.types, self.stay = Folders(), Groups(), Groups()
+        self.to_delete, self.already_gone, self.kept, self.failed = (
+            Group(),
+            Group(),
+            Group(),
+            Group(),
+        )
+        self.folders, self.types, self.kept_reasons = Folders(), Groups(), Groups()
         self.largest: list[tuple[int, str]] = []
-        self.alone = 0
+        self.lone_keys = 0
 
-    def count(self, item: Seen) -> None:
-        if item.outcome != Outcome.PLANNED:
-            (self.failed if item.outcome == Outcome.FAILED else self.protected).count(item)
-            return self.stay.count(named(item), item)
-        self.alone += item.span is None
+    def add_item(self, item: SummarisedItem) -> None:
+        if item.outcome != Outcome.TO_DELETE:
+            (self.failed if item.outcome == Outcome.FAILED else self.kept).add_item(item)
+            return self.kept_reasons.add_item(group_name(item), item)
+        self.lone_keys += item.range_index is None
         if item.found_in == FoundIn.TRACKED:
-            return self.absent.count(item)
-        self.go.count(item)
-        self.folders.count(item.key, item)
-        self.types.count(type_of(item.key), item)
-        push = heappush if len(self.largest) < LARGEST else heappushpop
+            return self.already_gone.add_item(item)
+        self.to_delete.add_item(item)
+        self.folders.add_item(item.key, item)
+        self.types.add_item(file_type_of(item.key), item)
+        push = heappush if len(self.largest) < LARGEST_FILES_SHOWN else heappushpop
         push(self.largest, (item.size or 0, item.key))
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     pass
 
 
-def summarise(
-    operation: CleanupOperation, after_some: Callable[[], None] = nothing
-) -> dict[str, Any]:
+def summarise_plan(cleanup: Cleanup, after_some: Callable[[], None] = do_nothing) -> dict[str, Any]:
     """What the plan would delete, what would stay and why, what it costs and how fast it is."""
-    found = Figures()
-    for item in walk(operation.items.all(), after_some):
-        found.count(item)
+    found = PlanFigures()
+    for item in read_items(cleanup.items.all(), after_some):
+        found.add_item(item)
     return {
-        "go": figures(found.go),
-        "absent": figures(found.absent),
-        "protected": figures(found.protected),
-        "failed": figures(found.failed),
-        "folders": found.folders.described(),
-        "types": found.types.described(),
+        "go": group_figures(found.to_delete),
+        "absent": group_figures(found.already_gone),
+        "kept": group_figures(found.kept),
+        "failed": group_figures(found.failed),
+        "folders": found.folders.to_dict(),
+        "types": found.types.to_dict(),
         "largest": sorted(found.largest, reverse=True),
-        "reasons": found.stay.described(),
-        "calls": calls(operation, found),
-        "speed": speed(operation),
+        "reasons": found.kept_reasons.to_dict(),
+        "calls": estimate_requests(cleanup, found),
+        "speed": measure_speed(cleanup),
     }
 
 
-def add_dropped(operation: CleanupOperation) -> None:
-    """If it ran a plan: what was to go and did not, with the reasons; and what is the project's and
-    came after the plan, whose reason says so. Raises LeaseLost."""
-    if not operation.summary or operation.planned_at is None:
+def add_dropped_items(cleanup: Cleanup) -> None:
+    """If it ran a plan, add the items that were to go and did not, and those that came after the
+    plan, with their reasons. Raises LeaseLost."""
+    if not cleanup.plan_summary or cleanup.planned_at is None:
         return
     found = Groups()
-    for item in walk(operation.items.dropped_since(operation.planned_at), operation.renew):
-        found.count(named(item), item)
-    operation.renew(summary=operation.summary | {"dropped": found.described()})
+    for item in read_items(cleanup.items.dropped_since(cleanup.planned_at), cleanup.renew):
+        found.add_item(group_name(item), item)
+    cleanup.renew(plan_summary=cleanup.plan_summary | {"dropped": found.to_dict()})
 
 
-def walk(items: CleanupItemQuerySet, after_some: Callable[[], None]) -> Iterator[Seen]:
-    """All of them, some at a time: what is read in one go stands in the way of who writes."""
+def read_items(
+    items: CleanupItemQuerySet, after_some: Callable[[], None]
+) -> Iterator[SummarisedItem]:
+    """All of them, some at a time: one long read would hold up writers."""
     for escaped in (False, True):
         # The order of an index.
         rows, last = items.filter(escaped=escaped).order_by("identity"), ""
-        while some := rows.filter(identity__gt=last).values_list(*Seen._fields)[:CHUNK]:
-            for item in map(Seen._make, some):
+        while some := rows.filter(identity__gt=last).values_list(*SummarisedItem._fields)[
+            :ITEMS_PER_QUERY
+        ]:
+            for item in map(SummarisedItem._make, some):
                 yield item
             last = item.identity
             after_some()
 
 
-def named(item: Seen) -> str:
+def group_name(item: SummarisedItem) -> str:
     return f"{item.outcome} {item.reason}"
 
 
-def type_of(key: str) -> str:
+def file_type_of(key: str) -> str:
     # A tenth of what it takes to read the key.
-    if plain := layouts().plain_name.fullmatch(key.rpartition("/")[2]):
+    if plain := get_key_formats().plain_name.fullmatch(key.rpartition("/")[2]):
         return plain[1].lower()
-    return next((reading.file_type for reading in layouts().readings(key)), "")
+    return next((reading.file_type for reading in get_key_formats().parse_key(key)), "")
 
 
-def figures(group: Group) -> dict[str, int]:
+def group_figures(group: Group) -> dict[str, int]:
     return {"objects": group.objects, "bytes": group.bytes}
 
 
-def total(groups: Iterable[Group]) -> Group:
+def sum_groups(groups: Iterable[Group]) -> Group:
     whole = Group()
     for group in groups:
         whole.add(group)
     return whole
 
 
-def calls(operation: CleanupOperation, found: Figures) -> dict[str, int]:
-    """To the store, at most, when all goes well; without those of the late checks."""
-    alone, planned = found.alone, found.go.objects + found.absent.objects
-    stay = found.protected.objects + found.failed.objects
-    size, ranges = Pace.of(operation).size, len(operation.ranges)
-    together = ceil(alone / min(size, LONE_KEYS))
+def estimate_requests(cleanup: Cleanup, found: PlanFigures) -> dict[str, int]:
+    """Requests to the store, at most, when all goes well; without those of follow-up checks."""
+    alone, planned = found.lone_keys, found.to_delete.objects + found.already_gone.objects
+    stay = found.kept.objects + found.failed.objects
+    size, ranges = BatchSize.of(cleanup).size, len(cleanup.listed_prefixes)
+    together = ceil(alone / min(size, MAX_LONE_KEYS))
     looks = ceil((planned - alone) / size) + together
-    proof = planned // PAGE + looks + ranges + alone
-    verification = ranges + stay // PAGE + alone
-    # Before each look, and as the turn, the deletion and the verification begin or end.
+    proof = planned // PAGE_SIZE + looks + ranges + alone
+    verification = ranges + stay // PAGE_SIZE + alone
+    # The marker: before each batch, and as turn, deletion and verification begin or end.
     markers = looks + 3
     return {
         "ListObjectsV2": proof + verification + markers + ranges + together,
         "ListMultipartUploads": ranges,
         "GetObject": markers,
-        "DeleteObjects": looks if operation.strategy == Strategy.BATCH else 0,
+        "DeleteObjects": looks if cleanup.strategy == Strategy.BATCH else 0,
     }
 
 
-def speed(operation: CleanupOperation) -> dict[str, float]:
-    """Objects a second, and how many cleanups tell it: the latest with the same strategy. The
-    median, as those that were tried again have the pauses in their time."""
-    ended = CleanupOperation.objects.cleanups().filter(
-        status__in=CleanupOperation.ENDED, strategy=operation.strategy, deleted__gte=ENOUGH
+def measure_speed(cleanup: Cleanup) -> dict[str, float]:
+    """Objects a second, and from how many cleanups: the latest with the same strategy. The median,
+    as the time of those that were retried includes the pauses."""
+    ended = Cleanup.objects.requested_deletions().filter(
+        status__in=Cleanup.ENDED, strategy=cleanup.strategy, deleted__gte=MIN_DELETED_FILES
     )
     timed = ended.annotate(took=F("finished_at") - F("started_at")).order_by("-finished_at")
-    latest = timed.values_list("deleted", "took")[:RECENT]
+    latest = timed.values_list("deleted", "took")[:RECENT_CLEANUPS]
     rates = [deleted / (took / SECOND) for deleted, took in latest if took]
     if not rates:
-        return {"rate": usual_speed(operation), "cleanups": 0}
+        return {"rate": usual_speed(cleanup), "cleanups": 0}
     return {"rate": median(rates), "cleanups": len(rates)}
 
 
-def usual_speed(operation: CleanupOperation) -> float:
-    if operation.runs_wrangler:
+def usual_speed(cleanup: Cleanup) -> float:
+    if cleanup.runs_wrangler:
         return SECOND / expected_duration(1)
-    return USUAL_SPEED[operation.strategy]
+    return USUAL_FILES_PER_SECOND[cleanup.strategy]

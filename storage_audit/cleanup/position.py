@@ -1,6 +1,6 @@
 """Where a pass over the bucket's listings goes on, and what that rests on.
 
-A position is the operation's cursor, and is written together with what was seen up to it.
+A position is kept in the cleanup, and is written together with what was seen up to it.
 """
 
 import hashlib
@@ -11,18 +11,18 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from storage_audit.bucket.listing import nfc, spelled_as, storable_part
-from storage_audit.bucket.s3 import Listed
+from storage_audit.bucket.listing import match_spellings, nfc_key, storable_part
+from storage_audit.bucket.s3 import ListedObject
 from storage_audit.conf import conf
 
 # What was listed longer ago says nothing of now. A full queue delays turns by minutes, and a pass
 # that started again each time would never end.
-OLD_AFTER = timedelta(hours=1)
+MAX_POSITION_AGE = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Basis:
-    """What a pass has seen counts only as long as this stays the same."""
+class PositionBasis:
+    """What a pass has seen counts only while this stays the same."""
 
     marker: str
     place: str
@@ -33,46 +33,46 @@ class Basis:
         place = json.dumps([url.hostname, url.port, url.path, bucket, *ranges])
         return cls(marker, hashlib.sha256(place.encode()).hexdigest()[:16])
 
-    def write(self, seen_at: datetime) -> dict[str, Any]:
+    def to_dict(self, seen_at: datetime) -> dict[str, Any]:
         return {"marker": self.marker, "place": self.place, "seen_at": seen_at.isoformat()}
 
     def supports(self, cursor: dict[str, Any], now: datetime) -> bool:
         """Whether a pass may go on from this position, by the clock that wrote it."""
         age = now - datetime.fromisoformat(cursor["seen_at"])
-        # A clock that was ahead does not tell how old it is. A correction by seconds is usual.
-        is_recent = -conf().lease <= age <= OLD_AFTER
+        # A time from a clock that was ahead has no age. Corrections by seconds are usual.
+        is_recent = -conf().lease_time <= age <= MAX_POSITION_AGE
         return is_recent and (cursor["marker"], cursor["place"]) == (self.marker, self.place)
 
 
-class Alike(NamedTuple):
-    """How far a look for some keys in all their spellings is, and what it found; by their NFC."""
+class SpellingSearch(NamedTuple):
+    """The progress of a search for keys in all their spellings, and what it found, by NFC."""
 
     keys: str
     after: str
-    found: dict[str, Listed]
+    found: dict[str, ListedObject]
 
     @classmethod
     def of(cls, cursor: dict[str, Any], keys: Sequence[str]) -> Self:
-        """Of these keys, and at the beginning if the look was for others."""
+        """The search for these keys, from the beginning if the position is of other keys."""
         same = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
         kept = cursor.get("alike", {})
         if kept.get("keys") != same:
             return cls(same, "", {})
         found = {
-            nfc(key): Listed(key, size, etag, datetime.fromisoformat(at))
+            nfc_key(key): ListedObject(key, size, etag, datetime.fromisoformat(at))
             for key, size, etag, at in kept["found"]
         }
         return cls(same, kept["after"], found)
 
-    def behind(self, page: Sequence[Listed], keys: Sequence[str]) -> Self:
-        found = self.found | spelled_as(page, keys)
-        return self._replace(after=end_of(page) if page else self.after, found=found)
+    def advance(self, page: Sequence[ListedObject], keys: Sequence[str]) -> Self:
+        found = self.found | match_spellings(page, keys)
+        return self._replace(after=listing_position(page) if page else self.after, found=found)
 
-    def write(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         found = [[o.key, o.size, o.etag, o.last_modified.isoformat()] for o in self.found.values()]
         return {**self._asdict(), "found": found}
 
 
-def end_of(page: Sequence[Listed]) -> str:
-    """Where to go on. What is listed twice is an item already."""
+def listing_position(page: Sequence[ListedObject]) -> str:
+    """Where to go on. An object that is listed twice is an item already."""
     return storable_part(page[-1].key)

@@ -1,4 +1,4 @@
-"""Items and timelines of operations that are long over: exported, read again, only then deleted.
+"""Items and timelines of cleanups that are long over: exported, read again, only then deleted.
 
 An archive is JSON lines, packed with gzip, that `manage.py loaddata` brings back.
 """
@@ -20,16 +20,16 @@ from django.core.serializers import serialize
 from django.db import models, transaction
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.ownership.owner import shorten
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.ownership.owner import shorten_list
 from storage_audit.reading import read_in_steps
 
-UNREADABLE = (OSError, EOFError, zlib.error)
-ROWS_AT_A_TIME = 1000
+READ_ERRORS = (OSError, EOFError, zlib.error)
+ROWS_PER_BATCH = 1000
 
 
 class ArchiveError(Exception):
-    """An archive could not be written or is not as it was; the message names the operation."""
+    """An archive could not be written or is not as it was; the message names the cleanup."""
 
 
 class Archive(NamedTuple):
@@ -40,86 +40,86 @@ class Archive(NamedTuple):
     rows: int
 
 
-def prune(folder: Path, moment: datetime) -> Iterator[CleanupOperation]:
-    """Export and delete the details of what was over before `moment`; gives each operation done.
+def prune_cleanups(folder: Path, moment: datetime) -> Iterator[Cleanup]:
+    """Export and delete the details of cleanups that were over before `moment`; yields each.
 
-    An operation that cannot be exported holds up no other: ArchiveError is raised at the end. At
-    any end, also a sudden one, every row is in the database or in an archive that was read again;
-    a repeat goes on from there.
+    A cleanup that cannot be exported holds up no other: ArchiveError is raised at the end. However
+    this ends, every row is in the database or in an archive that was read again; another run goes
+    on from there.
     """
     failed = list[str]()
-    with alone_in(folder):
-        due = CleanupOperation.objects.prunable(moment).order_by("finished_at")
+    with lock_folder(folder):
+        due = Cleanup.objects.prunable(moment).order_by("finished_at")
         for pk in list(due.values_list("pk", flat=True)):
-            operation = CleanupOperation.objects.get(pk=pk)
+            cleanup = Cleanup.objects.get(pk=pk)
             try:
-                is_pruned = forget(operation, export(operation, folder), moment)
+                is_pruned = delete_details(cleanup, export_cleanup(cleanup, folder), moment)
             except ArchiveError as error:
                 failed.append(str(error))
                 continue
             if is_pruned:
-                yield operation
+                yield cleanup
     if failed:
-        raise ArchiveError(shorten(failed, " "))
+        raise ArchiveError(shorten_list(failed, " "))
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         if not locks.lock(lock, locks.LOCK_EX | locks.LOCK_NB):
             raise ArchiveError(_("Another process prunes into %s; wait for its end.") % folder)
         yield
 
 
-def export(operation: CleanupOperation, folder: Path) -> Archive:
+def export_cleanup(cleanup: Cleanup, folder: Path) -> Archive:
     """Write the archive, and read it again. Raises ArchiveError."""
     try:
-        archive = write(operation, folder)
-        found = digest_of(folder / archive.name)
-    except UNREADABLE as error:
-        text = _("Operation %(id)s was not exported, and keeps its details: %(error)s")
-        raise ArchiveError(text % {"id": operation.pk, "error": error}) from error
+        archive = write_archive(cleanup, folder)
+        found = hash_archive(folder / archive.name)
+    except READ_ERRORS as error:
+        text = _("Cleanup %(id)s was not exported, and keeps its details: %(error)s")
+        raise ArchiveError(text % {"id": cleanup.pk, "error": error}) from error
     if found != archive.digest:
-        text = _("Operation %(id)s keeps its details: %(name)s does not hold what was written.")
-        raise ArchiveError(text % {"id": operation.pk, "name": archive.name})
+        text = _("Cleanup %(id)s keeps its details: %(name)s does not hold what was written.")
+        raise ArchiveError(text % {"id": cleanup.pk, "name": archive.name})
     return archive
 
 
-def write(operation: CleanupOperation, folder: Path) -> Archive:
-    # Of the same name each time, so that what a process left that was killed is written over.
-    part = folder / f"{operation.pk}.part"
+def write_archive(cleanup: Cleanup, folder: Path) -> Archive:
+    # The same name each time, so that the file of a process that was killed is overwritten.
+    part = folder / f"{cleanup.pk}.part"
     sums, count = hashlib.sha256(), 0
     with open(part, "wb", opener=partial(os.open, mode=0o600)) as file:
         with gzip.open(file, "wb") as packed:
-            for lines in batches(operation):
+            for lines in serialize_rows(cleanup):
                 sums.update(lines)
                 count += lines.count(b"\n")
                 packed.write(lines)
         file.flush()
         os.fsync(file.fileno())
-    # The digest in the name: no archive is ever written over by one that holds something else.
-    name = f"{operation.pk}-{sums.hexdigest()[:16]}.jsonl.gz"
+    # With the digest in the name no archive is ever overwritten by one with other content.
+    name = f"{cleanup.pk}-{sums.hexdigest()[:16]}.jsonl.gz"
     part.replace(folder / name)
-    sync(folder)
+    sync_folder(folder)
     return Archive(name, sums.hexdigest(), count)
 
 
-def batches(operation: CleanupOperation) -> Iterator[bytes]:
-    """The operation, its items and its timeline, a line each."""
-    rows = chain([operation], details(operation.items), details(operation.events))
-    while batch := list(islice(rows, ROWS_AT_A_TIME)):
+def serialize_rows(cleanup: Cleanup) -> Iterator[bytes]:
+    """The cleanup, its items and its timeline, a line each."""
+    rows = chain([cleanup], read_detached_rows(cleanup.items), read_detached_rows(cleanup.events))
+    while batch := list(islice(rows, ROWS_PER_BATCH)):
         # Times as `str` has them: Django's own way drops the microseconds.
         yield serialize("jsonl", batch, ensure_ascii=True, default=str).encode()
 
 
-def details(rows: models.Manager[Any]) -> Iterator[models.Model]:
+def read_detached_rows(rows: models.Manager[Any]) -> Iterator[models.Model]:
     for row in read_in_steps(rows.order_by("pk")):
         # To be loaded as a new row: another may have this number in a restored database.
         row.pk = None
         yield row
 
 
-def sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in the folder outlast a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -128,37 +128,37 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def digest_of(path: Path) -> str:
+def hash_archive(path: Path) -> str:
     with gzip.open(path) as packed:
         return hashlib.file_digest(packed, "sha256").hexdigest()
 
 
 @transaction.atomic
-def forget(operation: CleanupOperation, archive: Archive, moment: datetime) -> bool:
+def delete_details(cleanup: Cleanup, archive: Archive, moment: datetime) -> bool:
     """Delete what the archive holds; False if another process did, or something follows now."""
-    mine = CleanupOperation.objects.filter(pk=operation.pk)
+    mine = Cleanup.objects.filter(pk=cleanup.pk)
     if not mine.lock().prunable(moment).exists():
         return False
-    if not operation.mark_pruned(archive.name, archive.digest):
+    if not cleanup.mark_pruned(archive.name, archive.digest):
         return False
-    items, _by_model = operation.items.all().delete()
-    events, _by_model = operation.events.all().delete()
+    items, _by_model = cleanup.items.all().delete()
+    events, _by_model = cleanup.events.all().delete()
     if 1 + items + events != archive.rows:
-        text = _("Operation %s keeps its details: they changed while they were exported.")
-        raise ArchiveError(text % operation.pk)
+        text = _("Cleanup %s keeps its details: they changed while they were exported.")
+        raise ArchiveError(text % cleanup.pk)
     return True
 
 
-def damaged(folder: Path) -> Iterator[str]:
-    """What is wrong with the archives of operations that were pruned."""
-    for operation in read_in_steps(CleanupOperation.objects.pruned().order_by("pruned_at")):
+def find_damaged_archives(folder: Path) -> Iterator[str]:
+    """What is wrong with the archives of cleanups that were pruned."""
+    for cleanup in read_in_steps(Cleanup.objects.pruned().order_by("pruned_at")):
         try:
-            found = digest_of(folder / operation.archive)
-        except UNREADABLE as error:
-            yield f"{operation.pk}: {error}"
+            found = hash_archive(folder / cleanup.archive)
+        except READ_ERRORS as error:
+            yield f"{cleanup.pk}: {error}"
             continue
-        if found != operation.archive_digest:
+        if found != cleanup.archive_digest:
             yield _("%(id)s: %(name)s does not hold what was written.") % {
-                "id": operation.pk,
-                "name": operation.archive,
+                "id": cleanup.pk,
+                "name": cleanup.archive,
             }

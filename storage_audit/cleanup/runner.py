@@ -1,4 +1,4 @@
-"""A cleanup from its plan to its proof: plan, limit, delete, verify, close.
+"""Runs a cleanup: plan, limits, delete, verify, close.
 
 Each step records what it did before it goes on, so that any worker can take over at any moment.
 """
@@ -19,7 +19,7 @@ from django.utils.translation import ngettext
 from storage_audit import logs
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import BucketForbidden, StoreError
-from storage_audit.bucket.listing import escape
+from storage_audit.bucket.listing import escape_key
 from storage_audit.cleanup import (
     delete_batches,
     limits,
@@ -31,163 +31,163 @@ from storage_audit.cleanup import (
     used_files,
     verify,
 )
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import LeaseLost
-from storage_audit.cleanup.plan import discover, ranges_of
-from storage_audit.cleanup.position import Basis
-from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, TurnOver, Work
+from storage_audit.cleanup.plan import discover_objects, prefixes_to_list
+from storage_audit.cleanup.position import PositionBasis
+from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.reading import read_in_steps
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_secrets
 
 logger = logging.getLogger(__name__)
-Kind, Status, Step = CleanupOperation.Kind, CleanupOperation.Status, CleanupOperation.Step
+Kind, Status, Step = Cleanup.Kind, Cleanup.Status, Cleanup.Step
 Outcome = CleanupItem.Outcome
 
-# So many workers in a row that took it and did not report back: a person should know.
-TAKEOVERS = 5
-# So many passes in a row that had to start again: settings, or the queue, keep it from its end.
-RESTARTS = 5
-# Of the position, what rests on no page of a listing. A position from before there was a `seen_at`
-# has more than this, and nothing vouches for it.
-WITHOUT_PAGES = {"restarts", "settled", delete_batches.ABORTED}
-REFUSALS_APART = timedelta(seconds=50)
-# By late checks.
-FOLLOWED = (Kind.PROJECT, Kind.ORPHANS)
+# After this many workers in a row that did not report back a person should know.
+MAX_TAKEOVERS = 5
+# After this many passes in a row that had to start again settings or the queue are wrong.
+MAX_RESTARTS = 5
+# The fields of a position that rest on no page of a listing. A position with more than these and
+# without `seen_at` is from an earlier version, and not valid.
+PAGELESS_FIELDS = {"restarts", "settled", delete_batches.ABORTED_UP_TO}
+REFUSAL_INTERVAL = timedelta(seconds=50)
+# The kinds that follow-up checks follow.
+FOLLOWED_KINDS = (Kind.PROJECT, Kind.ORPHANS)
 
 
-def run(operation_id: UUID) -> CleanupOperation:
-    """Work on the operation, turn after turn, until it is not running any more."""
-    while (operation := run_slice(operation_id)) and operation.status == Status.RUNNING:
+def run_to_end(cleanup_id: UUID) -> Cleanup:
+    """Work on the cleanup, turn after turn, until it is not running any more."""
+    while (cleanup := run_turn(cleanup_id)) and cleanup.status == Status.RUNNING:
         pass
-    return operation or CleanupOperation.objects.get(pk=operation_id)
+    return cleanup or Cleanup.objects.get(pk=cleanup_id)
 
 
-def run_slice(operation_id: UUID) -> CleanupOperation | None:
-    """Work on the operation for one turn; None if it is not due, or another worker has it by now.
+def run_turn(cleanup_id: UUID) -> Cleanup | None:
+    """Work on the cleanup for one turn; None if it is not due, or another worker has it by now.
 
-    The store's errors end in the operation as a message and a next attempt. Any other exception
+    The store's errors end in the cleanup as a message and a next attempt. Any other exception
     does too, and is raised again.
     """
-    with logs.about(operation_id, CleanupOperation.objects.request_id(operation_id)):
+    with logs.deletion_context(cleanup_id, Cleanup.objects.find_request_id(cleanup_id)):
         try:
-            return take_up(operation_id)
+            return acquire_cleanup(cleanup_id)
         except Exception:
-            # Here, as whoever catches it knows neither the request nor the task any more.
-            logger.exception("%s failed.", operation_id)
+            # Logged here, while the request and the task are known.
+            logger.exception("%s failed.", cleanup_id)
             raise
 
 
-def take_up(operation_id: UUID) -> CleanupOperation | None:
+def acquire_cleanup(cleanup_id: UUID) -> Cleanup | None:
     with transaction.atomic():
-        operation = CleanupOperation.objects.get(pk=operation_id)
-        operation.lock()
-        ended = operation.finished_at is not None
-        if not operation.claim():
+        cleanup = Cleanup.objects.get(pk=cleanup_id)
+        cleanup.lock()
+        ended = cleanup.finished_at is not None
+        if not cleanup.acquire_lease():
             return None
-        if ended and operation.kind == Kind.VERIFY:
-            forget_pass(operation)
+        if ended and cleanup.kind == Kind.VERIFY:
+            discard_listing(cleanup)
         if ended:
-            start_again(operation)
-        if operation.takeovers:
+            reset_failed_items(cleanup)
+        if cleanup.takeovers:
             text = _("The worker before did not report back; this one goes on from there.")
-            operation.record("takeover", text)
-            if operation.takeovers >= TAKEOVERS:
-                postpone(operation, _("No worker gets on with it; their logs say why."))
-                return operation
-    logger.info("%s claimed, attempt %s", operation.pk, operation.attempts)
+            cleanup.record("takeover", text)
+            if cleanup.takeovers >= MAX_TAKEOVERS:
+                postpone_cleanup(cleanup, _("No worker gets on with it; their logs say why."))
+                return cleanup
+    logger.info("%s leased, attempt %s", cleanup.pk, cleanup.attempts)
     try:
-        take_turn(operation)
+        handle_turn(cleanup)
     except LeaseLost as error:
         logger.warning("%s", error, exc_info=True)
         return None
-    return operation
+    return cleanup
 
 
-def take_turn(operation: CleanupOperation) -> None:
-    """Advance as far as the turn allows, and leave the operation in the state that follows."""
+def handle_turn(cleanup: Cleanup) -> None:
+    """Advance as far as the turn allows, and leave the cleanup in the state that follows."""
     try:
-        advance(Work.begin(operation))
+        run_steps(Turn.start(cleanup))
     except TurnOver as over:
-        operation.hand_over(over.after)
+        cleanup.return_lease(over.after)
     except ProjectRecreated as reborn:
-        succession.supersede(operation, str(reborn))
+        succession.supersede_cleanup(cleanup, str(reborn))
     except used_files.Unread as unread:
-        block(operation, str(unread), unread=unread.fields)
+        block_cleanup(cleanup, str(unread), unread=unread.fields)
     except CannotConclude as mismatch:
         with transaction.atomic():
-            forget_pass(operation)
-            block(operation, str(mismatch))
+            discard_listing(cleanup)
+            block_cleanup(cleanup, str(mismatch))
     except StoreError as error:
-        put_off(operation, error)
+        retry_after_error(cleanup, error)
     except OwnerChanging as error:
-        postpone(operation, str(error))
+        postpone_cleanup(cleanup, str(error))
     except LeaseLost:
         raise
     except Exception as error:
-        error.add_note(f"in operation {operation.pk}")
-        postpone(operation, redact(f"{type(error).__name__}: {error}"))
+        error.add_note(f"in cleanup {cleanup.pk}")
+        postpone_cleanup(cleanup, redact_secrets(f"{type(error).__name__}: {error}"))
         raise
 
 
-def advance(work: Work) -> None:
-    steps: dict[str, Callable[[Work], None]] = {
-        Step.PLAN: plan,
-        Step.DELETE: delete_batches.delete,
-        Step.VERIFY: verify.verify,
+def run_steps(work: Turn) -> None:
+    steps: dict[str, Callable[[Turn], None]] = {
+        Step.PLAN: make_plan,
+        Step.DELETE: delete_batches.delete_planned,
+        Step.VERIFY: verify.verify_items,
     }
-    operation = work.operation
-    refuse_reborn(work)
-    resume(work)
-    while operation.status == Status.RUNNING:
-        if operation.step == Step.VERIFY and operation.cursor.get("settled"):
-            close(work)
+    cleanup = work.cleanup
+    check_deletion_is_current(work)
+    resume_pass(work)
+    while cleanup.status == Status.RUNNING:
+        if cleanup.step == Step.VERIFY and cleanup.position.get("settled"):
+            close_cleanup(work)
         else:
-            progress.enter(operation)
-            steps[operation.step](work)
+            progress.start_step(cleanup)
+            steps[cleanup.step](work)
 
 
-def refuse_reborn(work: Work) -> None:
-    operation = work.operation
-    if operation.kind == Kind.PROJECT and not operation.dry_run:
-        # Before the look at the project: what comes later may be of a later deletion.
-        earlier = list(succession.earlier_ones(operation))
-        delete_batches.refuse_reborn(operation)
-        operation.renew()
-        # A worker may have had them when this one was asked for.
-        succession.end(earlier)
+def check_deletion_is_current(work: Turn) -> None:
+    cleanup = work.cleanup
+    if cleanup.kind == Kind.PROJECT and not cleanup.dry_run:
+        # Read before the project: what comes later may be of a later deletion.
+        earlier = list(succession.find_earlier_cleanups(cleanup))
+        delete_batches.require_project_gone(cleanup)
+        cleanup.renew()
+        # Workers may have had them when this cleanup was requested.
+        succession.end_earlier_cleanups(earlier)
 
 
-def start_again(operation: CleanupOperation) -> None:
-    """Put what failed back into the plan. What nobody can delete fails again, and costs nothing."""
-    if may_delete(operation):
-        operation.renew(step=Step.DELETE, cursor={})
-        failed = operation.items.filter(outcome=Outcome.FAILED, escaped=False)
-        failed.mark(Outcome.PLANNED, tries=0)
-    operation.record("retry", _("Trying again."))
+def reset_failed_items(cleanup: Cleanup) -> None:
+    """Put failed items back into the plan. Those that nobody can delete fail again at no cost."""
+    if may_delete_files(cleanup):
+        cleanup.renew(step=Step.DELETE, position={})
+        failed = cleanup.items.filter(outcome=Outcome.FAILED, escaped=False)
+        failed.mark(Outcome.TO_DELETE, attempts=0)
+    cleanup.record("retry", _("Trying again."))
 
 
-def may_delete(operation: CleanupOperation) -> bool:
-    """Whether its plan was checked. Only `set_out` leaves the step PLAN, after the limits and the
-    rows that use its files were asked."""
-    return operation.deletes and operation.step != Step.PLAN
+def may_delete_files(cleanup: Cleanup) -> bool:
+    """Whether its plan was checked: only `start_deleting` leaves the step PLAN, after the checks of
+    the limits and of rows that use its files."""
+    return cleanup.is_deletion and cleanup.step != Step.PLAN
 
 
-def resume(work: Work) -> None:
+def resume_pass(work: Turn) -> None:
     """Go on from where the last turn stopped, or start the pass again if what it saw no longer
     counts. Raises OwnerChanging if that happens again and again."""
-    operation, cursor = work.operation, work.operation.cursor
-    if not cursor.keys() - WITHOUT_PAGES or ("seen_at" in cursor and is_trusted(work)):
+    cleanup, cursor = work.cleanup, work.cleanup.position
+    if not cursor.keys() - PAGELESS_FIELDS or ("seen_at" in cursor and is_position_valid(work)):
         return
     restarts = cursor.get("restarts", 0) + 1
     with transaction.atomic():
-        forget_pass(operation)
-        operation.renew(cursor={"restarts": restarts})
+        discard_listing(cleanup)
+        cleanup.renew(position={"restarts": restarts})
         text = _("Listing the bucket from the beginning: what was listed before no longer counts.")
-        operation.record(operation.step, text)
-    if restarts % RESTARTS == 0:
+        cleanup.record(cleanup.step, text)
+    if restarts % MAX_RESTARTS == 0:
         raise OwnerChanging(
             _(
                 "The listing started from the beginning %s times. Its turns were more than an hour"
@@ -197,235 +197,240 @@ def resume(work: Work) -> None:
         )
 
 
-def is_trusted(work: Work) -> bool:
+def is_position_valid(work: Turn) -> bool:
     """Whether nothing has changed on which the position rests."""
-    operation, basis = work.operation, work.basis
-    if operation.planned_at is None and not operation.names_its_objects:
-        assert operation.project_id is not None
-        ranges = ranges_of(operation.project_id)
-        basis = Basis.of(work.marker, operation.bucket, ranges)
-    return basis.supports(operation.cursor, work.read_clock())
+    cleanup, basis = work.cleanup, work.basis
+    if cleanup.planned_at is None and not cleanup.has_given_objects:
+        assert cleanup.project_id is not None
+        ranges = prefixes_to_list(cleanup.project_id)
+        basis = PositionBasis.of(work.marker, cleanup.bucket, ranges)
+    return basis.supports(cleanup.position, work.read_clock())
 
 
-def forget_pass(operation: CleanupOperation) -> None:
-    """Forget what was listed so far, and a plan that was not held against the limits yet: a release
-    that shows none of its figures must not lift them."""
-    operation.renew(cursor={}, headway={})
-    is_verification = operation.kind == Kind.VERIFY
+def discard_listing(cleanup: Cleanup) -> None:
+    """Forget what was listed so far, and a plan that was not checked against the limits yet: an
+    approval that shows none of its figures must not lift them."""
+    cleanup.renew(position={}, progress={})
+    is_verification = cleanup.kind == Kind.VERIFY
     # What a person approved stays the plan. Nobody approves what a verification found.
-    if operation.step == Step.PLAN and (is_verification or not operation.released_by):
-        operation.renew(planned_at=None, plan_digest="")
-    given = operation.names_its_objects and not is_verification
-    if operation.planned_at is None and not given:
-        # Of the rows that named files nothing else tells any more.
-        named_files.forget_look(operation)
-        operation.items.exclude(found_in=CleanupItem.FoundIn.NAMED).delete()
+    if cleanup.step == Step.PLAN and (is_verification or not cleanup.limits_waived_by):
+        cleanup.renew(planned_at=None, plan_digest="")
+    given = cleanup.has_given_objects and not is_verification
+    if cleanup.planned_at is None and not given:
+        # Items that rows named stay, as the rows are gone.
+        named_files.reset_named_files(cleanup)
+        cleanup.items.exclude(found_in=CleanupItem.FoundIn.NAMED).delete()
 
 
-def plan(work: Work) -> None:
-    """Find what there is, freeze it, and hold it against the limits."""
-    operation = work.operation
-    is_new = operation.planned_at is None
+def make_plan(work: Turn) -> None:
+    """Find the objects, freeze the plan, and check it against the limits."""
+    cleanup = work.cleanup
+    is_new = cleanup.planned_at is None
     if is_new:
-        policies.take_given(work)
-        look = policies.look_up if operation.names_its_objects else discover
+        policies.prepare_given_items(work)
+        look = policies.compare_given_items if cleanup.has_given_objects else discover_objects
         look(work)
-        named_files.look_up(work)
-        look_for_uploads(work)
+        named_files.check_named_files(work)
+        record_unfinished_uploads(work)
     # A plan that waited for a person is old by now.
-    unread = used_files.keep(work)
+    unread = used_files.keep_used_files(work)
     if is_new:
-        work.look_again()
-        frozen = digest(operation)
-        # A verification concludes from what was listed; a cleanup proves each file again.
-        cursor = work.move() if operation.kind == Kind.VERIFY else {}
+        work.recheck_bucket()
+        frozen = hash_plan(cleanup)
+        # A verification concludes from what was listed; a cleanup rechecks each file.
+        cursor = work.next_position() if cleanup.kind == Kind.VERIFY else {}
         with transaction.atomic():
-            operation.renew(planned_at=timezone.now(), plan_digest=frozen, cursor=cursor)
-            record_plan(operation)
-    if operation.kind == Kind.VERIFY:
-        compare(work)
-    elif operation.dry_run:
-        summary = plan_summary.summarise(operation, operation.renew)
-        outcomes = operation.items.by_outcome()
-        books, error = operation.items.books_of(outcomes), objections(operation, unread)
-        operation.freeze(**books, headway={"books": outcomes}, error=error, summary=summary)
-    elif reason := objections(operation, unread):
-        block(operation, reason, **({"unread": unread} if unread else {}))
+            cleanup.renew(planned_at=timezone.now(), plan_digest=frozen, position=cursor)
+            record_plan(cleanup)
+    if cleanup.kind == Kind.VERIFY:
+        finish_verification(work)
+    elif cleanup.dry_run:
+        summary = plan_summary.summarise_plan(cleanup, cleanup.renew)
+        outcomes = cleanup.items.by_outcome()
+        totals, error = cleanup.items.totals_of(outcomes), blocking_reasons(cleanup, unread)
+        cleanup.freeze_plan(
+            **totals, progress={"totals": outcomes}, message=error, plan_summary=summary
+        )
+    elif reason := blocking_reasons(cleanup, unread):
+        block_cleanup(cleanup, reason, **({"unread": unread} if unread else {}))
     else:
-        set_out(operation)
+        start_deleting(cleanup)
 
 
-def objections(operation: CleanupOperation, unread: list[str]) -> str:
-    """Why the plan must not be run unasked, or nothing. A release lifts limits, and not doubts of
-    which the person was not told."""
-    excess = "" if operation.released_by else limits.objections(operation)
+def blocking_reasons(cleanup: Cleanup, unread: list[str]) -> str:
+    """Why the plan needs approval, or nothing. An approval lifts limits, but not doubts that the
+    person was not shown."""
+    excess = "" if cleanup.limits_waived_by else limits.limit_reasons(cleanup)
     return " ".join(filter(None, [excess, used_files.unread_text(unread)]))
 
 
-def set_out(operation: CleanupOperation) -> None:
-    """Go on to the deletions, in a way that ends in time."""
+def start_deleting(cleanup: Cleanup) -> None:
+    """Go on to the deletions, with another strategy if this one would take too long."""
     with transaction.atomic():
-        operation.renew(step=Step.DELETE)
-        if reason := limits.slowness(operation):
-            operation.renew(strategy=CleanupOperation.Strategy.BATCH, pace={})
-            operation.record("plan", _("The strategy is batch from now on. %s") % reason)
+        cleanup.renew(step=Step.DELETE)
+        if reason := limits.wrangler_reason(cleanup):
+            cleanup.renew(strategy=Cleanup.Strategy.BATCH, batch_state={})
+            cleanup.record("plan", _("The strategy is batch from now on. %s") % reason)
 
 
-def compare(work: Work) -> None:
-    operation = work.operation
-    # Not once the items of the verified operation are among its own.
-    if "recalled" not in operation.cursor and (reason := limits.missing(operation)):
+def finish_verification(work: Turn) -> None:
+    cleanup = work.cleanup
+    # Not once the items of the verified cleanup are among its own.
+    if "recalled" not in cleanup.position and (reason := limits.missing_share_reason(cleanup)):
         # Its items stay: they show which files are missing.
-        block(operation, reason)
+        block_cleanup(cleanup, reason)
     else:
-        verify.compare(work)
+        verify.compare_with_bucket(work)
 
 
-def look_for_uploads(work: Work) -> None:
-    operation, uploads = work.operation, delete_batches.unfinished_uploads(work)
-    # The first ones are told by name, and the others counted.
+def record_unfinished_uploads(work: Turn) -> None:
+    cleanup, uploads = work.cleanup, delete_batches.list_unfinished_uploads(work)
+    # The first ones are listed by name, and the others counted.
     keys, kept, count = list[str](), dict[str, str](), 0
     for upload, reason in uploads or ():
         count += not reason
         if reason and len(kept) < 100:
-            kept[escape(upload.key)] = reason
+            kept[escape_key(upload.key)] = reason
         elif not reason and len(keys) < 100:
-            keys.append(escape(upload.key))
+            keys.append(escape_key(upload.key))
     with transaction.atomic():
-        operation.renew()
+        cleanup.renew()
         if uploads is None:
             text = _("Unfinished multipart uploads: not checked, as the store cannot list them.")
-            operation.record("plan", text)
+            cleanup.record("plan", text)
         elif keys:
             text = _("Unfinished multipart uploads: %s.") % count
-            if operation.kind != Kind.VERIFY:
+            if cleanup.kind != Kind.VERIFY:
                 text += " " + _("They will be aborted.")
-            operation.record("plan", text, keys=keys)
+            cleanup.record("plan", text, keys=keys)
         for key, reason in kept.items():
-            operation.record("plan", delete_batches.not_aborted(reason), key=key)
+            cleanup.record("plan", delete_batches.not_aborted_text(reason), key=key)
 
 
-def digest(operation: CleanupOperation) -> str:
-    """SHA-256 of the plan: its ranges, and each key with what was seen of it and what is to be."""
-    sums = hashlib.sha256(json.dumps(operation.ranges).encode())
+def hash_plan(cleanup: Cleanup) -> str:
+    """SHA-256 of the plan: its prefixes, and each key with its facts and outcome."""
+    sums = hashlib.sha256(json.dumps(cleanup.listed_prefixes).encode())
     facts = ("key", "escaped", "size", "etag", "last_modified", "outcome")
     write = json.JSONEncoder(default=str).encode
-    for row in read_in_steps(operation.items.order_by("key", "pk").values_list(*facts)):
+    for row in read_in_steps(cleanup.items.order_by("key", "pk").values_list(*facts)):
         sums.update(write(row).encode() + b"\n")
     return sums.hexdigest()
 
 
-def record_plan(operation: CleanupOperation) -> None:
-    books = operation.items.books()
-    to_delete = operation.items.planned().count()
+def record_plan(cleanup: Cleanup) -> None:
+    totals = cleanup.items.totals()
+    to_delete = cleanup.items.planned().count()
     text = _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
-    if operation.kind == Kind.VERIFY:
+    if cleanup.kind == Kind.VERIFY:
         text = _("Found %(found)s objects to be compared.")
-    text %= {"found": books["found"], "to_delete": to_delete}
-    if operation.runs_wrangler:
-        text += " " + _("wrangler takes about %s for them.") % limits.wrangler_takes(to_delete)
-    operation.record(
+    text %= {"found": totals["found"], "to_delete": to_delete}
+    if cleanup.runs_wrangler:
+        text += " " + _("wrangler takes about %s for them.") % limits.wrangler_duration_text(
+            to_delete
+        )
+    cleanup.record(
         "plan",
         text,
-        digest=operation.plan_digest,
-        ranges=operation.ranges,
-        protected=books["protected"],
+        digest=cleanup.plan_digest,
+        listed_prefixes=cleanup.listed_prefixes,
+        kept=totals["kept"],
     )
 
 
-def close(work: Work) -> None:
-    """Close the books. Whatever remains is said, and tried again or shown to a person."""
-    operation = work.operation
-    plan_summary.add_dropped(operation)
-    books = operation.items.books()
-    if failed := books["failed"]:
+def close_cleanup(work: Turn) -> None:
+    """Close the totals. If objects failed, try again later or call for a person."""
+    cleanup = work.cleanup
+    plan_summary.add_dropped_items(cleanup)
+    totals = cleanup.items.totals()
+    if failed := totals["failed"]:
         text = ngettext(
             "%d object remains; its item says why.",
             "%d objects remain; each item says why.",
             failed,
         )
-        refused = failed == operation.items.filter(outcome=Outcome.FAILED).locked().count()
+        refused = failed == cleanup.items.filter(outcome=Outcome.FAILED).locked().count()
         with transaction.atomic():
-            postpone(operation, text % failed, refused=refused)
-            schedule_late_checks(operation)
+            postpone_cleanup(cleanup, text % failed, refused=refused)
+            schedule_follow_ups(cleanup)
         return
-    status = Status.CLEAN_WITH_PROTECTED if books["protected"] else Status.CLEAN
+    status = Status.CLEAN_WITH_KEPT if totals["kept"] else Status.CLEAN
     with transaction.atomic():
-        operation.close(status, books, error="")
-        schedule_late_checks(operation)
-        text = f"{operation.get_status_display()} {named_files.kept_text(operation)}".rstrip()
-        operation.record("closed", text, **books)
+        cleanup.finish(status, totals, message="")
+        schedule_follow_ups(cleanup)
+        text = f"{cleanup.get_status_display()} {named_files.kept_files_text(cleanup)}".rstrip()
+        cleanup.record("closed", text, **totals)
 
 
-def schedule_late_checks(operation: CleanupOperation) -> None:
-    """Look again later: uploads in flight, presigned URLs and multipart uploads may still land."""
-    scheduled = operation.children.filter(trigger=CleanupOperation.Trigger.LATE_CHECK)
-    if operation.status not in (Status.INCOMPLETE, Status.FAILED):
-        # Those that followed a failure have looked before this end, and say nothing of it.
+def schedule_follow_ups(cleanup: Cleanup) -> None:
+    """Schedule the follow-up checks: uploads in flight, presigned URLs and multipart uploads may
+    still end."""
+    scheduled = cleanup.children.filter(trigger=Cleanup.Trigger.FOLLOW_UP)
+    if cleanup.status not in (Status.RETRYING, Status.FAILED):
+        # Those that followed a failure ran before this end, and say nothing about it.
         scheduled = scheduled.filter(finished_at=None)
-    if operation.kind in FOLLOWED and operation.parent is None and not scheduled.exists():
-        for delay in conf().late_checks:
-            late_check(operation, delay)
+    if cleanup.kind in FOLLOWED_KINDS and cleanup.parent is None and not scheduled.exists():
+        for delay in conf().follow_up_checks:
+            request_follow_up(cleanup, delay)
 
 
-def late_check(operation: CleanupOperation, delay: timedelta) -> None:
-    """What is there again by then is a new object: only a project's own goes without a word."""
-    CleanupOperation.objects.request(
-        kind=Kind.PROJECT if operation.kind == Kind.PROJECT else Kind.VERIFY,
-        project_id=operation.project_id,
-        project_deleted_at=operation.project_deleted_at,
-        bucket=operation.bucket,
-        parent=operation,
-        discovery=operation.discovery,
-        strategy=operation.strategy,
-        trigger=CleanupOperation.Trigger.LATE_CHECK,
+def request_follow_up(cleanup: Cleanup, delay: timedelta) -> None:
+    """What exists again by then is a new object: only a project's follow-up check deletes it."""
+    Cleanup.objects.request(
+        kind=Kind.PROJECT if cleanup.kind == Kind.PROJECT else Kind.VERIFY,
+        project_id=cleanup.project_id,
+        project_deleted_at=cleanup.project_deleted_at,
+        bucket=cleanup.bucket,
+        parent=cleanup,
+        discovery=cleanup.discovery,
+        strategy=cleanup.strategy,
+        trigger=Cleanup.Trigger.FOLLOW_UP,
         next_attempt_at=DatabaseNow(delay),
     )
 
 
-def block(operation: CleanupOperation, reason: str, **facts: list[str]) -> None:
+def block_cleanup(cleanup: Cleanup, reason: str, **facts: list[str]) -> None:
     with transaction.atomic():
-        begun = {"step": Step.DELETE, "cursor": {}} if may_delete(operation) else {}
-        operation.block(reason, **begun)
-        delete_batches.rest(operation)
-        # Its other columns say what became of items when they are closed.
-        operation.change(Q(), headway={"books": operation.items.by_outcome()})
-        operation.record("blocked", reason, **facts)
+        begun = {"step": Step.DELETE, "position": {}} if may_delete_files(cleanup) else {}
+        cleanup.block(reason, **begun)
+        delete_batches.unlock_idle_items(cleanup)
+        # The columns of the totals are written only at the end of an attempt.
+        cleanup.change_if(Q(), progress={"totals": cleanup.items.by_outcome()})
+        cleanup.record("blocked", reason, **facts)
 
 
-def put_off(operation: CleanupOperation, error: StoreError) -> None:
+def retry_after_error(cleanup: Cleanup, error: StoreError) -> None:
     """Try again as the error policy says: see bucket/errors.py."""
-    operation.renew()
-    refused = s3.bars(operation.bucket, error)
+    cleanup.renew()
+    refused = s3.is_bucket_forbidden(cleanup.bucket, error)
     advice = (
         error.advice
         if isinstance(error, BucketForbidden) or not refused
         else BucketForbidden.advice
     )
     reason = f"{str(error).rstrip('.')}. {advice}"
-    asked = min(error.retry_after, conf().longest_retry.total_seconds())
-    postpone(operation, reason, after=timedelta(seconds=asked), refused=refused)
+    asked = min(error.retry_after, conf().retry_longest.total_seconds())
+    postpone_cleanup(cleanup, reason, after=timedelta(seconds=asked), refused=refused)
 
 
-def postpone(
-    operation: CleanupOperation,
+def postpone_cleanup(
+    cleanup: Cleanup,
     reason: str,
     *,
     after: timedelta = timedelta(0),
     refused: bool = False,
 ) -> None:
     """Try again later, or call for a person when the store refuses and waiting does not help."""
-    hopeless = refused and was_refused(operation)
+    hopeless = refused and has_been_refused(cleanup)
     with transaction.atomic():
-        operation.postpone(reason, operation.items.books(), after=after, hopeless=hopeless)
-        delete_batches.rest(operation)
-        next_attempt = str(operation.next_attempt_at)
-        operation.record(operation.status, reason, next_attempt=next_attempt, refused=refused)
+        cleanup.postpone(reason, cleanup.items.totals(), after=after, hopeless=hopeless)
+        delete_batches.unlock_idle_items(cleanup)
+        next_attempt = str(cleanup.next_attempt_at)
+        cleanup.record(cleanup.status, reason, next_attempt=next_attempt, refused=refused)
 
 
-def was_refused(operation: CleanupOperation) -> bool:
-    """Whether it was before, in the trouble that still goes on, and not just a moment ago: a
-    change of the bucket's permissions takes up to a minute."""
-    ends = operation.events.filter(data__refused=True, at__lte=timezone.now() - REFUSALS_APART)
-    since = operation.troubled_since
+def has_been_refused(cleanup: Cleanup) -> bool:
+    """Whether the store refused it earlier in the failure that still goes on, and not just a moment
+    ago: a change of the bucket's permissions takes up to a minute."""
+    ends = cleanup.events.filter(data__refused=True, at__lte=timezone.now() - REFUSAL_INTERVAL)
+    since = cleanup.failing_since
     return since is not None and ends.filter(at__gte=since).exists()

@@ -1,4 +1,4 @@
-"""What a verification's complete look means for each item: gone, sent once more, or given up.
+"""What a complete listing means for each item: gone, to be sent once more, or failed.
 
 Some items at a time, as a million take longer than a lease lasts.
 """
@@ -15,140 +15,140 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import progress, used_files
-from storage_audit.cleanup.delete_batches import NOT_LISTED, barred_by, what_decides
-from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
-from storage_audit.cleanup.turn import Work
-from storage_audit.clocks import CLOCKS_DIFFER, maybe_since
+from storage_audit.cleanup.delete_batches import NOT_LISTED, locked_rows, what_happens_next
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.turn import Turn
+from storage_audit.clocks import MAX_CLOCK_SKEW, time_maybe_since
 from storage_audit.conf import conf
-from storage_audit.models import AT_REST, R2Object, under_way
+from storage_audit.models import STABLE_STATES, R2Object, uploading_rows
 
 Outcome = CleanupItem.Outcome
-CALLED_GONE = (Outcome.DELETED, Outcome.ALREADY_ABSENT)
+GONE_OUTCOMES = (Outcome.DELETED, Outcome.ALREADY_GONE)
 # Items in one transaction: a fraction of a second.
-TOGETHER = 5000
-# Sent with an operation and those of its items that the look saw gone, before they are called so
-# and in the same transaction: an error of a receiver rolls all of that back.
+ITEMS_PER_TRANSACTION = 5000
+# Sent with a cleanup and its items that are gone, before they are marked so and in the same
+# transaction: an error of a receiver rolls all of that back.
 objects_gone = Signal()
 
 
-def settle(work: Work, lost: dict[int, str]) -> None:
-    """Say of each item what the listing showed, and forget the rows of what is gone; `lost` are
-    files that rows name all the same."""
-    operation, items = work.operation, work.operation.items
-    called_gone = items.filter(outcome__in=CALLED_GONE)
+def settle_items(work: Turn, lost: dict[int, str]) -> None:
+    """Record for each item what the listing showed, and delete the rows of what is gone; `lost` are
+    files that other rows still name."""
+    cleanup, items = work.cleanup, work.cleanup.items
+    called_gone = items.filter(outcome__in=GONE_OUTCOMES)
     sent = items.filter(outcome=Outcome.DELETING)
-    settle_each(work, called_gone.filter(present_at__isnull=False), doubt_what_is_back)
-    # Together, as one alert is to count them.
+    settle_in_batches(work, called_gone.filter(last_seen_at__isnull=False), reopen_reappeared)
+    # Lost files first and together, as one alert counts them.
     for some in (sent.filter(pk__any_of=list(lost)), sent):
-        settle_each(work, some, partial(settle_sent, operation, lost))
+        settle_in_batches(work, some, partial(settle_sent, cleanup, lost))
     # What nobody can name in a request can still be deleted by other means.
-    nameless = items.nameless().filter(present_at=None)
-    settle_each(work, nameless, partial(call_absent, operation))
+    nameless = items.nameless().filter(last_seen_at=None)
+    settle_in_batches(work, nameless, partial(mark_already_gone, cleanup))
     gone, again = items.filter(outcome=Outcome.DELETED).count(), items.planned().count()
     text = _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
-    times = {name: operation.cursor[name] for name in ("began", "ended")}
+    times = {name: cleanup.position[name] for name in ("began", "ended")}
     with transaction.atomic():
         if again:
-            operation.renew(step=CleanupOperation.Step.DELETE, cursor={})
+            cleanup.renew(step=Cleanup.Step.DELETE, position={})
         else:
-            operation.renew(cursor={"settled": True})
-        operation.record("verify", text % {"gone": gone, "again": again}, **times)
+            cleanup.renew(position={"settled": True})
+        cleanup.record("verify", text % {"gone": gone, "again": again}, **times)
 
 
-def settle_each(
-    work: Work, items: CleanupItemQuerySet, settle_some: Callable[[CleanupItemQuerySet], None]
+def settle_in_batches(
+    work: Turn, items: CleanupItemQuerySet, settle_some: Callable[[CleanupItemQuerySet], None]
 ) -> None:
-    """Settle some at a time, each time in less than the lease lasts. What is settled is none of
-    `items` any more, so any worker can go on with the rest. Raises TurnOver and LeaseLost."""
-    operation, todo = work.operation, items.order_by("span", "key").values_list("pk", flat=True)
-    while pks := list(todo[:TOGETHER]):
-        some = operation.items.filter(pk__any_of=pks)
+    """Settle some at a time, each time in less than the lease lasts. Settled items are no longer in
+    `items`, so any worker can go on with the rest. Raises TurnOver and LeaseLost."""
+    cleanup, todo = work.cleanup, items.order_by("range_index", "key").values_list("pk", flat=True)
+    while pks := list(todo[:ITEMS_PER_TRANSACTION]):
+        some = cleanup.items.filter(pk__any_of=pks)
         with transaction.atomic():
-            operation.renew()
+            cleanup.renew()
             before = some.by_outcome()
             settle_some(items.filter(pk__any_of=pks))
             after = some.by_outcome()
-            is_progress = not after.keys().isdisjoint(CALLED_GONE)
-            save = operation.progress if is_progress else operation.renew
-            save(headway=progress.recounted(operation, before, after))
-        work.breathe()
+            is_progress = not after.keys().isdisjoint(GONE_OUTCOMES)
+            save = cleanup.renew_after_progress if is_progress else cleanup.renew
+            save(progress=progress.recount_outcomes(cleanup, before, after))
+        work.check_deadline()
 
 
-def settle_sent(
-    operation: CleanupOperation, lost: dict[int, str], items: CleanupItemQuerySet
-) -> None:
-    unsent = items.filter(calls=0, present_at=None)
-    forget_left_rows(operation, unsent)
-    doubt_what_was_uploaded(operation, unsent)
-    gone, there = items.filter(present_at=None), items.filter(present_at__isnull=False)
+def settle_sent(cleanup: Cleanup, lost: dict[int, str], items: CleanupItemQuerySet) -> None:
+    unsent = items.filter(calls=0, last_seen_at=None)
+    forget_interrupted_rows(cleanup, unsent)
+    keep_uploaded_items(cleanup, unsent)
+    gone, there = items.filter(last_seen_at=None), items.filter(last_seen_at__isnull=False)
     named = {pk: lost[pk] for pk in gone.values_list("pk", flat=True) if pk in lost}
-    forget_rows(operation, gone)
-    objects_gone.send(CleanupOperation, operation=operation, gone=gone)
-    gone.filter(calls=0).mark(Outcome.ALREADY_ABSENT)
+    forget_gone_rows(cleanup, gone)
+    objects_gone.send(Cleanup, cleanup=cleanup, gone=gone)
+    gone.filter(calls=0).mark(Outcome.ALREADY_GONE)
     gone.filter(calls__gt=0).mark(Outcome.DELETED)
-    used_files.tell_lost(operation, named)
-    try_again(operation, there)
+    used_files.report_lost_files(cleanup, named)
+    retry_items(cleanup, there)
 
 
-def forget_left_rows(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:
-    """A process that died in `storage.delete` left its mark, and the row as it was. An upload since
-    would have stored another file."""
+def forget_interrupted_rows(cleanup: Cleanup, unsent: CleanupItemQuerySet) -> None:
+    """Delete the rows of files that a process which died in `storage.delete` has deleted. An upload
+    since would have stored another file."""
     left = unsent.filter(unanswered_at__isnull=False)
     facts = {name: OuterRef(name) for name in ("size", "etag", "last_modified")}
     facts["unanswered_at__gte"] = OuterRef("updated_at")
     same = left.filter(Q(key=OuterRef("key")) | Q(identity=OuterRef("key")), **facts)
-    rows = R2Object.objects.in_bucket(operation.bucket).filter(key__in=left.names())
+    rows = R2Object.objects.in_bucket(cleanup.bucket).filter(key__in=left.keys_and_identities())
     # An upload that failed leaves these facts as they were, and may have stored its file.
-    rows.filter(Exists(same), state=R2Object.State.STORED).forget()
+    rows.filter(Exists(same), state=R2Object.State.STORED).delete_without_signals()
 
 
-def doubt_what_was_uploaded(operation: CleanupOperation, unsent: CleanupItemQuerySet) -> None:
-    """The look does not show what an upload stored behind it."""
-    # Uploads are dated by other machines. Rows that were barred are none of theirs.
-    earliest = datetime.fromisoformat(operation.cursor["began"]) - CLOCKS_DIFFER
-    rows = R2Object.objects.in_bucket(operation.bucket)
-    written = Q(state__in=AT_REST) & maybe_since("updated_at", earliest)
-    rows = rows.filter(under_way() | written)
+def keep_uploaded_items(cleanup: Cleanup, unsent: CleanupItemQuerySet) -> None:
+    """Keep items that an upload may have stored after the listing."""
+    # Uploads are dated by other machines' clocks. Locked rows are of no upload.
+    earliest = datetime.fromisoformat(cleanup.position["began"]) - MAX_CLOCK_SKEW
+    rows = R2Object.objects.in_bucket(cleanup.bucket)
+    written = Q(state__in=STABLE_STATES) & time_maybe_since("updated_at", earliest)
+    rows = rows.filter(uploading_rows() | written)
     ended = rows.filter(key__in=[OuterRef("key"), OuterRef("identity")])
     reason = _("An upload to this key is under way, or has just ended.")
-    reason += " " + what_decides(operation)
-    unsent.filter(Exists(ended)).mark(Outcome.PROTECTED, reason)
+    reason += " " + what_happens_next(cleanup)
+    unsent.filter(Exists(ended)).mark(Outcome.KEPT, reason)
 
 
-def call_absent(operation: CleanupOperation, items: CleanupItemQuerySet) -> None:
-    objects_gone.send(CleanupOperation, operation=operation, gone=items)
-    items.mark(Outcome.ALREADY_ABSENT)
+def mark_already_gone(cleanup: Cleanup, items: CleanupItemQuerySet) -> None:
+    objects_gone.send(Cleanup, cleanup=cleanup, gone=items)
+    items.mark(Outcome.ALREADY_GONE)
 
 
-def try_again(operation: CleanupOperation, there: CleanupItemQuerySet) -> None:
-    """Send the items that are still there once more, or give them up."""
-    # Looks that contradict each other count as tries, or they might do so for ever.
-    there.filter(answer=NOT_LISTED).update(tries=F("tries") + 1)
-    give_up(operation, there.locked())
-    there.filter(tries__lt=conf().tries).mark(Outcome.PLANNED)
-    give_up(operation, there)
+def retry_items(cleanup: Cleanup, there: CleanupItemQuerySet) -> None:
+    """Send the items that still exist once more, or fail them."""
+    # Listings that contradict each other count as attempts, or this might go on for ever.
+    there.filter(store_answer=NOT_LISTED).update(attempts=F("attempts") + 1)
+    fail_items(cleanup, there.locked())
+    there.filter(attempts__lt=conf().delete_attempts).mark(Outcome.TO_DELETE)
+    fail_items(cleanup, there)
 
 
-def doubt_what_is_back(back: CleanupItemQuerySet) -> None:
-    """An object that an earlier attempt saw gone, and that is there, counts as sent and still
-    there: the next proof compares it with the plan."""
-    back.named().update(outcome=Outcome.PROTECTED, changed_at=timezone.now())
+def reopen_reappeared(back: CleanupItemQuerySet) -> None:
+    """An object that was gone in an earlier attempt and exists again counts as sent and not
+    deleted: the next recheck compares it with the plan."""
+    back.named().update(outcome=Outcome.KEPT, changed_at=timezone.now())
     back.filter(escaped=True).mark(Outcome.FAILED, _("It was gone, and is in the bucket again."))
     back.mark(Outcome.DELETING)
 
 
-def forget_rows(operation: CleanupOperation, gone: CleanupItemQuerySet) -> None:
-    barred_by(operation).filter(state=R2Object.State.DELETING, key__in=gone.names()).forget()
+def forget_gone_rows(cleanup: Cleanup, gone: CleanupItemQuerySet) -> None:
+    locked_rows(cleanup).filter(
+        state=R2Object.State.DELETING, key__in=gone.keys_and_identities()
+    ).delete_without_signals()
 
 
-def give_up(operation: CleanupOperation, stayed: CleanupItemQuerySet) -> None:
-    barred_by(operation).unlock(stayed.names())
+def fail_items(cleanup: Cleanup, stayed: CleanupItemQuerySet) -> None:
+    locked_rows(cleanup).unlock(stayed.keys_and_identities())
     not_sent = Value(
         _("Still in the bucket, and never sent: the listing before the deletion did not have it.")
         + " "
         + _("Ask for another cleanup to decide on it.")
     )
-    answered = Concat(Value(_("Still in the bucket; the store's answer: ")), F("answer"))
-    untried = When(answer=NOT_LISTED, then=not_sent)
+    answered = Concat(Value(_("Still in the bucket; the store's answer: ")), F("store_answer"))
+    untried = When(store_answer=NOT_LISTED, then=not_sent)
     said = Case(untried, default=answered, output_field=TextField())
     stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())

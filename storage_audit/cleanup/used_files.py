@@ -15,22 +15,29 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import project_model
 from storage_audit.bucket.errors import DeadlinePassed
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.cleanup.turn import Work
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.turn import Turn
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
-from storage_audit.ownership.references import Cascade, Used, uses_of_keys, uses_of_rows
-
-Kind = CleanupOperation.Kind
-Outcome = CleanupItem.Outcome
-# For all questions of one proof.
-PROOF_SECONDS = 2.0
-KEPT = gettext_lazy(
-    "Used by %s, so it was kept. Once no row names it, clean up after the project again. To delete"
-    " it all the same, delete its R2 object row. If it has none, adopt it into a project first."
+from storage_audit.ownership.references import (
+    Cascade,
+    FileReferences,
+    find_key_references,
+    find_row_references,
 )
-LOST = gettext_lazy("Deleted, but %s still names it. Upload the file again, or delete the row.")
-# Sent with an operation and a text that names such a row, in the transaction that calls the files
+
+Kind = Cleanup.Kind
+Outcome = CleanupItem.Outcome
+# For all queries of one recheck.
+RECHECK_SECONDS = 2.0
+KEPT_TEXT = gettext_lazy(
+    "Used by %s, so it was kept. Once no row names it, clean up after the project again. To delete"
+    " it all the same, delete its R2 object row. If it has none, assign it to a project first."
+)
+LOST_TEXT = gettext_lazy(
+    "Deleted, but %s still names it. Upload the file again, or delete the row."
+)
+# Sent with a cleanup and a text that names such a row, in the transaction that marks the files as
 # deleted: a person must know.
 files_lost = Signal()
 
@@ -43,56 +50,56 @@ class Unread(Exception):
         self.fields = fields
 
 
-def asks(operation: CleanupOperation) -> bool:
-    """Not when a person deleted the tracking row of that very file, and not for verifications."""
-    return operation.kind in (Kind.PROJECT, Kind.ORPHANS)
+def has_use_check(cleanup: Cleanup) -> bool:
+    """False for verifications, and where a person deleted the tracking row of that very file."""
+    return cleanup.kind in (Kind.PROJECT, Kind.ORPHANS)
 
 
-def keep(work: Work) -> list[str]:
-    """Keep what rows use. Returns the fields that could not be read, and that no person approved
-    to do without."""
-    operation = work.operation
-    items = operation.items.planned().filter(escaped=False)
+def keep_used_files(work: Turn) -> list[str]:
+    """Keep the files that rows use. Returns the fields that could not be read, unless a person
+    approved that."""
+    cleanup = work.cleanup
+    items = cleanup.items.planned().filter(escaped=False)
     items = items.exclude(found_in=CleanupItem.FoundIn.TRACKED)
-    if not asks(operation) or not items.exists():
+    if not has_use_check(cleanup) or not items.exists():
         return []
-    used = uses_of_rows(
-        operation.bucket,
+    used = find_row_references(
+        cleanup.bucket,
         items,
-        removed=removed_with(operation),
-        # The lease must outlast the question.
-        seconds=conf().lease.total_seconds() / 2,
-        renew=operation.renew,
+        removed=rows_removed_with(cleanup),
+        # The lease must outlast the query.
+        seconds=conf().lease_time.total_seconds() / 2,
+        renew=cleanup.renew,
     )
     if used.rows:
         with transaction.atomic():
-            operation.renew()
-            say(used.rows, KEPT, outcome=Outcome.PROTECTED)
-    return unapproved(operation, used)
+            cleanup.renew()
+            write_reasons(used.rows, KEPT_TEXT, outcome=Outcome.KEPT)
+    return find_unapproved_fields(cleanup, used)
 
 
-def removed_with(operation: CleanupOperation) -> Cascade | None:
+def rows_removed_with(cleanup: Cleanup) -> Cascade | None:
     """The rows that would go with the project of a dry run. After a deletion they are gone."""
     project = (
-        project_model.with_id(operation.project_id or "").first() if operation.dry_run else None
+        project_model.filter_by_id(cleanup.project_id or "").first() if cleanup.dry_run else None
     )
     return Cascade([project]) if project else None
 
 
-def say(rows: dict[int, str], text: str | Promise, **values: str) -> None:
-    """Write down of each item the row that names it."""
+def write_reasons(rows: dict[int, str], text: str | Promise, **values: str) -> None:
+    """Record for each item the row that names it."""
     same = {"changed_at": timezone.now(), **values}
     items = [CleanupItem(pk=pk, reason=text % row, **same) for pk, row in rows.items()]
     CleanupItem.objects.bulk_update(items, ["reason", *same], batch_size=200)
 
 
-def unapproved(operation: CleanupOperation, used: Used) -> list[str]:
-    """A cleanup that was blocked goes on only when a person approved it, with what it said."""
-    if not used.unread:
+def find_unapproved_fields(cleanup: Cleanup, used: FileReferences) -> list[str]:
+    """Fields that cannot be read, except those that a person approved with the message."""
+    if not used.unreadable:
         return []
-    blocked = operation.events.filter(step="blocked", data__has_key="unread")
+    blocked = cleanup.events.filter(step="blocked", data__has_key="unread")
     approved = {one for shown in blocked.values_list("data__unread", flat=True) for one in shown}
-    return [one for one in used.unread if one not in approved]
+    return [one for one in used.unreadable if one not in approved]
 
 
 def unread_text(fields: list[str]) -> str:
@@ -100,60 +107,60 @@ def unread_text(fields: list[str]) -> str:
         return ""
     text = ngettext(
         "Needs approval: the field %s cannot be read, so its rows may still use these files."
-        " Nothing has been deleted. Make it readable, then force-delete this operation. Without"
+        " Nothing has been deleted. Make it readable, then force-delete this cleanup. Without"
         " that it deletes files that these rows use.",
         "Needs approval: the fields %s cannot be read, so their rows may still use these files."
-        " Nothing has been deleted. Make them readable, then force-delete this operation. Without"
+        " Nothing has been deleted. Make them readable, then force-delete this cleanup. Without"
         " that it deletes files that these rows use.",
         len(fields),
     )
     return text % ", ".join(fields)
 
 
-def doubts_at_proof(work: Work, keys: Iterable[str]) -> dict[str, str]:
-    """Why these keys stay, as far as columns with an index tell in two seconds. Raises
+def recheck_uses(work: Turn, keys: Iterable[str]) -> dict[str, str]:
+    """Why these keys stay, as far as columns with an index show in two seconds. Raises
     DeadlinePassed and Unread."""
-    operation = work.operation
-    if not asks(operation):
+    cleanup = work.cleanup
+    if not has_use_check(cleanup):
         return {}
     try:
-        used = uses_of_keys(operation.bucket, [(key, key) for key in keys], PROOF_SECONDS)
+        used = find_key_references(cleanup.bucket, [(key, key) for key in keys], RECHECK_SECONDS)
     except TimeoutError as error:
         text = _("The database takes too long to tell whether rows of %s still use these files.")
         raise DeadlinePassed(text % error) from error
-    if unread := unapproved(operation, used):
+    if unread := find_unapproved_fields(cleanup, used):
         raise Unread(unread)
-    return {key: KEPT % row for key, row in used.rows.items()}
+    return {key: KEPT_TEXT % row for key, row in used.rows.items()}
 
 
-def lost(work: Work) -> dict[int, str]:
-    """The files that were sent and are gone, and that a row names all the same."""
-    operation = work.operation
-    sent = operation.items.filter(outcome=Outcome.DELETING, calls__gt=0, present_at=None)
-    if not asks(operation) or not operation.deletes or not sent.exists():
+def find_lost_files(work: Turn) -> dict[int, str]:
+    """The files that were sent and are gone, and that a row still names."""
+    cleanup = work.cleanup
+    sent = cleanup.items.filter(outcome=Outcome.DELETING, calls__gt=0, last_seen_at=None)
+    if not has_use_check(cleanup) or not cleanup.is_deletion or not sent.exists():
         return {}
-    seconds = conf().lease.total_seconds() / 2
-    return uses_of_rows(operation.bucket, sent, seconds=seconds, renew=operation.renew).rows
+    seconds = conf().lease_time.total_seconds() / 2
+    return find_row_references(cleanup.bucket, sent, seconds=seconds, renew=cleanup.renew).rows
 
 
-def tell_lost(operation: CleanupOperation, rows: dict[int, str]) -> None:
-    """Say it on the items and in the timeline, and alert. In the transaction that calls them
-    deleted."""
+def report_lost_files(cleanup: Cleanup, rows: dict[int, str]) -> None:
+    """Record it in the items and the timeline, and raise an alert, in the transaction that marks
+    them as deleted."""
     if not rows:
         return
-    say(rows, LOST)
+    write_reasons(rows, LOST_TEXT)
     text = ngettext(
         "%(count)d file was deleted, but a row saved meanwhile still names it: %(row)s.",
         "%(count)d files were deleted, but rows saved meanwhile still name them, such as %(row)s.",
         len(rows),
     ) % {"count": len(rows), "row": next(iter(rows.values()))}
-    operation.record("verify", text, still_named=list(rows.values())[:100])
-    files_lost.send(CleanupOperation, operation=operation, summary=text)
+    cleanup.record("verify", text, still_named=list(rows.values())[:100])
+    files_lost.send(Cleanup, cleanup=cleanup, summary=text)
 
 
-def is_still_lost(operation: CleanupOperation) -> bool:
+def has_lost_files(cleanup: Cleanup) -> bool:
     """Whether a row still names such a file, and nobody uploaded it again."""
-    named = operation.items.filter(outcome=Outcome.DELETED).exclude(reason="")
-    here = R2Object.objects.in_bucket(operation.bucket).values("key")
-    used = uses_of_rows(operation.bucket, named.exclude(key__in=here), seconds=PROOF_SECONDS)
-    return bool(used.rows or used.unread)
+    named = cleanup.items.filter(outcome=Outcome.DELETED).exclude(reason="")
+    here = R2Object.objects.in_bucket(cleanup.bucket).values("key")
+    used = find_row_references(cleanup.bucket, named.exclude(key__in=here), seconds=RECHECK_SECONDS)
+    return bool(used.rows or used.unreadable)

@@ -1,4 +1,4 @@
-"""What an operator asks who wonders why files stay. The names of fields are those of the document
+"""Answers for an operator who wonders why files stay. The field names are those of the document
 that asked for these addresses."""
 
 from collections.abc import Callable
@@ -12,38 +12,41 @@ from django.utils.translation import gettext as _
 from ninja import Field, Query, Router, Schema, Status
 
 from storage_audit.api import auth
-from storage_audit.api.auth import require
-from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import Problem, refuse_unread
-from storage_audit.api.rate_limit import Rate
+from storage_audit.api.auth import require_permission
+from storage_audit.api.openapi import problem_responses
+from storage_audit.api.problems import Problem, refuse_unknown_input
+from storage_audit.api.rate_limit import RateLimit
 from storage_audit.bucket import wrangler
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.api import DeletionDetails, details, status_url
+from storage_audit.cleanup.api import DeletionDetails, deletion_details, status_url
 from storage_audit.cleanup.modes import MODES
-from storage_audit.concurrency import place
+from storage_audit.concurrency import acquire_slot
 from storage_audit.conf import conf
 from storage_audit.debug import discovery_comparison
-from storage_audit.debug.discovery_comparison import Keys, Way
-from storage_audit.debug.remaining_files import look_for_remains
-from storage_audit.doctor.environment import environment
-from storage_audit.ownership.owner import layouts
-from storage_audit.redaction import visible
+from storage_audit.debug.discovery_comparison import DiscoveryMethod, KeySample
+from storage_audit.debug.remaining_files import find_remaining_files
+from storage_audit.doctor.environment import read_environment
+from storage_audit.ownership.owner import get_key_formats
+from storage_audit.redaction import printable_text
 
 # Each of these asks the store, or starts a program.
-router = Router(tags=["debug"], throttle=Rate(heavy=True))
+router = Router(tags=["debug"], throttle=RateLimit(heavy=True))
 
 T = TypeVar("T")
-DIAGNOSE, LOOK = "storage_audit.view_diagnosis", "storage_audit.verify_cleanup"
-# To start wrangler takes a second of CPU, which is more than a viewer may ask for.
-EXAMINE = "storage_audit.add_diagnosis"
-# Seconds. What takes longer would be a burden to the site; the commands have no such limit.
-PATIENCE = 20
+VIEW_PERMISSION, VERIFY_PERMISSION = (
+    "storage_audit.view_healthreport",
+    "storage_audit.verify_cleanup",
+)
+# Starting wrangler takes a second of CPU, which is more than a viewer may ask for.
+ADD_PERMISSION = "storage_audit.add_healthreport"
+# What takes longer would be a burden to the site; the commands have no such limit.
+API_TIMEOUT_SECONDS = 20
 SET, NOT_SET, NO_VALUE = "✓ Set", "❌ Not Set", "Not Set"
 
 
-class Ran(Schema):
+class CommandResult(Schema):
     """A command of wrangler; without an exit code it was killed, or could not be started."""
 
     stdout: str
@@ -52,16 +55,16 @@ class Ran(Schema):
     reason: str = Field(description="Why there is no answer; empty when there is one.")
 
 
-class WranglerLogin(Ran):
+class WranglerLogin(CommandResult):
     is_authenticated: bool | None
     accounts: list[str]
 
 
-class Buckets(Ran):
+class Buckets(CommandResult):
     buckets: list[str] | None
 
 
-class VariableShown(Schema):
+class EnvironmentVariable(Schema):
     is_set: bool
     shown: str
     source: str
@@ -72,7 +75,7 @@ class Environment(Schema):
     CLOUDFLARE_API_TOKEN: str
     R2_BUCKET_NAME: str
     WRANGLER_PATH: str
-    variables: dict[str, VariableShown]
+    variables: dict[str, EnvironmentVariable]
 
 
 class Differences(Schema):
@@ -104,7 +107,7 @@ class FilesRemaining(Schema):
     is_cut: bool
 
 
-class Cleanup(Schema):
+class DebugCleanup(Schema):
     deletion_id: UUID
     status_url: str
     project_id: str
@@ -114,56 +117,58 @@ class Cleanup(Schema):
     deletion_ids: list[UUID] = Field(description="One for each bucket that has files of it.")
 
 
-@router.get("/wrangler-auth", response={200: WranglerLogin, **refusals()})
+@router.get("/wrangler-auth", response={200: WranglerLogin, **problem_responses()})
 def wrangler_auth(request: HttpRequest) -> WranglerLogin:
     """Whether wrangler is logged in, where the web server runs: `whoami --json`. Needs the
-    permission add_diagnosis."""
-    require(request, EXAMINE)
-    command, identity, reason = run(lambda ran: wrangler.whoami(ran=ran))
+    permission add_healthreport."""
+    require_permission(request, ADD_PERMISSION)
+    command, identity, reason = run_wrangler(lambda ran: wrangler.login_status(on_command=ran))
     return WranglerLogin(
-        **said(command),
+        **command_output(command),
         is_authenticated=identity.logged_in if identity else None,
         accounts=[account.name for account in identity.accounts] if identity else [],
         reason=reason,
     )
 
 
-@router.get("/r2-access", response={200: Buckets, **refusals()})
+@router.get("/r2-access", response={200: Buckets, **problem_responses()})
 def r2_access(request: HttpRequest) -> Buckets:
     """Which buckets wrangler sees, where the web server runs. Needs the permission
-    add_diagnosis."""
-    require(request, EXAMINE)
-    command, buckets, reason = run(lambda ran: wrangler.buckets(ran=ran))
-    return Buckets(**said(command), buckets=buckets, reason=reason)
+    add_healthreport."""
+    require_permission(request, ADD_PERMISSION)
+    command, buckets, reason = run_wrangler(lambda ran: wrangler.list_buckets(on_command=ran))
+    return Buckets(**command_output(command), buckets=buckets, reason=reason)
 
 
-def run(ask: Callable[[wrangler.Ran], T]) -> tuple[Command | None, T | None, str]:
-    """The last command that was run, if it came to that, with its answer or why there is none."""
+def run_wrangler(
+    ask: Callable[[wrangler.CommandCallback], T],
+) -> tuple[Command | None, T | None, str]:
+    """The last command, if one was run, with its answer or why there is none."""
     ran: list[Command] = []
     try:
-        with place():
+        with acquire_slot():
             answer, reason = ask(ran.append), ""
     except StoreError as error:
         answer, reason = None, str(error)
     return (ran[-1] if ran else None), answer, reason
 
 
-def said(command: Command | None) -> dict[str, Any]:
+def command_output(command: Command | None) -> dict[str, Any]:
     if command is None:
         return {"stdout": "", "stderr": "", "exit_code": None}
     return {name: getattr(command, name) for name in ("stdout", "stderr", "exit_code")}
 
 
-@router.get("/env-vars", response={200: Environment, **refusals()})
+@router.get("/env-vars", response={200: Environment, **problem_responses()})
 def env_vars(request: HttpRequest) -> Environment:
     """The variables that make a difference, where the web server runs; of a secret only a
     fingerprint. WRANGLER_PATH is where wrangler is looked for. Needs the permission
-    view_diagnosis."""
-    require(request, DIAGNOSE)
-    found = environment()
+    view_healthreport."""
+    require_permission(request, VIEW_PERMISSION)
+    found = read_environment()
 
     def value(*names: str) -> str:
-        return next((found[name].shown for name in names if found[name].is_set), NO_VALUE)
+        return next((found[name].visible_value for name in names if found[name].is_set), NO_VALUE)
 
     return Environment(
         CLOUDFLARE_ACCOUNT_ID=SET if found["CLOUDFLARE_ACCOUNT_ID"].is_set else NOT_SET,
@@ -171,28 +176,35 @@ def env_vars(request: HttpRequest) -> Environment:
         R2_BUCKET_NAME=value("R2_BUCKET_NAME"),
         WRANGLER_PATH=value("WRANGLER_PATH", "PATH"),
         variables={
-            name: VariableShown(is_set=each.is_set, shown=each.shown, source=each.source)
+            name: EnvironmentVariable(
+                is_set=each.is_set, shown=each.visible_value, source=each.source
+            )
             for name, each in found.items()
         },
     )
 
 
 @router.get(
-    "/list-project-files/{project_id}", response={200: FilesFound, **refusals(404, 502, 504)}
+    "/list-project-files/{project_id}",
+    response={200: FilesFound, **problem_responses(404, 502, 504)},
 )
 def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
     """What a cleanup would take (the app) beside what names the project by its key alone (the
     script), in each bucket that may have some. The lists are cut after 1,000 keys, the counts are
     not; a key that cannot be written is shown escaped. Needs the permission verify_cleanup."""
-    require(request, LOOK)
-    refuse_no_id(project_id)
-    with place():
-        found = discovery_comparison.compare_everywhere(project_id, seconds=PATIENCE)
+    require_permission(request, VERIFY_PERMISSION)
+    require_project_id(project_id)
+    with acquire_slot():
+        found = discovery_comparison.compare_all_buckets(project_id, seconds=API_TIMEOUT_SECONDS)
     lists = {
-        "found_by_app": sum((each.found[Way.LISTED] for each in found), Keys()),
-        "found_by_script": sum((each.found[Way.PARSED] for each in found), Keys()),
-        "only_in_app": sum((each.only_listed for each in found), Keys()),
-        "only_in_script": sum((each.only_parsed for each in found), Keys()),
+        "found_by_app": sum(
+            (each.keys_by_method[DiscoveryMethod.LISTED] for each in found), KeySample()
+        ),
+        "found_by_script": sum(
+            (each.keys_by_method[DiscoveryMethod.PARSED] for each in found), KeySample()
+        ),
+        "only_in_app": sum((each.only_listed for each in found), KeySample()),
+        "only_in_script": sum((each.only_parsed for each in found), KeySample()),
     }
     return FilesFound(
         project_id=project_id,
@@ -208,57 +220,59 @@ def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
     )
 
 
-@router.post("/cleanup/{project_id}", response={202: Cleanup, **refusals(404, 409)})
-def cleanup(
+@router.post("/cleanup/{project_id}", response={202: DebugCleanup, **problem_responses(404, 409)})
+def request_cleanup(
     request: HttpRequest,
     project_id: str,
     response: HttpResponse,
     mode: Literal["wrangler", "s3", "database", "sequential"] = "wrangler",
     dry_run: Annotated[bool, Query()] = False,
-) -> Status[Cleanup]:
+) -> Status[DebugCleanup]:
     """Clean up after a project that is gone, in one of four ways, or plan to and delete nothing. A
     live project is to be deleted first: DELETE projects/{project_id}. One that vanished without a
     deletion on record is refused until a person decides. A worker does it: follow status_url. A
-    cleanup that is open already is returned; one that is incomplete or failed is tried again, by
+    cleanup that is open already is returned; one that is retrying or failed is tried again, by
     this mode. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
-    require(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
-    refuse_unread(request, "mode", "dry_run")
-    refuse_no_id(project_id)
-    ask = requests.dry_run if dry_run else requests.declare_deleted
+    require_permission(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
+    refuse_unknown_input(request, "mode", "dry_run")
+    require_project_id(project_id)
+    ask = requests.request_preview if dry_run else requests.declare_deleted
     with transaction.atomic():
         if not dry_run:
-            requests.refuse_undeclared(project_id)
-        operations = ask(project_id, MODES[mode])
+            requests.require_declaration(project_id)
+        cleanups = ask(project_id, MODES[mode])
         note = _("Dry run requested.") if dry_run else _("Project declared deleted.")
-        for operation in operations:
-            auth.log(request, operation, ADDITION, note)
-        requests.enqueue_on_commit(operations)
-    operation = operations[0]
-    operation.refresh_from_db()
-    response["Location"] = status_url(operation)
-    answer = Cleanup(
-        deletion_id=operation.pk,
-        status_url=status_url(operation),
+        for cleanup in cleanups:
+            auth.log_action(request, cleanup, ADDITION, note)
+        requests.enqueue_on_commit(cleanups)
+    cleanup = cleanups[0]
+    cleanup.refresh_from_db()
+    response["Location"] = status_url(cleanup)
+    answer = DebugCleanup(
+        deletion_id=cleanup.pk,
+        status_url=status_url(cleanup),
         project_id=project_id,
         mode=mode,
         dry_run=dry_run,
-        result=details(operation),
-        deletion_ids=[each.pk for each in operations],
+        result=deletion_details(cleanup),
+        deletion_ids=[each.pk for each in cleanups],
     )
     return Status(202, answer)
 
 
-@router.get("/verify-cleanup/{project_id}", response={200: FilesRemaining, **refusals(404)})
+@router.get(
+    "/verify-cleanup/{project_id}", response={200: FilesRemaining, **problem_responses(404)}
+)
 def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
     """Which files a cleanup of the project would still find, in each bucket that may have
     some: over S3 and over Cloudflare's own API, as wrangler cannot list. What could not be seen is
     null, and never an empty list. The lists are cut after 1,000 keys, the counts are not. It looks,
     and keeps no record: POST deletions/{deletion_id}/verify does. Needs the permission
     verify_cleanup."""
-    require(request, LOOK)
-    refuse_no_id(project_id)
-    with place():
-        found = look_for_remains(project_id, seconds=PATIENCE)
+    require_permission(request, VERIFY_PERMISSION)
+    require_project_id(project_id)
+    with acquire_slot():
+        found = find_remaining_files(project_id, seconds=API_TIMEOUT_SECONDS)
     api, s3 = found.api, found.s3
     return FilesRemaining(
         project_id=project_id,
@@ -277,6 +291,6 @@ def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
     )
 
 
-def refuse_no_id(project_id: str) -> None:
-    if not layouts().is_project_id(project_id):
-        raise Problem("not-found", _("%s is no id of a project.") % visible(project_id))
+def require_project_id(project_id: str) -> None:
+    if not get_key_formats().is_project_id(project_id):
+        raise Problem("not-found", _("%s is no id of a project.") % printable_text(project_id))

@@ -9,15 +9,15 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.cleanup import cloudflare_crosscheck
 from storage_audit.debug import discovery_comparison
-from storage_audit.debug.discovery_comparison import Keys, Way
+from storage_audit.debug.discovery_comparison import DiscoveryMethod, KeySample
 from storage_audit.ownership.bucket_marker import CannotConclude
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Into all buckets, or `keys` is None and `reason` says why."""
+class RemainingKeys:
+    """The keys in all buckets, or None, and then `reason` says why."""
 
-    keys: Keys | None
+    keys: KeySample | None
     reason: str = ""
 
     @property
@@ -26,42 +26,42 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class RemainingFiles:
     buckets: list[str]
-    s3: Look
-    api: Look
+    s3: RemainingKeys
+    api: RemainingKeys
 
 
-def look_for_remains(project_id: str, *, seconds: float) -> Remains:
-    """In each bucket that may have objects of the project. After so many seconds neither look asks
-    for more; what was asked for last may take up to 17."""
+def find_remaining_files(project_id: str, *, seconds: float) -> RemainingFiles:
+    """In each bucket that may have objects of the project. After so many seconds neither way sends
+    another request; the last one may take up to 17 seconds."""
     ends = monotonic() + seconds
 
     def left() -> float:
         return ends - monotonic()
 
-    def by_s3(bucket: str) -> Keys:
-        found = discovery_comparison.compare(project_id, bucket, seconds=left())
-        return found.found[Way.LISTED]
+    def by_s3(bucket: str) -> KeySample:
+        found = discovery_comparison.compare_bucket(project_id, bucket, seconds=left())
+        return found.keys_by_method[DiscoveryMethod.LISTED]
 
-    def by_api(bucket: str) -> Keys:
-        keys = Keys()
-        for key in cloudflare_crosscheck.remaining(project_id, bucket, seconds=left()):
+    def by_api(bucket: str) -> KeySample:
+        keys = KeySample()
+        for key in cloudflare_crosscheck.list_project_keys(project_id, bucket, seconds=left()):
             keys.add(key)
         return keys
 
-    def look(into: Callable[[str], Keys]) -> Look:
-        found = Keys()
+    def look(into: Callable[[str], KeySample]) -> RemainingKeys:
+        found = KeySample()
         for bucket in buckets:
             try:
                 found += into(bucket)
             except DeadlinePassed:
-                return Look(None, _("It took longer than %s seconds.") % seconds)
+                return RemainingKeys(None, _("It took longer than %s seconds.") % seconds)
             except (StoreError, CannotConclude) as error:
-                return Look(
+                return RemainingKeys(
                     None, _("Bucket %(bucket)s: %(error)s") % {"bucket": bucket, "error": error}
                 )
-        return Look(found)
+        return RemainingKeys(found)
 
-    buckets = discovery_comparison.buckets_of(project_id)
-    return Remains(buckets, look(by_s3), look(by_api))
+    buckets = discovery_comparison.possible_buckets(project_id)
+    return RemainingFiles(buckets, look(by_s3), look(by_api))

@@ -1,7 +1,7 @@
-"""All strategies on projects of the same shape, made for that and cleaned up after, side by side.
+"""Benchmarks all strategies on made-up projects of the same shape, and cleans up after them.
 
-Each project is on record as a deleted one, with its cleanup, before its first object is written.
-So whatever stops the process, and when, a worker deletes what it left.
+Each project is recorded as deleted, with its cleanup, before its first object is written. So if the
+process stops at any time, a worker deletes its objects.
 """
 
 import secrets
@@ -21,109 +21,113 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket import prices, request_stats, s3, wrangler
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import pages
-from storage_audit.bucket.request_stats import Calls
+from storage_audit.bucket.listing import object_pages
+from storage_audit.bucket.request_stats import CallCounts
 from storage_audit.cleanup import requests, runner, succession
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
 from storage_audit.origin import current_origin
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES
-from storage_audit.ownership.owner import layouts
+from storage_audit.ownership.owner import get_key_formats
 
 Discovery, Status, Strategy, Trigger = (
-    CleanupOperation.Discovery,
-    CleanupOperation.Status,
-    CleanupOperation.Strategy,
-    CleanupOperation.Trigger,
+    Cleanup.Discovery,
+    Cleanup.Status,
+    Cleanup.Strategy,
+    Cleanup.Trigger,
 )
-WITH_WRANGLER = {Strategy.WRANGLER, Strategy.WRANGLER_SEQUENTIAL}
-BODY = b"Written by compare_strategies, to be deleted.\n"
-WRITERS = 8
-# So long the objects may take to be written. A process that dies meanwhile leaves the operation,
-# which a worker takes up then.
-HOLD = timedelta(minutes=15)
+WRANGLER_STRATEGIES = {Strategy.WRANGLER, Strategy.WRANGLER_SEQUENTIAL}
+OBJECT_BODY = b"Written by compare_strategies, to be deleted.\n"
+WRITER_THREADS = 8
+# How long writing the objects may take. If the process dies meanwhile, a worker takes up the
+# cleanup after this time.
+MAX_WRITE_TIME = timedelta(minutes=15)
 
 
 class BenchmarkImpossible(Exception):
-    """No project can be made up that is told from all others; the message says why."""
+    """No made-up project would be distinguishable from all others; the message says why."""
 
 
 @dataclass
-class Run:
-    """One strategy, and what came of it; `obstacle` is why it was not tried."""
+class BenchmarkRun:
+    """One strategy and its result; `obstacle` is why it cannot run here."""
 
     strategy: str
     project_id: str
     objects: int
     obstacle: str = ""
-    operation: CleanupOperation | None = None
+    cleanup: Cleanup | None = None
     seconds: float = 0.0
-    calls: Calls = field(default_factory=Counter)
-    left: int = 0
-    cleared_by: CleanupOperation | None = None
-    over: bool = False
+    request_counts: CallCounts = field(default_factory=Counter)
+    objects_left: int = 0
+    cleared_by: Cleanup | None = None
+    is_over: bool = False
 
     @property
-    def speed(self) -> float:
-        """Objects that went in a second, with the look before and the verification after."""
-        return (self.objects - self.left) / self.seconds if self.seconds else 0.0
+    def objects_per_second(self) -> float:
+        """Objects deleted in a second, with the listing before and the verification after."""
+        return (self.objects - self.objects_left) / self.seconds if self.seconds else 0.0
 
     @property
-    def errors(self) -> int:
-        """Calls that failed. What the store says that it cannot do at all is no failure."""
+    def error_count(self) -> int:
+        """Calls that failed. What the store does not implement is no failure."""
         fine = (request_stats.OK, "NotImplemented")
-        return sum(n for (_kind, result), n in self.calls.items() if result not in fine)
+        return sum(n for (_kind, result), n in self.request_counts.items() if result not in fine)
 
     @property
-    def cost(self) -> float:
+    def cost_usd(self) -> float:
         """In US dollars, an estimate."""
-        return prices.dollars((kind, n) for (kind, _result), n in self.calls.items())
+        return prices.cost_in_dollars(
+            (kind, n) for (kind, _result), n in self.request_counts.items()
+        )
 
     @property
-    def succeeded(self) -> bool:
-        clean = self.operation is not None and self.operation.status == Status.CLEAN
-        return bool(self.obstacle) or clean and not self.left
+    def is_successful(self) -> bool:
+        clean = self.cleanup is not None and self.cleanup.status == Status.CLEAN
+        return bool(self.obstacle) or clean and not self.objects_left
 
 
-def prepare(strategies: list[str], objects: int) -> list[Run]:
-    """What is going to be tried, each on a project of its own. Writes nothing.
+def prepare_runs(strategies: list[str], objects: int) -> list[BenchmarkRun]:
+    """The runs to do, each on a project of its own. Writes nothing.
 
-    Raises BenchmarkImpossible, and CannotConclude and StoreError when this is no bucket of ours.
+    Raises BenchmarkImpossible; CannotConclude and StoreError when the bucket is not ours.
     """
-    bucket_marker.check(conf().bucket)
-    obstacle = obstacle_to_wrangler(objects) if WITH_WRANGLER & set(strategies) else ""
+    bucket_marker.check_bucket(conf().bucket)
+    obstacle = obstacle_to_wrangler(objects) if WRANGLER_STRATEGIES & set(strategies) else ""
     runs = [
-        Run(name, made_up_id(), objects, obstacle if name in WITH_WRANGLER else "")
+        BenchmarkRun(
+            name, random_project_id(), objects, obstacle if name in WRANGLER_STRATEGIES else ""
+        )
         for name in strategies
     ]
     for run in runs:
-        refuse_shared(run)
+        require_unshared_keys(run)
     return runs
 
 
-def made_up_id() -> str:
-    """Without a second underscore, which would let flat keys be read as other projects' too."""
+def random_project_id() -> str:
+    """Without a second underscore, or flat keys could be other projects' too."""
     return "proj_compare-" + "".join(secrets.choice(ascii_lowercase) for _letter in range(12))
 
 
 def obstacle_to_wrangler(objects: int) -> str:
-    """Why it cannot be tried here, or nothing: it is there, new enough, and may list buckets."""
+    """Why wrangler cannot run here, or nothing if it is new enough and may list buckets."""
     if objects > conf().wrangler_limit:
         return _("Wrangler is not started for more than %s objects.") % conf().wrangler_limit
     try:
-        wrangler.buckets(ran=lambda command: None)
+        wrangler.list_buckets(on_command=lambda command: None)
     except StoreError as error:
         return str(error)
     return ""
 
 
-def keys_of(project_id: str, objects: int) -> list[str]:
-    """Keys in every layout in turn, those of long ago too."""
-    templates = cycle((conf().layouts or DEFAULT_TEMPLATES).values())
-    kind = (conf().kinds or DEFAULT_KINDS)[0]
+def benchmark_keys(project_id: str, objects: int) -> list[str]:
+    """Keys in every key format in turn, also in old ones."""
+    templates = cycle((conf().key_formats or DEFAULT_TEMPLATES).values())
+    kind = (conf().media_kinds or DEFAULT_KINDS)[0]
     return [
         template.format(
             project=project_id, kind=kind, scene=f"s{n}", filename=f"take{n}.mp4", ext="mp4"
@@ -132,72 +136,74 @@ def keys_of(project_id: str, objects: int) -> list[str]:
     ]
 
 
-def refuse_shared(run: Run) -> None:
-    for key in keys_of(run.project_id, run.objects):
-        owners = {reading.project for reading in layouts().readings(key)}
+def require_unshared_keys(run: BenchmarkRun) -> None:
+    for key in benchmark_keys(run.project_id, run.objects):
+        owners = {reading.project for reading in get_key_formats().parse_key(key)}
         if owners != {run.project_id}:
             text = _("%(key)s would not be read as a key of %(id)s alone, so nothing is written.")
             raise BenchmarkImpossible(text % {"key": key, "id": run.project_id})
 
 
-def try_all(runs: list[Run]) -> Iterator[Run]:
-    """Try one after the other; gives each when it is over. Raises StoreError and CannotConclude
-    when the objects cannot be written, or what is left not be seen."""
+def run_all(runs: list[BenchmarkRun]) -> Iterator[BenchmarkRun]:
+    """Run one after the other; yields each when it is over. Raises StoreError and CannotConclude
+    when the objects cannot be written, or what is left cannot be listed."""
     for run in runs:
         if not run.obstacle:
-            try_one(run)
+            run_one(run)
         yield run
 
 
-def try_one(run: Run) -> None:
-    operation = run.operation = record(run.project_id, run.strategy)
+def run_one(run: BenchmarkRun) -> None:
+    cleanup = run.cleanup = record_cleanup(run.project_id, run.strategy)
     try:
-        write(operation.bucket, keys_of(run.project_id, run.objects))
+        write_objects(cleanup.bucket, benchmark_keys(run.project_id, run.objects))
     finally:
-        operation.make_due()
-    before, started = request_stats.total(), monotonic()
-    run.operation = run_to_its_end(operation)
+        cleanup.make_due()
+    before, started = request_stats.total_counts(), monotonic()
+    run.cleanup = run_until_over(cleanup)
     run.seconds = monotonic() - started
-    run.calls = request_stats.total() - before
-    run.left = count_left(operation.bucket, run.project_id)
-    if run.left:
-        run.cleared_by = run_to_its_end(record(run.project_id, Strategy.BATCH, timedelta(0)))
-    run.over = True
+    run.request_counts = request_stats.total_counts() - before
+    run.objects_left = count_remaining(cleanup.bucket, run.project_id)
+    if run.objects_left:
+        run.cleared_by = run_until_over(
+            record_cleanup(run.project_id, Strategy.BATCH, timedelta(0))
+        )
+    run.is_over = True
 
 
 @transaction.atomic
-def record(project_id: str, strategy: str, hold: timedelta = HOLD) -> CleanupOperation:
-    """The cleanup of a project that never lived, without limits: its size is what was asked for.
-    Raises ProjectExists and ValidationError."""
-    requests.declare(project_id)
-    # Of a deletion of its own: the one before may not be over.
+def record_cleanup(project_id: str, strategy: str, hold: timedelta = MAX_WRITE_TIME) -> Cleanup:
+    """The cleanup of the made-up project, without limits, as its size is intended. Raises
+    ProjectExists and ValidationError."""
+    requests.record_deletion(project_id)
+    # A deletion of its own, as the one before may not be over.
     deleted_at = timezone.now()
-    KnownProject.objects.saw_deleted(project_id, deleted_at, KnownProject.Evidence.DECLARED)
-    [operation] = succession.request_cleanups(
+    KnownProject.objects.record_deleted(project_id, deleted_at, KnownProject.Evidence.DECLARED)
+    [cleanup] = succession.request_cleanups(
         project_id,
-        trigger=Trigger.TRIAL,
+        trigger=Trigger.BENCHMARK,
         deleted_at=deleted_at,
         discovery=Discovery.LISTED,
         strategy=strategy,
-        released_by=current_origin().user or "command",
+        limits_waived_by=current_origin().user or "command",
         next_attempt_at=DatabaseNow(hold),
     )
-    return operation
+    return cleanup
 
 
-def write(bucket: str, keys: list[str]) -> None:
-    with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(partial(s3.write, bucket, body=BODY), keys))
+def write_objects(bucket: str, keys: list[str]) -> None:
+    with ThreadPoolExecutor(WRITER_THREADS) as pool:
+        list(pool.map(partial(s3.write_object, bucket, body=OBJECT_BODY), keys))
 
 
-def run_to_its_end(operation: CleanupOperation) -> CleanupOperation:
-    while (ran := runner.run(operation.pk)).status in (Status.PENDING, Status.RUNNING):
-        sleep(1)  # A worker of the queue was quicker; its calls are not among ours.
+def run_until_over(cleanup: Cleanup) -> Cleanup:
+    while (ran := runner.run_to_end(cleanup.pk)).status in (Status.PENDING, Status.RUNNING):
+        sleep(1)  # A queue worker was quicker; its calls are not counted.
     return ran
 
 
-def count_left(bucket: str, project_id: str) -> int:
-    found = (pages(bucket, prefix) for prefix in layouts().prefixes(project_id))
+def count_remaining(bucket: str, project_id: str) -> int:
+    found = (object_pages(bucket, prefix) for prefix in get_key_formats().prefixes_of(project_id))
     left = sum(len(page) for listing in found for page in listing)
-    bucket_marker.see_marker(bucket)
+    bucket_marker.require_marker(bucket)
     return left

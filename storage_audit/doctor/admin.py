@@ -1,4 +1,4 @@
-"""The doctor's reports: a list, and a page on which those of one run stand side by side."""
+"""The health reports: a list, and a page that shows those of one run side by side."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,41 +14,41 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.concurrency import Busy, place
+from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.doctor.compare_processes import Comparison, Fact
-from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.models import HealthReport
 from storage_audit.doctor.probe_result import Status
-from storage_audit.doctor.run_checks import REPORT, examine_everywhere
+from storage_audit.doctor.run_checks import REPORT_ENTRY, run_probes_everywhere
 from storage_audit.ui.model_admin import ReadOnlyAdmin
 
 
-@admin.register(Diagnosis)
-class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
+@admin.register(HealthReport)
+class HealthReportAdmin(ReadOnlyAdmin[HealthReport]):
     list_display = ("at", "context", "host", "results")
     list_filter = ("context",)
     ordering = ("-at", "pk")
     sortable_by = ("at",)
-    tools = {"add_diagnosis": gettext_lazy("Examine now")}
-    change_list_template = "admin/storage_audit/diagnosis/change_list.html"
-    change_form_template = "admin/storage_audit/diagnosis/change_form.html"
+    tools = {"add_healthreport": gettext_lazy("Examine now")}
+    change_list_template = "admin/storage_audit/healthreport/change_list.html"
+    change_form_template = "admin/storage_audit/healthreport/change_form.html"
 
     @admin.display(description=gettext_lazy("results"))
-    def results(self, diagnosis: Diagnosis) -> SafeString:
-        counts = Counter(result["status"] for result in diagnosis.probes)
+    def results(self, health_report: HealthReport) -> SafeString:
+        counts = Counter(result["status"] for result in health_report.probes)
         told = [(s.value, counts[s], s.label) for s in Status if counts[s]]
         return format_html_join(" ", '<span class="audit-status audit-{}">{} {}</span>', told)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("storage_audit.add_diagnosis")
+        return request.user.has_perm("storage_audit.add_healthreport")
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        """To add a diagnosis is to run the probes: here and now, and in a worker."""
+        """Adding a health report runs the probes, here and in a worker."""
         if not self.has_add_permission(request):
             raise PermissionDenied
         if request.method == "POST":
-            return self.examine(request)
+            return self.run_health_check(request)
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
@@ -56,37 +56,44 @@ class DiagnosisAdmin(ReadOnlyAdmin[Diagnosis]):
             "opts": self.opts,
             "media": self.media,
         }
-        return TemplateResponse(request, "admin/storage_audit/diagnosis/run_checks.html", context)
+        return TemplateResponse(
+            request, "admin/storage_audit/healthreport/run_checks.html", context
+        )
 
-    def examine(self, request: HttpRequest) -> HttpResponseRedirect:
+    def run_health_check(self, request: HttpRequest) -> HttpResponseRedirect:
         try:
-            with place():
-                diagnosis = examine_everywhere(Diagnosis.Context.WEB)
+            with acquire_slot():
+                health_report = run_probes_everywhere(HealthReport.Context.WEB)
         except Busy as full:
             self.message_user(request, str(full), messages.ERROR)
-            return redirect("admin:storage_audit_diagnosis_changelist")
-        if not diagnosis.pk:
-            # Not all of it: what a cookie cannot hold goes into the database.
-            reasons = [each for each in diagnosis.probes if each["name"] in ("database", REPORT)]
+            return redirect("admin:storage_audit_healthreport_changelist")
+        if not health_report.pk:
+            # Not all of it: messages that a cookie cannot hold go into the database.
+            reasons = [
+                each for each in health_report.probes if each["name"] in ("database", REPORT_ENTRY)
+            ]
             text = f"{reasons[-1]['summary']} {reasons[-1]['advice']}"
             self.message_user(request, text, messages.ERROR)
-            return redirect("admin:storage_audit_diagnosis_changelist")
-        self.log_addition(request, diagnosis, _("Examined."))
+            return redirect("admin:storage_audit_healthreport_changelist")
+        self.log_addition(request, health_report, _("Examined."))
         if not self.has_view_permission(request):
             self.message_user(request, _("Examined: the report is kept."), messages.SUCCESS)
             return redirect("admin:index")
-        return redirect("admin:storage_audit_diagnosis_change", diagnosis.pk)
+        return redirect("admin:storage_audit_healthreport_change", health_report.pk)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        context |= {"title": _("Diagnosis"), **side_by_side(Comparison.of(context["original"]))}
+        context |= {
+            "title": _("Health report"),
+            **comparison_context(Comparison.of(context["original"])),
+        }
         return super().render_change_form(request, context, *args, **kwargs)
 
 
-def side_by_side(comparison: Comparison) -> dict[str, Any]:
-    """What the page shows. Each cell has the name of its process, for narrow screens."""
-    names = [each.get_context_display() for each in comparison.diagnoses]
+def comparison_context(comparison: Comparison) -> dict[str, Any]:
+    """What the page shows. On narrow screens each cell shows the name of its process."""
+    names = [each.get_context_display() for each in comparison.reports]
 
     def cells(values: Sequence[Any]) -> list[tuple[str, Any]]:
         return list(zip(names, values, strict=True))
@@ -96,12 +103,12 @@ def side_by_side(comparison: Comparison) -> dict[str, Any]:
 
     return {
         "comparison": comparison,
-        "processes": [(each, comparison.is_of_run(each)) for each in comparison.diagnoses],
+        "processes": [(each, comparison.is_of_run(each)) for each in comparison.reports],
         "differences": [(each, cells(each.values)) for each in comparison.differences],
         "rows": [
             (
                 row,
-                cells([labelled(each) for each in row.results]),
+                cells([labelled_result(each) for each in row.results]),
                 of_facts(row.facts),
                 of_facts(row.readings),
             )
@@ -110,5 +117,5 @@ def side_by_side(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def labelled(result: dict[str, Any] | None) -> dict[str, Any] | None:
+def labelled_result(result: dict[str, Any] | None) -> dict[str, Any] | None:
     return result and {**result, "label": Status(result["status"]).label}

@@ -1,4 +1,4 @@
-"""What the doctor finds, in all processes side by side."""
+"""The health check, with all processes side by side."""
 
 from datetime import datetime
 from typing import Any
@@ -11,16 +11,16 @@ from django.utils.translation import gettext as _
 from ninja import Field, Router, Schema, Status
 
 from storage_audit.api import auth
-from storage_audit.api.auth import require
-from storage_audit.api.openapi import refusals
+from storage_audit.api.auth import require_permission
+from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import Problem
-from storage_audit.api.rate_limit import Rate
-from storage_audit.concurrency import place
+from storage_audit.api.rate_limit import RateLimit
+from storage_audit.concurrency import acquire_slot
 from storage_audit.doctor.compare_processes import Comparison
-from storage_audit.doctor.models import Diagnosis
-from storage_audit.doctor.run_checks import examine_everywhere
+from storage_audit.doctor.models import HealthReport
+from storage_audit.doctor.run_checks import run_probes_everywhere
 
-router = Router(tags=["diagnostics"], throttle=Rate(heavy=True))
+router = Router(tags=["doctor"], throttle=RateLimit(heavy=True))
 
 
 class ProblemFound(Schema):
@@ -38,8 +38,8 @@ class DifferenceFound(Schema):
     values: list[str] = Field(description="In the order of the reports.")
 
 
-class Report(Schema):
-    context: Diagnosis.Context
+class ProcessReport(Schema):
+    context: HealthReport.Context
     host: str
     pid: int
     at: datetime
@@ -47,56 +47,56 @@ class Report(Schema):
     probes: list[dict[str, Any]]
 
 
-class Examination(Schema):
+class HealthCheck(Schema):
     run: UUID
     wrong: bool
     awaits_worker: bool = Field(description="A queue worker may still answer.")
     problems: list[ProblemFound]
     differences: list[DifferenceFound]
-    reports: list[Report]
+    reports: list[ProcessReport]
 
 
-@router.get("", response={200: Examination, **refusals(404)})
-def get_diagnostics(request: HttpRequest) -> Examination:
-    """The latest examination, with what other processes have answered so far. Needs the permission
-    view_diagnosis."""
-    require(request, "storage_audit.view_diagnosis")
-    latest = Diagnosis.objects.latest_first().first()
+@router.get("", response={200: HealthCheck, **problem_responses(404)})
+def get_health_check(request: HttpRequest) -> HealthCheck:
+    """The latest health check, with what other processes have answered so far. Needs the permission
+    view_healthreport."""
+    require_permission(request, "storage_audit.view_healthreport")
+    latest = HealthReport.objects.latest_first().first()
     if latest is None:
         raise Problem("not-found", _("Nobody has asked the doctor yet: POST here."))
-    return told(Comparison.of(latest))
+    return build_health_check(Comparison.of(latest))
 
 
-@router.post("", response={202: Examination, **refusals()})
-def examine(request: HttpRequest, response: HttpResponse) -> Status[Examination]:
+@router.post("", response={202: HealthCheck, **problem_responses()})
+def run_health_check(request: HttpRequest, response: HttpResponse) -> Status[HealthCheck]:
     """Run all probes in this web server now, which takes some seconds, and ask a queue worker to do
-    the same: GET here tells its answer. Needs the permission add_diagnosis."""
-    require(request, "storage_audit.add_diagnosis")
-    with place():
-        diagnosis = examine_everywhere(Diagnosis.Context.WEB)
-    # None is kept while the database is what is wrong.
-    if diagnosis.pk:
-        auth.log(request, diagnosis, ADDITION, _("Examined."))
-    response["Location"] = reverse("storage_audit_api:get_diagnostics")
-    return Status(202, told(Comparison.of(diagnosis)))
+    the same: GET here tells its answer. Needs the permission add_healthreport."""
+    require_permission(request, "storage_audit.add_healthreport")
+    with acquire_slot():
+        health_report = run_probes_everywhere(HealthReport.Context.WEB)
+    # No report is kept if the database has trouble.
+    if health_report.pk:
+        auth.log_action(request, health_report, ADDITION, _("Examined."))
+    response["Location"] = reverse("storage_audit_api:get_health_check")
+    return Status(202, build_health_check(Comparison.of(health_report)))
 
 
-def told(comparison: Comparison) -> Examination:
-    return Examination(
-        run=comparison.asked.run,
+def build_health_check(comparison: Comparison) -> HealthCheck:
+    return HealthCheck(
+        run=comparison.own_report.run,
         wrong=comparison.is_wrong,
         awaits_worker=comparison.awaits_worker,
         problems=[ProblemFound(**problem._asdict()) for problem in comparison.problems],
         differences=[DifferenceFound(**each._asdict()) for each in comparison.differences],
         reports=[
-            Report(
-                context=Diagnosis.Context(each.context),
+            ProcessReport(
+                context=HealthReport.Context(each.context),
                 host=each.host,
                 pid=each.pid,
                 at=each.at,
                 of_this_run=comparison.is_of_run(each),
                 probes=each.probes,
             )
-            for each in comparison.diagnoses
+            for each in comparison.reports
         ],
     )

@@ -1,4 +1,4 @@
-"""Cloudflare's own ways to the bucket, past S3: wrangler, and the API that it calls too."""
+"""Probes of Cloudflare's own ways to the bucket: wrangler, and the API that it calls too."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,16 +9,16 @@ from django.utils.translation import gettext_lazy
 from storage_audit.bucket import cloudflare_api, wrangler
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.wrangler_errors import Unusable
-from storage_audit.clocks import monotonic
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.doctor.probe_result import Facts, Result, Status
-from storage_audit.doctor.roundtrip_probe import own_key
-from storage_audit.doctor.store_probes import OTHER, Cause, cause_of
-from storage_audit.ownership.bucket_marker import MARKER, find_marker
-from storage_audit.redaction import redact
+from storage_audit.doctor.roundtrip_probe import new_probe_key
+from storage_audit.doctor.store_probes import OTHER_CAUSE, Cause, find_cause
+from storage_audit.ownership.bucket_marker import MARKER_KEY, find_marker
+from storage_audit.redaction import redact_secrets
 
-UNNEEDED = gettext_lazy("Nothing, as long as CLEANUP_STRATEGY is not wrangler.")
-OTHERWISE = gettext_lazy(
+UNNEEDED_ADVICE = gettext_lazy("Nothing, as long as CLEANUP_STRATEGY is not wrangler.")
+FALLBACK_ADVICE = gettext_lazy(
     "Do as it says; or set CLEANUP_STRATEGY to batch, which needs no wrangler."
 )
 WRONG_TOKEN = Cause(
@@ -56,7 +56,7 @@ NO_DELETION = Cause(
         " or set CLEANUP_STRATEGY to batch, which needs no wrangler."
     ),
 )
-HANGING = Cause(
+WRANGLER_HANGS = Cause(
     gettext_lazy("wrangler does not come to an end, and was killed."),
     gettext_lazy(
         "Run `wrangler whoami` as the user of this process, and look what it waits for: a proxy or"
@@ -64,8 +64,8 @@ HANGING = Cause(
         " do, or another program at WRANGLER_PATH."
     ),
 )
-BY_CODE = {
-    "TimeoutExpired": HANGING,
+CLOUDFLARE_CAUSES = {
+    "TimeoutExpired": WRANGLER_HANGS,
     "401": WRONG_TOKEN,
     "Unauthorized": WRONG_TOKEN,
     "403": WRONG_ACCOUNT,
@@ -73,57 +73,62 @@ BY_CODE = {
     "NoSuchAccount": NO_ACCOUNT,
     "NoSuchBucket": NO_BUCKET,
 }
-# Once Cloudflare knows the token. Its code for one that it does not know is also that for one that
-# lacks a permission, and wrangler does not always hand on the status that tells them apart.
-OF_KNOWN_TOKEN = BY_CODE | {"Unauthorized": WRONG_ACCOUNT}
-OF_DELETION = BY_CODE | dict.fromkeys(("401", "403", "Unauthorized", "AccessDenied"), NO_DELETION)
+# Causes once Cloudflare knows the token. It has one code for an unknown token and for a missing
+# permission, and wrangler does not always hand on the status that tells them apart.
+KNOWN_TOKEN_CAUSES = CLOUDFLARE_CAUSES | {"Unauthorized": WRONG_ACCOUNT}
+DELETION_CAUSES = CLOUDFLARE_CAUSES | dict.fromkeys(
+    ("401", "403", "Unauthorized", "AccessDenied"), NO_DELETION
+)
 
 
-def is_needed() -> bool:
+def is_wrangler_needed() -> bool:
     return conf().strategy.startswith("wrangler")
 
 
-def as_needed(result: Result) -> Result:
-    """Nothing about wrangler is more than not checked where no cleanup goes by it."""
-    if is_needed() or result.status == Status.OK:
+def downgrade_if_unneeded(result: Result) -> Result:
+    """Where no cleanup uses wrangler, its problems count as not checked."""
+    if is_wrangler_needed() or result.status == Status.OK:
         return result
-    return replace(result, status=Status.NOT_CHECKED, advice=str(UNNEEDED))
+    return replace(result, status=Status.NOT_CHECKED, advice=str(UNNEEDED_ADVICE))
 
 
-def tool() -> Result:
-    """wrangler is there, runs, and is new enough."""
+def probe_wrangler() -> Result:
+    """Whether wrangler is there, runs, and is new enough."""
     try:
-        version = wrangler.version()
+        version = wrangler.wrangler_version()
     except StoreError as error:
-        cause = BY_CODE.get(error.code, Cause(str(error), OTHERWISE))
-        return as_needed(Result(Status.WRONG, str(cause.summary), str(cause.advice)))
+        cause = CLOUDFLARE_CAUSES.get(error.code, Cause(str(error), FALLBACK_ADVICE))
+        return downgrade_if_unneeded(Result(Status.WRONG, str(cause.summary), str(cause.advice)))
     return Result(
         Status.OK,
         _("wrangler %s.") % version,
-        facts={"program": wrangler.program(), "version": version},
+        facts={"program": wrangler.program_path(), "version": version},
     )
 
 
-def login() -> Result:
-    """Who wrangler is for Cloudflare, whether that is in our account, sees the bucket, and may
-    delete in it."""
-    # As long as its first two calls may take: these, and what follows them, have that together.
-    return as_needed(logged_in(monotonic() + 2 * wrangler.LOOK))
+def probe_login() -> Result:
+    """Whether wrangler is logged in to our account, sees the bucket, and may delete in it."""
+    # The time of two calls, for these and for all that follow.
+    return downgrade_if_unneeded(
+        check_login(monotonic_seconds() + 2 * wrangler.QUERY_TIMEOUT_SECONDS)
+    )
 
 
-def logged_in(until: float) -> Result:
+def check_login(until: float) -> Result:
     try:
-        identity = wrangler.whoami(ran=unnoted)
+        identity = wrangler.login_status(on_command=ignore_command)
     except StoreError as error:
-        return unlike_token(error)
+        return login_error_result(error)
     if not identity.logged_in:
-        return no_token()
+        return no_token_result()
     facts: Facts = {
         "by": identity.auth_type,
         "e-mail": identity.email,
         "accounts": ", ".join(sorted(account.id for account in identity.accounts)),
     }
-    obstacle = other_account(identity.accounts) or unseen(until) or undeletable(until)
+    obstacle = (
+        account_problem(identity.accounts) or bucket_problem(until) or deletion_problem(until)
+    )
     if obstacle:
         return replace(obstacle, facts=facts | obstacle.facts)
     if not conf().api_token:
@@ -136,48 +141,54 @@ def logged_in(until: float) -> Result:
     return Result(Status.OK, _("wrangler is logged in, and sees the bucket."), facts=facts)
 
 
-def unnoted(command: wrangler.Command) -> None:
-    """What the doctor runs is in no timeline."""
+def ignore_command(command: wrangler.Command) -> None:
+    """The doctor's commands are in no timeline."""
 
 
-def other_account(accounts: list[wrangler.Account]) -> Result | None:
-    """Some tokens may not see whose they are."""
+def account_problem(accounts: list[wrangler.Account]) -> Result | None:
+    """Some tokens may not see their accounts."""
     if not accounts or conf().account_id in [account.id for account in accounts]:
         return None
     text = _("The account %(ours)s is none of those that the login sees: %(theirs)s.")
     theirs = ", ".join(f"{name} ({id})" for id, name in sorted(accounts))
-    where = {"ours": conf().account_id or _("(not set)"), "theirs": redact(theirs)}
+    where = {"ours": conf().account_id or _("(not set)"), "theirs": redact_secrets(theirs)}
     return Result(Status.WRONG, text % where, str(WRONG_ACCOUNT.advice))
 
 
-def unseen(until: float) -> Result | None:
-    """The list has only the account's first buckets; of the others the marker tells, without which
-    no cleanup goes by wrangler. https://github.com/cloudflare/workers-sdk/issues/15103"""
+def bucket_problem(until: float) -> Result | None:
+    """The list has only the account's first buckets; for others the marker shows the bucket, and no
+    cleanup uses wrangler without it. https://github.com/cloudflare/workers-sdk/issues/15103"""
     bucket = conf().bucket
     try:
-        names = wrangler.buckets(ran=unnoted)
-        if bucket in names or wrangler.read(bucket, MARKER, until=until, ran=unnoted) is not None:
+        names = wrangler.list_buckets(on_command=ignore_command)
+        if (
+            bucket in names
+            or wrangler.read_text(bucket, MARKER_KEY, until=until, on_command=ignore_command)
+            is not None
+        ):
             return None
     except StoreError as error:
-        return trouble(error, OF_KNOWN_TOKEN)
+        return wrangler_error_result(error, KNOWN_TOKEN_CAUSES)
     text = _("wrangler does not see bucket %(bucket)s, nor the marker in it, but %(others)s.")
     where = {"bucket": bucket, "others": ", ".join(names) or _("none")}
     advice = _("If “marker” is wrong as well, mend that first.")
     return Result(Status.WRONG, text % where, f"{NO_BUCKET.advice} {advice}")
 
 
-def undeletable(until: float) -> Result | None:
-    """Where cleanups go by wrangler: why it cannot delete. The key is one that no object has."""
-    if not is_needed():
+def deletion_problem(until: float) -> Result | None:
+    """Why wrangler cannot delete, where cleanups use it. No object has the key that it tries."""
+    if not is_wrangler_needed():
         return None
     try:
-        wrangler.delete(conf().bucket, own_key(), until=until, ran=unnoted)
+        wrangler.delete_object(
+            conf().bucket, new_probe_key(), until=until, on_command=ignore_command
+        )
     except StoreError as error:
-        return trouble(error, OF_DELETION)
+        return wrangler_error_result(error, DELETION_CAUSES)
     return None
 
 
-def no_token() -> Result:
+def no_token_result() -> Result:
     text = _("wrangler is not logged in: there is no token.")
     advice = _(
         "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Edit, for this"
@@ -186,52 +197,52 @@ def no_token() -> Result:
     return Result(Status.WRONG, text, advice)
 
 
-def unlike_token(error: StoreError) -> Result:
+def login_error_result(error: StoreError) -> Result:
     if not conf().api_token and isinstance(error, Unusable):
-        return no_token()
-    return trouble(error, BY_CODE)
+        return no_token_result()
+    return wrangler_error_result(error, CLOUDFLARE_CAUSES)
 
 
-def trouble(error: StoreError, causes: Mapping[str, Cause]) -> Result:
-    """Of wrangler. What has no code is no answer of the API, and says itself what to do."""
+def wrangler_error_result(error: StoreError, causes: Mapping[str, Cause]) -> Result:
+    """For wrangler's errors. One without a code is no answer of the API, and says what to do."""
     if isinstance(error, DeadlinePassed):
         text = _("The calls of wrangler took all the time there is.")
         advice = _("Look again when this machine has less to do.")
         return Result(Status.NOT_CHECKED, text, advice)
     if not error.code:
-        return Result(Status.WRONG, str(error), str(OTHERWISE))
-    return refusal(error, causes)
+        return Result(Status.WRONG, str(error), str(FALLBACK_ADVICE))
+    return api_error_result(error, causes)
 
 
-def refusal(error: StoreError, causes: Mapping[str, Cause] = BY_CODE) -> Result:
-    """A number is the API's, and not the status of an answer that is no S3."""
-    known = OTHER if error.code.isdecimal() else cause_of(error)
-    return causes.get(error.code, known).result(error)
+def api_error_result(error: StoreError, causes: Mapping[str, Cause] = CLOUDFLARE_CAUSES) -> Result:
+    """A numeric code is the API's, and not the status of an answer that is not S3."""
+    known = OTHER_CAUSE if error.code.isdecimal() else find_cause(error)
+    return causes.get(error.code, known).to_result(error)
 
 
-def api() -> Result:
-    """A listing past S3."""
-    if reason := cloudflare_api.why_not():
+def probe_api() -> Result:
+    """Whether Cloudflare's API lists the bucket."""
+    if reason := cloudflare_api.setup_problem():
         return Result(Status.NOT_CHECKED, _("There is no second listing, past S3."), reason)
     try:
-        cloudflare_api.list_page(conf().bucket, MARKER)
+        cloudflare_api.list_api_page(conf().bucket, MARKER_KEY)
     except StoreError as error:
-        return refusal(error)
+        return api_error_result(error)
     return Result(Status.OK, _("Cloudflare's API lists the bucket too."))
 
 
-def same_bucket() -> Result:
-    """Both must show the application's own object, or neither."""
+def probe_same_bucket() -> Result:
+    """Both must show the bucket marker, or neither."""
     bucket = conf().bucket
     try:
-        page = cloudflare_api.list_page(bucket, MARKER)
+        page = cloudflare_api.list_api_page(bucket, MARKER_KEY)
     except StoreError as error:
-        return refusal(error)
-    theirs = any(listed.key == MARKER for listed in page.objects)
+        return api_error_result(error)
+    theirs = any(listed.key == MARKER_KEY for listed in page.objects)
     try:
         ours = find_marker(bucket) is not None
     except StoreError as error:
-        return cause_of(error).result(error)
+        return find_cause(error).to_result(error)
     if ours != theirs:
         text = _("S3 and Cloudflare's API do not look into the same bucket.")
         return Result(Status.WRONG, text, str(NO_BUCKET.advice))

@@ -12,11 +12,11 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.connectivity import R2_HOST, jurisdiction_of
 from storage_audit.conf import Conf, conf
-from storage_audit.doctor.probe_result import Facts, Result, Status, fingerprint
-from storage_audit.redaction import redact, redact_proxy
+from storage_audit.doctor.probe_result import Facts, Result, Status, secret_fingerprint
+from storage_audit.redaction import redact_proxy_url, redact_secrets
 
 # Reported also when they are not set.
-NAMES = (
+ALWAYS_REPORTED = (
     "CLOUDFLARE_ACCOUNT_ID",
     "CLOUDFLARE_API_TOKEN",
     "DATABASE_URL",
@@ -32,14 +32,14 @@ NAMES = (
     "SECRET_KEY",
     "WRANGLER_PATH",
 )
-# What else makes a difference to the application, boto3, wrangler, or the way to them.
-OTHERS = re.compile(
+# Other variables that matter to the application, boto3, wrangler, or the network.
+REPORTED_PATTERN = re.compile(
     "(AWS|CF|CLEANUP|CLOUDFLARE|ORPHAN|R2|RECONCILE|SCAN|WRANGLER)_|QUEUE_WORKERS$|DEBUG$|PYTHONPATH$|VIRTUAL_ENV$"
     "|TZ$|XDG_CONFIG_HOME$|NODE_|SSL_CERT_|REQUESTS_CA_BUNDLE$|(?i:https?|all|no)_PROXY$",
 )
-SECRET = re.compile("KEY|TOKEN|SECRET|PASS|PWD|AUTH|CREDENTIAL|DATABASE_URL")
+SECRET_PATTERN = re.compile("KEY|TOKEN|SECRET|PASS|PWD|AUTH|CREDENTIAL|DATABASE_URL")
 # Settings, and the variables that they come from.
-MISTYPED = {
+VARIABLE_BY_SETTING = {
     "endpoint_url": "R2_ENDPOINT_URL",
     "access_key_id": "R2_ACCESS_KEY_ID",
     "secret_access_key": "R2_SECRET_ACCESS_KEY",
@@ -47,73 +47,81 @@ MISTYPED = {
     "api_token": "CLOUDFLARE_API_TOKEN",
 }
 ENV_FILE = Path(".env")
-AT_START = Path("/proc/self/environ")
-LINE = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(["']?)(.*?)\2\s*""")
+START_ENVIRONMENT_FILE = Path("/proc/self/environ")
+ENV_LINE_PATTERN = re.compile(r"""\s*(?:export\s+)?(\w+)\s*=\s*(["']?)(.*?)\2\s*""")
 
-ENVIRONMENT, FILE, LATER, DEFAULT = "environment", "env file", "set by the program", "default"
-UNREAD = "env file, which this process has not read"
+FROM_ENVIRONMENT, FROM_ENV_FILE, SET_BY_PROGRAM, FROM_DEFAULT = (
+    "environment",
+    "env file",
+    "set by the program",
+    "default",
+)
+ENV_FILE_UNREAD = "env file, which this process has not read"
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """`shown` is the value as anybody may see it: of a secret only a fingerprint, and no password
-    of an address. `source` is one of the constants above; what is not set has its default."""
+    """`visible_value` is what anybody may see: of a secret only a fingerprint, and no password of
+    an address. `source` is one of the constants above; what is not set has its default."""
 
     is_set: bool
-    shown: str
+    visible_value: str
     source: str
 
     def __str__(self) -> str:
-        return f"{self.shown} ({self.source})"
+        return f"{self.visible_value} ({self.source})"
 
 
-def environment() -> dict[str, Variable]:
+def read_environment() -> dict[str, Variable]:
     """The variables that matter here, by their names."""
-    in_file, started = of_env_file(), at_start()
-    others = {name for name in (*os.environ, *in_file) if OTHERS.match(name)}
-    return {name: variable(name, in_file, started) for name in sorted({*NAMES, *others})}
+    in_file, started = read_env_file(), read_start_environment()
+    others = {name for name in (*os.environ, *in_file) if REPORTED_PATTERN.match(name)}
+    return {
+        name: describe_variable(name, in_file, started)
+        for name in sorted({*ALWAYS_REPORTED, *others})
+    }
 
 
-def variable(name: str, in_file: dict[str, str], started: dict[str, str]) -> Variable:
+def describe_variable(name: str, in_file: dict[str, str], started: dict[str, str]) -> Variable:
     value = os.environ.get(name)
     if not value:
-        return Variable(False, "not set", UNREAD if in_file.get(name) else DEFAULT)
+        return Variable(False, "not set", ENV_FILE_UNREAD if in_file.get(name) else FROM_DEFAULT)
     if name.upper().endswith("_PROXY"):
-        shown = redact_proxy(value)
+        shown = redact_proxy_url(value)
     else:
-        shown = fingerprint(value) if SECRET.search(name) else redact(value)
+        shown = secret_fingerprint(value) if SECRET_PATTERN.search(name) else redact_secrets(value)
     if started.get(name) == value:
-        return Variable(True, shown, ENVIRONMENT)
-    return Variable(True, shown, FILE if in_file.get(name) == value else LATER)
+        return Variable(True, shown, FROM_ENVIRONMENT)
+    return Variable(True, shown, FROM_ENV_FILE if in_file.get(name) == value else SET_BY_PROGRAM)
 
 
-def at_start() -> dict[str, str]:
-    """What the process was started with; where that cannot be seen, what it has now."""
+def read_start_environment() -> dict[str, str]:
+    """The environment at the start of the process, or where that is unknown, the one of now."""
     now = dict(os.environ)
     try:
-        entries = AT_START.read_bytes().split(b"\0")
+        entries = START_ENVIRONMENT_FILE.read_bytes().split(b"\0")
     except OSError:
         return now
     pairs = (os.fsdecode(entry).partition("=") for entry in entries)
     started = {name: value for name, _equals, value in pairs}
-    # A program that gives its process another name overwrites them.
+    # A program that renames its process overwrites them.
     return started if started.items() & now.items() else now
 
 
-def of_env_file() -> dict[str, str]:
-    """What stands in the file that many programs, wrangler among them, read where they run."""
+def read_env_file() -> dict[str, str]:
+    """The variables of the .env file, which many programs read where they run, as wrangler does."""
     try:
         lines = ENV_FILE.read_text(errors="replace").splitlines()
     except OSError:
         return {}
-    found = filter(None, (LINE.fullmatch(line) for line in lines))
+    found = filter(None, (ENV_LINE_PATTERN.fullmatch(line) for line in lines))
     return {match[1]: match[3] for match in found}
 
 
-def variables() -> Result:
-    found = environment()
+def probe_environment() -> Result:
+    found = read_environment()
     facts: Facts = {name: str(variable) for name, variable in found.items()}
-    unread = [name for name, variable in found.items() if variable.source == UNREAD]
+    unread = [name for name, variable in found.items() if variable.source == ENV_FILE_UNREAD]
     if unread:
         text = _("%(file)s sets what this process does not have: %(names)s.")
         advice = _(
@@ -127,11 +135,11 @@ def variables() -> Result:
     return Result(Status.OK, _("%d variables that matter are set.") % count, facts=facts)
 
 
-def settings_of_app() -> Result:
+def probe_settings() -> Result:
     facts: Facts = {"settings module": os.environ.get("DJANGO_SETTINGS_MODULE", "")}
-    facts |= {f.name.upper(): setting(f.name, getattr(conf(), f.name)) for f in fields(Conf)}
-    facts |= {"SECRET_KEY": fingerprint(settings.SECRET_KEY), "DEBUG": settings.DEBUG}
-    if mistake := mistake_in(conf()):
+    facts |= {f.name.upper(): setting_text(f.name, getattr(conf(), f.name)) for f in fields(Conf)}
+    facts |= {"SECRET_KEY": secret_fingerprint(settings.SECRET_KEY), "DEBUG": settings.DEBUG}
+    if mistake := find_mistake(conf()):
         text, advice = mistake
         return Result(Status.WRONG, text, advice, facts)
     text = _("Bucket %(bucket)s at %(host)s.")
@@ -139,17 +147,17 @@ def settings_of_app() -> Result:
     return Result(Status.OK, text % where, facts=facts)
 
 
-def setting(name: str, value: Any) -> str:
+def setting_text(name: str, value: Any) -> str:
     field = next(f for f in fields(Conf) if f.name == name)
-    shown = fingerprint(value) if not field.repr and name != "endpoint_url" else str(value)
+    shown = secret_fingerprint(value) if not field.repr and name != "endpoint_url" else str(value)
     default = field.default if field.default is not MISSING else None
     given = name.upper() in settings.STORAGE_AUDIT and value != default
-    return f"{shown} ({'settings' if given else DEFAULT})"
+    return f"{shown} ({'settings' if given else FROM_DEFAULT})"
 
 
-def mistake_in(given: Conf) -> tuple[str, str] | None:
-    """What can be seen to be wrong without asking anybody, and what to do."""
-    for name, variable in MISTYPED.items():
+def find_mistake(given: Conf) -> tuple[str, str] | None:
+    """A mistake that can be seen without asking anybody, and what to do."""
+    for name, variable in VARIABLE_BY_SETTING.items():
         if re.search(r"""\s|^["']|["']$""", getattr(given, name)):
             text = _("%s has quotes or white space in it.") % variable
             return text, _("Take them out: an EnvironmentFile and Docker's env-file keep them.")

@@ -1,4 +1,4 @@
-"""The table of what the doctor's probes have found."""
+"""The table of health reports."""
 
 import uuid
 from typing import Self
@@ -8,23 +8,23 @@ from django.db.models import F, Max, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.clocks import latest
+from storage_audit.clocks import latest_valid_time
 
 
-class DiagnosisQuerySet(models.QuerySet["Diagnosis"]):
+class HealthReportQuerySet(models.QuerySet["HealthReport"]):
     def latest_first(self) -> Self:
-        """But for times to come, which a clock that was ahead has written."""
-        return self.filter(at__lte=latest()).order_by("-at", "-pk")
+        """Without future times, which a fast clock has written."""
+        return self.filter(at__lte=latest_valid_time()).order_by("-at", "-pk")
 
     def prune(self, kept: int) -> None:
         """Delete all runs but the latest."""
-        runs = self.values("run").annotate(latest=Max("at", filter=Q(at__lte=latest())))
+        runs = self.values("run").annotate(latest=Max("at", filter=Q(at__lte=latest_valid_time())))
         runs = runs.order_by(F("latest").desc(nulls_last=True))
         self.exclude(run__in=list(runs.values_list("run", flat=True)[:kept])).delete()
 
 
-class Diagnosis(models.Model):
-    """The answers of all probes in one process. Those of one `run` are compared side by side."""
+class HealthReport(models.Model):
+    """The results of all probes in one process. Reports of one `run` are compared."""
 
     class Context(models.TextChoices):
         WEB = "web", _("web server")
@@ -39,14 +39,15 @@ class Diagnosis(models.Model):
     # A list of results: name, status, summary, advice, facts, readings; redacted.
     probes = models.JSONField(_("probes"), default=list)
 
-    objects = DiagnosisQuerySet.as_manager()
+    objects = HealthReportQuerySet.as_manager()
 
     class Meta:
-        verbose_name = _("diagnosis")
-        verbose_name_plural = _("diagnoses")
+        verbose_name = _("health report")
+        verbose_name_plural = _("health reports")
         constraints = [
             models.CheckConstraint(
-                condition=Q(context__in=["web", "worker", "shell"]), name="diagnosis_context_known"
+                condition=Q(context__in=["web", "worker", "shell"]),
+                name="health_report_context_known",
             ),
         ]
 

@@ -1,4 +1,4 @@
-"""What a probe says, and how it is run: whatever it does, it answers within its time."""
+"""The result of a probe, and how a probe is run: whatever it does, there is a result in time."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -10,12 +10,12 @@ from django.db import OperationalError, connections, models
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.redaction import redact, visible
+from storage_audit.redaction import printable_text, redact_secrets
 
 Facts = dict[str, Any]
-# The reading that names the probe without which this one tells nothing.
-WAITS = "waits for"
-BLOCKED = gettext_lazy(
+# The reading that names the probe that this one waits for.
+WAITS_FOR = "waits for"
+DATABASE_LOCK_ADVICE = gettext_lazy(
     "If something is locked, end the transaction that another process keeps open: PostgreSQL names"
     " it in pg_stat_activity (SELECT pid, state, query FROM pg_stat_activity), and fuser names the"
     " processes that have the file of SQLite open."
@@ -46,23 +46,25 @@ class Result:
         if bool(self.advice) == (self.status == Status.OK):
             raise ValueError("All but what is ok needs advice, and only that.")
 
-    def stored(self, name: str) -> dict[str, Any]:
+    def to_json(self, name: str) -> dict[str, Any]:
         """As JSON can hold it and everybody may see it."""
-        kept: dict[str, Any] = shown({"name": name, **asdict(self)})
+        kept: dict[str, Any] = redact_value({"name": name, **asdict(self)})
         return kept
 
 
-def bounded(probe: Callable[[], Result], seconds: float, leaves: str = "") -> Result:
-    """The probe's result, or what is wrong with the probe. One that hangs is left to itself, and
-    `leaves` says what may then stay."""
+def run_with_timeout(
+    probe: Callable[[], Result], seconds: float, leftover_hint: str = ""
+) -> Result:
+    """The probe's result, or the probe's own problem. One that hangs is abandoned; `leftover_hint`
+    says what may then stay in the bucket."""
     results: list[Result] = []
     # Not a pool, whose threads the interpreter would wait for at its end.
-    thread = Thread(target=lambda: results.append(guarded(probe)), daemon=True)
+    thread = Thread(target=lambda: results.append(run_guarded(probe)), daemon=True)
     thread.start()
     thread.join(seconds)
     if results:
         return results[0]
-    text = f"{_('No answer within %d seconds.') % seconds} {leaves}".rstrip()
+    text = f"{_('No answer within %d seconds.') % seconds} {leftover_hint}".rstrip()
     advice = _(
         "Something swallows what is sent and does not answer: look for a firewall or a proxy in"
         " between, and whether that service is up."
@@ -70,12 +72,12 @@ def bounded(probe: Callable[[], Result], seconds: float, leaves: str = "") -> Re
     return Result(Status.WRONG, text, advice)
 
 
-def guarded(probe: Callable[[], Result]) -> Result:
+def run_guarded(probe: Callable[[], Result]) -> Result:
     try:
         return probe()
     except OperationalError as error:
         text = _("The database does not answer: %s") % " ".join(str(error).split())
-        return Result(Status.WRONG, text, str(BLOCKED))
+        return Result(Status.WRONG, text, str(DATABASE_LOCK_ADVICE))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other probes are to answer
         advice = _("The probe itself failed, at something that it did not expect: read the error.")
         return Result(Status.WRONG, f"{type(error).__name__}: {error}", advice)
@@ -83,15 +85,15 @@ def guarded(probe: Callable[[], Result]) -> Result:
         connections.close_all()  # this thread's own
 
 
-def shown(value: Any) -> Any:
+def redact_value(value: Any) -> Any:
     """The same text, list or dict without secrets, and without what a terminal would obey."""
     if isinstance(value, dict):
-        return {name: shown(item) for name, item in value.items()}
+        return {name: redact_value(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [shown(item) for item in value]
-    return visible(redact(value)) if isinstance(value, str) else value
+        return [redact_value(item) for item in value]
+    return printable_text(redact_secrets(value)) if isinstance(value, str) else value
 
 
-def fingerprint(secret: str) -> str:
-    """So that two processes can be compared; too little to find the secret by."""
+def secret_fingerprint(secret: str) -> str:
+    """Enough to compare two processes, too little to guess the secret."""
     return f"set, #{sha256(secret.encode()).hexdigest()[:4]}" if secret else "not set"

@@ -1,6 +1,7 @@
-"""Objects of the doctor's own, which show what the credentials may do and what the store is like.
+"""Writes, reads and deletes small objects of the doctor's own, to test credentials and store.
 
-They lie beside the marker, where no layout can have a key, and have names that nobody else uses.
+They lie beside the marker, where no key format can have a key, and have names that nobody else
+uses.
 """
 
 import re
@@ -16,21 +17,20 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import ListingOutOfOrder, pages
+from storage_audit.bucket.listing import ListingOutOfOrder, object_pages
 from storage_audit.conf import conf
 from storage_audit.doctor.probe_result import Facts, Result, Status
-from storage_audit.doctor.store_probes import Cause, cause_of
+from storage_audit.doctor.store_probes import Cause, find_cause
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import OWN_PREFIX
 
-BODY = b"Written by r2_doctor to see whether it can be read, listed and deleted. It may go.\n"
-# Ours, by the names that are made here and in bucket_marker.probe. Of those that are older nobody
-# is at work any more.
-OURS = re.compile(
+PROBE_BODY = b"Written by r2_doctor to see whether it can be read, listed and deleted. It may go.\n"
+# Keys made here and in bucket_marker.probe_traits. No probe still uses objects older than this.
+PROBE_KEY_PATTERN = re.compile(
     re.escape(OWN_PREFIX) + r"(doctor|probe)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     "(-b|/b|-\u00e9|-e\u0301)?"
 )
-OLD = timedelta(hours=1)
+MAX_PROBE_AGE = timedelta(hours=1)
 READ_ONLY = Cause(
     gettext_lazy("The access key may read the bucket, and may not write to it."),
     gettext_lazy(
@@ -38,123 +38,123 @@ READ_ONLY = Cause(
         " “Manage API tokens”: with this one no cleanup can delete anything."
     ),
 )
-KEEPING = Cause(
+CANNOT_DELETE = Cause(
     gettext_lazy("The access key may write to the bucket, and may not delete."),
     gettext_lazy("Give it the permission to delete: no cleanup can do anything without."),
 )
-CONTRADICTING = Cause(
+CONTRADICTORY_STORE = Cause(
     gettext_lazy("The store contradicts itself."),
     gettext_lazy(
         "Look for a cache or a proxy between this machine and the store. Until it is gone, cleanups"
-        " end as incomplete: nothing that this store says can be believed."
+        " keep retrying: nothing that this store says can be believed."
     ),
 )
-# By what was tried, and what was answered.
-BY_STEP = {
+# By what was tried, and the store's error.
+CAUSES_BY_STEP = {
     ("write", "AccessDenied"): READ_ONLY,
     ("write", "Unauthorized"): READ_ONLY,
-    ("delete", "AccessDenied"): KEEPING,
+    ("delete", "AccessDenied"): CANNOT_DELETE,
 }
 
 
 class Contradiction(StoreError):
-    """What the store says now cannot be, after what it said before."""
+    """The store's answer contradicts an earlier one."""
 
 
-def own_key() -> str:
+def new_probe_key() -> str:
     return f"{OWN_PREFIX}doctor-{uuid4()}"
 
 
-def canary() -> Result:
-    """What the application does with objects, done with one of our own."""
-    bucket, key = conf().bucket, own_key()
+def probe_roundtrip() -> Result:
+    """Do with an object of our own what the application does with objects."""
+    bucket, key = conf().bucket, new_probe_key()
     steps: dict[str, Callable[[], object]] = {
-        "write": lambda: s3.write(bucket, key, BODY),
-        "list": lambda: see(bucket, key, there=True),
-        "read": lambda: read_again(bucket, key),
+        "write": lambda: s3.write_object(bucket, key, PROBE_BODY),
+        "list": lambda: check_listing(bucket, key, there=True),
+        "read": lambda: check_content(bucket, key),
         "delete": lambda: s3.delete_single(bucket, key),
-        "see gone": lambda: see(bucket, key, there=False),
-        "clear away": lambda: delete_old(bucket),
+        "see gone": lambda: check_listing(bucket, key, there=False),
+        "clear away": lambda: delete_old_probes(bucket),
     }
     for step, take in steps.items():
         try:
             take()
         except StoreError as error:
-            return failure(step, error, left_behind(bucket, key))
+            return failed_step_result(step, error, delete_probe_objects(bucket, key))
     text = _("An object can be written, listed, read and deleted, and is seen gone.")
     return Result(Status.OK, text)
 
 
-def failure(step: str, error: StoreError, left: str) -> Result:
-    known = CONTRADICTING if isinstance(error, Contradiction) else cause_of(error)
-    cause = BY_STEP.get((step, error.code), known)
+def failed_step_result(step: str, error: StoreError, left: str) -> Result:
+    known = CONTRADICTORY_STORE if isinstance(error, Contradiction) else find_cause(error)
+    cause = CAUSES_BY_STEP.get((step, error.code), known)
     facts, readings = {"failed to": step, "error": error.code}, {"answer": str(error)}
     summary = " ".join(filter(None, (str(cause.summary), left)))
     return Result(Status.WRONG, summary, str(cause.advice), facts, readings)
 
 
-def see(bucket: str, key: str, *, there: bool) -> None:
-    if listed(bucket, key) != ([key] if there else []):
+def check_listing(bucket: str, key: str, *, there: bool) -> None:
+    if list_keys(bucket, key) != ([key] if there else []):
         raise Contradiction(
             f"The listing is wrong of an object {'written' if there else 'deleted'}."
         )
 
 
-def read_again(bucket: str, key: str) -> None:
-    if s3.read(bucket, key) != BODY:
+def check_content(bucket: str, key: str) -> None:
+    if s3.read_object(bucket, key) != PROBE_BODY:
         raise Contradiction("The object that was read is not the one that was written.")
 
 
-def delete_old(bucket: str) -> None:
-    """What examinations left behind that were ended, or could not delete it."""
-    before = timezone.now() - OLD
-    for page in pages(bucket, OWN_PREFIX):
+def delete_old_probes(bucket: str) -> None:
+    """Delete leftover objects of health checks that broke off, or could not delete them."""
+    before = timezone.now() - MAX_PROBE_AGE
+    for page in object_pages(bucket, OWN_PREFIX):
         for found in page:
-            if OURS.fullmatch(found.key) and found.last_modified < before:
+            if PROBE_KEY_PATTERN.fullmatch(found.key) and found.last_modified < before:
                 s3.delete_single(bucket, found.key)
 
 
-def listed(bucket: str, prefix: str) -> list[str]:
-    return [each.key for page in pages(bucket, prefix) for each in page]
+def list_keys(bucket: str, prefix: str) -> list[str]:
+    return [each.key for page in object_pages(bucket, prefix) for each in page]
 
 
-def left_behind(bucket: str, *keys: str) -> str:
-    """Delete them, whatever became of them before; says so when one stays, or may stay."""
+def delete_probe_objects(bucket: str, *keys: str) -> str:
+    """Delete them, whatever happened before; says when one stays, or may stay."""
     for key in keys:
-        with suppress(StoreError):  # What the caller has met is what is to be told.
+        with suppress(StoreError):  # The caller reports its own error.
             s3.delete_single(bucket, key)
     try:
-        stay = [key for key in keys if listed(bucket, key)]
+        stay = [key for key in keys if list_keys(bucket, key)]
     except StoreError:
-        return _("It may be that %s is left behind.") % ", ".join(keys)
-    return _("Left behind, delete it by hand: %s.") % ", ".join(stay) if stay else ""
+        return _("Maybe still in the bucket: %s.") % ", ".join(keys)
+    return _("Still in the bucket, delete it by hand: %s.") % ", ".join(stay) if stay else ""
 
 
-def traits() -> Result:
-    """What stores differ in, and cleanups rely on."""
-    bucket, start = conf().bucket, own_key()
+def probe_store_traits() -> Result:
+    """Traits that stores differ in, and that cleanups rely on."""
+    bucket, start = conf().bucket, new_probe_key()
     # A store that is a tree of folders lists `a/b` before `a-b`.
     keys = [f"{start}-b", f"{start}/b"]
     try:
-        result = traits_by(bucket, start, keys)
+        result = compare_traits(bucket, start, keys)
     except StoreError as error:
-        result = cause_of(error).result(error)
-    return telling(result, left_behind(bucket, *keys))
+        result = find_cause(error).to_result(error)
+    return add_leftover_warning(result, delete_probe_objects(bucket, *keys))
 
 
-def telling(result: Result, left: str) -> Result:
+def add_leftover_warning(result: Result, left: str) -> Result:
     if not left:
         return result
     status = Status.WARNING if result.status == Status.OK else result.status
-    advice = result.advice or _("Look again in an hour: then the canary deletes it.")
+    advice = result.advice or _("Check again in an hour: the round trip deletes it then.")
     return replace(result, status=status, summary=f"{result.summary} {left}", advice=advice)
 
 
-def traits_by(bucket: str, start: str, keys: list[str]) -> Result:
+def compare_traits(bucket: str, start: str, keys: list[str]) -> Result:
     """Raises StoreError."""
-    folds = bucket_marker.probe(bucket).folds_unicode
-    in_order = lists_in_order(bucket, start, keys)
-    lists_uploads = multipart.unfinished(bucket, OWN_PREFIX) is not None
+    folds = bucket_marker.probe_traits(bucket).folds_unicode
+    in_order = is_listing_ordered(bucket, start, keys)
+    lists_uploads = multipart.list_unfinished_uploads(bucket, OWN_PREFIX) is not None
     claimed = (bucket_marker.read_marker(bucket) or {}).get("folds_unicode", folds)
     facts: Facts = {
         "listings": _("in order of bytes") if in_order else _("in another order"),
@@ -166,8 +166,8 @@ def traits_by(bucket: str, start: str, keys: list[str]) -> Result:
         advice = _("Use R2 or another store that does: no listing of this one is believed.")
         return Result(Status.WRONG, text, advice, facts)
     if claimed != folds:
-        text = _("The store takes spellings of a key otherwise than when the bucket was claimed.")
-        return Result(Status.WRONG, text, _("Run: manage.py claim_bucket"), facts)
+        text = _("The store takes spellings of a key otherwise than when the bucket was connected.")
+        return Result(Status.WRONG, text, _("Run: manage.py connect_bucket"), facts)
     if not lists_uploads:
         text = _("The store cannot list unfinished uploads.")
         advice = _(
@@ -178,19 +178,19 @@ def traits_by(bucket: str, start: str, keys: list[str]) -> Result:
     return Result(Status.OK, _("All that cleanups rely on."), facts=facts)
 
 
-def lists_in_order(bucket: str, start: str, keys: list[str]) -> bool:
+def is_listing_ordered(bucket: str, start: str, keys: list[str]) -> bool:
     for key in keys:
-        s3.write(bucket, key, BODY)
+        s3.write_object(bucket, key, PROBE_BODY)
     try:
-        return listed(bucket, start) == keys
+        return list_keys(bucket, start) == keys
     except ListingOutOfOrder:
         return False
 
 
-def marker() -> Result:
+def probe_marker() -> Result:
     bucket = conf().bucket
     try:
-        bucket_marker.check(bucket)
+        bucket_marker.check_bucket(bucket)
     except bucket_marker.CannotConclude as mismatch:
         advice = _(
             "If this is the wrong bucket or the wrong database, correct R2_BUCKET_NAME or"
@@ -198,5 +198,5 @@ def marker() -> Result:
         )
         return Result(Status.WRONG, str(mismatch), advice)
     except StoreError as error:
-        return cause_of(error).result(error)
+        return find_cause(error).to_result(error)
     return Result(Status.OK, _("Bucket %s belongs to this database.") % bucket)

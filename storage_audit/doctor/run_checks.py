@@ -1,4 +1,4 @@
-"""All probes, in this process, one after the other."""
+"""Runs all probes in this process, one after the other."""
 
 import logging
 import os
@@ -24,128 +24,138 @@ from storage_audit.doctor import (
     store_probes,
     versions,
 )
-from storage_audit.doctor.models import Diagnosis
-from storage_audit.doctor.probe_result import BLOCKED, WAITS, Result, Status, bounded
-from storage_audit.locking import impatient
+from storage_audit.doctor.models import HealthReport
+from storage_audit.doctor.probe_result import (
+    DATABASE_LOCK_ADVICE,
+    WAITS_FOR,
+    Result,
+    Status,
+    run_with_timeout,
+)
+from storage_audit.locking import atomic_with_timeout
 
 logger = logging.getLogger(__name__)
 
-# Seconds. wrangler's own limit for one probe, that of two calls, is shorter (bucket/wrangler.py,
-# LOOK): who hangs is ended by it, and not left behind.
-PATIENCE, ALTOGETHER = 20.0, 45.0
+# wrangler's own limit for the two calls of one probe is shorter (QUERY_TIMEOUT_SECONDS in
+# bucket/wrangler.py): a hanging wrangler is stopped by it, and no process stays.
+PROBE_TIMEOUT_SECONDS, RUN_TIMEOUT_SECONDS = 20.0, 45.0
 KEPT_RUNS = 100
-# The name of what says why the report is not kept; it is no probe.
-REPORT = "report"
-OBJECTS = gettext_lazy(
-    "An object of it may stay under .storage_audit/; the canary deletes such, an hour later."
+# The entry that says why the report was not kept; it is no probe.
+REPORT_ENTRY = "report"
+LEFTOVER_HINT = gettext_lazy(
+    "An object of it may stay under .storage_audit/; the round trip deletes it an hour later."
 )
 
 
 class Probe(NamedTuple):
-    """`after` names those that it can tell nothing without; `leaves` says what stays when it does
-    not get to its end."""
+    """`requires` names the probes that must be conclusive first; `leftover_hint` says what may stay
+    when it does not end."""
 
     name: str
     run: Callable[[], Result]
-    after: tuple[str, ...] = ()
-    leaves: str | Promise = ""
+    requires: tuple[str, ...] = ()
+    leftover_hint: str | Promise = ""
 
 
-# What asks nobody outside comes first, so that a store that hangs does not take its time.
+# Local probes come first, so that a store that hangs does not use up their time.
 PROBES = (
-    Probe("versions", versions.versions),
-    Probe("process", host_probes.process),
-    Probe("resources", host_probes.resources),
-    Probe("environment", environment.variables),
-    Probe("settings", environment.settings_of_app),
-    Probe("database", host_probes.database),
-    Probe("queue", host_probes.broker, ("database",)),
-    Probe("schedule", host_probes.schedule, ("database",)),
-    Probe("worker", host_probes.worker, ("database",)),
-    Probe("network", store_probes.network),
-    Probe("clock", store_probes.clock, ("network",)),
-    Probe("access", store_probes.access, ("network",)),
-    Probe("canary", roundtrip_probe.canary, ("access",), OBJECTS),
-    Probe("traits", roundtrip_probe.traits, ("canary",), OBJECTS),
-    Probe("marker", roundtrip_probe.marker, ("access", "database")),
-    Probe("wrangler", cloudflare_probes.tool),
-    Probe("login", cloudflare_probes.login, ("wrangler",)),
-    Probe("API", cloudflare_probes.api),
-    Probe("same bucket", cloudflare_probes.same_bucket, ("access", "API")),
+    Probe("versions", versions.probe_versions),
+    Probe("process", host_probes.probe_process),
+    Probe("resources", host_probes.probe_resources),
+    Probe("environment", environment.probe_environment),
+    Probe("settings", environment.probe_settings),
+    Probe("database", host_probes.probe_database),
+    Probe("queue", host_probes.probe_queue, ("database",)),
+    Probe("schedule", host_probes.probe_schedule, ("database",)),
+    Probe("worker", host_probes.probe_worker, ("database",)),
+    Probe("network", store_probes.probe_network),
+    Probe("clock", store_probes.probe_clock, ("network",)),
+    Probe("access", store_probes.probe_access, ("network",)),
+    Probe("round trip", roundtrip_probe.probe_roundtrip, ("access",), LEFTOVER_HINT),
+    Probe("traits", roundtrip_probe.probe_store_traits, ("round trip",), LEFTOVER_HINT),
+    Probe("marker", roundtrip_probe.probe_marker, ("access", "database")),
+    Probe("wrangler", cloudflare_probes.probe_wrangler),
+    Probe("login", cloudflare_probes.probe_login, ("wrangler",)),
+    Probe("API", cloudflare_probes.probe_api),
+    Probe("same bucket", cloudflare_probes.probe_same_bucket, ("access", "API")),
 )
 
 
-def examine_everywhere(context: str) -> Diagnosis:
-    """Run the doctor's probes here and now, and have a worker run them meanwhile, if one is needed
-    at all. Both reports are of one run."""
+def run_probes_everywhere(context: str) -> HealthReport:
+    """Run the probes here and now, and have a worker run them meanwhile, if workers are used. Both
+    reports belong to one run."""
     run, unasked = uuid4(), ""
     if not conf().sync:
         try:
             asked = (str(run), timezone.now())
-            with impatient():
+            with atomic_with_timeout():
                 queue.send_task(queue.DIAGNOSE, *asked)
         except Error as error:
-            logger.warning("No worker could be asked for its diagnosis: %s", error)
+            logger.warning("No worker could be asked for its health report: %s", error)
             unasked = str(error)
-    return examine(context, run, unasked)
+    return run_probes(context, run, unasked)
 
 
-def examine(context: str, run: UUID, unasked: str = "") -> Diagnosis:
-    """Run all probes here and now, and keep what they say, unless the database is what is wrong;
-    `unasked` says why it did not take the question to a worker. What is not kept has no key.
+def run_probes(context: str, run: UUID, queue_error: str = "") -> HealthReport:
+    """Run all probes here and now, and save the report, unless the database has trouble;
+    `queue_error` says why no worker could be asked. A report that is not saved has no key.
 
     Takes seconds, and with everything hanging less than a minute.
     """
-    deadline, results = monotonic() + ALTOGETHER, dict[str, Result]()
+    deadline, results = monotonic() + RUN_TIMEOUT_SECONDS, dict[str, Result]()
     for probe in PROBES:
-        obstacle = next((name for name in probe.after if not tells(results[name])), None)
+        obstacle = next((name for name in probe.requires if not is_conclusive(results[name])), None)
         if obstacle:
-            results[probe.name] = put_off(obstacle)
-        elif deadline - monotonic() < PATIENCE:
-            results[probe.name] = too_late()
+            results[probe.name] = waiting_result(obstacle)
+        elif deadline - monotonic() < PROBE_TIMEOUT_SECONDS:
+            results[probe.name] = too_late_result()
         else:
-            results[probe.name] = bounded(probe.run, PATIENCE, str(probe.leaves))
-    diagnosis = Diagnosis(
+            results[probe.name] = run_with_timeout(
+                probe.run, PROBE_TIMEOUT_SECONDS, str(probe.leftover_hint)
+            )
+    health_report = HealthReport(
         run=run,
         context=context,
         host=socket.gethostname(),
         pid=os.getpid(),
-        probes=[result.stored(name) for name, result in results.items()],
+        probes=[result.to_json(name) for name, result in results.items()],
     )
-    if tells(results["database"]) and (reason := unasked or keep(diagnosis)):
-        diagnosis.probes.append(unkept(reason).stored(REPORT))
-    return diagnosis
+    if is_conclusive(results["database"]) and (reason := queue_error or save_report(health_report)):
+        health_report.probes.append(unsaved_result(reason).to_json(REPORT_ENTRY))
+    return health_report
 
 
-def keep(diagnosis: Diagnosis) -> str:
-    """Why it could not be, or nothing."""
+def save_report(health_report: HealthReport) -> str:
+    """Save it; gives why it could not be saved, or nothing."""
     try:
-        with impatient():
-            diagnosis.save()
-            Diagnosis.objects.prune(KEPT_RUNS)
+        with atomic_with_timeout():
+            health_report.save()
+            HealthReport.objects.prune(KEPT_RUNS)
     except Error as error:
         logger.warning("The report of the probes was not kept: %s", error)
-        diagnosis.pk = None
+        health_report.pk = None
         return str(error)
     return ""
 
 
-def tells(result: Result) -> bool:
-    """Whether what builds on it can be asked."""
+def is_conclusive(result: Result) -> bool:
+    """Whether the probes that require it can run."""
     return result.status in (Status.OK, Status.WARNING)
 
 
-def unkept(reason: str) -> Result:
+def unsaved_result(reason: str) -> Result:
     text = _("The database takes nothing: this report is not kept, and no worker's is awaited.")
-    return Result(Status.WRONG, text, str(BLOCKED), readings={"answer": " ".join(reason.split())})
+    return Result(
+        Status.WRONG, text, str(DATABASE_LOCK_ADVICE), readings={"answer": " ".join(reason.split())}
+    )
 
 
-def too_late() -> Result:
+def too_late_result() -> Result:
     text = _("The probes before this one took all the time there is.")
     return Result(Status.NOT_CHECKED, text, _("Mend what is wrong above, then look again."))
 
 
-def put_off(obstacle: str) -> Result:
+def waiting_result(obstacle: str) -> Result:
     text, advice = _("It would tell nothing: see “%s”."), _("Mend what “%s” says first.")
-    waits = {WAITS: obstacle}
+    waits = {WAITS_FOR: obstacle}
     return Result(Status.NOT_CHECKED, text % obstacle, advice % obstacle, readings=waits)

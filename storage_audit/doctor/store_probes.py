@@ -1,4 +1,4 @@
-"""What the store's refusals mean, told apart, and what to do about each."""
+"""Probes of the store: what each of its errors means, and what to do."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,7 +14,7 @@ from storage_audit.bucket import connectivity, s3
 from storage_audit.bucket.errors import LOCKED, InvalidResponse, StoreError, Unavailable
 from storage_audit.conf import conf
 from storage_audit.doctor.probe_result import Result, Status
-from storage_audit.redaction import redact_proxy
+from storage_audit.redaction import redact_proxy_url
 
 Text = str | Promise
 
@@ -24,13 +24,13 @@ class Cause:
     summary: Text
     advice: Text
 
-    def result(self, error: StoreError) -> Result:
-        """With the store's own words among the readings, as they hold times and ids."""
+    def to_result(self, error: StoreError) -> Result:
+        """The store's own words are a reading, as they hold times and ids."""
         facts, readings = {"error": error.code}, {"answer": str(error)}
         return Result(Status.WRONG, str(self.summary), str(self.advice), facts, readings)
 
 
-CLOCK = Cause(
+WRONG_CLOCK = Cause(
     gettext_lazy("The store refuses requests of this machine because its clock is wrong."),
     gettext_lazy(
         "Set the clock of this machine, and have it kept right: timedatectl set-ntp true. S3"
@@ -45,11 +45,11 @@ UNKNOWN_KEY = Cause(
     ),
 )
 # https://developers.cloudflare.com/r2/api/error-codes/
-BY_CODE = {
+STORE_CAUSES = {
     "Unauthorized": UNKNOWN_KEY,
     "InvalidAccessKeyId": UNKNOWN_KEY,
-    "RequestTimeTooSkewed": CLOCK,
-    "ExpiredRequest": CLOCK,
+    "RequestTimeTooSkewed": WRONG_CLOCK,
+    "ExpiredRequest": WRONG_CLOCK,
     "SignatureDoesNotMatch": Cause(
         gettext_lazy("The secret access key is not the one of the access key id."),
         gettext_lazy(
@@ -116,69 +116,69 @@ UNREACHABLE = Cause(
         " a sign-in page that answers in the store's place."
     ),
 )
-STRANGE = Cause(
+NO_S3_STORE = Cause(
     gettext_lazy("What answers is not an S3 store."),
     gettext_lazy(
         "Open R2_ENDPOINT_URL in a browser of this network: a proxy or a sign-in page answers in"
         " the store's place, or the address is not that of the S3 API."
     ),
 )
-HEAD_ONLY = Cause(
+HEAD_REFUSED = Cause(
     gettext_lazy("The access key lists the bucket, and HeadBucket is refused."),
     gettext_lazy(
         "Let its token, or the policy of a store of your own, allow HeadBucket too: with it the"
         " bucket's place and the store's clock are looked at."
     ),
 )
-OTHER = Cause(
+OTHER_CAUSE = Cause(
     gettext_lazy("The store refuses, for a reason of its own."),
     gettext_lazy("Look the error up: https://developers.cloudflare.com/r2/api/error-codes/"),
 )
 
 
-def cause_of(error: StoreError) -> Cause:
-    if error.code in BY_CODE:
-        return BY_CODE[error.code]
+def find_cause(error: StoreError) -> Cause:
+    if error.code in STORE_CAUSES:
+        return STORE_CAUSES[error.code]
     if isinstance(error, Unavailable):
         return UNREACHABLE
-    # Without an error of S3 in the answer, its status stands for the code.
+    # An answer without an S3 error has its HTTP status for a code.
     is_s3 = error.code and not error.code.isdecimal()
-    return OTHER if is_s3 and not isinstance(error, InvalidResponse) else STRANGE
+    return OTHER_CAUSE if is_s3 and not isinstance(error, InvalidResponse) else NO_S3_STORE
 
 
-def refusal_of_bucket(bucket: str, error: StoreError) -> Result:
-    """Of the bucket as a whole. A bucket of another jurisdiction is not there, or not for us."""
+def bucket_refusal_result(bucket: str, error: StoreError) -> Result:
+    """When the bucket as a whole is refused. It may lie in another jurisdiction."""
     if error.code in ("NoSuchBucket", "AccessDenied"):
-        for jurisdiction in connectivity.elsewhere(bucket):
-            return in_another_jurisdiction(jurisdiction).result(error)
-    return cause_of(error).result(error)
+        for jurisdiction in connectivity.find_other_jurisdictions(bucket):
+            return jurisdiction_cause(jurisdiction).to_result(error)
+    return find_cause(error).to_result(error)
 
 
-def in_another_jurisdiction(name: str) -> Cause:
+def jurisdiction_cause(name: str) -> Cause:
     where = {"right": name or _("none"), "wrong": conf().jurisdiction or _("none")}
     text = _("The bucket is in another jurisdiction: in %(right)s, and not in %(wrong)s.")
     advice = _("Set R2_JURISDICTION to %s, and leave R2_ENDPOINT_URL out.") % (name or '""')
     return Cause(text % where, advice)
 
 
-# The store's clock is told in whole seconds, and its answer takes time as well.
-NOTICEABLE = timedelta(seconds=5)
+# The store gives its time in whole seconds, and its answer takes time too.
+NOTICEABLE_SKEW = timedelta(seconds=5)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/RESTAuthentication.html
-REFUSED = timedelta(minutes=15)
+REFUSED_SKEW = timedelta(minutes=15)
 
 
-def network() -> Result:
-    """The name is known, a connection comes about, its certificate holds, something answers."""
+def probe_network() -> Result:
+    """Whether name, connection and certificate are right, and something answers."""
     url = conf().endpoint_url
-    proxy = connectivity.proxy_to(url)
+    proxy = connectivity.find_proxy(url)
     parts, through = urlsplit(url), urlsplit(proxy)
     host = through.hostname or parts.hostname or ""
     facts = {
         "address": f"{parts.scheme}://{parts.netloc}",
-        "proxy": redact_proxy(proxy) or _("none"),
+        "proxy": redact_proxy_url(proxy) or _("none"),
     }
     try:
-        addresses = connectivity.addresses(host)
+        addresses = connectivity.resolve_host(host)
     except OSError as error:
         text = _("The name %(host)s is not known here: %(error)s.") % {"host": host, "error": error}
         advice = _(
@@ -188,9 +188,9 @@ def network() -> Result:
         return Result(Status.WRONG, text, advice, facts)
     began = monotonic()
     try:
-        connectivity.look(conf().bucket)
+        connectivity.probe_bucket(conf().bucket)
     except StoreError as error:
-        result = cause_of(error).result(error)
+        result = find_cause(error).to_result(error)
         return Result(
             result.status, result.summary, result.advice, facts | result.facts, result.readings
         )
@@ -199,10 +199,10 @@ def network() -> Result:
     return Result(Status.OK, text, facts=facts, readings={"took": took, "addresses": addresses})
 
 
-def clock() -> Result:
-    """Half of what the answer took lies between the store's clock and ours."""
+def probe_clock() -> Result:
+    """Compares the store's clock with ours, allowing for half of the time that the answer took."""
     began = timezone.now()
-    theirs, refusal = connectivity.look(conf().bucket)
+    theirs, refusal = connectivity.probe_bucket(conf().bucket)
     ended = timezone.now()
     if theirs is None:
         text = _("The store does not say what time it is.")
@@ -210,24 +210,24 @@ def clock() -> Result:
         return Result(Status.NOT_CHECKED, text, advice)
     skew = began + (ended - began) / 2 - theirs
     shown = f"{skew.total_seconds():+.0f} s"
-    if abs(skew) <= NOTICEABLE:
+    if abs(skew) <= NOTICEABLE_SKEW:
         return Result(Status.OK, _("It agrees with the store's."), readings={"off by": shown})
-    advice = str(CLOCK.advice)
+    advice = str(WRONG_CLOCK.advice)
     text = _("The clock of this machine is off by %s.") % shown
-    if abs(skew) < REFUSED:
+    if abs(skew) < REFUSED_SKEW:
         return Result(Status.WARNING, text, advice, readings={"off by": shown})
     return Result(Status.WRONG, text, advice, readings={"off by": shown})
 
 
-def access() -> Result:
-    """HeadBucket, and a page of a listing, which unlike it says why it is refused."""
+def probe_access() -> Result:
+    """HeadBucket, and a page of a listing, whose refusal gives a reason."""
     bucket = conf().bucket
     try:
         s3.list_page(bucket, "")
-        _clock, refusal = connectivity.look(bucket)
+        _clock, refusal = connectivity.probe_bucket(bucket)
     except StoreError as error:
-        return refusal_of_bucket(bucket, error)
+        return bucket_refusal_result(bucket, error)
     if refusal:
-        return (HEAD_ONLY if refusal.code == "403" else cause_of(refusal)).result(refusal)
+        return (HEAD_REFUSED if refusal.code == "403" else find_cause(refusal)).to_result(refusal)
     text = _("The access key opens bucket %s, and lists it.") % bucket
     return Result(Status.OK, text)

@@ -1,4 +1,4 @@
-"""What runs: the versions of everything, and whether it is the code that is on the disk."""
+"""The versions of everything, and whether the process runs the code that is on the disk."""
 
 import platform
 from datetime import UTC, datetime
@@ -25,17 +25,17 @@ PACKAGES = (
     "psycopg2",
     "gunicorn",
 )
-CODE = Path(storage_audit.__file__).resolve().parent
+CODE_FOLDER = Path(storage_audit.__file__).resolve().parent
 LOADED_AT = timezone.now()
 
 
-def versions() -> Result:
+def probe_versions() -> Result:
     facts: Facts = {"Python": platform.python_version(), "storage_audit": storage_audit.__version__}
-    facts |= {name: version_of(name) for name in PACKAGES}
-    digest, changed_at = code()
-    facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": LOADED}
+    facts |= {name: package_version(name) for name in PACKAGES}
+    digest, changed_at = read_code_state()
+    facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": LOADED_DIGEST}
     readings = {"code changed": f"{changed_at:%Y-%m-%d %H:%M:%S}"}
-    if digest != LOADED:
+    if digest != LOADED_DIGEST:
         text = _("The code was changed after this process had loaded it.")
         advice = _("Restart it: it runs the old code, and others may run the new one.")
         return Result(Status.WARNING, text, advice, facts, readings)
@@ -43,21 +43,23 @@ def versions() -> Result:
     return Result(Status.OK, text, facts=facts, readings=readings)
 
 
-def version_of(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
         return _("not installed as a package")
 
 
-def code() -> tuple[str, datetime]:
-    """A digest of the application's modules as they are on the disk, and their latest change."""
-    files = sorted(CODE.rglob("*.py"))
-    digest = sha256(b"".join(bytes(file.relative_to(CODE)) + file.read_bytes() for file in files))
+def read_code_state() -> tuple[str, datetime]:
+    """A digest of the application's modules on the disk, and the time of the latest change."""
+    files = sorted(CODE_FOLDER.rglob("*.py"))
+    digest = sha256(
+        b"".join(bytes(file.relative_to(CODE_FOLDER)) + file.read_bytes() for file in files)
+    )
     latest = max(file.stat().st_mtime for file in files)
     return digest.hexdigest()[:12], datetime.fromtimestamp(latest, UTC)
 
 
 # The module is loaded with all others when the process starts. What was unpacked or copied since
 # may have the times of another machine, so that only the content tells.
-LOADED, _changed_at = code()
+LOADED_DIGEST, _changed_at = read_code_state()

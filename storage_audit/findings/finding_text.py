@@ -5,9 +5,9 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.findings.models import Finding, Kind
 
-Decided = Finding.State
+State = Finding.State
 # What each kind of finding means, and what a person does about it.
-DIFFERENCES = {
+KIND_TEXTS = {
     Kind.ORPHANED: (
         gettext_lazy("Objects whose project was deleted, or was never known."),
         gettext_lazy("A later scan must see them once more before they can be deleted."),
@@ -26,11 +26,11 @@ DIFFERENCES = {
     ),
     Kind.AMBIGUOUS: (
         gettext_lazy("Objects that may be one project’s or another’s, going by their keys."),
-        gettext_lazy("Adopt them into the right project, or acknowledge them."),
+        gettext_lazy("Assign them to the right project, or ignore them."),
     ),
     Kind.UNRECOGNISED: (
-        gettext_lazy("Objects whose keys no layout knows."),
-        gettext_lazy("Adopt them into a project, or acknowledge them."),
+        gettext_lazy("Objects whose keys no key format knows."),
+        gettext_lazy("Assign them to a project, or ignore them."),
     ),
     Kind.MISNAMED: (
         gettext_lazy("Objects whose keys have the project’s id with its prefix twice."),
@@ -38,34 +38,36 @@ DIFFERENCES = {
     ),
     Kind.UNSTORABLE: (
         gettext_lazy("Objects whose keys no table can hold, and this application cannot delete."),
-        gettext_lazy("Delete them in Cloudflare’s dashboard, or acknowledge them."),
+        gettext_lazy("Delete them in Cloudflare’s dashboard, or ignore them."),
     ),
     Kind.UNFINISHED: (
         gettext_lazy("Uploads that nobody completed; their parts cost money."),
         gettext_lazy("Abort them, if nothing uploads there any more."),
     ),
 }
-RIPE = gettext_lazy("Two scans saw it, long enough apart: “Delete orphans” may delete it now.")
-# Of what is open a person is told the step above.
-FINDINGS = {
-    Decided.OPEN: gettext_lazy("Nobody has decided about it yet."),
-    Decided.ACKNOWLEDGED: gettext_lazy(
+MAY_BE_DELETED = gettext_lazy(
+    "Two scans saw it, long enough apart: “Delete orphans” may delete it now."
+)
+# For open findings the step above is shown.
+STATE_TEXTS = {
+    State.OPEN: gettext_lazy("Nobody has decided about it yet."),
+    State.IGNORED: gettext_lazy(
         "%(who)s said that it may stay as it is, and why: “%(note)s” Nothing is done about it until"
         " somebody reopens it."
     ),
-    Decided.RESOLVED: gettext_lazy(
+    State.RESOLVED: gettext_lazy(
         "It is settled; the note says how. Nothing needs to be done: should a later scan see it"
         " again, it is open again."
     ),
 }
 
 
-def of_finding(finding: Finding) -> list[str]:
+def explain_finding(finding: Finding) -> list[str]:
     """What it means, what was decided about it, and what a person does about it."""
-    means, step = DIFFERENCES[Kind(finding.kind)]
+    means, step = KIND_TEXTS[Kind(finding.kind)]
     who = {"who": finding.decided_by or _("Somebody"), "note": finding.note}
-    sentences = [str(means), FINDINGS[Decided(finding.state)] % who]
-    if finding.state == Decided.OPEN:
+    sentences = [str(means), STATE_TEXTS[State(finding.state)] % who]
+    if finding.state == State.OPEN:
         is_ripe = Finding.objects.deletable().contains(finding)
-        sentences.append(str(RIPE if is_ripe else step))
+        sentences.append(str(MAY_BE_DELETED if is_ripe else step))
     return sentences

@@ -4,26 +4,26 @@ from typing import Any
 
 from django.db.models import Exists, Max, OuterRef, QuerySet
 
-from storage_audit.cleanup.attention import find_verifications_with_uncovered_leftovers
+from storage_audit.cleanup.attention import find_verifications_without_cleanup
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet
 from storage_audit.findings.models import Finding
 
 
 def find_leftovers() -> CleanupItemQuerySet:
-    """What no open cleanup covers; but for the objects of which an open finding tells as well:
-    those are counted there."""
+    """What no open cleanup covers, without the objects that have an open finding too: those are
+    counted as findings."""
     orphaned = Finding.objects.orphaned()
-    found = orphaned.filter(bucket=OuterRef("operation__bucket"), escaped=OuterRef("escaped"))
+    found = orphaned.filter(bucket=OuterRef("cleanup__bucket"), escaped=OuterRef("escaped"))
     return CleanupItem.objects.filter(
         # R2 lists a key as it was last spelled, which may be neither.
         ~Exists(found.filter(key=OuterRef("key"))),
         ~Exists(found.filter(key=OuterRef("identity"))),
-        operation__in=find_verifications_with_uncovered_leftovers(),
+        cleanup__in=find_verifications_without_cleanup(),
         outcome=CleanupItem.Outcome.FAILED,
     )
 
 
 def group_by_object(items: CleanupItemQuerySet) -> QuerySet[Any, Any]:
-    """Each object once, though several operations may have it, with its latest item."""
-    objects = items.order_by().values("operation__bucket", "identity", "escaped")
+    """Each object once, though several cleanups may have it, with its latest item."""
+    objects = items.order_by().values("cleanup__bucket", "identity", "escaped")
     return objects.annotate(latest=Max("pk"), bytes=Max("size", default=0))

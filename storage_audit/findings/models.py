@@ -12,10 +12,10 @@ from django.utils import timezone
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
-from storage_audit.fields import LONGEST_ETAG, BytewiseTextField, starts_with
-from storage_audit.redaction import visible
+from storage_audit.fields import MAX_ETAG_LENGTH, BytewiseTextField, starts_with
+from storage_audit.redaction import printable_text
 
 
 class Kind(models.TextChoices):
@@ -30,11 +30,11 @@ class Kind(models.TextChoices):
     UNFINISHED = "unfinished", _("unfinished upload")
 
 
-# These are about no object.
-OF_NO_OBJECT = (Kind.MISSING.value, Kind.UNFINISHED.value)
+# Findings of these kinds are not about an object.
+KINDS_WITHOUT_OBJECT = (Kind.MISSING.value, Kind.UNFINISHED.value)
 
 
-class Difference(models.Model):
+class FindingBase(models.Model):
     """What is where, and what is wrong with it."""
 
     bucket = BytewiseTextField(_("bucket"))
@@ -45,7 +45,7 @@ class Difference(models.Model):
     upload_id = models.TextField(_("upload id"), blank=True)
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
     size = models.PositiveBigIntegerField(_("size in bytes"), null=True, blank=True)
-    etag = models.CharField(_("ETag"), max_length=LONGEST_ETAG, blank=True)
+    etag = models.CharField(_("ETag"), max_length=MAX_ETAG_LENGTH, blank=True)
     last_modified = models.DateTimeField(_("last modified"), null=True, blank=True)
     evidence = models.TextField(_("evidence"), blank=True)
 
@@ -53,7 +53,7 @@ class Difference(models.Model):
         abstract = True
 
     def __str__(self) -> str:
-        return f"{self.get_kind_display()}: {visible(self.key)}"
+        return f"{self.get_kind_display()}: {printable_text(self.key)}"
 
 
 class FindingQuerySet(models.QuerySet["Finding"]):
@@ -76,29 +76,28 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         given = {name: value for name, value in wanted.items() if value}
         return self.filter(starts_with("key", prefix), **given)
 
-    def keeping(self) -> Self:
-        """Those by which a person keeps the object: that of a missing file, or of an unfinished
-        upload, has none."""
-        kept = self.filter(state=Finding.State.ACKNOWLEDGED, escaped=False)
-        return kept.exclude(kind__in=OF_NO_OBJECT)
+    def keeping_objects(self) -> Self:
+        """Ignored ones that keep their object; missing files and unfinished uploads have none."""
+        kept = self.filter(state=Finding.State.IGNORED, escaped=False)
+        return kept.exclude(kind__in=KINDS_WITHOUT_OBJECT)
 
     def keeping_uploads(self) -> Self:
-        """Those by which a person keeps an unfinished upload."""
-        return self.filter(state=Finding.State.ACKNOWLEDGED, kind=Kind.UNFINISHED)
+        """Ignored ones that keep an unfinished upload."""
+        return self.filter(state=Finding.State.IGNORED, kind=Kind.UNFINISHED)
 
     def orphaned(self) -> Self:
         return self.open().filter(~self.covered(), kind=Kind.ORPHANED)
 
     def deletable(self) -> Self:
-        return self.open().filter(self.ripe(), ~self.covered())
+        return self.open().filter(self.confirmed_orphans(), ~self.covered())
 
     @staticmethod
     def covered() -> Q:
         """Those whose object an open cleanup is to delete: they are no orphans."""
-        return CleanupOperation.objects.covering().covering_outer()
+        return Cleanup.objects.covering().covering_outer()
 
     @staticmethod
-    def ripe() -> Q:
+    def confirmed_orphans() -> Q:
         """Orphans that two complete scans saw unchanged, far enough apart, and that are old enough
         to be no upload whose project is still to come."""
         return Q(
@@ -108,63 +107,65 @@ class FindingQuerySet(models.QuerySet["Finding"]):
             last_modified__lte=timezone.now() - conf().orphan_age,
         )
 
-    def by_kind(self, most: int) -> dict[str, dict[str, Any]]:
-        """Of each kind there is, going by so many of it: how many, how many of them may be deleted,
-        and when the first was seen."""
+    def count_by_kind(self, limit: int) -> dict[str, dict[str, Any]]:
+        """For each kind, counting up to the limit: how many, how many may be deleted, and when the
+        first was seen."""
         figures = {"n": Count("pk"), "since": Min("first_seen_at")}
-        figures["ripe"] = Count("pk", filter=self.ripe())
+        figures["ripe"] = Count("pk", filter=self.confirmed_orphans())
         each = {kind: self.filter(kind=kind) for kind in Kind.values}
         each[Kind.ORPHANED] = self.filter(~self.covered(), kind=Kind.ORPHANED)
-        few = {kind: some.order_by("key")[:most] for kind, some in each.items()}
+        few = {kind: some.order_by("key")[:limit] for kind, some in each.items()}
         found = {kind: some.aggregate(**figures) for kind, some in few.items()}
         return {kind: sums for kind, sums in found.items() if sums["n"]}
 
-    def acknowledge(self, note: str, by: str) -> int:
+    def ignore(self, note: str, by: str) -> int:
         """Say that these may stay as they are, and why."""
-        return self.open()._decide(Finding.State.ACKNOWLEDGED, note, by)
+        return self.open()._set_state(Finding.State.IGNORED, note, by)
 
     def reopen(self, by: str) -> int:
-        return self.filter(state=Finding.State.ACKNOWLEDGED)._decide(Finding.State.OPEN, "", by)
+        return self.filter(state=Finding.State.IGNORED)._set_state(Finding.State.OPEN, "", by)
 
     def resolve(self, how: str, by: str = "") -> int:
-        """An acknowledgement's person and note are kept in the note."""
-        kept = When(state=Finding.State.ACKNOWLEDGED, then=self._noted(how))
-        note = Case(kept, default=self._text(how))
-        return self.unresolved()._decide(Finding.State.RESOLVED, note, by)
+        """Who ignored it, and the note, are kept in the new note."""
+        kept = When(state=Finding.State.IGNORED, then=self._note_with_previous(how))
+        note = Case(kept, default=self._text_value(how))
+        return self.unresolved()._set_state(Finding.State.RESOLVED, note, by)
 
-    def open_again(self, why: str) -> int:
-        """What was acknowledged is not there any more; its person and note are kept in the note."""
-        kept = self.filter(state=Finding.State.ACKNOWLEDGED)
-        return kept._decide(Finding.State.OPEN, self._noted(why), "")
+    def reopen_with_note(self, why: str) -> int:
+        """For an ignored object that is gone or replaced; who ignored it is kept in the note."""
+        kept = self.filter(state=Finding.State.IGNORED)
+        return kept._set_state(Finding.State.OPEN, self._note_with_previous(why), "")
 
-    def _noted(self, how: str) -> Concat:
-        person = Coalesce(NullIf("decided_by", self._text("")), self._text(gettext("somebody")))
-        before = self._text(gettext("%s (acknowledged before by ") % how)
-        return Concat(before, person, self._text(": "), "note", self._text(")"))
+    def _note_with_previous(self, how: str) -> Concat:
+        person = Coalesce(
+            NullIf("decided_by", self._text_value("")), self._text_value(gettext("somebody"))
+        )
+        before = self._text_value(gettext("%s (ignored before by ") % how)
+        return Concat(before, person, self._text_value(": "), "note", self._text_value(")"))
 
     @staticmethod
-    def _text(text: str) -> Value:
+    def _text_value(text: str) -> Value:
         return Value(text, output_field=models.TextField())
 
-    def _decide(self, state: str, note: str | Case | Concat, by: str) -> int:
+    def _set_state(self, state: str, note: str | Case | Concat, by: str) -> int:
         return self.update(state=state, note=note, decided_by=by, decided_at=timezone.now())
 
 
-class Finding(Difference):
+class Finding(FindingBase):
     """A difference that a complete scan saw, and what became of it."""
 
     Kind = Kind
 
     class State(models.TextChoices):
         OPEN = "open", _("open")
-        ACKNOWLEDGED = "acknowledged", _("acknowledged")
+        IGNORED = "ignored", _("ignored")
         RESOLVED = "resolved", _("resolved")
 
     state = models.CharField(_("state"), max_length=15, choices=State, default=State.OPEN)
     note = models.TextField(_("note"), blank=True)
     decided_by = models.TextField(_("decided by"), blank=True)
     decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
-    # When the scan was over that saw it first as it is now, and when the last one began.
+    # The end of the first scan that saw it as it is now, and the beginning of the last one.
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
     last_seen_at = models.DateTimeField(_("last seen"), default=timezone.now)
     first_scan = models.ForeignKey(
@@ -185,7 +186,7 @@ class Finding(Difference):
                 name="one_finding_per_difference",
             ),
             models.CheckConstraint(
-                condition=Q(state__in=["open", "acknowledged", "resolved"]),
+                condition=Q(state__in=["open", "ignored", "resolved"]),
                 name="finding_state_is_known",
             ),
         ]

@@ -1,4 +1,4 @@
-"""Rows that a person wants written, given to another project, or forgotten."""
+"""Tracks and untracks objects, and assigns them to projects, as a person decides."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -11,58 +11,58 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.bucket.listing import Identity, find
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.bucket.listing import KeyIdentity, find_keys
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand
-from storage_audit.cleanup.open_decisions import find_covering, why_covered
+from storage_audit.cleanup.open_decisions import covered_reason, find_covering
 from storage_audit.cleanup.plan import find_owners, rows_by_identity
 from storage_audit.findings.action_result import (
     ActionRefused,
     Decision,
     Findings,
     State,
-    as_it_is,
-    chunks,
+    finding_batches,
+    state_reason,
 )
-from storage_audit.findings.ignored import find_keeping, why_left
+from storage_audit.findings.ignored import find_keeping_findings, ignored_reason
 from storage_audit.findings.models import Finding
-from storage_audit.locking import impatient
+from storage_audit.locking import atomic_with_timeout
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.attribution import attribute
-from storage_audit.ownership.owner import layouts
+from storage_audit.ownership.attribution import find_owner
+from storage_audit.ownership.owner import get_key_formats
 from storage_audit.tracking import rows
-from storage_audit.tracking.recognise import Seen, recognise
-from storage_audit.tracking.untrack import kept_by_rows
+from storage_audit.tracking.recognise import RecognisedObject, recognise_objects
+from storage_audit.tracking.untrack import rows_to_keep
 
 Kind = Finding.Kind
-TRACKABLE = (Kind.UNTRACKED, Kind.CHANGED)
-ADOPTABLE = (Kind.ORPHANED, Kind.AMBIGUOUS, Kind.UNRECOGNISED, *TRACKABLE)
-GIVEN = [*rows.CHANGEABLE, "source"]
+TRACKABLE_KINDS = (Kind.UNTRACKED, Kind.CHANGED)
+ASSIGNABLE_KINDS = (Kind.ORPHANED, Kind.AMBIGUOUS, Kind.UNRECOGNISED, *TRACKABLE_KINDS)
+ASSIGNED_FIELDS = [*rows.CHANGEABLE_FIELDS, "source"]
 
 
-class Look(NamedTuple):
-    """What there is, just now, of the objects of some findings of one bucket."""
+class ObjectSnapshot(NamedTuple):
+    """The objects of some findings of one bucket, as they are now."""
 
     bucket: str
-    identity: Identity
-    seen: list[tuple[Finding, Seen]]
+    identity: KeyIdentity
+    seen: list[tuple[Finding, RecognisedObject]]
 
 
-def track(findings: Findings) -> Decision:
+def track_objects(findings: Findings) -> Decision:
     """Have rows say what the bucket holds. Raises CannotConclude and StoreError."""
     decision = Decision()
-    for look in looks(findings, TRACKABLE, decision):
-        decision.resolve(written(look, decision), _("tracked"))
+    for look in snapshot_objects(findings, TRACKABLE_KINDS, decision):
+        decision.resolve(write_rows(look, decision), _("tracked"))
     return decision
 
 
-def adopt(findings: Findings, project_id: str) -> Decision:
-    """Give the objects to a live project, whose end will be theirs. Raises ActionRefused when there
-    is no such project, CannotConclude and StoreError."""
-    refuse_dead(project_model.with_id(project_id).exists(), project_id)
+def assign_objects(findings: Findings, project_id: str) -> Decision:
+    """Assign the objects to a live project: they are deleted with it. Raises ActionRefused when
+    there is no such project, CannotConclude and StoreError."""
+    require_project(project_model.filter_by_id(project_id).exists(), project_id)
     decision = Decision()
-    for look in looks(findings, ADOPTABLE, decision):
+    for look in snapshot_objects(findings, ASSIGNABLE_KINDS, decision):
         keys = [finding.key for finding, _seen in look.seen]
         found = {look.identity(seen.listed.key): seen.listed for _finding, seen in look.seen}
         owners = find_owners(look.bucket, keys, look.identity, found)
@@ -70,52 +70,56 @@ def adopt(findings: Findings, project_id: str) -> Decision:
         fit = [
             (finding, seen)
             for finding, seen in look.seen
-            if not decision.leave(
-                finding, kept(finding, seen, project_id, covering.get(finding.key))
+            if not decision.skip(
+                finding, assign_skip_reason(finding, seen, project_id, covering.get(finding.key))
             )
         ]
-        held = written(look._replace(seen=fit), decision)
-        mine = given(look, held, project_id, decision)
-        decision.resolve(mine, _("adopted into %s") % project_id)
+        held = write_rows(look._replace(seen=fit), decision)
+        mine = assign_rows(look, held, project_id, decision)
+        decision.resolve(mine, _("assigned to %s") % project_id)
     return decision
 
 
-def untrack(findings: Findings) -> Decision:
-    """Forget rows whose objects are seen to be gone. Raises CannotConclude and StoreError."""
+def untrack_rows(findings: Findings) -> Decision:
+    """Delete rows whose objects are confirmed gone. Raises CannotConclude and StoreError."""
     decision = Decision()
-    for bucket, chunk in chunks(findings):
-        identity = bucket_marker.check(bucket).identity
-        fit = [one for one in chunk if not decision.leave(one, unfit(one, [Kind.MISSING]))]
+    for bucket, chunk in finding_batches(findings):
+        identity = bucket_marker.check_bucket(bucket).identity
+        fit = [
+            one for one in chunk if not decision.skip(one, finding_skip_reason(one, [Kind.MISSING]))
+        ]
         keys = [finding.key for finding in fit]
         held = rows_by_identity(bucket, keys, identity)
-        there = find(bucket, keys, identity)
-        bucket_marker.see_marker(bucket)
+        there = find_keys(bucket, keys, identity)
+        bucket_marker.require_marker(bucket)
         absent = {name: its_rows for name, its_rows in held.items() if name not in there}
-        kept = kept_by_name(absent, identity)
-        forgotten = forget(
+        kept = row_keep_reasons(absent, identity)
+        forgotten = forget_rows(
             row for name, its_rows in absent.items() if name not in kept for row in its_rows
         )
         gone = [
             finding
             for finding in fit
-            if not decision.leave(
+            if not decision.skip(
                 finding,
                 kept.get(identity(finding.key), "")
-                or still_tracked(identity(finding.key), there, held, forgotten),
+                or untrack_skip_reason(identity(finding.key), there, held, forgotten),
             )
         ]
         decision.resolve(gone, _("row removed: its object is not there"))
     return decision
 
 
-def kept_by_name(held: Mapping[str, Sequence[R2Object]], identity: Identity) -> dict[str, str]:
+def row_keep_reasons(
+    held: Mapping[str, Sequence[R2Object]], identity: KeyIdentity
+) -> dict[str, str]:
     """By identity, why the rows of some of these objects are kept."""
     pks = [row.pk for row in chain.from_iterable(held.values())]
-    kept = kept_by_rows(R2Object.objects.filter(pk__in=pks))
+    kept = rows_to_keep(R2Object.objects.filter(pk__in=pks))
     return {identity(left.key): left.reason for left in kept.values()}
 
 
-def still_tracked(
+def untrack_skip_reason(
     name: str,
     there: Collection[str],
     held: Mapping[str, Sequence[R2Object]],
@@ -125,84 +129,92 @@ def still_tracked(
         return _("Its object is in the bucket. The next complete scan resolves this.")
     if name not in held:
         return _("It has no row any more. The next complete scan resolves this.")
-    return "" if all(row.pk in forgotten for row in held[name]) else in_hand()
+    return "" if all(row.pk in forgotten for row in held[name]) else busy_reason()
 
 
-def refuse_dead(alive: object, project_id: str) -> None:
+def require_project(alive: object, project_id: str) -> None:
     if not alive:
-        text = _("There is no project %s. Only an existing project can adopt files.")
+        text = _("There is no project %s. Files can be assigned only to an existing project.")
         raise ActionRefused(text % project_id)
 
 
-def looks(findings: Findings, kinds: Collection[str], decision: Decision) -> Iterator[Look]:
-    """At those of these kinds whose objects are there and in nobody's hand."""
-    for bucket, chunk in chunks(findings):
-        asked, identity = timezone.now(), bucket_marker.check(bucket).identity
-        fit = [one for one in chunk if not decision.leave(one, unfit(one, kinds))]
-        objects = list(find(bucket, [finding.key for finding in fit], identity).values())
-        bucket_marker.see_marker(bucket)
-        keeping = find_keeping(bucket, objects)
+def snapshot_objects(
+    findings: Findings, kinds: Collection[str], decision: Decision
+) -> Iterator[ObjectSnapshot]:
+    """A snapshot of the findings of these kinds whose objects are there and not in hand."""
+    for bucket, chunk in finding_batches(findings):
+        asked, identity = timezone.now(), bucket_marker.check_bucket(bucket).identity
+        fit = [one for one in chunk if not decision.skip(one, finding_skip_reason(one, kinds))]
+        objects = list(find_keys(bucket, [finding.key for finding in fit], identity).values())
+        bucket_marker.require_marker(bucket)
+        keeping = find_keeping_findings(bucket, objects)
         keys = {listed.key for listed in objects} | {finding.key for finding in fit}
-        known = recognise(bucket, objects, keys, identity, asked)
+        known = recognise_objects(bucket, objects, keys, identity, asked)
         by_name = {identity(seen.listed.key): seen for seen in known}
         pairs = [(finding, by_name.get(identity(finding.key))) for finding in fit]
-        there = [(f, s) for f, s in pairs if not decision.leave(f, why_stays(s, keeping)) and s]
-        yield Look(bucket, identity, there)
+        there = [
+            (f, s) for f, s in pairs if not decision.skip(f, object_skip_reason(s, keeping)) and s
+        ]
+        yield ObjectSnapshot(bucket, identity, there)
 
 
-def unfit(finding: Finding, kinds: Collection[str]) -> str:
+def finding_skip_reason(finding: Finding, kinds: Collection[str]) -> str:
     if finding.kind not in kinds:
         return _("This action is not for findings of the kind “%s”.") % finding.get_kind_display()
     if finding.escaped:
         return _("No row can name this key.")
-    if finding.state == State.ACKNOWLEDGED:
-        return why_left(finding)
-    return as_it_is(finding) if finding.state == State.RESOLVED else ""
+    if finding.state == State.IGNORED:
+        return ignored_reason(finding)
+    return state_reason(finding) if finding.state == State.RESOLVED else ""
 
 
-def why_stays(seen: Seen | None, keeping: Mapping[str, Finding]) -> str:
-    """Why nothing can be done about the object of a finding; `keeping` are the findings, about any
-    of its spellings, by which a person keeps it."""
+def object_skip_reason(seen: RecognisedObject | None, keeping: Mapping[str, Finding]) -> str:
+    """Why nothing can be done about the object of a finding; `keeping` are the ignored findings
+    that keep it, in any of its spellings."""
     if seen is None:
         return _("It is not in the bucket any more. The next complete scan resolves this.")
     if seen.in_hand:
-        return in_hand()
-    return why_left(keeping[seen.listed.key]) if seen.listed.key in keeping else ""
+        return busy_reason()
+    return ignored_reason(keeping[seen.listed.key]) if seen.listed.key in keeping else ""
 
 
-def in_hand() -> str:
+def busy_reason() -> str:
     return _("An upload, a deletion or somebody else has it in hand. Look again later.")
 
 
-def written(look: Look, decision: Decision) -> list[Finding]:
-    """Those that have rows now that say what the bucket shows."""
+def write_rows(look: ObjectSnapshot, decision: Decision) -> list[Finding]:
+    """Write rows that say what the bucket shows; gives the findings that have them now."""
     new = [seen for _finding, seen in look.seen if seen.row is None]
-    see_marker = partial(bucket_marker.see_marker, look.bucket)
-    _added, lost = rows.add(look.bucket, new, look.identity, see_marker)
-    held = [seen.row for _finding, seen in look.seen if seen.row and rows.bring_up_to_date(seen)]
+    see_marker = partial(bucket_marker.require_marker, look.bucket)
+    _added, lost = rows.add_rows(look.bucket, new, look.identity, see_marker)
+    held = [seen.row for _finding, seen in look.seen if seen.row and rows.refresh_row(seen)]
     before = {row.pk: row.updated_at for row in held}
-    rows.update(held)
+    rows.update_rows(held)
     lost |= {look.identity(row.key) for row in held if row.updated_at == before[row.pk]}
     return [
         finding
         for finding, _seen in look.seen
-        if not decision.leave(finding, in_hand() if look.identity(finding.key) in lost else "")
+        if not decision.skip(finding, busy_reason() if look.identity(finding.key) in lost else "")
     ]
 
 
-def kept(finding: Finding, seen: Seen, project_id: str, covering: CleanupOperation | None) -> str:
-    """Why an object cannot be given to the project, or nothing."""
+def assign_skip_reason(
+    finding: Finding, seen: RecognisedObject, project_id: str, covering: Cleanup | None
+) -> str:
+    """Why an object cannot be assigned to the project, or nothing."""
     if (finding.size, finding.etag) != (seen.listed.size, seen.listed.etag):
         return _("It is not the object of the finding any more: it was overwritten. Scan again.")
     owner = seen.owner
-    if not owner.difference and owner.project_id != project_id:
+    if not owner.problem and owner.project_id != project_id:
         return _("It belongs to the live project %s.") % owner.project_id
-    return why_covered(covering) if covering else ""
+    return covered_reason(covering) if covering else ""
 
 
-def given(look: Look, held: list[Finding], project_id: str, decision: Decision) -> list[Finding]:
-    """Those whose rows name the project now. As with an upload the rows are committed first, and
-    the marks of cleanups read after: of two that run at once, at least one sees the other."""
+def assign_rows(
+    look: ObjectSnapshot, held: list[Finding], project_id: str, decision: Decision
+) -> list[Finding]:
+    """Let rows name the project; gives the findings whose rows do. As with an upload the rows are
+    committed before the marks of cleanups are read: of two at once, at least one sees the other."""
     keys = [finding.key for finding in held]
     found = rows_by_identity(look.bucket, keys, look.identity)
     every = list(chain.from_iterable(found.values()))
@@ -210,64 +222,64 @@ def given(look: Look, held: list[Finding], project_id: str, decision: Decision) 
     for finding, seen in look.seen:
         for row in found.get(look.identity(finding.key), ()):
             # A person decides on this object, whatever the rows of its other spellings said.
-            vars(row).update(rows.facts(seen.listed))
-    changed = give(every, project_id)
+            vars(row).update(rows.object_values(seen.listed))
+    changed = write_project(every, project_id)
     mine = {name for name, some in found.items() if all(row.pk in changed for row in some)}
-    for name in mine & rows.being_deleted(look.bucket, mine):
+    for name in mine & rows.find_being_deleted(look.bucket, mine):
         for row in found[name]:
-            take_back(row, before[row.pk])
+            restore_row(row, before[row.pk])
         mine.remove(name)
     return [
         finding
         for finding in held
-        if not decision.leave(finding, "" if look.identity(finding.key) in mine else in_hand())
+        if not decision.skip(finding, "" if look.identity(finding.key) in mine else busy_reason())
     ]
 
 
-def give(held: Iterable[R2Object], project_id: str) -> set[int]:
-    """Write the project into those rows that are still as they were read, while it is sure to
-    live; gives their ids. Raises ActionRefused."""
+def write_project(held: Iterable[R2Object], project_id: str) -> set[int]:
+    """Write the project into the rows that have not changed, while the project surely exists; gives
+    their ids. Raises ActionRefused."""
     try:
-        with impatient():
-            still, now = unchanged(held), timezone.now()
+        with atomic_with_timeout():
+            still, now = lock_unchanged(held), timezone.now()
             for row in still:
-                row.project_id, row.source = project_id, R2Object.Source.ADOPTED
-                # The decision is about what is there, however the last upload to the key ended.
+                row.project_id, row.source = project_id, R2Object.Source.ASSIGNED
+                # The decision is about this object, however the last upload to the key ended.
                 row.state, row.updated_at, row.upload_id = R2Object.State.STORED, now, None
-                describe(row, project_id)
-            R2Object.objects.bulk_update(still, GIVEN, batch_size=200)
-            # Whoever deletes it waits for us and finds these rows, or was faster.
-            refuse_dead(project_model.lock(project_id), project_id)
+                set_owner_values(row, project_id)
+            R2Object.objects.bulk_update(still, ASSIGNED_FIELDS, batch_size=200)
+            # A deletion of the project waits for us and finds these rows, or was faster.
+            require_project(project_model.lock_project(project_id), project_id)
     except OperationalError:
         return set()
     return {row.pk for row in still}
 
 
-def describe(row: R2Object, project_id: str) -> None:
-    owner = attribute(layouts().readings(row.key), [row], {project_id}, {project_id}, row)
-    for name, value in rows.described(owner).items():
+def set_owner_values(row: R2Object, project_id: str) -> None:
+    owner = find_owner(get_key_formats().parse_key(row.key), [row], {project_id}, {project_id}, row)
+    for name, value in rows.owner_values(owner).items():
         setattr(row, name, value)
 
 
-def unchanged(held: Iterable[R2Object]) -> list[R2Object]:
-    """Those that neither an upload nor a cleanup has changed, locked until the commit."""
+def lock_unchanged(held: Iterable[R2Object]) -> list[R2Object]:
+    """Lock the rows that neither an upload nor a cleanup has changed, until the commit."""
     held = list(held)
     rested = exclude_in_hand(R2Object.objects.all()).filter(pk__in=[row.pk for row in held])
     now = dict(rested.select_for_update().values_list("pk", "updated_at"))
     return [row for row in held if now.get(row.pk) == row.updated_at]
 
 
-def take_back(row: R2Object, before: R2Object) -> None:
-    values = {name: getattr(before, name) for name in GIVEN}
+def restore_row(row: R2Object, before: R2Object) -> None:
+    values = {name: getattr(before, name) for name in ASSIGNED_FIELDS}
     R2Object.objects.filter(pk=row.pk, updated_at=row.updated_at).update(**values)
 
 
-def forget(held: Iterable[R2Object]) -> set[int]:
-    """Those that are still as they were read; gives their ids."""
+def forget_rows(held: Iterable[R2Object]) -> set[int]:
+    """Delete the rows that have not changed since they were read; gives their ids."""
     try:
-        with impatient():
-            pks = {row.pk for row in unchanged(held)}
-            R2Object.objects.filter(pk__in=pks).forget()
+        with atomic_with_timeout():
+            pks = {row.pk for row in lock_unchanged(held)}
+            R2Object.objects.filter(pk__in=pks).delete_without_signals()
     except OperationalError:
         return set()
     return pks

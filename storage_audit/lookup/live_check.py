@@ -1,4 +1,4 @@
-"""A look into the bucket, now. Changes nothing."""
+"""A live check of the bucket. Changes nothing."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -10,38 +10,41 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import nfc, storable
-from storage_audit.clocks import monotonic
-from storage_audit.lookup.facts import Facts, Seen
+from storage_audit.bucket.listing import is_storable, nfc_key
+from storage_audit.clocks import monotonic_seconds
+from storage_audit.lookup.facts import LiveResult, ObjectFacts
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_secrets
 
 
-def seen(facts: Iterable[Facts], *, seconds: float) -> list[Facts]:
-    """The same with what the bucket shows of them just now; in the order of buckets. A store that
-    cannot be asked in these seconds has said nothing."""
-    until, found = monotonic() + seconds, []
+def check_objects(facts: Iterable[ObjectFacts], *, seconds: float) -> list[ObjectFacts]:
+    """Add what the bucket shows of them now, in the order of buckets. If the store does not answer
+    in time, the result says so."""
+    until, found = monotonic_seconds() + seconds, []
     for bucket, some in groupby(sorted(facts, key=attrgetter("bucket")), attrgetter("bucket")):
-        found += seen_in(bucket, list(some), until)
+        found += check_objects_in(bucket, list(some), until)
     return found
 
 
-def seen_in(bucket: str, facts: list[Facts], until: float) -> list[Facts]:
+def check_objects_in(bucket: str, facts: list[ObjectFacts], until: float) -> list[ObjectFacts]:
     now = timezone.now()
     try:
-        with s3.sent_until(until):
-            identity = bucket_marker.check(bucket).identity
-            keys = [one.named.key for one in facts if storable(one.named.key)]
-            there = listing.find(bucket, keys, identity)
-            bucket_marker.see_marker(bucket)
+        with s3.send_deadline(until):
+            identity = bucket_marker.check_bucket(bucket).identity
+            keys = [one.candidate.key for one in facts if is_storable(one.candidate.key)]
+            there = listing.find_keys(bucket, keys, identity)
+            bucket_marker.require_marker(bucket)
     except (StoreError, CannotConclude) as error:
-        return [replace(one, seen=Seen(now, trouble=redact(str(error)))) for one in facts]
-    if identity is nfc:
-        facts = [one.folded() for one in facts]
+        return [
+            replace(one, live_result=LiveResult(now, error=redact_secrets(str(error))))
+            for one in facts
+        ]
+    if identity is nfc_key:
+        facts = [one.fold_spellings() for one in facts]
     return [
-        replace(one, seen=Seen(now, there.get(identity(one.named.key))))
-        if storable(one.named.key)
-        else replace(one, seen=Seen(now, trouble=_("No request can name this key.")))
+        replace(one, live_result=LiveResult(now, there.get(identity(one.candidate.key))))
+        if is_storable(one.candidate.key)
+        else replace(one, live_result=LiveResult(now, error=_("No request can name this key.")))
         for one in facts
     ]

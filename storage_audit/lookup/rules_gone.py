@@ -1,24 +1,33 @@
-"""What is about to become of an object, or has become of it. That it is gone is said of an item
-that a verification has settled, and of nothing else."""
+"""What will happen to an object, or has happened to it. Only an item that a verification has
+settled counts as gone."""
 
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
-from storage_audit.lookup.facts import ALL, GONE, NO_OBJECT, Answer, Facts, Life, Sentence, moment
+from storage_audit.lookup.facts import (
+    FULL_ACCESS,
+    GONE_OUTCOMES,
+    KINDS_WITHOUT_OBJECT,
+    Answer,
+    Explanation,
+    ObjectFacts,
+    ProjectState,
+    format_time,
+)
 from storage_audit.models import R2Object
 from storage_audit.ownership.key_formats import OWN_PREFIX
-from storage_audit.ownership.owner import Claim
+from storage_audit.ownership.owner import Ownership
 
 Outcome = CleanupItem.Outcome
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 
 
-def own_object(facts: Facts) -> Answer:
+def explain_own_object(facts: ObjectFacts) -> Answer:
     if not facts.key.startswith(OWN_PREFIX):
         return None
-    return Sentence(
+    return Explanation(
         _(
             "It is an object of this application itself, such as the marker by which it knows its"
             " bucket. Leave it where it is."
@@ -26,7 +35,7 @@ def own_object(facts: Facts) -> Answer:
     )
 
 
-def being_uploaded(facts: Facts) -> Answer:
+def explain_upload(facts: ObjectFacts) -> Answer:
     row = facts.row
     if not row or not row.is_being_uploaded:
         return None
@@ -35,90 +44,92 @@ def being_uploaded(facts: Facts) -> Answer:
         "An upload to it is under way since %(at)s, and until %(until)s no cleanup touches it. Look"
         " again when it is over."
     )
-    return Sentence(text % {"at": moment(row.updated_at), "until": moment(until)})
+    return Explanation(text % {"at": format_time(row.updated_at), "until": format_time(until)})
 
 
-def blocked(facts: Facts) -> Answer:
-    operation = to_delete_it(facts)
-    if not operation or operation.status != Status.BLOCKED:
+def explain_blocked(facts: ObjectFacts) -> Answer:
+    cleanup = find_deleting_cleanup(facts)
+    if not cleanup or cleanup.status != Status.BLOCKED:
         return None
     text = _(
-        "Cleanup %(operation)s is to delete it, and is blocked: %(message)s Once that is settled,"
-        " release it on its page."
+        "Cleanup %(cleanup)s is to delete it, and is blocked: %(message)s Once that is settled,"
+        " approve it on its page."
     )
-    return Sentence(text % {"operation": operation.pk, "message": operation.error}, operation)
+    return Explanation(text % {"cleanup": cleanup.pk, "message": cleanup.message}, cleanup)
 
 
-def being_deleted(facts: Facts) -> Answer:
-    operation = to_delete_it(facts)
-    if not operation or operation.status == Status.BLOCKED:
+def explain_deletion(facts: ObjectFacts) -> Answer:
+    cleanup = find_deleting_cleanup(facts)
+    if not cleanup or cleanup.status == Status.BLOCKED:
         return None
     text = _(
-        "Cleanup %(operation)s is to delete it, and is %(status)s. Its page says how far it is, and"
+        "Cleanup %(cleanup)s is to delete it, and is %(status)s. Its page says how far it is, and"
         " when it goes on."
     )
-    status = operation.get_status_display()
-    return Sentence(text % {"operation": operation.pk, "status": status}, operation)
+    status = cleanup.get_status_display()
+    return Explanation(text % {"cleanup": cleanup.pk, "status": status}, cleanup)
 
 
-def to_delete_it(facts: Facts) -> CleanupOperation | None:
-    """The deletion that is not over for this object; one may not have looked for it yet."""
-    unfinished = (*CleanupOperation.WORKABLE, Status.BLOCKED)
+def find_deleting_cleanup(facts: ObjectFacts) -> Cleanup | None:
+    """The open deletion of this object; it may not have found the object yet."""
+    unfinished = (*Cleanup.WORKABLE, Status.BLOCKED)
     for item in facts.items:
-        operation = item.operation
+        cleanup = item.cleanup
         if (
             item.outcome in CleanupItem.OPEN
-            and operation.deletes
-            and operation.status in unfinished
+            and cleanup.is_deletion
+            and cleanup.status in unfinished
         ):
-            return operation
-    owners, held = owners_of(facts), {item.operation_id for item in facts.items}
+            return cleanup
+    owners, held = deleted_owners(facts), {item.cleanup_id for item in facts.items}
     return next(
         (
-            operation
-            for operation in facts.cleanups
-            if operation.status in unfinished
-            and operation.step == CleanupOperation.Step.PLAN
+            cleanup
+            for cleanup in facts.cleanups
+            if cleanup.status in unfinished
+            and cleanup.step == Cleanup.Step.PLAN
             # Its plan is frozen from then on, and would have it.
-            and operation.planned_at is None
-            and operation.project_id in owners
-            and operation.pk not in held
+            and cleanup.planned_at is None
+            and cleanup.project_id in owners
+            and cleanup.pk not in held
         ),
         None,
     )
 
 
-def owners_of(facts: Facts) -> set[str]:
-    """The projects that are no more and whose cleanups would take it."""
+def deleted_owners(facts: ObjectFacts) -> set[str]:
+    """The deleted projects whose cleanups would delete it."""
     return {
-        judged.standing.project_id
-        for judged in facts.judgements
-        if judged.verdict.claim is Claim.OWNED and judged.standing.life is not Life.ALIVE
+        judged.project.project_id
+        for judged in facts.verdicts
+        if judged.verdict.ownership is Ownership.OWNED
+        and judged.project.state is not ProjectState.ALIVE
     }
 
 
-def gone(facts: Facts) -> Answer:
-    item = went(facts)
-    if not item or facts.rows or facts.listed or seen_since(facts, item):
+def explain_gone(facts: ObjectFacts) -> Answer:
+    item = find_gone_item(facts)
+    if not item or facts.rows or facts.listed or is_seen_since(facts, item):
         return None
-    # What a cleanup covers is no finding, so that no scan says that it is back.
-    later = to_delete_it(facts)
+    # What a cleanup covers is no finding, so no scan would report that it is back.
+    later = find_deleting_cleanup(facts)
     if later and not later.parent_id and later.created_at > item.changed_at:
         return None
-    return Sentence(how_it_went(item) + (still(facts) or since(facts)), item.operation)
+    return Explanation(
+        gone_text(item) + (uncertainty_text(facts) or maybe_back_text(facts)), item.cleanup
+    )
 
 
-def since(facts: Facts) -> str:
+def maybe_back_text(facts: ObjectFacts) -> str:
     """The row of a later upload leaves no trace once somebody untracks it."""
-    if facts.is_seen_absent:
+    if facts.is_confirmed_gone:
         return ""
     return " " + _("It may have come back since: look into the bucket.")
 
 
-def still(facts: Facts) -> str:
-    """What is to be said after an operation's last word, as what came later may be hidden; the same
-    whether there is any such thing."""
-    if facts.sight == ALL or facts.is_seen_absent:
+def uncertainty_text(facts: ObjectFacts) -> str:
+    """A caveat, as later facts may be hidden from this person; the same whether there are any."""
+    if facts.access == FULL_ACCESS or facts.is_confirmed_gone:
         return ""
     if facts.listed:
         text = _("Whether it is so still, you may not see: ask somebody who may see all.")
@@ -127,72 +138,72 @@ def still(facts: Facts) -> str:
     return f" {text}"
 
 
-def went(facts: Facts) -> CleanupItem | None:
-    """The item that tells best how it went: later looks only saw it absent again."""
+def find_gone_item(facts: ObjectFacts) -> CleanupItem | None:
+    """The item that says best how it was deleted: later checks only saw it gone again."""
     latest = next(iter(facts.items), None)
-    if not latest or latest.outcome not in GONE:
+    if not latest or latest.outcome not in GONE_OUTCOMES:
         return None
     for item in facts.items:
-        if item.outcome not in GONE:
+        if item.outcome not in GONE_OUTCOMES:
             break
         if item.outcome == Outcome.DELETED:
             return item
     return latest
 
 
-def how_it_went(item: CleanupItem) -> str:
+def gone_text(item: CleanupItem) -> str:
     if item.outcome == Outcome.DELETED:
         text = _(
-            "Deleted by cleanup %(operation)s, and seen gone on %(at)s by a complete listing of"
+            "Deleted by cleanup %(cleanup)s, and seen gone on %(at)s by a complete listing of"
             " %(place)s."
         )
     else:
         text = _(
-            "It was not there any more when operation %(operation)s looked: seen absent on %(at)s"
+            "It was not there any more when cleanup %(cleanup)s looked: confirmed gone on %(at)s"
             " by a complete listing of %(place)s."
         )
     words = {
-        "operation": item.operation_id,
-        "at": moment(item.changed_at),
-        "place": place_of(item),
+        "cleanup": item.cleanup_id,
+        "at": format_time(item.changed_at),
+        "place": listed_place(item),
     }
     # Such as a row that still names it.
     return f"{text % words} {item.reason}".rstrip()
 
 
-def place_of(item: CleanupItem) -> str:
-    if item.span is not None and item.span < len(item.operation.ranges):
-        return str(item.operation.ranges[item.span])
+def listed_place(item: CleanupItem) -> str:
+    if item.range_index is not None and item.range_index < len(item.cleanup.listed_prefixes):
+        return str(item.cleanup.listed_prefixes[item.range_index])
     return _("its place")
 
 
-def seen_since(facts: Facts, item: CleanupItem) -> bool:
-    """Whether a scan saw the object in the bucket after it went, and no later scan missed it: a
-    finding that a scan resolved names nobody."""
+def is_seen_since(facts: ObjectFacts, item: CleanupItem) -> bool:
+    """Whether a scan saw the object in the bucket after its deletion, and no later scan missed it.
+    A finding that a scan resolved has no `decided_by`."""
     return any(
-        finding.kind not in NO_OBJECT and finding.last_seen_at > item.changed_at
+        finding.kind not in KINDS_WITHOUT_OBJECT and finding.last_seen_at > item.changed_at
         for finding in facts.findings
         if finding.state != Finding.State.RESOLVED or finding.decided_by
     )
 
 
-def absent_now(facts: Facts) -> Answer:
-    """Before all that would say why it is still there."""
-    if not facts.is_seen_absent:
+def explain_gone_now(facts: ObjectFacts) -> Answer:
+    """Comes before all rules that say why it is still there."""
+    if not facts.is_confirmed_gone:
         return None
-    if operation := to_delete_it(facts):
+    if cleanup := find_deleting_cleanup(facts):
         text = _(
-            "It is not in the bucket now. Cleanup %(operation)s was to delete it, and is"
+            "It is not in the bucket now. Cleanup %(cleanup)s was to delete it, and is"
             " %(status)s: once that cleanup goes on, it records that the file is gone."
         )
-        words = {"operation": operation.pk, "status": operation.get_status_display()}
-        return Sentence(text % words, operation)
+        words = {"cleanup": cleanup.pk, "status": cleanup.get_status_display()}
+        return Explanation(text % words, cleanup)
     if facts.row:
         text = _(
             "It is not in the bucket now, and its row is all there is. The next scan calls it"
             " missing, and the row can be removed there; or upload it again."
         )
-    elif facts.sight != ALL:
+    elif facts.access != FULL_ACCESS:
         text = _(
             "It is not in the bucket now, and nothing that you may see tells what became of it. Ask"
             " somebody who may see all."
@@ -202,42 +213,42 @@ def absent_now(facts: Facts) -> Answer:
             "It is not in the bucket now, and nothing here tells what became of it. If it ever was"
             " there, something else took it."
         )
-    return Sentence(text, finding=facts.finding)
+    return Explanation(text, finding=facts.finding)
 
 
-def back_again(facts: Facts) -> Answer:
-    """It went, and the latest word is that it is there."""
-    item, row = went(facts), facts.row
+def explain_reappeared(facts: ObjectFacts) -> Answer:
+    """It was gone, and by the latest evidence it is back."""
+    item, row = find_gone_item(facts), facts.row
     is_new = item and row and row.created_at > item.changed_at
-    if not item or not (is_new or facts.listed or seen_since(facts, item)):
+    if not item or not (is_new or facts.listed or is_seen_since(facts, item)):
         return None
     if is_new and row and row.source == R2Object.Source.UPLOAD:
         text = _("It was uploaded again on %(at)s for %(project)s. Before: %(went)s")
-        return Sentence(
+        return Explanation(
             text
             % {
-                "at": moment(row.created_at),
+                "at": format_time(row.created_at),
                 "project": row.project_id or _("no project"),
-                "went": how_it_went(item),
+                "went": gone_text(item),
             },
-            item.operation,
+            item.cleanup,
         )
-    if not facts.sight.rows:
+    if not facts.access.rows:
         text = _("It is in the bucket again, by the latest that you may see. Before: %s")
-        return Sentence(text % how_it_went(item), item.operation)
+        return Explanation(text % gone_text(item), item.cleanup)
     text = _(
         "It is in the bucket again, by the latest that we know, and not by an upload through this"
         " application. Verify the cleanup that deleted it. Before: %s"
     )
-    return Sentence(text % how_it_went(item), item.operation)
+    return Explanation(text % gone_text(item), item.cleanup)
 
 
-def gone_in_another_spelling(facts: Facts) -> Answer:
-    item = next(iter(facts.otherwise_spelled), None)
+def explain_other_spelling(facts: ObjectFacts) -> Answer:
+    item = next(iter(facts.other_spellings), None)
     if not item or facts.listed:
         return None
     text = _(
-        "Operation %s tells of a key that looks the same and is spelled with other code points."
+        "Cleanup %s tells of a key that looks the same and is spelled with other code points."
         " Some stores, R2 among them, take the two for one object: look into the bucket."
     )
-    return Sentence(text % item.operation_id, item.operation)
+    return Explanation(text % item.cleanup_id, item.cleanup)

@@ -1,4 +1,4 @@
-"""What the commands have in common: who asks, how they end, and how an operation is shown."""
+"""What commands share: the origin of requests, exit codes, and how a cleanup is shown."""
 
 import getpass
 import os
@@ -17,75 +17,77 @@ from django.core.management.base import (
 )
 
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import storable
-from storage_audit.bucket.request_stats import counted
-from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
+from storage_audit.bucket.listing import is_storable
+from storage_audit.bucket.request_stats import record_requests
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import validate_project_id
-from storage_audit.origin import Origin, acting_as
+from storage_audit.origin import Origin, use_origin
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.redaction import redact, visible
+from storage_audit.redaction import printable_text, redact_secrets
 
-FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130
-CUT_SHORT = 128 + 13  # as a shell says of one that SIGPIPE ended
-SHOWN = 50
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_PIPE_CLOSED = 128 + 13  # as a shell says of one that SIGPIPE ended
+KEYS_SHOWN = 50
 Outcome = CleanupItem.Outcome
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 
 
 @contextmanager
-def asked_from_shell() -> Iterator[None]:
-    """Says who asks, keeps count of the calls to the store, and makes what the store or its marker
-    objects to one line and exit 1."""
-    with counted(), acting_as(Origin(login_name(), f"command on {socket.gethostname()}")):
+def command_context() -> Iterator[None]:
+    """Records who asks and the requests to the store; turns errors of the store or the marker into
+    one line and exit 1."""
+    with record_requests(), use_origin(Origin(login_name(), f"command on {socket.gethostname()}")):
         try:
             yield
         except (CannotConclude, StoreError) as error:
             if getattr(error, "code", "") == "NoSuchBucket":
                 raise CommandError(
-                    f"The store has no bucket {visible(conf().bucket)}. Create it, or correct the"
-                    " bucket or the address in the settings.",
-                    returncode=WRONG_USE,
+                    f"The store has no bucket {printable_text(conf().bucket)}. Create it, or"
+                    " correct the bucket or the address in the settings.",
+                    returncode=EXIT_USAGE,
                 ) from error
-            raise CommandError(visible(redact(str(error))), returncode=FAILED) from error
+            raise CommandError(
+                printable_text(redact_secrets(str(error))), returncode=EXIT_FAILED
+            ) from error
 
 
 @contextmanager
-def for_a_reader() -> Iterator[None]:
-    """Ends when whoever reads what is printed, such as head, has had enough."""
+def exit_on_closed_pipe() -> Iterator[None]:
+    """Exits when the reader of the output, such as head, has closed the pipe."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
         # https://docs.python.org/3/library/signal.html#note-on-sigpipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(CUT_SHORT)
+        sys.exit(EXIT_PIPE_CLOSED)
 
 
-def confirm(question: str) -> None:
+def confirm_or_exit(question: str) -> None:
     """Ask a person; nobody is asked where there is no terminal."""
     if sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
-        raise CommandError("Nothing was done.", returncode=FAILED)
+        raise CommandError("Nothing was done.", returncode=EXIT_FAILED)
 
 
-def stored_text(text: str) -> str:
-    if not storable(text):
+def storable_text(text: str) -> str:
+    if not is_storable(text):
         raise ArgumentTypeError("it must be UTF-8 without NUL")
     return text
 
 
-def deletion_id(text: str) -> UUID:
+def parse_deletion_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"“{visible(text)}” is not a deletion id.") from error
+        raise ArgumentTypeError(f"“{printable_text(text)}” is not a deletion id.") from error
 
 
-def project_id(text: str) -> str:
+def parse_project_id(text: str) -> str:
     try:
         validate_project_id(text)
     except ValidationError as error:
-        raise ArgumentTypeError(visible(error.messages[0])) from error
+        raise ArgumentTypeError(printable_text(error.messages[0])) from error
     return text
 
 
@@ -96,80 +98,83 @@ def login_name() -> str:
         return f"uid {os.getuid()}"
 
 
-def staying(operation: CleanupOperation) -> CleanupItemQuerySet:
+def remaining_items(cleanup: Cleanup) -> CleanupItemQuerySet:
     """What is still there, or would be if the dry run were run."""
-    gone = [Outcome.DELETED, Outcome.ALREADY_ABSENT]
-    if operation.dry_run:
-        gone.append(Outcome.PLANNED)
-    return operation.items.exclude(outcome__in=gone).order_by("outcome", "key")
+    gone = [Outcome.DELETED, Outcome.ALREADY_GONE]
+    if cleanup.dry_run:
+        gone.append(Outcome.TO_DELETE)
+    return cleanup.items.exclude(outcome__in=gone).order_by("outcome", "key")
 
 
-def lines_of(items: CleanupItemQuerySet) -> Iterator[str]:
+def item_lines(items: CleanupItemQuerySet) -> Iterator[str]:
     """The first items, one a line, and how many more there are."""
-    for item in items[:SHOWN]:
-        reason = item.reason or item.answer or item.evidence
-        yield f"  {item.get_outcome_display()}: {visible(item.key)}: {visible(reason)}"
-    more = items.count() - SHOWN
+    for item in items[:KEYS_SHOWN]:
+        reason = item.reason or item.store_answer or item.owner_evidence
+        shown = printable_text(item.key), printable_text(reason)
+        yield f"  {item.get_outcome_display()}: {': '.join(shown)}"
+    more = items.count() - KEYS_SHOWN
     if more > 0:
-        yield f"  and {more} more; all are on the operation's page in the admin."
+        yield f"  and {more} more; all are on the cleanup's page in the admin."
 
 
-def lines_of_plan(operation: CleanupOperation) -> Iterator[str]:
-    parts = (("delete", operation.items.planned().order_by("key")), ("keep", staying(operation)))
+def plan_lines(cleanup: Cleanup) -> Iterator[str]:
+    parts = (
+        ("delete", cleanup.items.planned().order_by("key")),
+        ("keep", remaining_items(cleanup)),
+    )
     for verb, items in parts:
         yield f"Would {verb} {items.count()} objects."
-        yield from lines_of(items)
-    yield from lines_of_error(operation)
+        yield from item_lines(items)
+    yield from error_lines(cleanup)
 
 
-def lines_of_result(operation: CleanupOperation) -> Iterator[str]:
-    books = operation.items.books()
+def result_lines(cleanup: Cleanup) -> Iterator[str]:
+    totals = cleanup.items.totals()
     yield (
-        f"Found {books['found']}: {books['deleted']} deleted, {books['already_absent']} already"
-        f" absent, {books['protected']} protected, {books['failed']} failed."
+        f"Found {totals['found']}: {totals['deleted']} deleted, {totals['already_gone']} already"
+        f" gone, {totals['kept']} kept, {totals['failed']} failed."
     )
-    yield from lines_of_error(operation)
-    if operation.status == Status.PENDING:
-        yield "Another operation of this project is being worked on; this follows."
-    if operation.status == Status.RUNNING and not operation.lease_until:
+    yield from error_lines(cleanup)
+    if cleanup.status == Status.PENDING:
+        yield "Another cleanup of this project is being worked on; this follows."
+    if cleanup.status == Status.RUNNING and not cleanup.lease_until:
         yield (
             "Files are missing, and no answer confirms their deletion. The cleanup looks for them"
             " again in a minute: a worker goes on then, or run manage.py sweep_cleanups --sync"
         )
-    yield from lines_of(staying(operation))
+    yield from item_lines(remaining_items(cleanup))
 
 
-def lines_of_error(operation: CleanupOperation) -> Iterator[str]:
-    if operation.error:
-        yield visible(operation.error)
-    if operation.status == Status.BLOCKED:
-        yield f"To release it: manage.py release_cleanup {operation.pk}"
+def error_lines(cleanup: Cleanup) -> Iterator[str]:
+    if cleanup.message:
+        yield printable_text(cleanup.message)
+    if cleanup.status == Status.BLOCKED:
+        yield f"To approve it: manage.py approve_cleanup {cleanup.pk}"
 
 
-def judge(operations: list[CleanupOperation], stderr: OutputWrapper) -> None:
-    """Exit 1 when one is not over; what stays in doubt is said and is no failure."""
-    fine = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.PLANNED)
-    if unfinished := [str(o.pk) for o in operations if o.status not in fine]:
-        text = f"Not finished: operation {', '.join(unfinished)}."
-        raise CommandError(text, returncode=FAILED)
-    for operation in operations:
-        if operation.status == Status.CLEAN_WITH_PROTECTED:
+def require_finished(cleanups: list[Cleanup], stderr: OutputWrapper) -> None:
+    """Exit 1 when one is not over. Kept files are only mentioned, as they are no failure."""
+    fine = (Status.CLEAN, Status.CLEAN_WITH_KEPT, Status.PLANNED)
+    if unfinished := [str(o.pk) for o in cleanups if o.status not in fine]:
+        text = f"Not finished: cleanup {', '.join(unfinished)}."
+        raise CommandError(text, returncode=EXIT_FAILED)
+    for cleanup in cleanups:
+        if cleanup.status == Status.CLEAN_WITH_KEPT:
             stderr.write(
-                f"Operation {operation.pk} kept {operation.protected} protected objects:"
-                " a person must decide on them."
+                f"Cleanup {cleanup.pk} kept {cleanup.kept} objects: a person must decide on them."
             )
 
 
-def facts_of(operation: CleanupOperation) -> dict[str, Any]:
-    """What `--json` tells of an operation; of the keys only the first."""
-    counts = {outcome: n for outcome, (n, _size) in operation.items.by_outcome().items()}
-    would_delete = operation.items.planned().filter(operation__dry_run=True).order_by("key")
+def cleanup_json(cleanup: Cleanup) -> dict[str, Any]:
+    """A cleanup for `--json`, with only the first keys."""
+    counts = {outcome: n for outcome, (n, _size) in cleanup.items.by_outcome().items()}
+    would_delete = cleanup.items.planned().filter(cleanup__dry_run=True).order_by("key")
     shown = ("kind", "project_id", "bucket", "status", "plan_digest")
     return {
-        "deletion_id": str(operation.pk),
-        **{name: getattr(operation, name) for name in shown},
-        "message": operation.error,
+        "deletion_id": str(cleanup.pk),
+        **{name: getattr(cleanup, name) for name in shown},
+        "message": cleanup.message,
         "objects": {outcome: counts.get(outcome, 0) for outcome in Outcome.values},
-        "would_delete": [item.key for item in would_delete[:SHOWN]],
-        "staying": list(staying(operation).values("key", "outcome", "reason")[:SHOWN]),
+        "would_delete": [item.key for item in would_delete[:KEYS_SHOWN]],
+        "staying": list(remaining_items(cleanup).values("key", "outcome", "reason")[:KEYS_SHOWN]),
     }

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandParser, DjangoHelpFo
 
 
 class HelpFormatter(DjangoHelpFormatter):
-    """Keeps the lines of an epilog; a description of one line is wrapped as ever."""
+    """Keeps the lines of an epilog; wraps a description of one line as usual."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return cleandoc(text) if "\n" in text else super()._fill_text(text, width, indent)

@@ -1,4 +1,4 @@
-"""Which findings a command is about, and how they are listed."""
+"""Options that select findings, and how findings are listed."""
 
 import json
 from argparse import ArgumentParser
@@ -8,11 +8,11 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.template.defaultfilters import filesizeformat
 
 from storage_audit.findings.models import Finding, FindingQuerySet
-from storage_audit.management.console import stored_text
-from storage_audit.redaction import visible
+from storage_audit.management.console import storable_text
+from storage_audit.redaction import printable_text
 
 Kind, State = Finding.Kind, Finding.State
-COLUMNS = (
+FINDING_COLUMNS = (
     "kind",
     "state",
     "bucket",
@@ -31,7 +31,7 @@ COLUMNS = (
 )
 
 
-def add_choices(parser: ArgumentParser) -> None:
+def add_filters(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         action="append",
@@ -44,23 +44,23 @@ def add_choices(parser: ArgumentParser) -> None:
         choices=State.values,
         metavar="STATE",
         help=f"only in this state: {', '.join(State.values)} (default: open; with --reopen,"
-        " acknowledged)",
+        " ignored)",
     )
     for name, example in (("prefix", "only of keys that start with it"), ("project", "only its")):
         parser.add_argument(
-            f"--{name}", type=stored_text, metavar=name.upper(), help=f"{example} (default: all)"
+            f"--{name}", type=storable_text, metavar=name.upper(), help=f"{example} (default: all)"
         )
     parser.add_argument(
         "--key",
         action="append",
-        type=stored_text,
+        type=storable_text,
         metavar="KEY",
         help="only of this very key; may be repeated (default: all)",
     )
 
 
-def selection(options: dict[str, Any]) -> FindingQuerySet:
-    usual = State.ACKNOWLEDGED if options["reopen"] else State.OPEN
+def select_findings(options: dict[str, Any]) -> FindingQuerySet:
+    usual = State.IGNORED if options["reopen"] else State.OPEN
     return Finding.objects.filter(state=options["state"] or usual).about(
         kinds=options["kind"] or (),
         prefix=options["prefix"] or "",
@@ -69,17 +69,21 @@ def selection(options: dict[str, Any]) -> FindingQuerySet:
     )
 
 
-def as_json(finding: Finding) -> str:
-    return json.dumps({name: getattr(finding, name) for name in COLUMNS}, cls=DjangoJSONEncoder)
+def finding_json(finding: Finding) -> str:
+    return json.dumps(
+        {name: getattr(finding, name) for name in FINDING_COLUMNS}, cls=DjangoJSONEncoder
+    )
 
 
-def as_text(finding: Finding) -> str:
+def finding_text(finding: Finding) -> str:
     size = filesizeformat(finding.size).replace("\xa0", " ") if finding.size is not None else ""
-    facts = ", ".join(filter(None, [size, visible(finding.project_id or ""), finding.bucket]))
-    why = visible(" ".join(filter(None, [finding.evidence, finding.note])))
+    facts = ", ".join(
+        filter(None, [size, printable_text(finding.project_id or ""), finding.bucket])
+    )
+    why = printable_text(" ".join(filter(None, [finding.evidence, finding.note])))
     state = "" if finding.state == State.OPEN else f" ({finding.get_state_display()})"
-    return f"{finding.get_kind_display()}{state}: {visible(finding.key)} ({facts}): {why}"
+    return f"{finding.get_kind_display()}{state}: {printable_text(finding.key)} ({facts}): {why}"
 
 
-def as_row(finding: Finding) -> list[object]:
-    return [getattr(finding, name) for name in COLUMNS]
+def finding_row(finding: Finding) -> list[object]:
+    return [getattr(finding, name) for name in FINDING_COLUMNS]

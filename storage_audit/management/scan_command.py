@@ -1,4 +1,4 @@
-"""What the commands that scan the bucket have in common: arguments, progress and report."""
+"""What the scan commands share: arguments, progress and report."""
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError
@@ -19,67 +19,74 @@ from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.management.console import (
-    FAILED,
-    INTERRUPTED,
-    WRONG_USE,
-    asked_from_shell,
-    project_id,
-    stored_text,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    command_context,
+    parse_project_id,
+    storable_text,
 )
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.management.scan_processes import beside
-from storage_audit.redaction import visible
-from storage_audit.scan.models import BucketScan, Sighting
-from storage_audit.scan.models.scan import FIGURES
-from storage_audit.scan.start import Cost, ScanTooExpensive, cost_of, estimate, share, start_scan
+from storage_audit.management.scan_processes import extra_processes
+from storage_audit.redaction import printable_text
+from storage_audit.scan.models import BucketScan, PendingFinding
+from storage_audit.scan.models.scan import COUNT_FIELDS
+from storage_audit.scan.start import (
+    ScanCost,
+    ScanTooExpensive,
+    estimate_scan,
+    scan_cost,
+    send_workers,
+    start_scan,
+)
 from storage_audit.scan.worker import work_on_scan
 
-SAMPLES = 20
-MOST_WORKERS = 100
-MOST_PROCESSES = 64
+SAMPLES_PER_KIND = 20
+MAX_WORKERS = 100
+MAX_PROCESSES = 64
 Status = BucketScan.Status
 
 
-def scan_id(text: str) -> UUID:
+def parse_scan_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"“{visible(text)}” is no id of a scan") from error
+        raise ArgumentTypeError(f"“{printable_text(text)}” is no id of a scan") from error
 
 
-def count(text: str) -> int:
+def parse_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise ArgumentTypeError(f"“{visible(text)}” is no whole number from 0")
+        raise ArgumentTypeError(f"“{printable_text(text)}” is no whole number from 0")
     return int(text)
 
 
 class ScanCommand(DocumentedCommand):
     purpose: ClassVar[BucketScan.Purpose]
-    # Those of the settings. All of them load the whole site, which takes as much memory as a scan.
+    # Not all system checks: they load the whole site, which takes as much memory as a scan.
     requires_system_checks = (Tags.compatibility,)
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         scope = parser.add_mutually_exclusive_group()
         scope.add_argument(
             "--prefix",
-            type=stored_text,
+            type=storable_text,
             default="",
             help="list only keys that start with it, such as projects/proj_1/ (default: all)",
         )
         scope.add_argument(
             "--project",
-            type=project_id,
+            type=parse_project_id,
             metavar="ID",
-            help="list only where files of this project can be, in all layouts (default: all)",
+            help="list only where files of this project can be, in all key formats (default: all)",
         )
         scope.add_argument(
             "--resume",
-            type=scan_id,
+            type=parse_scan_id,
             metavar="SCAN_ID",
             help="go on with a scan that stopped or failed within the last hour, start an older one"
             " again, or take part in one that is running; without it, a new one begins",
         )
-        add_manners(parser)
+        add_scan_options(parser)
 
     def handle(
         self,
@@ -89,48 +96,51 @@ class ScanCommand(DocumentedCommand):
         workers: int,
         processes: int,
         as_json: bool,
-        ceiling: int | None,
+        max_requests: int | None,
         accept_fewer: bool,
         **options: Any,
     ) -> None:
-        scope, how = scope_of(options), {"ceiling": ceiling, "accept_fewer": accept_fewer}
+        scope, how = (
+            scan_scope(options),
+            {"max_requests": max_requests, "accept_fewer": accept_fewer},
+        )
         new = cost or scope.get("dry_run") or scope.get("since")
-        refuse(resume and new, "A scan is resumed as it was begun: --resume goes without these.")
-        refuse(workers > MOST_WORKERS, f"--workers: at most {MOST_WORKERS}.")
-        refuse(not 0 < processes <= MOST_PROCESSES, f"--processes: 1 to {MOST_PROCESSES}.")
-        refuse(workers and conf().sync, "With CLEANUP_SYNC there are no workers.")
-        with asked_from_shell():
+        refuse_if(resume and new, "A scan is resumed as it was begun: --resume goes without these.")
+        refuse_if(workers > MAX_WORKERS, f"--workers: at most {MAX_WORKERS}.")
+        refuse_if(not 0 < processes <= MAX_PROCESSES, f"--processes: 1 to {MAX_PROCESSES}.")
+        refuse_if(workers and conf().sync, "With CLEANUP_SYNC there are no workers.")
+        with command_context():
             if cost:
-                self.show_cost(estimate(purpose=self.purpose, **scope), as_json)
+                self.show_cost(estimate_scan(purpose=self.purpose, **scope), as_json)
                 return
-            scan = self.resumed(resume, **how) if resume else self.begun(**how, **scope)
-            share(scan, workers)
+            scan = self.resume_scan(resume, **how) if resume else self.start_new(**how, **scope)
+            send_workers(scan, workers)
             self.follow(scan, processes)
         self.report(scan, as_json)
 
-    def begun(self, **how: Any) -> BucketScan:
+    def start_new(self, **how: Any) -> BucketScan:
         try:
             return start_scan(purpose=self.purpose, **how)
         except ScanTooExpensive as error:
-            raise CommandError(f"{error} Add --ceiling.", returncode=WRONG_USE) from error
+            raise CommandError(f"{error} Add --max-requests.", returncode=EXIT_USAGE) from error
 
-    def resumed(self, pk: UUID, **how: Any) -> BucketScan:
+    def resume_scan(self, pk: UUID, **how: Any) -> BucketScan:
         scan = BucketScan.objects.filter(pk=pk).first()
         if scan is None:
-            raise CommandError(f"There is no scan {pk}.", returncode=WRONG_USE)
-        refuse(
+            raise CommandError(f"There is no scan {pk}.", returncode=EXIT_USAGE)
+        refuse_if(
             scan.purpose != self.purpose,
             f"Scan {pk} is no {self.purpose}. Use: manage.py {scan.purpose}_r2 --resume {pk}",
         )
-        refuse(
+        refuse_if(
             scan.bucket != conf().bucket,
-            f"Scan {pk} is of bucket {visible(scan.bucket)}, and the settings name"
-            f" {visible(conf().bucket)}.",
+            f"Scan {pk} is of bucket {printable_text(scan.bucket)}, and the settings name"
+            f" {printable_text(conf().bucket)}.",
         )
         try:
             starts_again = scan.resume(**how)
         except IllegalTransition as error:
-            raise CommandError(str(error), returncode=WRONG_USE) from error
+            raise CommandError(str(error), returncode=EXIT_USAGE) from error
         if starts_again:
             self.stderr.write(
                 "Nobody worked on this scan for more than an hour, so it starts again from the"
@@ -139,39 +149,39 @@ class ScanCommand(DocumentedCommand):
         return scan
 
     def follow(self, scan: BucketScan, processes: int) -> None:
-        progress = Progress(self.stderr, scan)
+        progress = ProgressLine(self.stderr, scan)
         try:
-            with beside(scan, processes - 1):
-                work(scan, progress)
+            with extra_processes(scan, processes - 1):
+                work_with_progress(scan, progress)
                 while scan.status == Status.RUNNING:
-                    sleep(1)  # Another worker is at its ending.
-                    work(scan, progress)
+                    sleep(1)  # Another worker is ending it.
+                    work_with_progress(scan, progress)
         except KeyboardInterrupt as interrupt:
             raise CommandError(
                 f"Interrupted after {scan.listed:,} objects. What was written stays."
-                f" {self.to_go_on(scan)}",
-                returncode=INTERRUPTED,
+                f" {self.resume_hint(scan)}",
+                returncode=EXIT_INTERRUPTED,
             ) from interrupt
         finally:
             progress.end()
 
-    def to_go_on(self, scan: BucketScan) -> str:
+    def resume_hint(self, scan: BucketScan) -> str:
         return f"To go on from there within an hour: manage.py {self.purpose}_r2 --resume {scan.pk}"
 
     def report(self, scan: BucketScan, as_json: bool) -> None:
         if as_json:
-            self.stdout.write(json.dumps(facts_of(scan)))
+            self.stdout.write(json.dumps(scan_json(scan)))
         else:
-            for line in (self.summary(scan), *caveats(scan), *lines_of_differences(scan)):
+            for line in (self.summary(scan), *caveat_lines(scan), *finding_lines(scan)):
                 self.stdout.write(line)
         if scan.status != Status.COMPLETE:
-            what = f"Scan {scan.pk} {scan.get_status_display()}: {visible(scan.error)}"
-            raise CommandError(f"{what} {self.to_go_on(scan)}", returncode=FAILED)
+            what = f"Scan {scan.pk} {scan.get_status_display()}: {printable_text(scan.message)}"
+            raise CommandError(f"{what} {self.resume_hint(scan)}", returncode=EXIT_FAILED)
 
     def summary(self, scan: BucketScan) -> str:
         raise NotImplementedError
 
-    def show_cost(self, cost: Cost, as_json: bool) -> None:
+    def show_cost(self, cost: ScanCost, as_json: bool) -> None:
         if as_json:
             names = ("objects", "requests", "dollars", "seconds")
             self.stdout.write(json.dumps({name: getattr(cost, name) for name in names}))
@@ -179,11 +189,11 @@ class ScanCommand(DocumentedCommand):
         text = f"About {cost.objects:,} objects, {cost.requests:,} requests (R2: Class A), "
         text += f"${cost.dollars:.4f}"
         if cost.seconds is not None:
-            text += f", {shown_time(cost.seconds)} if it goes as the last time"
+            text += f", {duration_text(cost.seconds)} if it goes as the last time"
         self.stdout.write(f"{text}.")
 
 
-def add_manners(parser: ArgumentParser) -> None:
+def add_scan_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--accept-fewer",
         action="store_true",
@@ -191,10 +201,10 @@ def add_manners(parser: ArgumentParser) -> None:
         " nothing is concluded from such a one",
     )
     parser.add_argument(
-        "--ceiling",
-        type=count,
+        "--max-requests",
+        type=parse_count,
         metavar="N",
-        help="stop after so many requests (default: the setting SCAN_CEILING, or what the scan"
+        help="stop after so many requests (default: the setting SCAN_MAX_REQUESTS, or what the scan"
         " that is resumed was given)",
     )
     parser.add_argument(
@@ -202,18 +212,18 @@ def add_manners(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=count,
+        type=parse_count,
         default=0,
         metavar="N",
         help="have so many workers of the queue take part beside this process (default: 0)",
     )
     parser.add_argument(
         "--processes",
-        type=count,
+        type=parse_count,
         default=1,
         metavar="N",
         help="use so many cores of this machine (default: 1); a process takes up to 100 MiB and"
-        " lists SCAN_LANES parts at once",
+        " lists SCAN_CONCURRENCY parts at once",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="report the same, and write no row and no finding"
@@ -222,31 +232,32 @@ def add_manners(parser: ArgumentParser) -> None:
         "--json",
         action="store_true",
         dest="as_json",
-        help=f"print one JSON object: the figures, and the first {SAMPLES} differences of a kind",
+        help="print one JSON object: the figures, and the first"
+        f" {SAMPLES_PER_KIND} differences of a kind",
     )
 
 
-def refuse(wrong: object, text: str) -> None:
+def refuse_if(wrong: object, text: str) -> None:
     if wrong:
-        raise CommandError(text, returncode=WRONG_USE)
+        raise CommandError(text, returncode=EXIT_USAGE)
 
 
-def scope_of(options: dict[str, Any]) -> dict[str, Any]:
-    """What to scan, of all that Django gives a command."""
+def scan_scope(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that say what to scan."""
     names = {"prefix": "prefix", "project": "project_id", "dry_run": "dry_run", "since": "since"}
     return {name: options[given] for given, name in names.items() if given in options}
 
 
-def work(scan: BucketScan, progress: "Progress") -> None:
+def work_with_progress(scan: BucketScan, progress: "ProgressLine") -> None:
     with closing(work_on_scan(scan)) as steps:
         for _batch in steps:
             progress.show()
 
 
-def caveats(scan: BucketScan) -> Iterator[str]:
+def caveat_lines(scan: BucketScan) -> Iterator[str]:
     if scan.is_partial:
         yield (
-            f"This was a partial look, only at rows written since {scan.since:%Y-%m-%d %H:%M:%S%z}:"
+            f"This was a partial scan, only of rows written since {scan.since:%Y-%m-%d %H:%M:%S%z}:"
             " it says nothing of all others, and nothing follows from it."
         )
     if not scan.in_key_order:
@@ -256,35 +267,37 @@ def caveats(scan: BucketScan) -> Iterator[str]:
         )
 
 
-def lines_of_differences(scan: BucketScan) -> Iterator[str]:
+def finding_lines(scan: BucketScan) -> Iterator[str]:
     for kind in Kind:
-        seen = seen_by(scan).filter(kind=kind)
+        seen = findings_of_scan(scan).filter(kind=kind)
         if total := seen.count():
             yield f"{total} {kind.label}:"
-            for one in seen.order_by("key")[:SAMPLES]:
-                yield f"  {visible(one.key)} ({visible(one.evidence)})"
-        if total > SAMPLES:
-            yield f"  and {total - SAMPLES} more"
+            for one in seen.order_by("key")[:SAMPLES_PER_KIND]:
+                yield f"  {printable_text(one.key)} ({printable_text(one.evidence)})"
+        if total > SAMPLES_PER_KIND:
+            yield f"  and {total - SAMPLES_PER_KIND} more"
     if Finding.objects.filter(last_scan=scan).exists():
         yield "All of these are findings. To decide on them: the admin, or manage.py findings"
 
 
-def seen_by(scan: BucketScan) -> QuerySet[Finding] | QuerySet[Sighting]:
-    """What the scan saw: findings, once it is complete and unless it only was to look."""
-    sightings = Sighting.objects.filter(scan=scan, kind__in=Kind)
-    return sightings if sightings.exists() else Finding.objects.filter(last_scan=scan)
+def findings_of_scan(scan: BucketScan) -> QuerySet[Finding] | QuerySet[PendingFinding]:
+    """What the scan saw: findings if it is complete and wrote some, otherwise pending findings."""
+    pending_findings = PendingFinding.objects.filter(scan=scan, kind__in=Kind)
+    return pending_findings if pending_findings.exists() else Finding.objects.filter(last_scan=scan)
 
 
-def facts_of(scan: BucketScan) -> dict[str, object]:
+def scan_json(scan: BucketScan) -> dict[str, object]:
     shown = ("bucket", "purpose", "prefix", "project_id", "dry_run", "status", "in_key_order")
-    seen = (seen_by(scan).filter(kind=kind).order_by("key")[:SAMPLES] for kind in Kind)
+    seen = (
+        findings_of_scan(scan).filter(kind=kind).order_by("key")[:SAMPLES_PER_KIND] for kind in Kind
+    )
     return {
         "scan_id": str(scan.pk),
         **{name: getattr(scan, name) for name in shown},
         "since": scan.since and scan.since.isoformat(),
         "is_partial": scan.is_partial,
-        "message": scan.error,
-        **{name: getattr(scan, name) for name in ("requests", *FIGURES)},
+        "message": scan.message,
+        **{name: getattr(scan, name) for name in ("requests", *COUNT_FIELDS)},
         "samples": [
             {"kind": f.kind, "key": f.key, "project_id": f.project_id, "evidence": f.evidence}
             for of_a_kind in seen
@@ -293,44 +306,44 @@ def facts_of(scan: BucketScan) -> dict[str, object]:
     }
 
 
-def shown_size(scan: BucketScan) -> str:
+def size_text(scan: BucketScan) -> str:
     return filesizeformat(scan.listed_bytes).replace("\xa0", " ")
 
 
-def shown_time(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-class Progress:
+class ProgressLine:
     """One line that changes on a terminal, a line now and then elsewhere."""
 
     def __init__(self, out: OutputWrapper, scan: BucketScan) -> None:
-        self.out, self.terminal = out, out.isatty()
-        self.scan, self.before = scan, scan.listed
-        self.began = self.shown = monotonic()
-        self.pause = 0.2 if self.terminal else 10.0
+        self.out, self.is_terminal = out, out.isatty()
+        self.scan, self.listed_before = scan, scan.listed
+        self.began_at = self.shown_at = monotonic()
+        self.pause_seconds = 0.2 if self.is_terminal else 10.0
 
     @cached_property
-    def expected(self) -> int:
-        """Counted only when it is to be shown, as that takes a while."""
-        return cost_of(self.scan).objects
+    def expected_objects(self) -> int:
+        """Counted only when it is shown, as that takes a while."""
+        return scan_cost(self.scan).objects
 
     def show(self) -> None:
         listed = self.scan.listed
         now = monotonic()
-        if now - self.shown < self.pause:
+        if now - self.shown_at < self.pause_seconds:
             return
-        self.shown = now
-        rate = (listed - self.before) / (now - self.began)
+        self.shown_at = now
+        rate = (listed - self.listed_before) / (now - self.began_at)
         text = f"{listed:,} objects, {rate:,.0f}/s"
-        if rate > 0 and self.expected > listed:
-            text += f", about {shown_time((self.expected - listed) / rate)} left"
-        if self.terminal:
+        if rate > 0 and self.expected_objects > listed:
+            text += f", about {duration_text((self.expected_objects - listed) / rate)} left"
+        if self.is_terminal:
             self.out.write(f"\r{text}\x1b[K", style_func=str, ending="")
             self.out.flush()
         else:
             self.out.write(text, style_func=str)
 
     def end(self) -> None:
-        if self.terminal:
+        if self.is_terminal:
             self.out.write("\r\x1b[K", style_func=str, ending="")

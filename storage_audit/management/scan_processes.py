@@ -1,4 +1,4 @@
-"""More processes of this machine that take part in the scan of a command: one can use one core."""
+"""More processes for the scan of a command, as one process can use only one core."""
 
 import logging
 import multiprocessing
@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.db import connections
 
-from storage_audit.bucket.request_stats import counted
+from storage_audit.bucket.request_stats import record_requests
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.worker import work_on_scan
 
@@ -17,41 +17,41 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def beside(scan: BucketScan, count: int) -> Iterator[None]:
-    """Within, so many processes more are at the scan, which end with it and with this process.
+def extra_processes(scan: BucketScan, count: int) -> Iterator[None]:
+    """Run so many more processes, which end with the scan and with this process.
 
-    Forks, so must come before the first thread and outside a transaction.
+    It forks, so call it before the first thread starts, and outside a transaction.
     """
     with ExitStack() as others:
         if count:
             # Two processes cannot talk over one connection.
             connections.close_all()
         for _each in range(count):
-            others.enter_context(another(scan.pk))
+            others.enter_context(forked_process(scan.pk))
         yield
 
 
 @contextmanager
-def another(scan_id: UUID) -> Iterator[None]:
+def forked_process(scan_id: UUID) -> Iterator[None]:
     fork = multiprocessing.get_context("fork")
-    process = fork.Process(target=take_part, args=[scan_id, os.getpid()], daemon=True)
+    process = fork.Process(target=run_in_fork, args=[scan_id, os.getpid()], daemon=True)
     process.start()
     try:
         yield
-    except Exception:  # Not Ctrl-C, which the other gets too, or sees by the scan that is stopped.
+    except Exception:  # Not Ctrl-C: the child gets it too, or sees that the scan is stopped.
         process.kill()
         raise
     finally:
         process.join()
 
 
-def take_part(scan_id: UUID, parent: int) -> None:
-    with counted(), suppress(KeyboardInterrupt):
+def run_in_fork(scan_id: UUID, parent: int) -> None:
+    with record_requests(), suppress(KeyboardInterrupt):
         try:
             for _batch in work_on_scan(BucketScan.objects.get(pk=scan_id)):
                 if os.getppid() != parent:
-                    # As if it had been killed as well: to stop the scan could stop somebody who
-                    # has resumed it.
+                    # As if it had been killed too: stopping the scan could stop somebody who has
+                    # resumed it.
                     os._exit(1)
         except Exception:
             logger.exception("A process of scan %s failed.", scan_id)

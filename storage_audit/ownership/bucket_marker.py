@@ -1,7 +1,7 @@
 """Is this the bucket that this database belongs to? A marker object in the bucket says so.
 
-Asked before each plan, batch and verification: in a wrong, empty or cloned bucket everything
-would seem absent, and a copy of the database would delete what the original still uses.
+Checked before each plan, batch and verification: in a wrong, empty or cloned bucket everything
+would seem to be gone, and a copy of the database would delete what the original still uses.
 """
 
 import hashlib
@@ -22,18 +22,24 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket import frame, multipart, s3, wrangler
 from storage_audit.bucket.errors import InvalidResponse, StoreError
-from storage_audit.bucket.listing import Identity, exact, nfc, pages, pages_in_any_order
-from storage_audit.bucket.s3 import Listed
+from storage_audit.bucket.listing import (
+    KeyIdentity,
+    exact_key,
+    nfc_key,
+    object_pages,
+    unordered_pages,
+)
+from storage_audit.bucket.s3 import ListedObject
 from storage_audit.conf import conf
-from storage_audit.models import Installation, KnownProject
+from storage_audit.models import DatabaseIdentity, KnownProject
 from storage_audit.ownership.key_formats import OWN_PREFIX
-from storage_audit.redaction import redact, visible
+from storage_audit.redaction import printable_text, redact_secrets
 
-MARKER = f"{OWN_PREFIX}installation.json"
+MARKER_KEY = f"{OWN_PREFIX}installation.json"
 # In place of a marker's name while a new one is written.
-BEING_CLAIMED = "being claimed"
-MACHINE_ID = Path("/etc/machine-id")
-AGAIN = gettext_lazy("Then force-delete this operation.")
+BEING_CONNECTED = "being claimed"
+MACHINE_ID_PATH = Path("/etc/machine-id")
+RETRY_HINT = gettext_lazy("Then force-delete this cleanup.")
 
 
 class CannotConclude(Exception):
@@ -41,21 +47,21 @@ class CannotConclude(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Traits:
+class StoreTraits:
     """What the store takes for the same key."""
 
     folds_unicode: bool
-    # Bytewise, as S3 promises. None where the bucket was claimed before we asked.
+    # Bytewise, as S3 promises. None where the bucket was connected before we asked.
     lists_in_key_order: bool | None = None
     # The fields of a request that its answers repeat, so that one without them is another's.
     echoes: tuple[str, ...] = ()
 
     @property
-    def identity(self) -> Identity:
-        return nfc if self.folds_unicode else exact
+    def identity(self) -> KeyIdentity:
+        return nfc_key if self.folds_unicode else exact_key
 
 
-def fingerprint() -> str:
+def database_fingerprint() -> str:
     """What tells this database from its copies: the server's identity and address, or the file."""
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
@@ -64,187 +70,187 @@ def fingerprint() -> str:
                 " WHERE datname = current_database()), current_database()"
                 " FROM pg_control_system()"
             )
-            facts = [*cursor.fetchone(), *address_of_server()]
+            facts = [*cursor.fetchone(), *server_address()]
     else:
-        facts = file_of_database()
+        facts = database_file()
     return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
 
-def address_of_server() -> list[object]:
+def server_address() -> list[object]:
     """A snapshot restored elsewhere keeps the server's identity, but not its address."""
     given = settings.DATABASES["default"]
     return [given.get("HOST"), given.get("PORT")]
 
 
-def file_of_database() -> list[object]:
+def database_file() -> list[object]:
     name = str(connection.settings_dict["NAME"])
-    machine = MACHINE_ID.read_text().strip() if MACHINE_ID.exists() else ""
+    machine = MACHINE_ID_PATH.read_text().strip() if MACHINE_ID_PATH.exists() else ""
     path = Path(name).resolve()
     return [machine, str(path), path.stat().st_ino if path.exists() else None]
 
 
-def marker(bucket: str, installation: Installation) -> dict[str, object]:
+def marker_content(bucket: str, database: DatabaseIdentity) -> dict[str, object]:
     return {
-        "installation": str(installation.pk),
-        "fingerprint": installation.fingerprint,
+        "installation": str(database.pk),
+        "fingerprint": database.fingerprint,
         "bucket": bucket,
         "store": urlsplit(conf().endpoint_url).hostname,
     }
 
 
-def check(bucket: str) -> Traits:
-    """The bucket's traits, once it and the database are seen to belong together, and the marker
-    is seen in a listing too.
+def check_bucket(bucket: str) -> StoreTraits:
+    """The bucket's traits, once the bucket and the database belong together and a listing shows
+    the marker too.
 
     Raises CannotConclude when they do not, StoreError when the bucket cannot be asked.
     """
     recorded = recorded_marker(bucket)
-    traits = identify(bucket)
+    traits = identify_bucket(bucket)
     # The traits are those of the marker before, and listings are trusted under the one after.
-    if see_marker(bucket) != recorded:
-        raise claimed_again(bucket)
+    if require_marker(bucket) != recorded:
+        raise reconnected_error(bucket)
     return traits
 
 
-def see_marker(bucket: str) -> str:
+def require_marker(bucket: str) -> str:
     """Call after a listing, before it is believed. Returns a text that names the marker seen.
 
-    Only the marker that `claim` wrote is accepted, at its ETag and time: that of a copied bucket
-    has another time. Raises CannotConclude and StoreError, as `check`.
+    Only the marker that `connect_bucket` wrote is accepted, with its ETag and time: that of a
+    copied bucket has another time. Raises CannotConclude and StoreError, as `check_bucket` does.
     """
     listed, recorded = find_marker(bucket), recorded_marker(bucket)
     if listed is None:
-        identify(bucket)  # Is it the listing, or is the marker gone?
-        raise unlisted(bucket)
-    if recorded == BEING_CLAIMED:
+        identify_bucket(bucket)  # Is it the listing, or is the marker gone?
+        raise marker_unlisted_error(bucket)
+    if recorded == BEING_CONNECTED:
         text = _(
-            "Bucket %s is being claimed. Its listings are used once that is done. If nobody runs"
-            " manage.py claim_bucket now, run it again."
+            "Bucket %s is being connected. Its listings are used once that is done. If nobody runs"
+            " manage.py connect_bucket now, run it again."
         )
         raise InvalidResponse(text % bucket)
     if not recorded:
         text = _(
-            "Bucket %s was claimed before we recorded how its listing shows the marker. So its"
-            " listings are not used. Run: manage.py claim_bucket"
+            "Bucket %s was connected before we recorded how its listing shows the marker. So its"
+            " listings are not used. Run: manage.py connect_bucket"
         )
         raise CannotConclude(text % bucket)
     if name_marker(listed) != recorded:
         text = _(
-            "Bucket %s shows another marker than the one that claim_bucket wrote: it may be a copy"
-            " of the bucket, or one restored from a backup. So its listings are not used. If it is"
-            " the right bucket, run: manage.py claim_bucket"
+            "Bucket %s shows another marker than the one that connect_bucket wrote: it may be a"
+            " copy of the bucket, or one restored from a backup. So its listings are not used. If"
+            " it is the right bucket, run: manage.py connect_bucket"
         )
         raise CannotConclude(text % bucket)
     return recorded
 
 
-def claimed_again(bucket: str) -> InvalidResponse:
-    text = _("Bucket %s was claimed again while we looked. What was seen before is not used.")
+def reconnected_error(bucket: str) -> InvalidResponse:
+    text = _("Bucket %s was connected again while we looked. What was seen before is not used.")
     return InvalidResponse(text % bucket)
 
 
-def find_marker(bucket: str) -> Listed | None:
+def find_marker(bucket: str) -> ListedObject | None:
     """The marker as a listing shows it. A store whose listings are empty does not show it."""
-    found = (listed for page in pages(bucket, MARKER) for listed in page)
-    return next((listed for listed in found if listed.key == MARKER), None)
+    found = (listed for page in object_pages(bucket, MARKER_KEY) for listed in page)
+    return next((listed for listed in found if listed.key == MARKER_KEY), None)
 
 
-def name_marker(listed: Listed) -> str:
+def name_marker(listed: ListedObject) -> str:
     written_at = listed.last_modified.astimezone(UTC).isoformat()
     return f"{listed.etag} {listed.size} {written_at}"
 
 
 def recorded_marker(bucket: str) -> str | None:
-    installation = Installation.objects.first()
-    return installation.markers.get(bucket) if installation else None
+    identity_row = DatabaseIdentity.objects.first()
+    return identity_row.markers.get(bucket) if identity_row else None
 
 
 def record_marker(bucket: str) -> None:
-    """Have `see_marker` accept the marker that a listing shows now, and no other."""
+    """Have `require_marker` accept the marker that a listing shows now, and no other."""
     listed = find_marker(bucket)
     if listed is None:
-        raise unlisted(bucket)
-    note_marker(bucket, name_marker(listed))
+        raise marker_unlisted_error(bucket)
+    save_marker(bucket, name_marker(listed))
 
 
 @transaction.atomic
-def note_marker(bucket: str, name: str) -> None:
-    installation = Installation.objects.select_for_update().get()
-    installation.markers[bucket] = name
-    installation.save(update_fields=["markers"])
+def save_marker(bucket: str, name: str) -> None:
+    identity_row = DatabaseIdentity.objects.select_for_update().get()
+    identity_row.markers[bucket] = name
+    identity_row.save(update_fields=["markers"])
 
 
-def is_intact(bucket: str) -> bool:
+def is_marker_intact(bucket: str) -> bool:
     """Whether a listing shows the recorded marker."""
     listed = find_marker(bucket)
     return listed is not None and name_marker(listed) == recorded_marker(bucket)
 
 
-def unlisted(bucket: str) -> InvalidResponse:
+def marker_unlisted_error(bucket: str) -> InvalidResponse:
     return InvalidResponse(
         _("Listings of bucket %s do not show the marker that is in it: none of them is believed.")
         % bucket
     )
 
 
-def identify(bucket: str) -> Traits:
-    installation = Installation.objects.first()
-    if installation is None:
+def identify_bucket(bucket: str) -> StoreTraits:
+    identity_row = DatabaseIdentity.objects.first()
+    if identity_row is None:
         raise CannotConclude(
-            _("This database has claimed no bucket yet. Run: manage.py claim_bucket")
+            _("This database has connected no bucket yet. Run: manage.py connect_bucket")
         )
-    if installation.fingerprint != fingerprint():
+    if identity_row.fingerprint != database_fingerprint():
         raise CannotConclude(
             _(
-                "This database is a copy of the one that claimed the bucket, or it has moved. If"
-                " the other is gone for good, run: manage.py claim_bucket --take-over"
+                "This database is a copy of the one that connected the bucket, or it has moved. If"
+                " the other is gone for good, run: manage.py connect_bucket --take-over"
             )
         )
     content = read_marker(bucket)
     if content is None:
         raise CannotConclude(
             _(
-                "Bucket %s holds no marker of this installation: it is empty, new, or not the"
-                " one that was claimed. If it is the right one, run: manage.py claim_bucket"
+                "Bucket %s holds no marker of this database: it is empty, new, or not the"
+                " one that was connected. If it is the right one, run: manage.py connect_bucket"
             )
             % bucket
         )
-    expected = marker(bucket, installation)
+    expected = marker_content(bucket, identity_row)
     if any(content.get(name) != value for name, value in expected.items()):
         raise CannotConclude(
             _(
-                "Bucket %s belongs to another installation, or was copied from another bucket."
-                " If it is the right one, run: manage.py claim_bucket --take-over"
+                "Bucket %s belongs to another database, or was copied from another bucket."
+                " If it is the right one, run: manage.py connect_bucket --take-over"
             )
             % bucket
         )
-    return traits_in(bucket, content)
+    return read_traits(bucket, content)
 
 
-def traits_in(bucket: str, content: dict[str, object]) -> Traits:
-    """What the marker says of the store. Pages of the bucket are held against it from now on."""
+def read_traits(bucket: str, content: dict[str, object]) -> StoreTraits:
+    """What the marker says about the store. From now on each page of the bucket must agree."""
     in_order, echoes = content.get("lists_in_key_order"), content.get("echoes")
-    traits = Traits(
+    traits = StoreTraits(
         folds_unicode=content.get("folds_unicode") is not False,
         lists_in_key_order=in_order if isinstance(in_order, bool) else None,
         echoes=tuple(map(str, echoes)) if isinstance(echoes, list) else (),
     )
-    frame.expect(bucket, traits.echoes)
+    frame.set_expected_fields(bucket, traits.echoes)
     return traits
 
 
 def load_traits(bucket: str) -> None:
     """For a process that reads a page of the bucket before it has identified the bucket. Without a
-    marker nothing is known: `see_marker` then refuses the page."""
+    marker nothing is known: `require_marker` then refuses the page."""
     if content := read_marker(bucket):
-        traits_in(bucket, content)
+        read_traits(bucket, content)
 
 
-frame.load_with(load_traits)
+frame.register_loader(load_traits)
 
 
 def read_marker(bucket: str) -> dict[str, object] | None:
-    body = s3.read(bucket, MARKER)
+    body = s3.read_object(bucket, MARKER_KEY)
     if body is None:
         return None
     try:
@@ -254,120 +260,126 @@ def read_marker(bucket: str) -> dict[str, object] | None:
     return content if isinstance(content, dict) else {}
 
 
-def refuse_empty_table(then: str | Promise = AGAIN) -> None:
-    """Who lives is asked of the table of projects, so that it must tell. Raises CannotConclude when
-    it cannot be read, and when it is empty though nobody said that its projects are deleted; `then`
-    is what to do once that is mended."""
+def require_project_table(next_step: str | Promise = RETRY_HINT) -> None:
+    """The table of projects decides who is alive. Raises CannotConclude when it cannot be read, and
+    when it is empty though its projects are not reported as deleted. `next_step` is what to do
+    once that is mended."""
     try:
-        stranded = KnownProject.objects.stranded().count()
+        stranded = KnownProject.objects.unreported_if_table_empty().count()
     except DatabaseError as error:
         raise CannotConclude(
             _(
                 "The table of projects cannot be read, so nothing is concluded and nothing is"
                 " deleted. Mend that. %(then)s The database says: %(error)s"
             )
-            % {"then": then, "error": redact(str(error))}
+            % {"then": next_step, "error": redact_secrets(str(error))}
         ) from error
     if stranded:
         raise CannotConclude(
             _(
                 "The table of projects is empty, though of %(stranded)s projects nobody said that"
                 " they are deleted. So nothing is concluded and nothing is deleted. Restore the"
-                " rows, or decide on the operations of the projects that are gone without a signal."
+                " rows, or decide on the cleanups of the projects that are gone without a signal."
                 " %(then)s"
             )
-            % {"stranded": stranded, "then": then}
+            % {"stranded": stranded, "then": next_step}
         )
 
 
-def claim(bucket: str, *, take_over: bool = False) -> Traits:
+def connect_bucket(bucket: str, *, take_over: bool = False) -> StoreTraits:
     """Make the bucket this database's own: write the marker, learn the store's traits.
 
-    Raises CannotConclude when another installation has it, or this database was copied, unless
+    Raises CannotConclude when another database has it, or this database was copied, unless
     `take_over`; StoreError when the bucket cannot be read and written.
     """
-    content, mine = read_marker(bucket), fingerprint()
-    installation = Installation.objects.first() or Installation(fingerprint=mine)
+    content, mine = read_marker(bucket), database_fingerprint()
+    identity_row = DatabaseIdentity.objects.first() or DatabaseIdentity(fingerprint=mine)
     if not take_over:
-        if installation.fingerprint != mine:
+        if identity_row.fingerprint != mine:
             raise CannotConclude(_("This database is a copy, or it has moved: use --take-over."))
-        if content is not None and content.get("installation") != str(installation.pk):
-            raise CannotConclude(_("Bucket %s belongs to another installation.") % bucket)
-    if installation.fingerprint != mine:
+        if content is not None and content.get("installation") != str(identity_row.pk):
+            raise CannotConclude(_("Bucket %s belongs to another database.") % bucket)
+    if identity_row.fingerprint != mine:
         # The original keeps its id; with a new one here its own marker check stops it.
-        Installation.objects.all().delete()
-        installation = Installation(fingerprint=mine)
-    installation.claimed_at = timezone.now()
-    installation.save()
-    traits = probe(bucket)
-    frame.expect(bucket, traits.echoes)
-    written = {**marker(bucket, installation), **asdict(traits), "echoes": list(traits.echoes)}
-    if written != content or not is_intact(bucket):
-        # A cleanup that looks meanwhile waits, and is not blocked.
-        note_marker(bucket, BEING_CLAIMED)
-        s3.write(bucket, MARKER, json.dumps(written, indent=1).encode())
+        DatabaseIdentity.objects.all().delete()
+        identity_row = DatabaseIdentity(fingerprint=mine)
+    identity_row.connected_at = timezone.now()
+    identity_row.save()
+    traits = probe_traits(bucket)
+    frame.set_expected_fields(bucket, traits.echoes)
+    written = {
+        **marker_content(bucket, identity_row),
+        **asdict(traits),
+        "echoes": list(traits.echoes),
+    }
+    if written != content or not is_marker_intact(bucket):
+        # A cleanup that checks the bucket meanwhile waits, and is not blocked.
+        save_marker(bucket, BEING_CONNECTED)
+        s3.write_object(bucket, MARKER_KEY, json.dumps(written, indent=1).encode())
         record_marker(bucket)
     return traits
 
 
-def disown() -> Installation:
-    """Give this database an identity of its own, when it was copied from one that has a bucket:
-    to that bucket it is another installation now. Asks no store."""
-    Installation.objects.all().delete()
-    return Installation.objects.create(fingerprint=fingerprint())
+def new_identity() -> DatabaseIdentity:
+    """Give this database an identity of its own, when it was copied from one that has a bucket.
+    That bucket then takes it for another database. Asks no store."""
+    DatabaseIdentity.objects.all().delete()
+    return DatabaseIdentity.objects.create(fingerprint=database_fingerprint())
 
 
-def probe(bucket: str) -> Traits:
-    """Write one name in two spellings and see whether the store keeps one object or two, and two
-    names that trees of folders list in an order of their own."""
+def probe_traits(bucket: str) -> StoreTraits:
+    """Learn the store's traits: write one name in two spellings, which may become one object or
+    two, and two names that trees of folders list in an order of their own."""
     name = f"{OWN_PREFIX}probe-{uuid4()}-"
     spellings = [f"{name}\u00e9", f"{name}e\u0301"]
     in_order = [f"{name}a!", f"{name}a/b"]
     try:
         for key in (*spellings, *in_order):
-            s3.write(bucket, key, b"")
-        with frame.learning() as learned:
-            listed = [o.key for page in pages_in_any_order(bucket, name) for o in page]
-            ask_in_all_ways(bucket, name)
+            s3.write_object(bucket, key, b"")
+        with frame.learn_fields() as learned:
+            listed = [o.key for page in unordered_pages(bucket, name) for o in page]
+            probe_answers(bucket, name)
             echoes = learned()
         if len(listed) not in (3, 4):
             raise InvalidResponse(
                 _("Listings of bucket %s do not show what was just written.") % bucket
             )
-        return Traits(
+        return StoreTraits(
             folds_unicode=len(listed) - len(in_order) == 1,
             lists_in_key_order=[key for key in listed if key in in_order] == in_order,
             echoes=tuple(echoes),
         )
     finally:
-        # One that fails must not keep the other from being tried.
+        # One that fails must not stop the others.
         with ExitStack() as every:
             for key in (*spellings, *in_order):
                 every.callback(s3.delete_single, bucket, key)
 
 
-def ask_in_all_ways(bucket: str, name: str) -> None:
-    """Ask for pages that the store answers with every field that it has: of a place, of the next
-    one, of nothing, and of uploads."""
+def probe_answers(bucket: str, name: str) -> None:
+    """Ask for pages that together show every field that the store sends: a first page, the next
+    one, an empty one, and one of uploads."""
     first = s3.list_entries(bucket, name, start_after=name, max_keys=1)
     s3.list_entries(bucket, name, token=first.next_token, max_keys=1)
     s3.list_entries(bucket, f"{name}/", start_after=name)
     with suppress(StoreError):
-        multipart.unfinished(bucket, name)
+        multipart.list_unfinished_uploads(bucket, name)
 
 
-def see_marker_by_wrangler(bucket: str, *, until: float, ran: wrangler.Ran) -> None:
+def require_wrangler_marker(
+    bucket: str, *, until: float, on_command: wrangler.CommandCallback
+) -> None:
     """Raises CannotConclude when wrangler, told an account and a jurisdiction, looks into another
     bucket of this name than S3, told an address. Raises StoreError."""
-    theirs = wrangler.read(bucket, MARKER, until=until, ran=ran) or ""
-    ours = (s3.read(bucket, MARKER) or b"").strip()
+    theirs = wrangler.read_text(bucket, MARKER_KEY, until=until, on_command=on_command) or ""
+    ours = (s3.read_object(bucket, MARKER_KEY) or b"").strip()
     # Some versions say there that they use a proxy: https://github.com/cloudflare/workers-sdk/issues/13411
     if not ours or ours not in theirs.encode():
         raise CannotConclude(
             _(
                 "wrangler does not show the marker of bucket %s as S3 does: it would delete in"
                 " another bucket of that name. Correct R2_ACCOUNT_ID, R2_JURISDICTION or"
-                " R2_ENDPOINT_URL; then force-delete this operation."
+                " R2_ENDPOINT_URL; then force-delete this cleanup."
             )
-            % visible(bucket)
+            % printable_text(bucket)
         )

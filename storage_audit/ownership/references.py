@@ -1,7 +1,7 @@
 """Which rows of other tables name files of a bucket, by their key or by a storage's name for it.
 
-Asked of every local FileField whose storage is not known to write elsewhere, and of what the
-setting REFERENCES adds. Rows are read from the database that is written to, past any manager.
+Checks every local FileField whose storage is not known to write elsewhere, and what the setting
+REFERENCES adds. Rows are read from the database that is written to, past any manager.
 """
 
 import logging
@@ -26,21 +26,21 @@ from django.utils.translation import gettext as _
 from storages.utils import clean_name, safe_join
 
 from storage_audit.conf import conf
-from storage_audit.fields import spellings, starts_with
-from storage_audit.reading import read_within
-from storage_audit.redaction import redact, visible
+from storage_audit.fields import starts_with, unicode_spellings
+from storage_audit.reading import read_with_timeout
+from storage_audit.redaction import printable_text, redact_secrets
 
 logger = logging.getLogger(__name__)
-# Keys, or rows, in one question.
-CHUNK = 1000
+# Keys, or rows, in one query.
+ROWS_PER_QUERY = 1000
 # A key with such a character can be spelled in several ways, which the database cannot compare.
 NOT_ASCII = "[^\x01-\x7f]"
 # What `get_constraints` calls the indexes that find a value: nothing on SQLite.
 INDEX_TYPES = (None, "idx", "btree", "hash")
 # Storages that keep files on this machine, unless they name a bucket.
-LOCAL = (FileSystemStorage, InMemoryStorage)
+LOCAL_STORAGES = (FileSystemStorage, InMemoryStorage)
 # The names of a table's indexes that leave out rows: partial ones, and those whose build failed.
-INCOMPLETE_INDEXES = {
+INCOMPLETE_INDEXES_SQL = {
     "postgresql": """
         SELECT index.relname FROM pg_index
         JOIN pg_class AS index ON index.oid = indexrelid
@@ -52,7 +52,7 @@ INCOMPLETE_INDEXES = {
 }
 
 # A function that REFERENCES names: it gets keys, and gives those in use, each with its row.
-Source = Callable[[list[str]], Iterable[tuple[str, str]]]
+ReferenceFunction = Callable[[list[str]], Iterable[tuple[str, str]]]
 
 
 class Column(NamedTuple):
@@ -87,30 +87,30 @@ class Column(NamedTuple):
     def alias(self) -> str:
         return router.db_for_write(self.model)
 
-    def rows(self) -> models.QuerySet[Any]:
+    def all_rows(self) -> models.QuerySet[Any]:
         return models.QuerySet(self.model, using=self.alias)
 
-    def row(self, pk: object) -> str:
-        words = {"model": self.model._meta.label, "pk": visible(str(pk)), "field": self.name}
+    def describe_row(self, pk: object) -> str:
+        words = {"model": self.model._meta.label, "pk": printable_text(str(pk)), "field": self.name}
         return _("%(model)s %(pk)s, field %(field)s") % words
 
-    def names(self, key: str) -> set[str]:
+    def names_for_key(self, key: str) -> set[str]:
         """What a row may call the file of this key."""
-        forms = spellings(key)
+        forms = unicode_spellings(key)
         names = forms | {form.removeprefix(self.prefix) for form in forms}
         return names | {before + name for before in ("/", "./") for name in names}
 
-    def keys(self, name: str) -> set[str]:
+    def keys_for_name(self, name: str) -> set[str]:
         """The keys that a row's name may stand for, also as the storage reads it."""
         keys = {name, self.prefix + name}
         for location in ("", self.prefix):
             # A storage opens no file outside its location.
             with suppress(ValueError):
-                keys.update(spellings(safe_join(location, clean_name(name))))
+                keys.update(unicode_spellings(safe_join(location, clean_name(name))))
         return keys
 
-    def odd_names(self) -> models.QuerySet[Any]:
-        """The rows whose storage reads another name than they hold, such as `/a`, `./a`, `a//b`,
+    def oddly_named_rows(self) -> models.QuerySet[Any]:
+        """The rows whose name the storage changes when it reads it, such as `/a`, `./a`, `a//b`,
         `a/../b` and `a\\b`."""
         name: Expression | F = F(self.name)
         if connections[self.alias].vendor == "postgresql":
@@ -118,7 +118,7 @@ class Column(NamedTuple):
             name = Collate(name, "C")
         starts = [Q(odd_name__startswith=text) for text in ("/", ".")]
         parts = [Q(odd_name__contains=text) for text in ("//", "/.", "\\")]
-        rows: models.QuerySet[Any] = self.rows().alias(odd_name=name)
+        rows: models.QuerySet[Any] = self.all_rows().alias(odd_name=name)
         return rows.filter(reduce(or_, starts + parts)).order_by("pk")
 
     def has_index(self) -> bool | None:
@@ -127,7 +127,7 @@ class Column(NamedTuple):
         with database.cursor() as cursor:
             found = database.introspection.get_constraints(cursor, self.table)
             incomplete = set[str]()
-            if query := INCOMPLETE_INDEXES.get(database.vendor):
+            if query := INCOMPLETE_INDEXES_SQL.get(database.vendor):
                 cursor.execute(query, [self.table])
                 incomplete = {name for (name,) in cursor.fetchall()}
         indexes = {name: each for name, each in found.items() if is_index(each)}
@@ -136,7 +136,7 @@ class Column(NamedTuple):
         ]
         return [self.field.column] in complete if indexes else None
 
-    def create_index(self) -> str:
+    def create_index_sql(self) -> str:
         database = connections[self.alias]
         table, column = map(database.ops.quote_name, (self.table, str(self.field.column)))
         name = database.ops.quote_name(f"{self.table}_{self.field.column}_names"[-60:])
@@ -149,11 +149,11 @@ def is_index(constraint: Any) -> bool:
     return bool(is_one and constraint.get("type") in INDEX_TYPES)
 
 
-class Used(NamedTuple):
+class FileReferences(NamedTuple):
     """By item or key the row that names its file, and the fields that could not be read."""
 
     rows: dict[Any, str]
-    unread: list[str]
+    unreadable: list[str]
 
 
 class Cascade:
@@ -165,34 +165,34 @@ class Cascade:
         with suppress(ProtectedError, RestrictedError):
             self._collector.collect(projects)
 
-    def rows(self, model: type[models.Model]) -> Iterator[models.QuerySet[Any]]:
-        """Those of a table, as they are in the database."""
+    def rows_of(self, model: type[models.Model]) -> Iterator[models.QuerySet[Any]]:
+        """The rows of a table, as they are in the database."""
         for kind, instances in self._collector.data.items():
-            if is_of(kind, model):
-                for some in chunks(instances):
+            if is_same_table(kind, model):
+                for some in split_chunks(instances):
                     pks = [row.pk for row in some]
                     yield models.QuerySet(model, using=DEFAULT_DB_ALIAS).filter(pk__in=pks)
         for rows in self._collector.fast_deletes:
-            if is_of(rows.model, model):
+            if is_same_table(rows.model, model):
                 yield rows
 
-    def among(self, model: type[models.Model], pks: Collection[Any]) -> set[Any]:
+    def deleted_pks(self, model: type[models.Model], pks: Collection[Any]) -> set[Any]:
         collected = self._collector.data.items()
-        gone = {row.pk for kind, rows in collected if is_of(kind, model) for row in rows}
+        gone = {row.pk for kind, rows in collected if is_same_table(kind, model) for row in rows}
         gone &= set(pks)
         for rows in self._collector.fast_deletes:
-            if is_of(rows.model, model):
+            if is_same_table(rows.model, model):
                 gone |= set(rows.filter(pk__in=pks).values_list("pk", flat=True))
         return gone
 
 
-def is_of(kind: type[models.Model], model: type[models.Model]) -> bool:
+def is_same_table(kind: type[models.Model], model: type[models.Model]) -> bool:
     return kind._meta.concrete_model is model._meta.concrete_model
 
 
-def columns(bucket: str) -> list[Column]:
+def columns_for_bucket(bucket: str) -> list[Column]:
     """The fields that may name files of the bucket. Raises ImproperlyConfigured."""
-    texts = [each for each in declared().values() if isinstance(each, Column)]
+    texts = [each for each in declared_references().values() if isinstance(each, Column)]
     return [*(each for each in file_columns() if each.bucket in ("", bucket)), *texts]
 
 
@@ -202,7 +202,7 @@ def file_columns() -> Iterator[Column]:
         for field in model._meta.local_fields:
             if isinstance(field, models.FileField):
                 bucket = bucket_of(field.storage)
-                if bucket or not isinstance(field.storage, LOCAL):
+                if bucket or not isinstance(field.storage, LOCAL_STORAGES):
                     yield Column(model, field.name, bucket)
 
 
@@ -211,27 +211,27 @@ def bucket_of(storage: Any) -> str:
     return str(getattr(storage, "bucket_name", None) or "")
 
 
-def asks_anything() -> bool:
+def has_references() -> bool:
     """Whether any table or function may know of files; where none does, nothing is asked."""
     return bool(conf().references) or any(file_columns())
 
 
-def declared() -> dict[str, Column | Source]:
+def declared_references() -> dict[str, Column | ReferenceFunction]:
     """What REFERENCES names. Raises ImproperlyConfigured."""
-    return {entry: resolve(entry) for entry in conf().references}
+    return {entry: resolve_reference(entry) for entry in conf().references}
 
 
-def resolve(entry: str) -> Column | Source:
+def resolve_reference(entry: str) -> Column | ReferenceFunction:
     parts = entry.split(".")
     if len(parts) == 3:
         with suppress(LookupError):
             return text_column(entry, apps.get_model(parts[0], parts[1]), parts[2])
     try:
-        found: Source = import_string(entry)
+        found: ReferenceFunction = import_string(entry)
     except ImportError as error:
-        raise refusal(entry, _("there is no such field and no such function")) from error
+        raise reference_error(entry, _("there is no such field and no such function")) from error
     if not callable(found):
-        raise refusal(entry, _("it is no function"))
+        raise reference_error(entry, _("it is no function"))
     return found
 
 
@@ -239,86 +239,88 @@ def text_column(entry: str, model: type[models.Model], name: str) -> Column:
     try:
         field = model._meta.get_field(name)
     except FieldDoesNotExist as error:
-        raise refusal(entry, _("the model has no such field")) from error
+        raise reference_error(entry, _("the model has no such field")) from error
     if not isinstance(field, (models.CharField, models.TextField, models.FileField)):
-        raise refusal(entry, _("the field is no text; name a function that reads it"))
+        raise reference_error(entry, _("the field is no text; name a function that reads it"))
     return Column(model, name)
 
 
-def refusal(entry: str, why: str) -> ImproperlyConfigured:
+def reference_error(entry: str, why: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"STORAGE_AUDIT['REFERENCES'] names {entry!r}: {why}.")
 
 
-def uses_of_rows(
+def find_row_references(
     bucket: str,
     items: models.QuerySet[Any],
     *,
     removed: Cascade | None = None,
     seconds: float,
     renew: Callable[[], None] = lambda: None,
-) -> Used:
-    """Which of the items, or of other rows with a `key`, name files that rows use; but for the rows
-    that are `removed`. No question takes longer than `seconds`; `renew` is called before each."""
-    used = Used({}, [])
-    for column in columns(bucket):
+) -> FileReferences:
+    """Which of the items, or of other rows with a `key`, name files that rows use. Rows that are
+    `removed` do not count. No query takes longer than `seconds`; `renew` is called before each."""
+    used = FileReferences({}, [])
+    for column in columns_for_bucket(bucket):
         try:
-            for some in chunks(rows_naming(column, items, seconds, renew)):
-                gone = removed.among(column.model, {pk for _item, pk in some}) if removed else ()
+            for some in split_chunks(rows_naming_items(column, items, seconds, renew)):
+                gone = (
+                    removed.deleted_pks(column.model, {pk for _item, pk in some}) if removed else ()
+                )
                 for item, pk in some:
                     if pk not in gone:
-                        used.rows.setdefault(item, column.row(pk))
+                        used.rows.setdefault(item, column.describe_row(pk))
         except DatabaseError:
             logger.exception("%s cannot be read.", column.label)
-            used.unread.append(f"{column.label} ({column.table})")
-    for entry, source in declared().items():
+            used.unreadable.append(f"{column.label} ({column.table})")
+    for entry, source in declared_references().items():
         if not isinstance(source, Column):
-            ask_source(entry, source, items, used, renew)
+            call_reference_function(entry, source, items, used, renew)
     return used
 
 
-def rows_naming(
+def rows_naming_items(
     column: Column, items: models.QuerySet[Any], seconds: float, renew: Callable[[], None]
 ) -> Iterator[tuple[int, Any]]:
     """Items, each with the key of a row. The database joins the tables where it has both, and
     where keys have one spelling."""
     one_by_one = items
     for some in odd_rows_in_chunks(column, seconds, renew):
-        yield from with_items(column, items, some)
+        yield from match_items(column, items, some)
     if column.alias == DEFAULT_DB_ALIAS:
         one_by_one = items.filter(key__regex=NOT_ASCII)
-        for query in joins(column, items):
+        for query in join_queries(column, items):
             renew()
-            found = read_within(query, seconds)
-            for some in chunks(found):
+            found = read_with_timeout(query, seconds)
+            for some in split_chunks(found):
                 renew()
-                yield from with_items(column, items, some)
+                yield from match_items(column, items, some)
     for some in items_in_chunks(one_by_one):
         renew()
-        yield from naming(column, some, seconds)
+        yield from rows_naming_keys(column, some, seconds)
 
 
 def odd_rows_in_chunks(
     column: Column, seconds: float, renew: Callable[[], None]
 ) -> Iterator[list[tuple[Any, str]]]:
-    """They may be many."""
-    odd = column.odd_names().values_list("pk", column.name)
+    """The oddly named rows, which may be many."""
+    odd = column.oddly_named_rows().values_list("pk", column.name)
     renew()
-    some = read_within(odd[:CHUNK], seconds)
+    some = read_with_timeout(odd[:ROWS_PER_QUERY], seconds)
     while some:
         yield some
         renew()
-        some = read_within(odd.filter(pk__gt=some[-1][0])[:CHUNK], seconds)
+        some = read_with_timeout(odd.filter(pk__gt=some[-1][0])[:ROWS_PER_QUERY], seconds)
 
 
-def joins(column: Column, items: models.QuerySet[Any]) -> Iterator[models.QuerySet[Any]]:
+def join_queries(column: Column, items: models.QuerySet[Any]) -> Iterator[models.QuerySet[Any]]:
     """The rows that call a file by its key; then those that leave the location out."""
-    yield joined(column, items, F("key"))
+    yield join_query(column, items, F("key"))
     if column.prefix:
         under = items.filter(starts_with("key", column.prefix))
-        yield joined(column, under, Substr("key", len(column.prefix) + 1))
+        yield join_query(column, under, Substr("key", len(column.prefix) + 1))
 
 
-def joined(
+def join_query(
     column: Column, items: models.QuerySet[Any], name: Expression | F
 ) -> models.QuerySet[Any]:
     connection = connections[column.alias]
@@ -327,70 +329,72 @@ def joined(
         collation = column.field.db_parameters(connection).get("collation")
         name = Collate(name, collation or "default")
     names = items.order_by().annotate(name_in_row=name).values("name_in_row")
-    rows: models.QuerySet[Any] = column.rows().filter(**{f"{column.name}__in": names})
+    rows: models.QuerySet[Any] = column.all_rows().filter(**{f"{column.name}__in": names})
     return rows.values_list("pk", column.name)
 
 
-def with_items(
+def match_items(
     column: Column, items: models.QuerySet[Any], rows: list[tuple[Any, str]]
 ) -> Iterator[tuple[int, Any]]:
     by_key = defaultdict(set)
     for pk, name in rows:
-        for key in column.keys(name):
+        for key in column.keys_for_name(name):
             by_key[key].add(pk)
     for item, key in items.filter(key__any_of=list(by_key)).values_list("pk", "key"):
         yield from ((item, pk) for pk in by_key[key])
 
 
-def naming(
+def rows_naming_keys(
     column: Column, keys: Iterable[tuple[Any, str]], seconds: float
 ) -> Iterator[tuple[Any, Any]]:
     """Which of these a row names in any spelling, each with the row's key."""
     by_name = defaultdict(list)
     for one, key in keys:
-        for name in column.names(key):
+        for name in column.names_for_key(key):
             by_name[name].append(one)
-    rows = column.rows().filter(**{f"{column.name}__in": list(by_name)})
-    for pk, name in read_within(rows.values_list("pk", column.name), seconds):
+    rows = column.all_rows().filter(**{f"{column.name}__in": list(by_name)})
+    for pk, name in read_with_timeout(rows.values_list("pk", column.name), seconds):
         yield from ((one, pk) for one in by_name.get(name, ()))
 
 
-def uses_of_keys(bucket: str, keys: Iterable[tuple[Any, str]], seconds: float) -> Used:
-    """The same of a few keys, asked of the columns that have an index; `seconds` are for all of
-    them, and after these TimeoutError is raised."""
-    used, until, keys = Used({}, []), monotonic() + seconds, list(keys)
-    for column in columns(bucket):
+def find_key_references(
+    bucket: str, keys: Iterable[tuple[Any, str]], seconds: float
+) -> FileReferences:
+    """The same for a few keys, in the columns that have an index. Raises TimeoutError when all
+    queries together take longer than `seconds`."""
+    used, until, keys = FileReferences({}, []), monotonic() + seconds, list(keys)
+    for column in columns_for_bucket(bucket):
         try:
             if not column.has_index():
                 continue
-            for some in chunks(keys):
-                for one, pk in naming(column, some, until - monotonic()):
-                    used.rows.setdefault(one, column.row(pk))
+            for some in split_chunks(keys):
+                for one, pk in rows_naming_keys(column, some, until - monotonic()):
+                    used.rows.setdefault(one, column.describe_row(pk))
         except DatabaseError as error:
             if monotonic() >= until:
                 raise TimeoutError(column.label) from error
-            used.unread.append(f"{column.label} ({column.table})")
+            used.unreadable.append(f"{column.label} ({column.table})")
     return used
 
 
-def ask_source(
+def call_reference_function(
     entry: str,
-    source: Source,
+    source: ReferenceFunction,
     items: models.QuerySet[Any],
-    used: Used,
+    used: FileReferences,
     renew: Callable[[], None],
 ) -> None:
-    """A function of the site may fail in any way. Then nothing says that no file is in use."""
+    """A function of the site may fail in any way. Then any of the files may be in use."""
     for some in items_in_chunks(items):
         renew()
-        by_name = {form: item for item, key in some for form in spellings(key)}
+        by_name = {form: item for item, key in some for form in unicode_spellings(key)}
         try:
             for key, row in source(list(by_name)):
                 if key in by_name:
-                    used.rows.setdefault(by_name[key], redact(visible(str(row))))
+                    used.rows.setdefault(by_name[key], redact_secrets(printable_text(str(row))))
         except Exception:
             logger.exception("%s failed.", entry)
-            used.unread.append(entry)
+            used.unreadable.append(entry)
             return
 
 
@@ -398,12 +402,14 @@ def items_in_chunks(items: models.QuerySet[Any]) -> Iterator[list[tuple[int, str
     """The numbers and keys of items. No transaction is open between chunks, so the lease can be
     renewed."""
     after = 0
-    while some := list(items.filter(pk__gt=after).order_by("pk").values_list("pk", "key")[:CHUNK]):
+    while some := list(
+        items.filter(pk__gt=after).order_by("pk").values_list("pk", "key")[:ROWS_PER_QUERY]
+    ):
         yield some
         after, _key = some[-1]
 
 
-def chunks(found: Iterable[Any]) -> Iterator[list[Any]]:
+def split_chunks(found: Iterable[Any]) -> Iterator[list[Any]]:
     rest = iter(found)
-    while some := list(islice(rest, CHUNK)):
+    while some := list(islice(rest, ROWS_PER_QUERY)):
         yield some

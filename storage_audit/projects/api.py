@@ -9,13 +9,13 @@ from ninja import Field, Router, Status
 
 from storage_audit import project_model
 from storage_audit.api import auth
-from storage_audit.api.auth import require
-from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import Problem, refuse_unread
+from storage_audit.api.auth import require_permission
+from storage_audit.api.openapi import problem_responses
+from storage_audit.api.problems import Problem, refuse_unknown_input
 from storage_audit.cleanup import delete_projects, requests
-from storage_audit.cleanup.api import Accepted, OneDeletion, status_url
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.redaction import redact, visible
+from storage_audit.cleanup.api import Accepted, DeletionLink, status_url
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.redaction import printable_text, redact_secrets
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 
 router = Router(tags=["projects"])
@@ -23,50 +23,50 @@ router = Router(tags=["projects"])
 
 class ProjectDeleted(Accepted):
     project_id: str
-    deletions: list[OneDeletion] = Field(description="One for each bucket that has files of it.")
+    deletions: list[DeletionLink] = Field(description="One for each bucket that has files of it.")
 
 
-@router.delete("/{project_id}", response={202: ProjectDeleted, **refusals(404, 409)})
+@router.delete("/{project_id}", response={202: ProjectDeleted, **problem_responses(404, 409)})
 def delete_project(
     request: HttpRequest, project_id: str, response: HttpResponse
 ) -> Status[ProjectDeleted]:
     """Delete a project as the admin does. A cleanup then deletes its files from R2. Its page shows
     when they are gone. Again for the same project it does nothing and gives the same deletion id.
     Needs the permission delete_project."""
-    refuse_unread(request)
-    meta = project_model.model()._meta
-    require(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
+    refuse_unknown_input(request)
+    meta = project_model.get_model()._meta
+    require_permission(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
     # A later step of the site that fails is in the log. The project is deleted all the same.
-    with delete_projects.committing([]):
-        project = project_model.lock(project_id)
+    with delete_projects.tolerate_hook_errors([]):
+        project = project_model.lock_project(project_id)
         if project is None:
-            made = requests.deletion_of(project_id)
+            made = requests.cleanups_of_deletion(project_id)
         else:
-            made = [] if is_hidden(request, project) else delete(request, project)
+            made = [] if is_hidden(request, project) else delete_with_checks(request, project)
     if not made:
-        raise Problem("not-found", _("There is no project %s.") % visible(project_id))
+        raise Problem("not-found", _("There is no project %s.") % printable_text(project_id))
     response["Location"] = status_url(made[0])
     text = _(
         "Project %s deleted. A cleanup is deleting the files from R2. Its page shows when they are"
         " gone."
     )
     answer = ProjectDeleted(
-        message=text % visible(project_id),
+        message=text % printable_text(project_id),
         project_id=project_id,
         deletion_id=made[0].pk,
         status_url=status_url(made[0]),
         deletions=[
-            OneDeletion(deletion_id=each.pk, bucket=each.bucket, status_url=status_url(each))
+            DeletionLink(deletion_id=each.pk, bucket=each.bucket, status_url=status_url(each))
             for each in made
         ],
     )
     return Status(202, answer)
 
 
-def delete(request: HttpRequest, project: Model) -> list[CleanupOperation]:
+def delete_with_checks(request: HttpRequest, project: Model) -> list[Cleanup]:
     refuse_own_deletion(request, project)
-    refuse_to_take_along(request, project)
-    auth.log(request, project, DELETION, "")
+    refuse_cascade(request, project)
+    auth.log_action(request, project, DELETION, "")
     return delete_projects.delete_project(project) or []
 
 
@@ -79,12 +79,12 @@ def refuse_own_deletion(request: HttpRequest, project: Model) -> None:
         raise Problem("refused", text)
 
 
-def refuse_to_take_along(request: HttpRequest, project: Model) -> None:
-    """As the admin does: the row itself, or rows of other models that would go with it."""
+def refuse_cascade(request: HttpRequest, project: Model) -> None:
+    """Refuse as the admin does, if the row or rows deleted with it may not be deleted."""
     lacking, protected = deletion_obstacles(request, project)
     if lacking:
         text = _("You may not delete what would go: %s.") % ", ".join(sorted(lacking))
         raise Problem("forbidden", text)
     if protected:
-        needing = ", ".join(redact(visible(str(row))) for row in protected)
+        needing = ", ".join(redact_secrets(printable_text(str(row))) for row in protected)
         raise Problem("in-use", _("Delete first what needs it: %s.") % needing)

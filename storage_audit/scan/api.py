@@ -15,30 +15,38 @@ from ninja import Field, Router, Schema, Status
 from pydantic import ConfigDict, StrictBool, model_validator
 
 from storage_audit.api import auth
-from storage_audit.api.auth import require
-from storage_audit.api.openapi import refusals
-from storage_audit.api.problems import SPOKEN, Problem
-from storage_audit.api.schemas import ABSENT, Asked, Limit, Number, Text, choices, first
+from storage_audit.api.auth import require_permission
+from storage_audit.api.openapi import problem_responses
+from storage_audit.api.problems import PUBLIC_ERRORS, Problem
+from storage_audit.api.schemas import (
+    NOT_GIVEN,
+    Limit,
+    Number,
+    StrictSchema,
+    Text,
+    enum_schema,
+    first_rows,
+)
 from storage_audit.conf import conf
 from storage_audit.findings.models import Kind
-from storage_audit.ownership.owner import layouts
-from storage_audit.redaction import visible
+from storage_audit.ownership.owner import get_key_formats
+from storage_audit.redaction import printable_text
 from storage_audit.scan import start
 from storage_audit.scan.models import BucketScan
-from storage_audit.scan.start import RESUMED, share
+from storage_audit.scan.start import RESUMED_TEXTS, send_workers
 
 router = Router(tags=["scans"])
 
-VIEW = "storage_audit.view_bucketscan"
-ADD, CHANGE_SCAN = "storage_audit.add_bucketscan", "storage_audit.change_bucketscan"
-RENAMED = {"scan_id": "pk", "message": "error"}
-MADE = ("status_url", "over", "differences")
+VIEW_SCAN = "storage_audit.view_bucketscan"
+ADD_SCAN, CHANGE_SCAN = "storage_audit.add_bucketscan", "storage_audit.change_bucketscan"
+FIELD_SOURCES = {"scan_id": "pk", "message": "message"}
+COMPUTED_FIELDS = ("status_url", "over", "differences")
 
 
-SPOKEN[start.ScanTooExpensive] = "refused"
+PUBLIC_ERRORS[start.ScanTooExpensive] = "refused"
 
-Purpose = Annotated[BucketScan.Purpose, choices(BucketScan.Purpose)]
-ScanStatus = Annotated[BucketScan.Status, choices(BucketScan.Status)]
+Purpose = Annotated[BucketScan.Purpose, enum_schema(BucketScan.Purpose)]
+ScanStatus = Annotated[BucketScan.Status, enum_schema(BucketScan.Status)]
 
 
 class Scan(Schema):
@@ -51,7 +59,7 @@ class Scan(Schema):
     since: datetime | None
     dry_run: bool
     accept_fewer: bool
-    ceiling: int | None
+    max_requests: int | None
     requested_by: str
     status: ScanStatus
     over: bool = Field(description="Nothing more happens by itself.")
@@ -73,30 +81,34 @@ class ScanPage(Schema):
     next_cursor: UUID | None
 
 
-class NewScan(Asked):
+class ScanRequest(StrictSchema):
     """Of the whole bucket, of the keys with a prefix, or of those where files of a project can
     be."""
 
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["prefix", "project_id"]}})
 
     purpose: Purpose
-    prefix: Text = ABSENT
-    project_id: Text = ABSENT
+    prefix: Text = NOT_GIVEN
+    project_id: Text = NOT_GIVEN
     dry_run: StrictBool = False
-    ceiling: Number = Field(ABSENT, description="Requests that it may take; else the setting.")
+    max_requests: Number = Field(
+        NOT_GIVEN, description="Requests that it may take; else the setting."
+    )
     accept_fewer: StrictBool = Field(
         False, description="Believe a listing that shows far fewer objects than there should be."
     )
 
     @model_validator(mode="after")
-    def has_one_scope(self) -> Self:
+    def require_one_scope(self) -> Self:
         if self.prefix and self.project_id:
             raise ValueError(_("Give a prefix or a project, and not both."))
         return self
 
 
-class Resume(Asked):
-    ceiling: Number = Field(ABSENT, description="Requests that it may take; else as before.")
+class ResumeRequest(StrictSchema):
+    max_requests: Number = Field(
+        NOT_GIVEN, description="Requests that it may take; else as before."
+    )
     accept_fewer: StrictBool = False
 
 
@@ -106,86 +118,90 @@ class ScanAccepted(Schema):
     status_url: str
 
 
-@router.get("", response={200: ScanPage, **refusals(404)})
+@router.get("", response={200: ScanPage, **problem_responses(404)})
 def list_scans(
     request: HttpRequest,
-    purpose: Purpose = ABSENT,
-    status: ScanStatus = ABSENT,
-    cursor: UUID = ABSENT,
+    purpose: Purpose = NOT_GIVEN,
+    status: ScanStatus = NOT_GIVEN,
+    cursor: UUID = NOT_GIVEN,
     limit: Limit = 50,
 ) -> ScanPage:
     """The latest first. `cursor` is the `next_cursor` of the page before. Needs the permission
     view_bucketscan."""
-    require(request, VIEW)
+    require_permission(request, VIEW_SCAN)
     wanted = {"purpose": purpose, "status": status}
     found = BucketScan.objects.filter(**{name: each for name, each in wanted.items() if each})
     if cursor:
         last = get_object_or_404(BucketScan, pk=cursor)
         same = Q(started_at=last.started_at, pk__lt=last.pk)
         found = found.filter(Q(started_at__lt=last.started_at) | same)
-    page, more = first(found.order_by("-started_at", "-pk"), limit)
-    return ScanPage(items=[shown(each) for each in page], next_cursor=page[-1].pk if more else None)
+    page, more = first_rows(found.order_by("-started_at", "-pk"), limit)
+    return ScanPage(
+        items=[scan_details(each) for each in page], next_cursor=page[-1].pk if more else None
+    )
 
 
-@router.get("/{scan_id}", response={200: Scan, **refusals(404)})
+@router.get("/{scan_id}", response={200: Scan, **problem_responses(404)})
 def get_scan(request: HttpRequest, scan_id: UUID) -> Scan:
     """How far it is and what it saw; its differences are findings once it is complete. Needs the
     permission view_bucketscan."""
-    require(request, VIEW)
-    return shown(get_object_or_404(BucketScan, pk=scan_id))
+    require_permission(request, VIEW_SCAN)
+    return scan_details(get_object_or_404(BucketScan, pk=scan_id))
 
 
-@router.post("", response={202: ScanAccepted, **refusals(404, 409)})
+@router.post("", response={202: ScanAccepted, **problem_responses(404, 409)})
 def start_scan(
-    request: HttpRequest, asked: NewScan, response: HttpResponse
+    request: HttpRequest, asked: ScanRequest, response: HttpResponse
 ) -> Status[ScanAccepted]:
     """Have workers compare the bucket with the table; a backfill writes rows, too. Several may run
     at once, and the answer says so. Needs the permission add_bucketscan."""
-    require(request, ADD)
+    require_permission(request, ADD_SCAN)
     refuse_without_workers()
-    if asked.project_id and not layouts().is_project_id(asked.project_id):
-        raise Problem("not-found", _("%s is no id of a project.") % visible(asked.project_id))
+    if asked.project_id and not get_key_formats().is_project_id(asked.project_id):
+        raise Problem(
+            "not-found", _("%s is no id of a project.") % printable_text(asked.project_id)
+        )
     others = BucketScan.objects.running().filter(bucket=conf().bucket).count()
     with transaction.atomic():
         scan = start.start_scan(**{**asked.dict(), "prefix": asked.prefix or ""})
-        auth.log(request, scan, ADDITION, _("Scan requested."))
+        auth.log_action(request, scan, ADDITION, _("Scan requested."))
     text = _("A worker takes it up next.")
     if others:
         text += " " + _("Beside it run others of this bucket: %d.") % others
-    return accepted(scan, text, response)
+    return accept_scan(scan, text, response)
 
 
-@router.post("/{scan_id}/stop", response={200: Scan, **refusals(404, 409)})
+@router.post("/{scan_id}/stop", response={200: Scan, **problem_responses(404, 409)})
 def stop_scan(request: HttpRequest, scan_id: UUID) -> Scan:
     """Leave it as it is, to be resumed within a day; nothing is concluded. Needs the permission
     change_bucketscan."""
-    require(request, CHANGE_SCAN)
+    require_permission(request, CHANGE_SCAN)
     scan = get_object_or_404(BucketScan, pk=scan_id)
     scan.stop(_("Stopped by %s. Resume it to go on.") % request.user.get_username())
     if scan.status != BucketScan.Status.STOPPED:
         text = _("Scan %(id)s is over: %(status)s.")
         values = {"id": scan.pk, "status": scan.get_status_display()}
         raise Problem("wrong-state", text % values)
-    auth.log(request, scan, CHANGE, _("Stopped."))
-    return shown(scan)
+    auth.log_action(request, scan, CHANGE, _("Stopped."))
+    return scan_details(scan)
 
 
-@router.post("/{scan_id}/resume", response={202: ScanAccepted, **refusals(404, 409)})
+@router.post("/{scan_id}/resume", response={202: ScanAccepted, **problem_responses(404, 409)})
 def resume_scan(
-    request: HttpRequest, scan_id: UUID, asked: Resume, response: HttpResponse
+    request: HttpRequest, scan_id: UUID, asked: ResumeRequest, response: HttpResponse
 ) -> Status[ScanAccepted]:
     """Go on where it stopped or failed, or with a worker more where it is running. If nobody
     worked on it for more than an hour, it starts again. Needs the permission change_bucketscan."""
-    require(request, CHANGE_SCAN)
+    require_permission(request, CHANGE_SCAN)
     refuse_without_workers()
     scan = get_object_or_404(BucketScan, pk=scan_id)
     if scan.bucket != conf().bucket:
-        text = _("It is of bucket %s, and the settings name another.") % visible(scan.bucket)
+        text = _("It is of bucket %s, and the settings name another.") % printable_text(scan.bucket)
         raise Problem("wrong-state", text)
     with transaction.atomic():
-        starts_again = scan.resume(ceiling=asked.ceiling, accept_fewer=asked.accept_fewer)
-        auth.log(request, scan, CHANGE, _("Resumed."))
-    return accepted(scan, str(RESUMED[starts_again]), response)
+        starts_again = scan.resume(max_requests=asked.max_requests, accept_fewer=asked.accept_fewer)
+        auth.log_action(request, scan, CHANGE, _("Resumed."))
+    return accept_scan(scan, str(RESUMED_TEXTS[starts_again]), response)
 
 
 def refuse_without_workers() -> None:
@@ -194,8 +210,8 @@ def refuse_without_workers() -> None:
         raise Problem("refused", text)
 
 
-def accepted(scan: BucketScan, text: str, response: HttpResponse) -> Status[ScanAccepted]:
-    share(scan, 1)
+def accept_scan(scan: BucketScan, text: str, response: HttpResponse) -> Status[ScanAccepted]:
+    send_workers(scan, 1)
     response["Location"] = status_url(scan)
     return Status(202, ScanAccepted(message=text, scan_id=scan.pk, status_url=status_url(scan)))
 
@@ -204,9 +220,9 @@ def status_url(scan: BucketScan) -> str:
     return reverse("storage_audit_api:get_scan", args=[scan.pk])
 
 
-def shown(scan: BucketScan) -> Scan:
-    same = set(Scan.model_fields).difference(MADE)
-    facts: dict[str, Any] = {name: getattr(scan, RENAMED.get(name, name)) for name in same}
+def scan_details(scan: BucketScan) -> Scan:
+    same = set(Scan.model_fields).difference(COMPUTED_FIELDS)
+    facts: dict[str, Any] = {name: getattr(scan, FIELD_SOURCES.get(name, name)) for name in same}
     return Scan(
         **facts,
         status_url=status_url(scan),

@@ -1,7 +1,7 @@
 """The listing and the table as lines of text, which sets compare at a tenth of a microsecond each.
 
-A line says all that a scan compares: size, ETag, time to the second, key. What the table is sure of
-is such a line as well; of a row that needs a closer look only the key is known.
+A line has all that a scan compares: size, ETag, time to the second, key. What the table is sure of
+is such a line as well; of a row that needs a closer check only the key is known.
 """
 
 import json
@@ -12,47 +12,47 @@ from typing import NamedTuple, Protocol
 from django.db import connection
 
 from storage_audit.bucket.listing_xml import Entries, Entry
-from storage_audit.fields import after_prefix
+from storage_audit.fields import prefix_end
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import version
+from storage_audit.ownership.owner import key_formats_version
 
 TABLE = R2Object._meta.db_table
-TIME = {
+TIME_SQL = {
     "postgresql": "left((last_modified AT TIME ZONE 'UTC')::text, 19)",
     "sqlite": "substr(last_modified, 1, 19)",
 }
-NEWLINE = {"postgresql": "chr(10)", "sqlite": "char(10)"}
+NEWLINE_SQL = {"postgresql": "chr(10)", "sqlite": "char(10)"}
 # Texts on as many lines, and as a list in JSON.
-LINES = {"postgresql": "string_agg({}, chr(10))", "sqlite": "group_concat({}, char(10))"}
-LIST = {"postgresql": "json_agg({})", "sqlite": "json_group_array({})"}
+JOIN_SQL = {"postgresql": "string_agg({}, chr(10))", "sqlite": "group_concat({}, char(10))"}
+LIST_SQL = {"postgresql": "json_agg({})", "sqlite": "json_group_array({})"}
 # An upload or a cleanup may be at such a row, its key may be read in more ways than one or its
 # project be gone, or nobody knows what it should say.
-PLAIN = (
-    f"state = '{R2Object.State.STORED}' AND plain_under = %s"
+PLAIN_SQL = (
+    f"state = '{R2Object.State.STORED}' AND unambiguous_under = %s"
     " AND project_id IS NOT NULL AND size IS NOT NULL"
     " AND last_modified IS NOT NULL AND replace(key, {newline}, '') = key"
     " AND replace(replace(etag, ' ', ''), {newline}, '') = etag"
 )
-SECONDS = itemgetter(slice(19))
+WHOLE_SECONDS = itemgetter(slice(19))
 
 
 # With all of the time, of which the line has only the seconds.
 Line = tuple[str, str]
 
 
-class Place(Protocol):
+class KeyScope(Protocol):
     def condition(self) -> tuple[str, list[str]]:
         """SQL for the rows there, and its values."""
 
 
-class Keys(NamedTuple):
+class KeyList(NamedTuple):
     keys: Sequence[str]
 
     def condition(self) -> tuple[str, list[str]]:
         return f"key IN ({', '.join(['%s'] * len(self.keys))})", list(self.keys)
 
 
-class Range(NamedTuple):
+class KeyRange(NamedTuple):
     """Keys with the prefix, later than `after`, and up to `until` if that is not None."""
 
     prefix: str
@@ -62,7 +62,7 @@ class Range(NamedTuple):
     def condition(self) -> tuple[str, list[str]]:
         bounds = {
             "key >= %s": self.prefix,
-            "key < %s": after_prefix(self.prefix),
+            "key < %s": prefix_end(self.prefix),
             "key > %s": self.after,
         }
         given = {test: value for test, value in bounds.items() if value}
@@ -72,42 +72,44 @@ class Range(NamedTuple):
         return " AND ".join(given) or "TRUE", list(given.values())
 
 
-def lines_of(page: Entries) -> list[str]:
-    fields = zip(page.sizes, page.etags, map(SECONDS, page.times), page.keys, strict=True)
+def page_lines(page: Entries) -> list[str]:
+    fields = zip(page.sizes, page.etags, map(WHOLE_SECONDS, page.times), page.keys, strict=True)
     return list(map(" ".join, fields))
 
 
-def entry_of(line: str, time: str) -> Entry:
+def line_entry(line: str, time: str) -> Entry:
     size, etag, _seconds, key = line.split(" ", 3)
     return Entry(key, int(size), etag, time)
 
 
-def key_of(line: str) -> str:
+def line_key(line: str) -> str:
     """The key that a line is about."""
     return line.split(" ", 3)[3]
 
 
-def size_of(line: str) -> int:
+def line_size(line: str) -> int:
     return int(line[: line.index(" ")])
 
 
-def tracked_in(bucket: str, places: Sequence[Place]) -> tuple[dict[str, list[str]], set[str]]:
+def select_tracked(
+    bucket: str, places: Sequence[KeyScope]
+) -> tuple[dict[str, list[str]], set[str]]:
     """What the table says of these places: the lines of plain rows, by project, and the keys of
     all other rows. In one query, whose rows are few."""
     vendor = connection.vendor
-    rows, values = rows_in(bucket, places)
-    plain = PLAIN.format(newline=NEWLINE[vendor])
-    time = f"replace({TIME[vendor]}, ' ', 'T')"
+    rows, values = rows_sql(bucket, places)
+    plain = PLAIN_SQL.format(newline=NEWLINE_SQL[vendor])
+    time = f"replace({TIME_SQL[vendor]}, ' ', 'T')"
     line = f"size || ' ' || etag || ' ' || {time} || ' ' || key"
     sql = f"""
-        SELECT owner, {LINES[vendor].format(line)} FILTER (WHERE owner IS NOT NULL),
-            CAST({LIST[vendor].format("key")} FILTER (WHERE owner IS NULL) AS text)
+        SELECT owner, {JOIN_SQL[vendor].format(line)} FILTER (WHERE owner IS NOT NULL),
+            CAST({LIST_SQL[vendor].format("key")} FILTER (WHERE owner IS NULL) AS text)
         FROM (SELECT *, CASE WHEN {plain} THEN project_id END AS owner FROM ({rows}) AS found) AS it
         GROUP BY owner
     """
     lines, others = dict[str, list[str]](), set[str]()
     with connection.cursor() as cursor:
-        cursor.execute(sql, [version(), *values])
+        cursor.execute(sql, [key_formats_version(), *values])
         for owner, told, keys in cursor:
             if owner is None:
                 others.update(json.loads(keys))
@@ -116,7 +118,7 @@ def tracked_in(bucket: str, places: Sequence[Place]) -> tuple[dict[str, list[str
     return lines, others
 
 
-def rows_in(bucket: str, places: Iterable[Place]) -> tuple[str, list[str]]:
+def rows_sql(bucket: str, places: Iterable[KeyScope]) -> tuple[str, list[str]]:
     """One query over all these places, each of which the index on bucket and key finds at once."""
     parts, values = [], list[str]()
     for each in places:

@@ -1,6 +1,6 @@
-"""Objects of which nothing is to be said but that they are there: new, plainly named, and in a
-folder that is plainly a live project's. Of a first backfill most are such. They cost a tenth of a
-closer look: what is the same for all files of a folder is found out once, and rows are text."""
+"""Rows for new objects with plain names, in folders that plainly belong to a live project: most of
+a first backfill. They cost a tenth of a closer check, as what all files of a folder share is found
+out once, and rows are text."""
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -9,33 +9,33 @@ from typing import NamedTuple
 
 from django.db import connection
 
-from storage_audit.ownership.key_format import Reading
-from storage_audit.ownership.owner import alive_among, layouts, plain_under
-from storage_audit.scan.diff_lines import Line, key_of
-from storage_audit.tracking.bulk_insert import line
-from storage_audit.tracking.recognise import named_by_deletions
+from storage_audit.ownership.key_format import ParsedKey
+from storage_audit.ownership.owner import get_key_formats, living_owners, unambiguous_version
+from storage_audit.scan.diff_lines import Line, line_key
+from storage_audit.tracking.bulk_insert import format_line
+from storage_audit.tracking.recognise import keys_of_deleted_rows
 
 # `2024-01-02T03:04:05.678901Z`: of what is longer, the database would round what Python cuts off.
-LONGEST_TIME = 27
+MAX_TIME_LENGTH = 27
 
 
-class Sorted(NamedTuple):
-    """The keys of plain objects and their rows, as lines of `rows.NAMES`; and all other objects."""
+class SortedObjects(NamedTuple):
+    """The keys of plain objects and their rows, as lines of LINE_FIELDS; and all other objects."""
 
     keys: list[str]
     lines: list[str]
     others: list[Line]
 
 
-def sort_out(bucket: str, objects: Sequence[Line], tracked: Collection[str]) -> Sorted:
+def sort_objects(bucket: str, objects: Sequence[Line], tracked: Collection[str]) -> SortedObjects:
     """Only the keys in `tracked` have a row. What is not exactly as expected is not plain."""
-    new = [one for one in objects if key_of(one[0]) not in tracked]
-    folders = told_of({key_of(line).rpartition("/")[0] for line, _time in new})
-    if not folders or not are_as_expected(new):
-        return Sorted([], [], list(objects))
-    found = Sorted([], [], [one for one in objects if key_of(one[0]) in tracked])
-    to_be_deleted = named_by_deletions(bucket, [key_of(line) for line, _time in new])
-    is_plain, stamp = layouts().plain_name.fullmatch, STAMPS[connection.vendor]
+    new = [one for one in objects if line_key(one[0]) not in tracked]
+    folders = folder_values({line_key(line).rpartition("/")[0] for line, _time in new})
+    if not folders or not is_copy_safe(new):
+        return SortedObjects([], [], list(objects))
+    found = SortedObjects([], [], [one for one in objects if line_key(one[0]) in tracked])
+    to_be_deleted = keys_of_deleted_rows(bucket, [line_key(line) for line, _time in new])
+    is_plain, stamp = get_key_formats().plain_name.fullmatch, TIME_ADAPTERS[connection.vendor]
     for one in new:
         size, etag, _seconds, key = one[0].split(" ", 3)
         folder, _slash, name = key.rpartition("/")
@@ -51,19 +51,19 @@ def sort_out(bucket: str, objects: Sequence[Line], tracked: Collection[str]) -> 
     return found
 
 
-def adapted(time: str) -> str:
+def adapt_time(time: str) -> str:
     return str(connection.ops.adapt_datetimefield_value(datetime.fromisoformat(time)))
 
 
 # PostgreSQL reads what the store says.
-STAMPS: dict[str, Callable[[str], str]] = {"postgresql": str, "sqlite": adapted}
+TIME_ADAPTERS: dict[str, Callable[[str], str]] = {"postgresql": str, "sqlite": adapt_time}
 
 
-def are_as_expected(objects: Sequence[Line]) -> bool:
+def is_copy_safe(objects: Sequence[Line]) -> bool:
     """Whether COPY, and the database, take their ETags and times for what we do."""
     etags = [line.split(" ", 2)[1] for line, _time in objects]
     times = [time for _line, time in objects]
-    if not is_harmless("".join(etags)) or max(map(len, times)) > LONGEST_TIME:
+    if not is_harmless("".join(etags)) or max(map(len, times)) > MAX_TIME_LENGTH:
         return False
     try:
         deque(map(datetime.fromisoformat, times), maxlen=0)
@@ -76,22 +76,22 @@ def is_harmless(text: str) -> bool:
     return text.isascii() and text.isprintable() and "\\" not in text
 
 
-def told_of(folders: Iterable[str]) -> dict[str, str]:
+def folder_values(folders: Iterable[str]) -> dict[str, str]:
     """What a row says of any plain file in these folders, up to its type; of those that are plainly
     of one project each, which is alive."""
-    ways = {each: layouts().readings_in(each) for each in folders if is_harmless(each)}
+    ways = {each: get_key_formats().parse_folder(each) for each in folders if is_harmless(each)}
     plain = {folder: found for folder, found in ways.items() if len(found) == 1}
-    alive = alive_among(plain.values())
+    alive = living_owners(plain.values())
     return {
         folder: told
         for folder, found in plain.items()
-        if found.owners & alive == found.projects and (told := told_by_reading(found[0]))
+        if found.owners & alive == found.projects and (told := parsed_values(found[0]))
     }
 
 
-def told_by_reading(reading: Reading) -> str:
+def parsed_values(reading: ParsedKey) -> str:
     """Nothing if a finding is to be made of it."""
-    version = plain_under({reading.project}, reading)
+    version = unambiguous_version({reading.project}, reading)
     if version is None:
         return ""
-    return line([reading.project, reading.scene or "", reading.layout, version])
+    return format_line([reading.project, reading.scene or "", reading.key_format, version])

@@ -2,20 +2,20 @@
 
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.limits import figures, is_reasonable
+from storage_audit.cleanup.limits import is_plausible_share, missing_figures
 from storage_audit.cleanup.models import CleanupItem
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand
-from storage_audit.clocks import after
+from storage_audit.clocks import time_after
 from storage_audit.fields import starts_with_any
 from storage_audit.models import R2Object
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.scan.models import BucketScan
 
 
-def refuse_shrunken(scan: BucketScan) -> None:
+def refuse_shrunken_listing(scan: BucketScan) -> None:
     """Raises CannotConclude when the scan found far less than there must be."""
     expected = expected_objects(scan)
-    if is_reasonable(expected - scan.listed, expected):
+    if is_plausible_share(expected - scan.listed, expected):
         return
     raise CannotConclude(
         _(
@@ -23,18 +23,18 @@ def refuse_shrunken(scan: BucketScan) -> None:
             " %(few)s objects and %(share)s %% are missing, it is rather the listing or the bucket"
             " that is wrong, so nothing is concluded. If they are really gone, add --accept-fewer."
         )
-        % {**figures(0, expected), "listed": scan.listed, "expected": expected}
+        % {**missing_figures(0, expected), "listed": scan.listed, "expected": expected}
     )
 
 
 def expected_objects(scan: BucketScan) -> int:
-    """What the latest complete scan found and what became of it since; without one, what is
-    tracked. For a partial look, the rows that it looks at."""
+    """What the latest complete scan found and what changed since; without one, what is tracked. For
+    a partial scan, the rows that it checks."""
     rows = exclude_in_hand(R2Object.objects.in_bucket(scan.bucket))
     rows = rows.filter(starts_with_any("key", scan.prefixes))
     if scan.is_partial:
         rows = rows.filter(updated_at__gte=scan.since)
-    before = scan.before()
+    before = scan.previous_scan()
     if before is None or scan.is_partial:
         # Not what a backfill writes meanwhile.
         return rows.filter(created_at__lt=scan.started_at).exclude(etag="").count()
@@ -43,8 +43,8 @@ def expected_objects(scan: BucketScan) -> int:
     # What came and went in between was in no listing.
     deleted = CleanupItem.objects.filter(
         starts_with_any("key", scan.prefixes),
-        after("operation__finished_at", before.started_at),
-        operation__bucket=scan.bucket,
+        time_after("cleanup__finished_at", before.started_at),
+        cleanup__bucket=scan.bucket,
         outcome=CleanupItem.Outcome.DELETED,
         last_modified__lt=before.started_at,
     )

@@ -6,7 +6,7 @@ from storage_audit.scan.models import BucketScan
 
 ScanStatus = BucketScan.Status
 # What a scan's status means, and what a person does then.
-SCANS = {
+STATUS_TEXTS = {
     ScanStatus.RUNNING: (
         gettext_lazy(
             "The bucket is being listed and compared with the table. Nothing is concluded before"
@@ -43,11 +43,11 @@ SCANS = {
     ),
 }
 # Of those that are complete and wrote no findings.
-DRY_SCAN = (
+DRY_RUN_TEXTS = (
     gettext_lazy("All was listed. It was a dry run: no row and no finding was written."),
     gettext_lazy("To have them written, begin it again without “Dry run”."),
 )
-PARTIAL_SCAN = (
+PARTIAL_TEXTS = (
     gettext_lazy(
         "It looked only at what the table says was written lately. That says nothing of the rest,"
         " so no finding was written."
@@ -56,9 +56,9 @@ PARTIAL_SCAN = (
 )
 
 
-def of_scan(scan: BucketScan) -> tuple[str, str]:
+def explain_scan(scan: BucketScan) -> tuple[str, str]:
     """What its status means, and what a person does then."""
-    special = DRY_SCAN if scan.dry_run else PARTIAL_SCAN if scan.is_partial else None
-    known = SCANS[ScanStatus(scan.status)]
+    special = DRY_RUN_TEXTS if scan.dry_run else PARTIAL_TEXTS if scan.is_partial else None
+    known = STATUS_TEXTS[ScanStatus(scan.status)]
     means, step = special if special and scan.status == ScanStatus.COMPLETE else known
     return str(means), str(step)

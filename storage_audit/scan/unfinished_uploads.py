@@ -7,46 +7,45 @@ from itertools import chain
 from django.utils import timezone
 
 from storage_audit.bucket import multipart
-from storage_audit.bucket.listing import escape, storable
-from storage_audit.bucket.multipart import Upload
+from storage_audit.bucket.listing import escape_key, is_storable
+from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.findings.models import Kind
-from storage_audit.ownership.attribution import attribute
+from storage_audit.ownership.attribution import find_owner
 from storage_audit.ownership.key_formats import OWN_PREFIX
-from storage_audit.ownership.owner import alive_among, evidence_of, known_among, layouts
-from storage_audit.scan.models import BucketScan, Sighting
+from storage_audit.ownership.owner import evidence_of, get_key_formats, known_ids, living_owners
+from storage_audit.scan.models import BucketScan, PendingFinding
 
 
-def sightings(
+def find_unfinished(
     scan: BucketScan, prefixes: Iterable[str], older_than: timedelta
-) -> Iterator[Sighting] | None:
-    """Of the uploads under these prefixes that were begun so long ago; None where the store cannot
-    list them. Only when the iteration ends without an exception these were all. Raises StoreError.
-    """
-    listings = [multipart.unfinished(scan.bucket, prefix) for prefix in prefixes]
+) -> Iterator[PendingFinding] | None:
+    """Uploads under these prefixes that were begun so long ago; None where the store cannot list
+    them. They are complete only if the iteration ends without an exception. Raises StoreError."""
+    listings = [multipart.list_unfinished_uploads(scan.bucket, prefix) for prefix in prefixes]
     told = [pages for pages in listings if pages is not None]
     if len(told) < len(listings):
         return None
     moment = timezone.now() - older_than
     stale = ([one for one in page if is_stale(one, moment)] for page in chain(*told))
-    return chain.from_iterable(sighted(scan, page) for page in stale)
+    return chain.from_iterable(upload_findings(scan, page) for page in stale)
 
 
-def is_stale(upload: Upload, moment: datetime) -> bool:
+def is_stale(upload: MultipartUpload, moment: datetime) -> bool:
     return upload.initiated < moment and not upload.key.startswith(OWN_PREFIX)
 
 
-def sighted(scan: BucketScan, page: list[Upload]) -> Iterator[Sighting]:
-    readings = {upload.key: layouts().readings(upload.key) for upload in page}
+def upload_findings(scan: BucketScan, page: list[MultipartUpload]) -> Iterator[PendingFinding]:
+    readings = {upload.key: get_key_formats().parse_key(upload.key) for upload in page}
     names = {reading.project for reading in chain.from_iterable(readings.values())}
-    alive = alive_among(readings.values())
-    known = known_among(names) | alive
+    alive = living_owners(readings.values())
+    known = known_ids(names) | alive
     for upload in page:
-        owner = attribute(readings[upload.key], (), known, alive, None)
-        yield Sighting(
+        owner = find_owner(readings[upload.key], (), known, alive, None)
+        yield PendingFinding(
             scan=scan,
             bucket=scan.bucket,
-            key=escape(upload.key),
-            escaped=not storable(upload.key),
+            key=escape_key(upload.key),
+            escaped=not is_storable(upload.key),
             kind=Kind.UNFINISHED,
             upload_id=upload.upload_id,
             project_id=owner.project_id,

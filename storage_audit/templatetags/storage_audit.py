@@ -1,4 +1,4 @@
-"""What the templates of the admin's own pages ask for, as no view of ours makes these."""
+"""Template tags for the admin's own pages, which have no view of ours."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ from django import template
 from django.template import Context
 
 from storage_audit import roles
-from storage_audit.cleanup.cleanup_text import status_of
+from storage_audit.cleanup.cleanup_text import status_label
 from storage_audit.dashboard.admin import overview
 
 register = template.Library()
-register.filter("status_of", status_of)
+register.filter("status_of", status_label)
 
 
 @register.simple_tag(takes_context=True)
 def storage_board(context: Context) -> dict[str, Any]:
-    return overview.board(context)
+    return overview.overview_context(context)
 
 
 @register.simple_tag(takes_context=True)
 def storage_panel(context: Context) -> dict[str, Any]:
-    return overview.panel(context)
+    return overview.panel_context(context)
 
 
 @register.simple_tag(takes_context=True)
 def storage_refusal(context: Context, permission: str) -> str:
-    return roles.refusal(context["request"], permission)
+    return roles.refusal_reason(context["request"], permission)

@@ -1,6 +1,5 @@
-"""Many rows at once, by the fastest way into the database that we know: COPY into a temporary table
-and one INSERT from it on PostgreSQL, executemany on SQLite. Django's bulk_create takes some times
-as long."""
+"""Inserts many rows in the fastest way we know: COPY into a temporary table and one INSERT from it
+on PostgreSQL, executemany on SQLite. Django's bulk_create takes several times as long."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,53 +8,55 @@ from typing import Any
 
 from django.db import connection, models
 
-# What COPY reads otherwise. https://www.postgresql.org/docs/current/sql-copy.html
-ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
-ESCAPED, MEANT = re.compile(r"\\(.)"), {"t": "\t", "n": "\n", "r": "\r"}
-NOTHING = "\\N"
+# What COPY needs escaped. https://www.postgresql.org/docs/current/sql-copy.html
+COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+ESCAPE_PATTERN, ESCAPED_CHARACTERS = re.compile(r"\\(.)"), {"t": "\t", "n": "\n", "r": "\r"}
+COPY_NULL = "\\N"
 
 
-def load(
+def insert_lines(
     model: type[models.Model],
     names: Sequence[str],
     lines: Sequence[str],
-    same: Mapping[str, Any],
-    unique: Sequence[str],
+    shared_values: Mapping[str, Any],
+    unique_columns: Sequence[str],
 ) -> int:
-    """Insert the rows unless there is one already that has the same in the columns `unique`, in one
-    transaction of the caller; how many they were.
+    """Insert the rows unless one already has the same values in `unique_columns`, in a transaction
+    of the caller; how many they were.
 
-    Each is a `line`, of values in the order of `names`; `same` are those of all rows. Together they
-    must name each column that has no default in the database.
+    Each is a line from `format_line`, of values in the order of `names`; `shared_values` are those
+    of all rows. Together they must name each column that has no default in the database.
     """
     if not lines:
         return 0
-    table, columns = model._meta.db_table, ", ".join([*names, *same])
+    table, columns = model._meta.db_table, ", ".join([*names, *shared_values])
     into = f"INSERT INTO {table} ({columns})"
-    unless = f"ON CONFLICT ({', '.join(unique)}) DO NOTHING"
+    unless = f"ON CONFLICT ({', '.join(unique_columns)}) DO NOTHING"
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             own = ", ".join(names)
-            copy_in(cursor, table, own, lines)
-            marks = ", %s" * len(same)
-            cursor.execute(f"{into} SELECT {own}{marks} FROM incoming {unless}", [*same.values()])
+            copy_lines(cursor, table, own, lines)
+            marks = ", %s" * len(shared_values)
+            cursor.execute(
+                f"{into} SELECT {own}{marks} FROM incoming {unless}", [*shared_values.values()]
+            )
         else:
-            marks = ", ".join(["%s"] * (len(names) + len(same)))
-            values = [(*values_of(line), *same.values()) for line in lines]
+            marks = ", ".join(["%s"] * (len(names) + len(shared_values)))
+            values = [(*parse_line(line), *shared_values.values()) for line in lines]
             cursor.executemany(f"{into} VALUES ({marks}) {unless}", values)
         return max(0, int(cursor.rowcount))
 
 
-def copy_in(cursor: Any, table: str, own: str, lines: Iterable[str]) -> None:
+def copy_lines(cursor: Any, table: str, own: str, lines: Iterable[str]) -> None:
     cursor.execute(
         # The transaction may load more than once.
         "DROP TABLE IF EXISTS pg_temp.incoming;"
         f" CREATE TEMPORARY TABLE incoming ON COMMIT DROP AS SELECT {own} FROM {table} WITH NO DATA"
     )
-    cursor.copy_expert(f"COPY incoming ({own}) FROM STDIN", File(lines))
+    cursor.copy_expert(f"COPY incoming ({own}) FROM STDIN", LineReader(lines))
 
 
-class File:
+class LineReader:
     """The lines, as psycopg2 reads a file: so it is never in memory as a whole."""
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -65,23 +66,29 @@ class File:
         return "".join([f"{line}\n" for line in islice(self.lines, 100)]).encode()
 
 
-def line(values: Iterable[object]) -> str:
+def format_line(values: Iterable[object]) -> str:
     """A row as COPY reads it. Values must be what the database takes."""
-    return "\t".join(map(told, values))
+    return "\t".join(map(escape_value, values))
 
 
-def told(value: object) -> str:
+def escape_value(value: object) -> str:
     if value is None:
-        return NOTHING
+        return COPY_NULL
     text = str(value)
-    return text if text.isprintable() and "\\" not in text else text.translate(ESCAPES)
+    return text if text.isprintable() and "\\" not in text else text.translate(COPY_ESCAPES)
 
 
-def values_of(line: str) -> Iterator[str | None]:
-    """As text, of which the columns make what they hold."""
+def parse_line(line: str) -> Iterator[str | None]:
+    """The values as text, which the columns convert."""
     for each in line.split("\t"):
-        yield None if each == NOTHING else ESCAPED.sub(meant, each) if "\\" in each else each
+        yield (
+            None
+            if each == COPY_NULL
+            else ESCAPE_PATTERN.sub(unescape_character, each)
+            if "\\" in each
+            else each
+        )
 
 
-def meant(escaped: re.Match[str]) -> str:
-    return MEANT.get(escaped[1], escaped[1])
+def unescape_character(escaped: re.Match[str]) -> str:
+    return ESCAPED_CHARACTERS.get(escaped[1], escaped[1])

@@ -1,5 +1,5 @@
-"""Rows that say what the bucket holds. A backfilled row is a reading written down, never evidence
-of who owns the object."""
+"""Rows that say what the bucket holds. A backfilled row only repeats what the key says: it is never
+evidence of who owns the object."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,29 +13,34 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import (
-    Identity,
+    KeyIdentity,
     ListingOutOfOrder,
-    before,
     entry_pages_from,
-    find,
-    pages_in_any_order,
-    spellings,
+    find_keys,
+    start_before,
+    tracked_spellings,
+    unordered_pages,
 )
-from storage_audit.bucket.s3 import Listed, listed
+from storage_audit.bucket.s3 import ListedObject, listed_object
 from storage_audit.cleanup.models import CleanupItem
 from storage_audit.cleanup.objects_in_hand import select_marked
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner
-from storage_audit.ownership.owner import is_same, is_unconfirmed, same_time, told_by
-from storage_audit.tracking.bulk_insert import line, load
-from storage_audit.tracking.recognise import Seen
+from storage_audit.ownership.owner import (
+    has_same_time,
+    is_same_object,
+    is_unconfirmed,
+    row_provenance,
+)
+from storage_audit.tracking.bulk_insert import format_line, insert_lines
+from storage_audit.tracking.recognise import RecognisedObject
 
 Source, State = R2Object.Source, R2Object.State
-CHANGEABLE = [
+CHANGEABLE_FIELDS = [
     "project_id",
     "scene_id",
-    "layout",
-    "plain_under",
+    "key_format",
+    "unambiguous_under",
     "file_type",
     "size",
     "etag",
@@ -45,46 +50,49 @@ CHANGEABLE = [
     "updated_at",
 ]
 # In the order of `new_lines`.
-NAMES = [
+LINE_FIELDS = [
     "key",
     "size",
     "etag",
     "last_modified",
     "project_id",
     "scene_id",
-    "layout",
-    "plain_under",
+    "key_format",
+    "unambiguous_under",
     "file_type",
 ]
-# The second look at new objects: so many keys a thread at a time, in so many threads.
-CHUNK = 1000
-LOOKS = 5
+# New objects are listed again: so many keys in a thread at a time, in so many threads.
+KEYS_PER_THREAD = 1000
+LISTING_THREADS = 5
 
 
-def described(owner: Owner) -> dict[str, Any]:
-    reading = owner.reading
+def owner_values(owner: Owner) -> dict[str, Any]:
+    reading = owner.parsed_key
     return {
         "project_id": owner.project_id,
         "scene_id": (reading and reading.scene) or "",
-        "layout": reading.layout if reading else "",
-        "plain_under": owner.plain_under,
+        "key_format": reading.key_format if reading else "",
+        "unambiguous_under": owner.unambiguous_under,
         "file_type": reading.file_type[:40] if reading else "",
     }
 
 
-def bring_up_to_date(seen: Seen) -> bool:
-    """Make the row, in memory, what the bucket shows; whether that changed anything."""
+def refresh_row(seen: RecognisedObject) -> bool:
+    """Update the row, in memory, to what the bucket shows; whether that changed anything."""
     row, listed = seen.row, seen.listed
     assert row is not None
-    if told_by(row) and is_unconfirmed(row) and seen.owner.project_id != row.project_id:
-        # A row that was confirmed would be evidence of an owner whom nobody can tell.
+    if row_provenance(row) and is_unconfirmed(row) and seen.owner.project_id != row.project_id:
+        # A confirmed row would be evidence of an owner that nobody knows.
         return False
-    values: dict[str, Any] = {"state": State.STORED, "plain_under": seen.owner.plain_under}
+    values: dict[str, Any] = {
+        "state": State.STORED,
+        "unambiguous_under": seen.owner.unambiguous_under,
+    }
     if row.source == Source.BACKFILL:
-        values |= described(seen.owner)
-    if not is_same(row, listed):
-        values |= facts(listed)
-        if row.source == Source.ADOPTED:
+        values |= owner_values(seen.owner)
+    if not is_same_object(row, listed):
+        values |= object_values(listed)
+        if row.source == Source.ASSIGNED:
             # A person decided on another object: this one counts as uploaded since.
             values["upload_id"] = row.upload_id or uuid4()
     changed = {name: value for name, value in values.items() if getattr(row, name) != value}
@@ -93,11 +101,11 @@ def bring_up_to_date(seen: Seen) -> bool:
     return bool(changed)
 
 
-def facts(listed: Listed) -> dict[str, Any]:
+def object_values(listed: ListedObject) -> dict[str, Any]:
     return {"size": listed.size, "etag": listed.etag, "last_modified": listed.last_modified}
 
 
-def update(changed: Collection[R2Object]) -> int:
+def update_rows(changed: Collection[R2Object]) -> int:
     """Write those rows that are still as they were read: an upload or a cleanup knows better."""
     if not changed:
         return 0
@@ -108,12 +116,12 @@ def update(changed: Collection[R2Object]) -> int:
         now = timezone.now()
         for row in still:
             row.updated_at = now
-        R2Object.objects.bulk_update(still, CHANGEABLE, batch_size=200)
+        R2Object.objects.bulk_update(still, CHANGEABLE_FIELDS, batch_size=200)
     return len(still)
 
 
-def difference(seen: Seen) -> str:
-    """In what the object is not the one of its row, or nothing."""
+def row_mismatch(seen: RecognisedObject) -> str:
+    """In what the object differs from its row, or nothing."""
     row, listed = seen.row, seen.listed
     assert row is not None
     if row.state in (State.UPLOADING, State.UPLOAD_FAILED) or row.size is None:
@@ -125,37 +133,37 @@ def difference(seen: Seen) -> str:
         }
     if row.etag != listed.etag:
         return _("same size, other content: the ETag is not that of its row")
-    return "" if same_time(row, listed) else _("written again since, with the same content")
+    return "" if has_same_time(row, listed) else _("written again since, with the same content")
 
 
-def is_as_tracked(seen: Seen) -> bool:
-    """Or what is in hand will see to it."""
-    return seen.in_hand or (seen.row is not None and not difference(seen))
+def is_up_to_date(seen: RecognisedObject) -> bool:
+    """Whether the row fits its object, or the upload or deletion under way will update it."""
+    return seen.in_hand or (seen.row is not None and not row_mismatch(seen))
 
 
-def add(
+def add_rows(
     bucket: str,
-    new: Sequence[Seen],
-    identity: Identity,
-    see_marker: Callable[[], object],
+    new: Sequence[RecognisedObject],
+    identity: KeyIdentity,
+    require_marker: Callable[[], object],
     after_page: Callable[[], None] = lambda: None,
 ) -> tuple[int, set[str]]:
     """Write rows of new objects: see `add_lines`."""
     keys = [one.listed.key for one in new]
-    return add_lines(bucket, keys, new_lines(new, identity), identity, see_marker, after_page)
+    return add_lines(bucket, keys, new_lines(new, identity), identity, require_marker, after_page)
 
 
 def add_lines(
     bucket: str,
     keys: Sequence[str],
     lines: Sequence[str],
-    identity: Identity,
-    see_marker: Callable[[], object],
+    identity: KeyIdentity,
+    require_marker: Callable[[], object],
     after_page: Callable[[], None] = lambda: None,
 ) -> tuple[int, set[str]]:
-    """Write new rows, and take back those whose object went in the meantime; gives how many there
-    are, and the keys of the latter. `after_page` is called after each page that is listed, in any
-    thread, and `see_marker` after the last one: unless it returns, no page is believed.
+    """Write new rows, and delete those again whose object went in the meantime. Returns how many
+    are left, and the keys of the deleted ones. `after_page` is called after each page, in any
+    thread, and `require_marker` after the last one: unless it returns, no page is believed.
 
     The order matters: the rows are committed first, then the marks of cleanups are read, then the
     bucket is listed again. So whatever deletes such an object later sees its row, and whatever
@@ -173,93 +181,95 @@ def add_lines(
             "created_at": at,
             "updated_at": at,
         }
-        added = load(R2Object, NAMES, lines, same, ["bucket", "key"])
+        added = insert_lines(R2Object, LINE_FIELDS, lines, same, ["bucket", "key"])
     as_added = R2Object.objects.in_bucket(bucket).filter(
         source=Source.BACKFILL, state=State.STORED, updated_at=now
     )
     doubtful = {identity(key) for key in keys}
     try:
-        marked = being_deleted(bucket, doubtful)
-        there = still_there(bucket, keys, identity, after_page)
-        see_marker()
+        marked = find_being_deleted(bucket, doubtful)
+        there = find_listed_keys(bucket, keys, identity, after_page)
+        require_marker()
         doubtful = marked | (doubtful - there)
     finally:
-        # All of them when the second look failed: then nothing is known of any.
-        for some in in_chunks(sorted(doubtful)):
-            added -= as_added.filter(key__in=some).forget()
+        # All of them when the second listing failed: then nothing is known of any.
+        for some in key_batches(sorted(doubtful)):
+            added -= as_added.filter(key__in=some).delete_without_signals()
     return added, doubtful
 
 
-def new_lines(new: Iterable[Seen], identity: Identity) -> list[str]:
+def new_lines(new: Iterable[RecognisedObject], identity: KeyIdentity) -> list[str]:
     adapt, lines = connection.ops.adapt_datetimefield_value, []
     for each, _row, owner, *_rest in new:
         # What the store folds to one object is one row, in the spelling of new uploads.
         what = (identity(each.key), each.size, each.etag, adapt(each.last_modified))
-        lines.append(line([*what, *described(owner).values()]))
+        lines.append(format_line([*what, *owner_values(owner).values()]))
     return lines
 
 
-def still_there(
-    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
+def find_listed_keys(
+    bucket: str, keys: Sequence[str], identity: KeyIdentity, after_page: Callable[[], None]
 ) -> set[str]:
     """Which of these the bucket still lists, by identity."""
     # Not more at once: each holds a page, of about a megabyte.
-    with ThreadPoolExecutor(LOOKS) as threads:
-        look = partial(look_again, bucket, identity=identity, after_page=after_page)
-        return set().union(*threads.map(look, in_chunks(sorted(keys))))
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        look = partial(relist_keys, bucket, identity=identity, after_page=after_page)
+        return set().union(*threads.map(look, key_batches(sorted(keys))))
 
 
-def look_again(
-    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
+def relist_keys(
+    bucket: str, keys: Sequence[str], identity: KeyIdentity, after_page: Callable[[], None]
 ) -> Collection[str]:
     try:
-        there = set(map(identity, at_a_glance(bucket, keys, after_page)))
+        there = set(map(identity, find_on_page(bucket, keys, after_page)))
         left = [key for key in keys if identity(key) not in there]
-        return there.union(find(bucket, left, identity, after_page)) if left else there
+        return there.union(find_keys(bucket, left, identity, after_page)) if left else there
     except ListingOutOfOrder:
         # The store has an order of its own.
         return find_in_any_order(bucket, keys, identity, after_page).keys()
 
 
-def at_a_glance(bucket: str, keys: Sequence[str], after_page: Callable[[], None]) -> set[str]:
-    """Those of the keys, which are in order, that one page shows: mostly all. Empty where
-    `find` must look at their folders as well."""
+def find_on_page(bucket: str, keys: Sequence[str], after_page: Callable[[], None]) -> set[str]:
+    """Which of the keys, which are in order, one page shows: mostly all. Empty where `find_keys`
+    must list their folders as well."""
     if "//" in "/".join(["", *keys]):
         return set()
-    page = next(entry_pages_from(bucket, "", before(keys[0])))
+    page = next(entry_pages_from(bucket, "", start_before(keys[0])))
     after_page()
-    # The texts of `keys`, so that those of the page can go.
+    # The strings of `keys`, so that those of the page can be freed.
     return set(page.keys).intersection(keys)
 
 
-def find_each(
-    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
-) -> dict[str, Listed]:
+def find_in_threads(
+    bucket: str, keys: Sequence[str], identity: KeyIdentity, after_page: Callable[[], None]
+) -> dict[str, ListedObject]:
     """The objects of these keys that the bucket still lists, by identity."""
-    found = dict[str, Listed]()
-    with ThreadPoolExecutor(LOOKS) as threads:
-        look = partial(find, bucket, identity=identity, after_page=after_page)
-        for some in threads.map(look, in_chunks(sorted(keys))):
+    found = dict[str, ListedObject]()
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        look = partial(find_keys, bucket, identity=identity, after_page=after_page)
+        for some in threads.map(look, key_batches(sorted(keys))):
             found |= some
     return found
 
 
 def find_in_any_order(
-    bucket: str, keys: Sequence[str], identity: Identity, after_page: Callable[[], None]
-) -> dict[str, Listed]:
-    """The same where a key has no place to look at but itself."""
-    found = dict[str, Listed]()
+    bucket: str, keys: Sequence[str], identity: KeyIdentity, after_page: Callable[[], None]
+) -> dict[str, ListedObject]:
+    """The same where the only way to find a key is to list it as a prefix."""
+    found = dict[str, ListedObject]()
     for key in keys:
-        for name in spellings(key, identity):
-            for page in pages_in_any_order(bucket, name):
+        for name in tracked_spellings(key, identity):
+            for page in unordered_pages(bucket, name):
                 after_page()
-                found |= {identity(key): listed(entry) for entry in page if entry.key == name}
+                found |= {
+                    identity(key): listed_object(entry) for entry in page if entry.key == name
+                }
     return found
 
 
-def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
-    """Those that a cleanup is deleting, or that the store may still be deleting."""
-    items = CleanupItem.objects.filter(operation__bucket=bucket).order_by()
+def find_being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
+    """Which of these a cleanup is deleting, or the store may still be deleting."""
+    items = CleanupItem.objects.filter(cleanup__bucket=bucket).order_by()
     marked, under_way = select_marked(items), items.maybe_under_way()
     # Mostly there are none, and one query says so.
     first = Q(pk=Subquery(marked.values("pk")[:1])) | Q(pk=Subquery(under_way.values("pk")[:1]))
@@ -269,5 +279,5 @@ def being_deleted(bucket: str, identities: Collection[str]) -> set[str]:
     return {identity for same in found for identity in same.values_list("identity", flat=True)}
 
 
-def in_chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (keys[start : start + CHUNK] for start in range(0, len(keys), CHUNK))
+def key_batches(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + KEYS_PER_THREAD] for start in range(0, len(keys), KEYS_PER_THREAD))

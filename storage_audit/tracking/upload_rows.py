@@ -1,4 +1,4 @@
-"""How the storage writes tracking rows: what they say of a key, past the caller's transaction."""
+"""How the storage writes tracking rows: their values, outside the caller's transaction."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,57 +8,57 @@ from typing import Any, TypeVar
 from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket.listing import as_bytes, storable
+from storage_audit.bucket.listing import is_storable, key_bytes
 from storage_audit.bucket.s3 import MAX_KEY_BYTES
-from storage_audit.locking import impatient
+from storage_audit.locking import atomic_with_timeout
 from storage_audit.models import R2Object
 from storage_audit.ownership.key_formats import OWN_PREFIX
-from storage_audit.ownership.owner import layouts, plain_under
+from storage_audit.ownership.owner import get_key_formats, unambiguous_version
 
 T = TypeVar("T")
 
 
 def check_key(key: str) -> None:
-    """Raises ValueError for a name under which the application can have no file. No scan or cleanup
-    looks at our own objects, and without the marker none works."""
-    if not storable(key) or not 0 < len(as_bytes(key)) <= MAX_KEY_BYTES:
+    """Raises ValueError for a key that the application must not write to: no scan or cleanup
+    handles our own objects, and without the marker none works."""
+    if not is_storable(key) or not 0 < len(key_bytes(key)) <= MAX_KEY_BYTES:
         raise ValueError(_("%r cannot be a key.") % key)
     if key.startswith(OWN_PREFIX):
         text = _("%r is reserved for storage_audit. Use a name outside %s.")
         raise ValueError(text % (key, OWN_PREFIX))
 
 
-def says(key: str) -> dict[str, Any]:
-    """What an upload's row says of the object, going by its key; no project when that may mean
-    several, also where a backfill had written one down: the row is evidence from now on."""
+def upload_values(key: str) -> dict[str, Any]:
+    """The values of an upload's row, going by its key. No project when the key could name several,
+    also where a backfill had set one: the row is evidence from now on."""
     source = {"source": R2Object.Source.UPLOAD}
-    readings = layouts().readings(key)
+    readings = get_key_formats().parse_key(key)
     names = {reading.project for reading in readings}
     if len(names) != 1:
-        nothing = {"scene_id": "", "file_type": "", "layout": ""}
-        return {**source, **nothing, "project_id": None, "plain_under": None}
+        nothing = {"scene_id": "", "file_type": "", "key_format": ""}
+        return {**source, **nothing, "project_id": None, "unambiguous_under": None}
     reading = readings[0]
     return {
         **source,
         "project_id": reading.project,
         "scene_id": reading.scene or "",
         "file_type": reading.file_type[:40],
-        "layout": reading.layout,
-        "plain_under": plain_under(names, reading),
+        "key_format": reading.key_format,
+        "unambiguous_under": unambiguous_version(names, reading),
     }
 
 
-def is_in_transaction_of_sqlite() -> bool:
-    """There a rollback takes back what `durably` writes."""
+def is_in_sqlite_transaction() -> bool:
+    """Whether a rollback would also undo what `run_durably` writes."""
     return connection.vendor == "sqlite" and connection.in_atomic_block
 
 
-def durably(write: Callable[[], T]) -> T:
+def run_durably(write: Callable[[], T]) -> T:
     """Write so that a rollback of the caller's transaction leaves the row: an object without a row
-    is a stray. What is read so is what others have committed by now. SQLite allows no second writer
-    beside an open transaction; there the scan finds it.
+    is an untracked file. Reads see what others have committed by now. SQLite allows no second
+    writer beside an open transaction; there a scan finds the file.
 
-    Raises OperationalError when the caller's transaction holds the row, and would wait for itself.
+    Raises OperationalError when the caller's transaction holds the row and would wait for itself.
     """
     if connection.vendor == "sqlite" or not connection.in_atomic_block:
         return write()
@@ -70,7 +70,7 @@ def durably(write: Callable[[], T]) -> T:
         own.settings_dict["OPTIONS"].pop("pool", None)
         connections[DEFAULT_DB_ALIAS] = own  # of this thread
         try:
-            with impatient(), connection.cursor() as cursor:
+            with atomic_with_timeout(), connection.cursor() as cursor:
                 # In other isolation another upload of this key would be an error. It is for this
                 # transaction only: PgBouncer gives the connection to others next.
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")

@@ -1,4 +1,4 @@
-"""Where this person may go from here, on whichever site of the admin this is."""
+"""Links that this person may follow, on whichever admin site this is."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -21,54 +21,56 @@ class Links:
             for app in context["available_apps"]
             for model in app["models"]
         }
-        self.models = {label for label, may in perms.items() if may["view"]}
-        self.added = {label for label, may in perms.items() if may["add"]}
+        self.viewable_models = {label for label, may in perms.items() if may["view"]}
+        self.addable_models = {label for label, may in perms.items() if may["add"]}
 
-    def leads_to(self, *models: str) -> bool:
-        """Whether the site has pages of these models, and the person may look at them."""
-        return {f"storage_audit.{model}" for model in models} <= self.models
+    def can_view(self, *models: str) -> bool:
+        """Whether the site has pages of these models, and the person may view them."""
+        return {f"storage_audit.{model}" for model in models} <= self.viewable_models
 
-    def may(self, permission: str) -> bool:
+    def has_permission(self, permission: str) -> bool:
         return bool(self.user.has_perm(f"storage_audit.{permission}"))
 
-    def list(self, model: str, **filters: str) -> str:
-        """Its address; nothing where the person may not go, as with the others."""
-        if not self.leads_to(model):
+    def list_url(self, model: str, **filters: str) -> str:
+        """Its address; empty without the permission, as for the others."""
+        if not self.can_view(model):
             return ""
         query = f"?{urlencode(filters)}" if filters else ""
         return self._reverse(f"{model}_changelist") + query
 
-    def page(self, model: str, pk: UUID | int) -> str:
-        return self._reverse(f"{model}_change", quote(pk)) if self.leads_to(model) else ""
+    def page_url(self, model: str, pk: UUID | int) -> str:
+        return self._reverse(f"{model}_change", quote(pk)) if self.can_view(model) else ""
 
-    def new(self, model: str) -> str:
-        """The page that asks for another; nothing to who may not."""
-        return self._reverse(f"{model}_add") if f"storage_audit.{model}" in self.added else ""
+    def add_url(self, model: str) -> str:
+        """The page to add one; empty without the permission."""
+        return (
+            self._reverse(f"{model}_add") if f"storage_audit.{model}" in self.addable_models else ""
+        )
 
-    def left_behind(self) -> str:
-        seen = self.leads_to("finding", "cleanupoperation")
-        return self._reverse("left_behind") if seen else ""
+    def leftovers_url(self) -> str:
+        seen = self.can_view("finding", "cleanup")
+        return self._reverse("leftovers") if seen else ""
 
     def _reverse(self, name: str, *args: str) -> str:
         return reverse(f"admin:storage_audit_{name}", args=args, current_app=self.site)
 
 
-def page_of(operation_id: object) -> str:
-    return reverse("admin:storage_audit_cleanupoperation_change", args=[operation_id])
+def cleanup_url(deletion_id: object) -> str:
+    return reverse("admin:storage_audit_cleanup_change", args=[deletion_id])
 
 
-def comparison_of(project_id: str) -> str:
+def comparison_url(project_id: str) -> str:
     return f"{reverse('admin:storage_audit_compare')}?{urlencode({'project_id': project_id})}"
 
 
-def lookup_of(text: str) -> str:
-    """The page that says why what is named so is still there, or when it went."""
+def lookup_url(text: str) -> str:
+    """The page that says why a file or project is still there, or when it was deleted."""
     return f"{reverse('admin:storage_audit_lookup')}?{urlencode({'q': text})}"
 
 
 def why_link(bucket: str, key: str) -> SafeString:
-    return format_html('<a href="{}">{}</a>', lookup_of(f"r2://{bucket}/{key}"), _("Why?"))
+    return format_html('<a href="{}">{}</a>', lookup_url(f"r2://{bucket}/{key}"), _("Why?"))
 
 
-def list_of(model: str, **filters: object) -> str:
+def changelist_url(model: str, **filters: object) -> str:
     return f"{reverse(f'admin:storage_audit_{model}_changelist')}?{urlencode(filters)}"

@@ -41,15 +41,15 @@ from pytest_django import Settings
 
 from storage_audit import queue, tasks
 from storage_audit.alerts import alert_rules, alert_text, channels, deliver
-from storage_audit.alerts.lateness import BUSY, RESTART, delays
-from storage_audit.alerts.models import Delivery, Incident, Notice
-from storage_audit.cleanup.models import CleanupOperation, OperationEvent
+from storage_audit.alerts.lateness import BUSY_ADVICE, RESTART_ADVICE, find_delays
+from storage_audit.alerts.models import Alert, Delivery, Notification
+from storage_audit.cleanup.models import Cleanup, CleanupEvent
 from storage_audit.conf import conf
 from storage_audit.dashboard.models import DailyFigures
 from storage_audit.findings.models import Finding
 from storage_audit.management.commands.notify import Command
 from storage_audit.scan.models import BucketScan
-from tests.admin_client import page, person, superuser, text_of
+from tests.admin_client import admin_url, page_text, staff_client, superuser_client
 from tests.builders import create_lost_cleanup
 from tests.database import list_stored_values
 from tests.paths import ROOT
@@ -62,7 +62,7 @@ KEY = b"thirty-two random bytes for HMAC"
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
 PATH = "/hooks/planted-path?token=planted-query"
 HOSTILE = 'proj_1\r\nBcc: eve@example.com\n\n<script>x</script>\x1b[2J=cmd|"a"'
-Kind, State = Incident.Kind, Delivery.State
+Kind, State = Alert.Kind, Delivery.State
 Answer = int | Callable[[], int]
 
 
@@ -141,32 +141,32 @@ def tell(settings: Settings, **entries: Any) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | entries
 
 
-def operation(**values: Any) -> CleanupOperation:
+def make_cleanup(**values: Any) -> Cleanup:
     """One that is settled, unless it is said otherwise."""
     defaults = {"kind": "project", "project_id": "proj_1", "bucket": "tests", "trigger": "deleted"}
     fine = {"status": "clean", "next_attempt_at": None}
-    return CleanupOperation.objects.create(**defaults | fine | values)
+    return Cleanup.objects.create(**defaults | fine | values)
 
 
-def blocked(**values: Any) -> CleanupOperation:
-    return operation(**{"status": "blocked", "error": "1,200 objects are too many.", **values})
+def blocked(**values: Any) -> Cleanup:
+    return make_cleanup(**{"status": "blocked", "message": "1,200 objects are too many.", **values})
 
 
-def change(changed: CleanupOperation, **values: Any) -> None:
-    CleanupOperation.objects.filter(pk=changed.pk).update(**values)
+def change(changed: Cleanup, **values: Any) -> None:
+    Cleanup.objects.filter(pk=changed.pk).update(**values)
 
 
 def sweep() -> None:
-    alert_rules.notice()
-    deliver.send_due()
+    alert_rules.update_alerts()
+    deliver.send_due_deliveries()
 
 
 def let_the_time_come() -> None:
-    Delivery.objects.filter(state="waiting").update(next_try_at=timezone.now())
+    Delivery.objects.filter(state="waiting").update(next_attempt_at=timezone.now())
 
 
 def kinds_open() -> list[str]:
-    return sorted(Incident.objects.open().values_list("kind", flat=True))
+    return sorted(Alert.objects.open().values_list("kind", flat=True))
 
 
 # Once, and once when it is over
@@ -185,7 +185,7 @@ def test_what_is_blocked_is_told_once_and_its_end_once_however_often_it_is_swept
     for _each in range(3):
         sweep()
     assert len(receiver.posts) == len(mailed) == 2
-    assert mailed[1].subject.endswith("1 incident is over")
+    assert mailed[1].subject.endswith("1 alert is over")
     assert "The deletion is now: clean." in mailed[1].body
     data = receiver.posts[1].content["data"]
     assert (data["began_count"], data["ended_count"]) == (0, 1)
@@ -193,7 +193,7 @@ def test_what_is_blocked_is_told_once_and_its_end_once_however_often_it_is_swept
     assert data["ended"][0]["ended_at"] > data["ended"][0]["began_at"]
     change(stopped, status="blocked")
     sweep()
-    assert len(mailed) == 3, "it is another incident when it happens again"
+    assert len(mailed) == 3, "it is another alert when it happens again"
 
 
 def in_threads(work: Callable[[], object], count: int = 4) -> None:
@@ -212,22 +212,22 @@ def in_threads(work: Callable[[], object], count: int = 4) -> None:
 
 def test_what_was_untold_is_told_once_by_workers_that_sweep_at_once(settings: Settings) -> None:
     blocked()
-    alert_rules.notice()
+    alert_rules.update_alerts()
     tell(settings, NOTIFY_EMAILS=("ann@example.com",))
-    in_threads(alert_rules.notice, 8)
-    assert Notice.objects.count() == Delivery.objects.count() == 1
+    in_threads(alert_rules.update_alerts, 8)
+    assert Notification.objects.count() == Delivery.objects.count() == 1
 
 
 def test_workers_that_sweep_and_send_at_once_tell_once(receiver: Receiver) -> None:
     stopped = [blocked(project_id=f"proj_{n}") for n in range(20)]
     Schedule.objects.filter(func=queue.SWEEP).delete()
-    in_threads(alert_rules.notice)
-    assert Incident.objects.count() == 21
-    assert Notice.objects.count() == Delivery.objects.count() == 1
-    in_threads(deliver.send_due)
-    CleanupOperation.objects.filter(pk__in=[each.pk for each in stopped]).update(status="clean")
-    in_threads(alert_rules.notice)
-    in_threads(deliver.send_due)
+    in_threads(alert_rules.update_alerts)
+    assert Alert.objects.count() == 21
+    assert Notification.objects.count() == Delivery.objects.count() == 1
+    in_threads(deliver.send_due_deliveries)
+    Cleanup.objects.filter(pk__in=[each.pk for each in stopped]).update(status="clean")
+    in_threads(alert_rules.update_alerts)
+    in_threads(deliver.send_due_deliveries)
     assert [post.content["data"]["began_count"] for post in receiver.posts] == [21, 0]
     assert [post.content["data"]["ended_count"] for post in receiver.posts] == [0, 20]
 
@@ -235,11 +235,11 @@ def test_workers_that_sweep_and_send_at_once_tell_once(receiver: Receiver) -> No
 def test_many_at_once_are_one_message_that_lists_the_first(mailed: list[Any]) -> None:
     for number in range(30):
         blocked(project_id=f"proj_{number}")
-    operation(status="failed", next_attempt_at=timezone.now())
+    make_cleanup(status="failed", next_attempt_at=timezone.now())
     sweep()
     (message,) = mailed
     assert message.subject.endswith("30 deletions are blocked; 1 deletion has failed")
-    assert len(re.findall("^- proj_", message.body, re.M)) == alert_text.LISTED + 1
+    assert len(re.findall("^- proj_", message.body, re.M)) == alert_text.MAX_ALERTS_LISTED + 1
     assert "… and 10 more." in message.body
 
 
@@ -248,7 +248,7 @@ def test_whoever_is_named_later_is_told_of_what_is_open_then(settings: Settings)
     sweep()
     change(over, status="clean")
     sweep()
-    assert Incident.objects.count() == 2 and not Notice.objects.exists()
+    assert Alert.objects.count() == 2 and not Notification.objects.exists()
     tell(settings, NOTIFY_EMAILS=("ann@example.com",))
     sweep()
     (message,) = mail.outbox
@@ -279,53 +279,53 @@ def test_an_address_that_the_settings_name_twice_is_told_once(settings: Settings
         },
     ],
 )
-def test_what_stopped_but_waits_for_nobody_is_no_incident(values: dict[str, Any]) -> None:
+def test_what_stopped_but_waits_for_nobody_is_no_alert(values: dict[str, Any]) -> None:
     blocked(**values)
-    alert_rules.notice()
+    alert_rules.update_alerts()
     assert kinds_open() == []
 
 
-def test_the_daily_attempt_of_a_failed_deletion_neither_ends_nor_repeats_the_incident() -> None:
+def test_the_daily_attempt_of_a_failed_deletion_neither_ends_nor_repeats_the_alert() -> None:
     long_ago = timezone.now() - timedelta(days=3)
-    failing = operation(status="failed", created_at=long_ago, next_attempt_at=timezone.now())
-    for status in ("failed", "running", "incomplete", "pending", "failed"):
+    failing = make_cleanup(status="failed", created_at=long_ago, next_attempt_at=timezone.now())
+    for status in ("failed", "running", "retrying", "pending", "failed"):
         change(failing, status=status)
-        alert_rules.notice()
+        alert_rules.update_alerts()
         assert kinds_open() == ["failed"]
     change(failing, status="clean", next_attempt_at=None)
-    alert_rules.notice()
-    assert kinds_open() == [] and Incident.objects.count() == 1
+    alert_rules.update_alerts()
+    assert kinds_open() == [] and Alert.objects.count() == 1
 
 
 def test_a_deletion_is_overdue_from_the_hours_of_the_settings_on(settings: Settings) -> None:
     tell(settings, NOTIFY_OVERDUE=timedelta(hours=2))
-    slow = operation(status="incomplete", created_at=timezone.now() - timedelta(hours=3))
-    operation(status="incomplete", created_at=timezone.now() - timedelta(hours=1))
-    operation(status="pending", created_at=timezone.now() - timedelta(hours=3), parent=slow)
-    alert_rules.notice()
-    assert [each.operation for each in Incident.objects.open()] == [slow]
+    slow = make_cleanup(status="retrying", created_at=timezone.now() - timedelta(hours=3))
+    make_cleanup(status="retrying", created_at=timezone.now() - timedelta(hours=1))
+    make_cleanup(status="pending", created_at=timezone.now() - timedelta(hours=3), parent=slow)
+    alert_rules.update_alerts()
+    assert [each.cleanup for each in Alert.objects.open()] == [slow]
     change(slow, status="clean")
-    alert_rules.notice()
+    alert_rules.update_alerts()
     assert kinds_open() == []
 
 
 @pytest.mark.parametrize("status", ["failed", "blocked"])
 def test_what_was_overdue_and_stops_is_told_as_what_it_is_now(status: str) -> None:
-    slow = operation(status="incomplete", created_at=timezone.now() - timedelta(days=3))
-    alert_rules.notice()
+    slow = make_cleanup(status="retrying", created_at=timezone.now() - timedelta(days=3))
+    alert_rules.update_alerts()
     assert kinds_open() == ["overdue"]
     change(slow, status=status)
-    alert_rules.notice()
+    alert_rules.update_alerts()
     assert kinds_open() == [status]
 
 
 def test_a_deletion_is_not_overdue_for_the_time_in_which_it_waited_for_a_person() -> None:
-    waited = operation(status="pending", created_at=timezone.now() - timedelta(days=3))
-    decision = OperationEvent.objects.create(operation=waited, step="force", message="")
-    alert_rules.notice()
+    waited = make_cleanup(status="pending", created_at=timezone.now() - timedelta(days=3))
+    decision = CleanupEvent.objects.create(cleanup=waited, step="approved", message="")
+    alert_rules.update_alerts()
     assert kinds_open() == []
-    OperationEvent.objects.filter(pk=decision.pk).update(at=timezone.now() - timedelta(days=2))
-    alert_rules.notice()
+    CleanupEvent.objects.filter(pk=decision.pk).update(at=timezone.now() - timedelta(days=2))
+    alert_rules.update_alerts()
     assert kinds_open() == ["overdue"]
 
 
@@ -333,56 +333,56 @@ def test_a_dead_worker_is_told_of_by_the_command_and_is_over_once_it_runs_again(
     mailed: list[Any],
 ) -> None:
     Schedule.objects.update(next_run=timezone.now() - timedelta(minutes=14))
-    assert run_command("notify") == ("Incidents open: 1.\nMessages sent: 1.\n", "", 0)
+    assert run_command("notify") == ("Alerts open: 1.\nMessages sent: 1.\n", "", 0)
     assert "No worker runs: the sweep is 14 minutes late." in mailed[0].body
     Schedule.objects.update(next_run=timezone.now())
-    assert run_command("notify") == ("Incidents open: 0.\nMessages sent: 1.\n", "", 0)
+    assert run_command("notify") == ("Alerts open: 0.\nMessages sent: 1.\n", "", 0)
     assert len(mailed) == 2
 
 
 @pytest.fixture
 def long_queue() -> datetime:
-    """An operation and a task wait for longer than they should; returns that moment."""
+    """A cleanup and a task wait for longer than they should; returns that moment."""
     long_ago = timezone.now() - timedelta(minutes=14)
     OrmQ.objects.create(key="autoshorts", payload="", lock=long_ago)
-    operation(status="pending", next_attempt_at=long_ago, project_id="proj_2")
+    make_cleanup(status="pending", next_attempt_at=long_ago, project_id="proj_2")
     return long_ago
 
 
 def renewed(at: datetime) -> None:
     """By a worker that still has it, or had it until it was stuck."""
-    lease = {"lease_token": uuid4(), "lease_until": at + conf().lease}
-    operation(status="running", next_attempt_at=at + timedelta(hours=1), **lease)
+    lease = {"lease_token": uuid4(), "lease_until": at + conf().lease_time}
+    make_cleanup(status="running", next_attempt_at=at + timedelta(hours=1), **lease)
 
 
 def listed(at: datetime) -> None:
     scan = BucketScan.objects.create(bucket="tests")
-    scan.shards.create(prefix="", lease_token=uuid4(), lease_until=at + conf().lease)
+    scan.shards.create(prefix="", lease_token=uuid4(), lease_until=at + conf().lease_time)
 
 
 def closed(at: datetime) -> None:
-    operation(finished_at=at)
+    make_cleanup(finished_at=at)
 
 
-def ended(at: datetime, name: str = "run_operation", **facts: Any) -> None:
+def ended(at: datetime, name: str = "run_cleanup", **facts: Any) -> None:
     func = name if "." in name else f"storage_audit.tasks.{name}"
     given = {"success": True, "result": "running", "started": at, "stopped": at} | facts
     Task.objects.create(id=uuid4().hex, name=name, func=func, **given)
 
 
 @pytest.mark.parametrize("sign", [renewed, listed, closed, ended])
-def test_a_long_queue_is_no_incident_while_workers_get_on_and_is_one_when_they_do_not(
+def test_a_long_queue_is_an_alert_only_while_workers_do_not_get_on(
     long_queue: datetime, sign: Callable[[datetime], None]
 ) -> None:
     sign(long_queue)
-    alert_rules.notice()
+    alert_rules.update_alerts()
     assert kinds_open() == ["worker"]
     sign(timezone.now() - timedelta(minutes=3))
-    alert_rules.notice()
+    alert_rules.update_alerts()
     assert kinds_open() == []
-    assert [advice for _text, advice in delays()] == [str(BUSY)] * 2
+    assert [advice for _text, advice in find_delays()] == [str(BUSY_ADVICE)] * 2
     Schedule.objects.update(next_run=long_queue)
-    alert_rules.notice()
+    alert_rules.update_alerts()
     assert kinds_open() == ["worker"], "no sweep comes"
 
 
@@ -390,7 +390,15 @@ def test_a_long_queue_is_no_incident_while_workers_get_on_and_is_one_when_they_d
     "facts",
     [
         *({"name": "sweep"}, {"name": "reconcile"}, {"name": "send_notices"}, {"name": "x.other"}),
-        *({"result": text} for text in (queue.HELD, queue.GIVEN_UP, queue.OVER, queue.TAKEN)),
+        *(
+            {"result": text}
+            for text in (
+                queue.RESULT_NOT_DUE,
+                queue.RESULT_GIVEN_UP,
+                queue.RESULT_OVER,
+                queue.RESULT_TAKEN,
+            )
+        ),
         {"success": False},
     ],
 )
@@ -398,43 +406,43 @@ def test_what_is_no_work_of_ours_keeps_no_stuck_worker_from_being_told_of(
     long_queue: datetime, facts: dict[str, Any]
 ) -> None:
     ended(timezone.now(), **facts)
-    operation(status="superseded", finished_at=timezone.now())
-    alert_rules.notice()
+    make_cleanup(status="superseded", finished_at=timezone.now())
+    alert_rules.update_alerts()
     assert kinds_open() == ["worker"]
-    assert [advice for _text, advice in delays()] == [str(RESTART)] * 2
+    assert [advice for _text, advice in find_delays()] == [str(RESTART_ADVICE)] * 2
 
 
 @pytest.mark.parametrize(
     "facts",
     [
         {"status": "running", "takeovers": 1, "lease_token": uuid4()},
-        {"status": "incomplete", "takeovers": 5, "next_attempt_at": timezone.now()},
+        {"status": "retrying", "takeovers": 5, "next_attempt_at": timezone.now()},
         {"status": "failed"},
     ],
 )
 def test_workers_that_die_of_what_they_take_are_told_of(facts: dict[str, Any]) -> None:
     now = timezone.now()
-    operation(status="pending", next_attempt_at=now - timedelta(hours=5), project_id="proj_2")
+    make_cleanup(status="pending", next_attempt_at=now - timedelta(hours=5), project_id="proj_2")
     lately = now - timedelta(minutes=9)
     if facts["status"] == "running":
-        facts = {**facts, "lease_until": lately + conf().lease}
-    operation(**{"next_attempt_at": now + timedelta(hours=1), "finished_at": lately, **facts})
-    alert_rules.notice()
+        facts = {**facts, "lease_until": lately + conf().lease_time}
+    make_cleanup(**{"next_attempt_at": now + timedelta(hours=1), "finished_at": lately, **facts})
+    alert_rules.update_alerts()
     assert "worker" in kinds_open()
 
 
 def test_what_is_put_off_as_workers_die_of_it_is_not_called_work() -> None:
     now = timezone.now()
     lost = {"lease_token": uuid4(), "lease_until": now, "next_attempt_at": now, "takeovers": 4}
-    made = operation(status="running", **lost)
-    assert tasks.run_operation(str(made.pk)) == queue.GIVEN_UP
+    made = make_cleanup(status="running", **lost)
+    assert tasks.run_cleanup(str(made.pk)) == queue.RESULT_GIVEN_UP
     made.refresh_from_db()
-    assert made.status == "incomplete"
+    assert made.status == "retrying"
 
 
-def test_a_look_that_found_differences_is_work_that_was_done(long_queue: datetime) -> None:
-    operation(kind="verify", status="incomplete", next_attempt_at=None, finished_at=timezone.now())
-    alert_rules.notice()
+def test_a_verification_that_found_differences_is_work_that_was_done(long_queue: datetime) -> None:
+    make_cleanup(kind="verify", status="differs", next_attempt_at=None, finished_at=timezone.now())
+    alert_rules.update_alerts()
     assert kinds_open() == []
 
 
@@ -446,12 +454,12 @@ def test_what_is_late_is_told_in_the_language_of_the_reader(
     monkeypatch.setattr(esperanto, "ngettext", lambda _one, many, _count: f"<{many}>")
     long_ago = timezone.now() - timedelta(minutes=14)
     OrmQ.objects.create(key="autoshorts", payload="", lock=long_ago)
-    operation(status="pending", next_attempt_at=long_ago)
+    make_cleanup(status="pending", next_attempt_at=long_ago)
     Schedule.objects.update(next_run=long_ago)
     with override("eo"):
-        late = delays()
+        late = find_delays()
         Schedule.objects.all().delete()
-        late += delays()
+        late += find_delays()
     assert len(late) == 6
     for text, advice in late:
         assert text[0] + text[-1] == advice[0] + advice[-1] == "«»"
@@ -463,18 +471,18 @@ def test_findings_are_told_of_above_the_threshold_only(settings: Settings) -> No
     scan = BucketScan.objects.create(bucket="tests", status="complete")
     seen = {"first_scan": scan, "last_scan": scan, "bucket": "tests"}
     for number, kind in enumerate(["orphaned"] * 4 + ["missing"] * 2):
-        alert_rules.notice()
+        alert_rules.update_alerts()
         assert kinds_open() == []
         Finding.objects.create(key=f"k{number}", kind=kind, **seen)
-    alert_rules.notice()
-    assert Incident.objects.get().summary == (
+    alert_rules.update_alerts()
+    assert Alert.objects.get().summary == (
         "6 findings are open, more than 5: 4 orphaned, 2 missing."
     )
-    Finding.objects.filter(key="k5").acknowledge("ours", "anna")
-    alert_rules.notice()
+    Finding.objects.filter(key="k5").ignore("ours", "anna")
+    alert_rules.update_alerts()
     assert kinds_open() == ["findings"], "there may be one more at once"
-    Finding.objects.filter(key="k4").acknowledge("ours", "anna")
-    alert_rules.notice()
+    Finding.objects.filter(key="k4").ignore("ours", "anna")
+    alert_rules.update_alerts()
     assert kinds_open() == []
 
 
@@ -500,28 +508,28 @@ def test_a_receiver_can_verify_the_signature_and_tell_a_repetition(receiver: Rec
         assert post.headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
     assert first.headers["webhook-id"] == second.headers["webhook-id"]
     assert "." not in first.headers["webhook-id"]
-    assert first.content["type"] == "storage_audit.incidents"
+    assert first.content["type"] == "storage_audit.alerts"
 
 
 def test_what_is_refused_is_tried_again_with_growing_pauses_for_a_day(receiver: Receiver) -> None:
     receiver.answers = [500, 302, 404, 0, 429, 500, 500, 500]
     blocked()
-    alert_rules.notice()
+    alert_rules.update_alerts()
     for minutes in (1, 2, 4, 8, 16, 32, 60):
         before = timezone.now()
         let_the_time_come()
-        deliver.send_due()
-        deliver.send_due()
+        deliver.send_due_deliveries()
+        deliver.send_due_deliveries()
         delivery = Delivery.objects.get()
-        assert delivery.state == State.WAITING and delivery.error and delivery.next_try_at
+        assert delivery.state == State.WAITING and delivery.error and delivery.next_attempt_at
         pause = timedelta(minutes=minutes)
-        assert before + pause <= delivery.next_try_at <= timezone.now() + pause
+        assert before + pause <= delivery.next_attempt_at <= timezone.now() + pause
     assert len(receiver.posts) == 7
     assert {post.path for post in receiver.posts} == {PATH}, "it followed where it was sent to"
-    Notice.objects.update(made_at=timezone.now() - timedelta(days=1))
+    Notification.objects.update(made_at=timezone.now() - timedelta(days=1))
     for _each in range(2):
         let_the_time_come()
-        deliver.send_due()
+        deliver.send_due_deliveries()
     delivery.refresh_from_db()
     assert (delivery.state, len(receiver.posts)) == (State.GIVEN_UP, 8)
     assert delivery.error == "The webhook's receiver answers 500."
@@ -546,7 +554,7 @@ def test_a_receiver_that_answers_byte_by_byte_is_not_waited_for(
                 self.wfile.write(b".")
             self.wfile.write(b"\r\n\r\n")
 
-    monkeypatch.setattr(channels, "PATIENCE", 0.2)
+    monkeypatch.setattr(channels, "WEBHOOK_TIMEOUT_SECONDS", 0.2)
     server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping)
     tell(
         settings,
@@ -584,12 +592,14 @@ def test_a_sender_that_is_killed_before_it_notes_the_answer_leaves_it_to_be_sent
     receiver.answers = [kill]
     assert sender.wait() == -signal.SIGKILL
     delivery = Delivery.objects.get()
-    assert (delivery.state, delivery.tries) == (State.WAITING, 1)
-    deliver.send_due()
+    assert (delivery.state, delivery.attempts) == (State.WAITING, 1)
+    deliver.send_due_deliveries()
     assert len(receiver.posts) == 1, "somebody may be at it still"
     let_the_time_come()
     sweep()
-    assert [post.headers["webhook-id"] for post in receiver.posts] == [str(delivery.notice_id)] * 2
+    assert [post.headers["webhook-id"] for post in receiver.posts] == [
+        str(delivery.notification_id)
+    ] * 2
     assert Delivery.objects.get().state == State.SENT
 
 
@@ -659,18 +669,18 @@ def test_a_mail_server_gets_one_message_for_each_address_and_one_refusal_stops_n
     assert set(received) == {"ann@example.com", "ben@example.com"}
     message = received["ann@example.com"]
     assert message["Subject"] == "[AutoShorts storage] 1 deletion is blocked"
-    assert str(Notice.objects.get().pk) in message["Message-ID"]
+    assert str(Notification.objects.get().pk) in message["Message-ID"]
     assert message["Auto-Submitted"] == "auto-generated"
     body = message.get_content()
     assert "proj_é" in body
-    link = f"https://audit.example.com{page('cleanupoperation', 'change', stopped.pk)}"
+    link = f"https://audit.example.com{admin_url('cleanup', 'change', stopped.pk)}"
     assert link in body
     refused = Delivery.objects.get(state="waiting")
     assert refused.recipient == "nobody@example.com"
     assert "550" in refused.error and "no such mailbox here" in refused.error
-    shown = text_of(superuser().get(page("incident", "change", Incident.objects.get().pk)))
+    shown = page_text(superuser_client().get(admin_url("alert", "change", Alert.objects.get().pk)))
     assert "no such mailbox here" in shown and "tried 1 time, again from" in shown
-    assert "2 of 3 messages sent" in text_of(superuser().get(page("incident")))
+    assert "2 of 3 messages sent" in page_text(superuser_client().get(admin_url("alert")))
 
 
 @pytest.mark.parametrize(
@@ -686,22 +696,22 @@ def test_a_mail_has_the_same_id_on_each_machine(
     tell(settings, NOTIFY_SITE_URL=site)
     blocked()
     sweep()
-    assert mailed[0].message()["Message-ID"] == f"<{Notice.objects.get().pk}@{domain}>"
+    assert mailed[0].message()["Message-ID"] == f"<{Notification.objects.get().pk}@{domain}>"
 
 
 def test_what_strangers_wrote_adds_no_line_to_a_mail_and_no_element_to_a_page(
     mail_server: MailServer, settings: Settings
 ) -> None:
     tell(settings, NOTIFY_EMAILS=("ann@example.com",))
-    blocked(project_id=HOSTILE, error=f"{HOSTILE} is too large")
+    blocked(project_id=HOSTILE, message=f"{HOSTILE} is too large")
     sweep()
     (message,) = mail_server.messages
     assert message["Bcc"] is None
     assert message["Subject"] == "[AutoShorts storage] 1 deletion is blocked"
     assert "\nBcc" not in message.get_content() and "\x1b" not in message.get_content()
-    client = superuser()
-    for address in (page("incident"), page("incident", "change", Incident.objects.get().pk)):
-        shown = text_of(client.get(address))
+    client = superuser_client()
+    for address in (admin_url("alert"), admin_url("alert", "change", Alert.objects.get().pk)):
+        shown = page_text(client.get(address))
         assert "<script>x" not in shown and "&lt;script&gt;x" in shown and "\x1b" not in shown
 
 
@@ -734,7 +744,7 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
         "It could not be sent (ValueError): the log says why."
     }
     lost = create_lost_cleanup()
-    monkeypatch.setattr(alert_rules, "notice", break_down)
+    monkeypatch.setattr(alert_rules, "update_alerts", break_down)
     tasks.sweep()
     assert "nobody thought of it" in caplog.text
     lost.refresh_from_db()
@@ -746,9 +756,9 @@ def test_who_is_not_named_any_more_gets_no_message_that_waited(
     receiver: Receiver, mailed: list[Any], settings: Settings
 ) -> None:
     blocked()
-    alert_rules.notice()
+    alert_rules.update_alerts()
     tell(settings, NOTIFY_EMAILS=("ben@example.com",), NOTIFY_WEBHOOK_URL="")
-    deliver.send_due()
+    deliver.send_due_deliveries()
     assert not mailed and not receiver.posts
     assert set(Delivery.objects.values_list("state", "error")) == {
         ("given_up", "The settings do not name it any more.")
@@ -774,23 +784,23 @@ def test_the_webhook_s_address_and_secret_are_nowhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     receiver.answers = [500, 0]
-    blocked(error=f"Somebody pasted {receiver.url} and {SECRET}")
+    blocked(message=f"Somebody pasted {receiver.url} and {SECRET}")
     sweep()
     let_the_time_come()
     sweep()
     tell(settings, NOTIFY_WEBHOOK_URL=f"http://127.0.0.1:9{PATH}")
     let_the_time_come()
     sweep()
-    client = superuser()
-    told = [client.post(page("incident").replace("/incident/", "/incident/test/"), follow=True)]
-    told += [client.get(page("incident"))]
-    told += [client.get(page("incident", "change", each.pk)) for each in Incident.objects.all()]
-    shown = [text_of(each) for each in told] + [
+    client = superuser_client()
+    told = [client.post(admin_url("alert").replace("/alert/", "/alert/test/"), follow=True)]
+    told += [client.get(admin_url("alert"))]
+    told += [client.get(admin_url("alert", "change", each.pk)) for each in Alert.objects.all()]
+    shown = [page_text(each) for each in told] + [
         caplog.text,
         repr(conf()),
         *run_command("notify")[:2],
     ]
-    shown += [text for name, text in list_stored_values() if "CleanupOperation" not in name]
+    shown += [text for name, text in list_stored_values() if "Cleanup" not in name]
     assert "ConnectionRefusedError" in "".join(shown) and "[redacted]" in "".join(shown)
     for secret in ("planted-path", "planted-query", SECRET, SECRET.removeprefix("whsec_")):
         assert not [text for text in shown if secret in text], secret
@@ -804,7 +814,7 @@ def test_host_of_the_webhook_is_not_shown_where_its_certificate_is_of_another(
         error.verify_code = 62
         status.set_exception(URLError(error))
 
-    monkeypatch.setattr(channels, "ask", refuse)
+    monkeypatch.setattr(channels, "fetch_status", refuse)
     blocked()
     sweep()
     assert Delivery.objects.get().error.endswith("breaks off: SSLCertVerificationError 62")
@@ -826,15 +836,15 @@ def test_the_button_sends_a_test_to_everybody_and_says_what_became_of_it(
     receiver: Receiver, mailed: list[Any]
 ) -> None:
     receiver.answers = [500]
-    client = person("view_incident", "test_notices")
-    assert "ann@example.com" in text_of(client.get("/admin/storage_audit/incident/test/"))
+    client = staff_client("view_alert", "test_notifications")
+    assert "ann@example.com" in page_text(client.get("/admin/storage_audit/alert/test/"))
     assert not mailed and not receiver.posts
-    told = text_of(client.post("/admin/storage_audit/incident/test/", follow=True))
+    told = page_text(client.post("/admin/storage_audit/alert/test/", follow=True))
     assert "Sent to ann@example.com." in told
     assert "Not sent to webhook. The webhook&#x27;s receiver answers 500." in told
     assert len(mailed) == len(receiver.posts) == 1
     assert receiver.posts[0].content["type"] == "storage_audit.test"
-    assert not Notice.objects.exists()
+    assert not Notification.objects.exists()
 
 
 def test_the_test_tells_of_a_channel_that_is_set_up_wrong(
@@ -849,18 +859,18 @@ def test_the_test_tells_of_a_channel_that_is_set_up_wrong(
         NOTIFY_EMAILS=("ann@example.com",),
         NOTIFY_WEBHOOK_URL=f"https://{'planted' * 10}.example.com/",
     )
-    told = text_of(superuser().post("/admin/storage_audit/incident/test/", follow=True))
+    told = page_text(superuser_client().post("/admin/storage_audit/alert/test/", follow=True))
     assert "Not sent to ann@example.com. It could not be sent (" in told
     assert "Not sent to webhook. It could not be sent (" in told and "planted" not in told
 
 
 def test_the_list_leads_to_a_page_that_asks_before_a_test_is_sent(mailed: list[Any]) -> None:
-    client = person("view_incident", "test_notices")
-    shown = text_of(client.get(page("incident")))
+    client = staff_client("view_alert", "test_notifications")
+    shown = page_text(client.get(admin_url("alert")))
     [(url, label)] = re.findall('<a class="button" href="(.*?)">(.*?)</a>', shown)
-    assert (url, label) == ("/admin/storage_audit/incident/test/", "Send a test message…")
+    assert (url, label) == ("/admin/storage_audit/alert/test/", "Send a test message…")
     assert f'action="{url}"' not in shown
-    asked = text_of(client.get(url))
+    asked = page_text(client.get(url))
     assert "<li>ann@example.com</li>" in asked
     assert '<input type="submit" value="Send a test message">' in asked
     assert not mailed
@@ -869,41 +879,41 @@ def test_the_list_leads_to_a_page_that_asks_before_a_test_is_sent(mailed: list[A
 def test_everybody_who_sees_the_list_sees_who_is_told_and_from_when_on(
     receiver: Receiver, mailed: list[Any], settings: Settings
 ) -> None:
-    client = person("view_incident")
-    shown = text_of(client.get(page("incident")))
+    client = staff_client("view_alert")
+    shown = page_text(client.get(admin_url("alert")))
     told = "Told: ann@example.com, webhook. Overdue after 12 hours; more than 100 findings."
     assert told in shown
     assert receiver.url not in shown and "planted" not in shown
     tell(settings, NOTIFY_OVERDUE=timedelta(hours=36), NOTIFY_FINDINGS=1, NOTIFY_EMAILS=())
     told = "Told: webhook. Overdue after 1 day, 12 hours; more than 1 finding."
-    assert told in text_of(client.get(page("incident")))
+    assert told in page_text(client.get(admin_url("alert")))
 
 
 def test_who_may_not_send_a_test_is_told_whom_to_ask(mailed: list[Any]) -> None:
-    client = person("view_incident")
-    shown = text_of(client.get(page("incident")))
+    client = staff_client("view_alert")
+    shown = page_text(client.get(admin_url("alert")))
     assert 'value="Send a test message" disabled' in shown and "Storage admin" in shown
-    assert client.post("/admin/storage_audit/incident/test/").status_code == 403
+    assert client.post("/admin/storage_audit/alert/test/").status_code == 403
     assert not mailed
-    assert Permission.objects.filter(codename="test_notices").exists()
+    assert Permission.objects.filter(codename="test_notifications").exists()
 
 
 def test_the_list_says_when_nobody_is_told() -> None:
     blocked()
-    alert_rules.notice()
-    shown = text_of(superuser().get(page("incident")))
+    alert_rules.update_alerts()
+    shown = page_text(superuser_client().get(admin_url("alert")))
     assert "Nobody is told of these" in shown and "nobody" in shown
     assert "Overdue after 12 hours; more than 100 findings." in shown
 
 
 def test_the_list_costs_as_many_queries_for_one_as_for_many(mailed: list[Any]) -> None:
-    client = superuser()
+    client = superuser_client()
 
     def queries() -> int:
         with CaptureQueriesContext(
             connection,
         ) as counted:
-            text_of(client.get(page("incident")))
+            page_text(client.get(admin_url("alert")))
         return len(counted)
 
     stopped = blocked()
@@ -929,7 +939,7 @@ def test_the_command_says_what_was_sent_and_what_was_not(
     )
     blocked()
     out, err, code = run_command("notify")
-    assert (out, code) == ("Incidents open: 1.\nMessages sent: 1.\n", 1)
+    assert (out, code) == ("Alerts open: 1.\nMessages sent: 1.\n", 1)
     assert err == f"CommandError: Not sent:\n{failure}"
     tell(settings, NOTIFY_EMAILS=(), NOTIFY_WEBHOOK_URL="")
     assert "Nobody is told" in run_command("notify")[0]

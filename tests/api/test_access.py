@@ -14,15 +14,22 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.api import openapi, rate_limit
-from storage_audit.api.models import ApiToken, digest_of
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.api.models import ApiToken, token_digest
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
-from tests.api_client import API, Program, program, refused, staff, told
+from tests.api_client import (
+    API_PATH,
+    ApiClient,
+    assert_problem,
+    client_with_token,
+    create_staff,
+    read_json,
+)
 from tests.forms import TOKEN
 
 pytestmark = pytest.mark.django_db
 LIST = "/deletions"
-LOOK = "view_cleanupoperation"
+VIEW_CLEANUP = "view_cleanup"
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +37,9 @@ def nothing_counted() -> None:
     cache.clear()
 
 
-def signed_in(user: User) -> Program:
+def signed_in(user: User) -> ApiClient:
     """In a browser."""
-    come = Program()
+    come = ApiClient()
     come.client.force_login(user)
     come.client.cookies["csrftoken"] = TOKEN
     return come
@@ -42,17 +49,17 @@ def signed_in(user: User) -> Program:
 
 
 def test_a_token_lets_in() -> None:
-    assert program().get(LIST) == {"items": [], "next_cursor": None}
+    assert client_with_token().get(LIST) == {"items": [], "next_cursor": None}
 
 
 def test_nobody_is_told_how_to_come_in() -> None:
-    answer = Program().ask("GET", LIST)
-    refused(answer, 401, "unauthenticated")
+    answer = ApiClient().request("GET", LIST)
+    assert_problem(answer, 401, "unauthenticated")
     assert answer["WWW-Authenticate"] == 'Bearer realm="storage_audit"'
 
 
 def spoilt(how: str) -> str:
-    user = staff(LOOK)
+    user = create_staff(VIEW_CLEANUP)
     token, text = ApiToken.issue(name="t", user=user)
     match how:
         case "unknown":
@@ -60,7 +67,7 @@ def spoilt(how: str) -> str:
         case "empty":
             return " "
         case "digest":
-            return digest_of(text)
+            return token_digest(text)
         case "revoked":
             assert token.revoke()
         case "out of date":
@@ -85,40 +92,42 @@ def spoilt(how: str) -> str:
     ],
 )
 def test_a_token_that_is_not_valid_does_not(how: str) -> None:
-    answer = Program(spoilt(how)).ask("GET", LIST)
-    refused(answer, 401, "unauthenticated")
+    answer = ApiClient(spoilt(how)).request("GET", LIST)
+    assert_problem(answer, 401, "unauthenticated")
     assert 'error="invalid_token"' in answer["WWW-Authenticate"]
 
 
 def test_a_session_beside_a_bad_token_does_not_help() -> None:
     come = signed_in(User.objects.create_superuser("anna"))
     assert come.get(LIST)
-    refused(come.ask("GET", LIST, Authorization="Bearer wrong"), 401, "unauthenticated")
+    assert_problem(come.request("GET", LIST, Authorization="Bearer wrong"), 401, "unauthenticated")
 
 
 def test_another_scheme_is_no_token() -> None:
-    refused(Program().ask("GET", LIST, Authorization="Basic YTpi"), 401, "unauthenticated")
+    assert_problem(
+        ApiClient().request("GET", LIST, Authorization="Basic YTpi"), 401, "unauthenticated"
+    )
 
 
 def test_until_it_is_out_of_date_it_is_valid() -> None:
-    assert program(expires_at=timezone.now() + timedelta(minutes=1)).get(LIST)
+    assert client_with_token(expires_at=timezone.now() + timedelta(minutes=1)).get(LIST)
 
 
 def test_a_token_that_may_only_read_only_reads() -> None:
-    come, _project = program(may_write=False), Project.objects.create(pk="proj_1")
+    come, _project = client_with_token(may_write=False), Project.objects.create(pk="proj_1")
     assert come.get(LIST)
-    refused(come.ask("DELETE", "/projects/proj_1"), 403, "read-only-token")
-    assert Project.objects.exists() and not CleanupOperation.objects.exists()
+    assert_problem(come.request("DELETE", "/projects/proj_1"), 403, "read-only-token")
+    assert Project.objects.exists() and not Cleanup.objects.exists()
 
 
 def test_only_the_digest_is_in_the_table() -> None:
-    token, text = ApiToken.issue(name="t", user=staff())
+    token, text = ApiToken.issue(name="t", user=create_staff())
     row = ApiToken.objects.values().get()
-    assert row["digest"] == digest_of(text) and text not in repr(row)
+    assert row["digest"] == token_digest(text) and text not in repr(row)
 
 
 def test_its_use_is_noted_at_most_once_a_minute() -> None:
-    come = program()
+    come = client_with_token()
     assert come.get(LIST)
     first = ApiToken.objects.get().last_used_at
     assert first and timezone.now() - first < timedelta(minutes=1)
@@ -135,27 +144,27 @@ def test_its_use_is_noted_at_most_once_a_minute() -> None:
 
 
 def test_staff_come_in_with_their_session() -> None:
-    assert signed_in(staff(LOOK)).get(LIST)
+    assert signed_in(create_staff(VIEW_CLEANUP)).get(LIST)
 
 
 def test_others_do_not() -> None:
-    former = staff(LOOK)
+    former = create_staff(VIEW_CLEANUP)
     User.objects.update(is_staff=False)
-    refused(signed_in(former).ask("GET", LIST), 403, "forbidden")
+    assert_problem(signed_in(former).request("GET", LIST), 403, "forbidden")
 
 
 @pytest.mark.parametrize("sent", [{}, {"X-CSRFToken": "x" * 32}])
 def test_with_a_session_a_write_needs_its_csrf_token(sent: dict[str, str]) -> None:
     come = signed_in(User.objects.create_superuser("anna"))
     Project.objects.create(pk="proj_1")
-    refused(come.ask("DELETE", "/projects/proj_1", **sent), 403, "csrf")
+    assert_problem(come.request("DELETE", "/projects/proj_1", **sent), 403, "csrf")
     assert Project.objects.exists()
-    told(come.ask("DELETE", "/projects/proj_1", **{"X-CSRFToken": TOKEN}), 202)
+    read_json(come.request("DELETE", "/projects/proj_1", **{"X-CSRFToken": TOKEN}), 202)
     assert not Project.objects.exists()
 
 
 def test_a_stranger_who_writes_is_told_to_sign_in() -> None:
-    refused(Program().ask("DELETE", "/projects/proj_1"), 401, "unauthenticated")
+    assert_problem(ApiClient().request("DELETE", "/projects/proj_1"), 401, "unauthenticated")
 
 
 # As whom
@@ -163,20 +172,20 @@ def test_a_stranger_who_writes_is_told_to_sign_in() -> None:
 
 def test_a_token_acts_as_its_person_from_its_address() -> None:
     Project.objects.create(pk="proj_1")
-    come = program(staff("delete_project"))
+    come = client_with_token(create_staff("delete_project"))
     ApiToken.objects.update(name="nightly\x1b")
-    told(come.ask("DELETE", "/projects/proj_1"), 202)
-    operation = CleanupOperation.objects.get()
-    assert operation.requested_by == ApiToken.objects.get().user.get_username()
-    assert operation.origin == "api token nightly\\x1b, 127.0.0.1"
+    read_json(come.request("DELETE", "/projects/proj_1"), 202)
+    cleanup = Cleanup.objects.get()
+    assert cleanup.requested_by == ApiToken.objects.get().user.get_username()
+    assert cleanup.origin == "api token nightly\\x1b, 127.0.0.1"
 
 
 def test_a_session_acts_as_itself() -> None:
     Project.objects.create(pk="proj_1")
     come = signed_in(User.objects.create_superuser("anna"))
-    told(come.ask("DELETE", "/projects/proj_1", **{"X-CSRFToken": TOKEN}), 202)
-    operation = CleanupOperation.objects.get()
-    assert (operation.requested_by, operation.origin) == ("anna", "web, 127.0.0.1")
+    read_json(come.request("DELETE", "/projects/proj_1", **{"X-CSRFToken": TOKEN}), 202)
+    cleanup = Cleanup.objects.get()
+    assert (cleanup.requested_by, cleanup.origin) == ("anna", "web, 127.0.0.1")
 
 
 # How often
@@ -194,7 +203,7 @@ def one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def too_often(answer: Any) -> None:
-    refused(answer, 429, "too-many-requests")
+    assert_problem(answer, 429, "too-many-requests")
     assert 1 <= int(answer["Retry-After"]) <= 60
 
 
@@ -204,13 +213,13 @@ def test_each_person_may_ask_so_often_a_minute(
     limit(settings, API_RATE_READ=3)
     now = 120_000.0
     monkeypatch.setattr(time, "time", lambda: now)
-    come, other = program(), program()
+    come, other = client_with_token(), client_with_token()
     for _time in range(3):
         assert come.get(LIST)
-    too_often(come.ask("GET", LIST))
+    too_often(come.request("GET", LIST))
     assert other.get(LIST)
     now += 59.9
-    too_often(come.ask("GET", LIST))
+    too_often(come.request("GET", LIST))
     now += 0.1
     assert come.get(LIST)
 
@@ -220,48 +229,48 @@ def test_all_tokens_of_a_person_and_the_session_count_together(
 ) -> None:
     limit(settings, API_RATE_READ=2)
     anna = User.objects.create_superuser("anna")
-    assert program(anna).get(LIST) and signed_in(anna).get(LIST)
-    too_often(program(anna).ask("GET", LIST))
-    too_often(signed_in(anna).ask("GET", LIST))
+    assert client_with_token(anna).get(LIST) and signed_in(anna).get(LIST)
+    too_often(client_with_token(anna).request("GET", LIST))
+    too_often(signed_in(anna).request("GET", LIST))
 
 
 def test_to_ask_what_the_doctor_found_counts_as_a_write(
     settings: Settings, one_minute: None
 ) -> None:
     limit(settings, API_RATE_WRITE=1)
-    come = program()
-    refused(come.ask("GET", "/diagnostics"), 404, "not-found")
-    too_often(come.ask("GET", "/diagnostics"))
+    come = client_with_token()
+    assert_problem(come.request("GET", "/doctor"), 404, "not-found")
+    too_often(come.request("GET", "/doctor"))
 
 
 def test_writes_and_what_asks_the_store_count_apart_from_reads(
     settings: Settings, one_minute: None
 ) -> None:
     limit(settings, API_RATE_WRITE=2)
-    come = program()
-    refused(come.ask("DELETE", "/projects/proj_1"), 404, "not-found")
+    come = client_with_token()
+    assert_problem(come.request("DELETE", "/projects/proj_1"), 404, "not-found")
     assert come.get("/debug/env-vars")
-    too_often(come.ask("DELETE", "/projects/proj_1"))
-    too_often(come.ask("GET", "/debug/env-vars"))
+    too_often(come.request("DELETE", "/projects/proj_1"))
+    too_often(come.request("GET", "/debug/env-vars"))
     assert come.get(LIST)
 
 
 def test_a_cache_that_forgets_lets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "add", lambda *args, **kwargs: False)
-    assert rate_limit.count("never-set") == 1
+    assert rate_limit.increment_count("never-set") == 1
 
 
 # What needs no key
 
 
 def test_the_description_is_for_everybody() -> None:
-    answer = Client().get(f"{API}/openapi.json")
+    answer = Client().get(f"{API_PATH}/openapi.json")
     assert answer.json()["openapi"] == "3.1.0"
     assert not answer.cookies
 
 
 def test_the_description_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a tenth of a second, and nobody is asked for a key."""
-    first = Client().get(f"{API}/openapi.json").json()
+    first = Client().get(f"{API_PATH}/openapi.json").json()
     monkeypatch.delattr(openapi, "get_schema")
-    assert Client().get(f"{API}/openapi.json").json() == first
+    assert Client().get(f"{API_PATH}/openapi.json").json() == first

@@ -11,14 +11,14 @@ from django.test import Client
 from ninja import Schema
 
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.findings.api import Decided
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.findings.api import ActionResponse
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project
 from storage_audit.projects.api import ProjectDeleted
 from storage_audit.scan.models import BucketScan
 from storage_audit.urls import api
-from tests.api_client import program
+from tests.api_client import client_with_token
 from tests.builders import create_orphans
 from tests.keys import KEY
 from tests.paths import ROOT
@@ -42,11 +42,11 @@ def test_each_example_is_answered(bucket: Bucket, monkeypatch: pytest.MonkeyPatc
     bucket.upload("proj_1")
     bucket.upload("proj_2")
     create_orphans(bucket, KEY)
-    come = program()
+    come = client_with_token()
     monkeypatch.setattr("storage_audit.cleanup.api.wait_for_change", lambda *args: None)
     values = {"TOKEN": come.headers["Authorization"].removeprefix("Bearer "), "SITE": ""}
     for line in CURLS:
-        last = CleanupOperation.objects.order_by("created_at").last()
+        last = Cleanup.objects.order_by("created_at").last()
         scan, finding = BucketScan.objects.latest("started_at"), Finding.objects.get()
         ids = {"ID": last and last.pk, "SCAN_ID": scan.pk, "FINDING_ID": finding.pk}
         said = curl.parse_args(shlex.split(Template(line).substitute(values, **ids)))
@@ -73,7 +73,7 @@ def test_there_is_an_example_of_each_address() -> None:
 def test_headers_are_described() -> None:
     described = api.get_openapi_schema(path_prefix="api/v1/")
     for methods in described["paths"].values():
-        for answers in (operation["responses"] for operation in methods.values()):
+        for answers in (cleanup["responses"] for cleanup in methods.values()):
             assert 400 in answers
             for status in answers.keys() & HEADERS:
                 assert HEADERS[status] in answers[status]["headers"]
@@ -83,7 +83,7 @@ def test_headers_are_described() -> None:
 
 def test_the_answer_that_is_shown_has_the_fields_that_there_are() -> None:
     answers = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)
-    schemas: list[type[Schema]] = [ProjectDeleted, Decided]
+    schemas: list[type[Schema]] = [ProjectDeleted, ActionResponse]
     for shown, schema in zip(answers, schemas, strict=True):
         assert set(json.loads(shown)) == set(schema.model_fields)
         assert schema.model_validate_json(shown)

@@ -23,15 +23,15 @@ from storage_audit.bucket.errors import (
     Unavailable,
 )
 from storage_audit.cleanup import api as deletions
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import conf
 from storage_audit.findings.action_result import ActionRefused
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.redaction import HIDDEN
+from storage_audit.redaction import REDACTED
 from storage_audit.scan.start import ScanTooExpensive
-from tests.api_client import API, PROBLEM, Program, program, refused
+from tests.api_client import API_PATH, PROBLEM_TYPE, ApiClient, assert_problem, client_with_token
 from tests.forms import TOKEN
 from tests.paths import ROOT
 
@@ -56,9 +56,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> Any:
     def fail(*args: Any) -> None:
         raise error
 
-    monkeypatch.setattr(deletions, "details", fail)
-    operation = CleanupOperation.objects.request(kind="project", bucket="b", trigger="deleted")
-    return program().ask("GET", f"/deletions/{operation.pk}")
+    monkeypatch.setattr(deletions, "deletion_details", fail)
+    cleanup = Cleanup.objects.request(kind="project", bucket="b", trigger="deleted")
+    return client_with_token().request("GET", f"/deletions/{cleanup.pk}")
 
 
 ERRORS: list[tuple[Exception, int, str]] = [
@@ -86,8 +86,8 @@ def test_each_error_is_told_as_what_it_is(
     monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, kind: str
 ) -> None:
     answer = failing(monkeypatch, error)
-    problem = refused(answer, status, kind)
-    assert problem["deletion_id"] == str(CleanupOperation.objects.get().pk)
+    problem = assert_problem(answer, status, kind)
+    assert problem["deletion_id"] == str(Cleanup.objects.get().pk)
     assert ("told" in problem["detail"]) == ("told" in str(error))
     assert "planted" not in answer.content.decode()
     assert answer["Cache-Control"] == "no-store"
@@ -100,19 +100,19 @@ def test_what_nobody_foresaw_is_in_the_log_alone(
     answer = failing(monkeypatch, ValueError(f"planted {secret}"))
     assert "Traceback" not in answer.content.decode() and secret not in answer.content.decode()
     assert "ValueError: planted" in log.getvalue() and "Traceback" in log.getvalue()
-    assert secret not in log.getvalue() and HIDDEN in log.getvalue()
+    assert secret not in log.getvalue() and REDACTED in log.getvalue()
 
 
 def test_with_debug_on_it_is_told_no_more(
     monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     settings.DEBUG = True
-    refused(failing(monkeypatch, ValueError("planted")), 500, "internal-error")
+    assert_problem(failing(monkeypatch, ValueError("planted")), 500, "internal-error")
 
 
 def test_a_secret_in_a_message_for_people_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = failing(monkeypatch, CannotConclude(f"told {conf().secret_access_key}"))
-    assert refused(answer, 503, "bucket-not-ours")["detail"] == f"told {HIDDEN}"
+    assert assert_problem(answer, 503, "bucket-not-ours")["detail"] == f"told {REDACTED}"
 
 
 @pytest.mark.parametrize("seconds", [0, 6.5])
@@ -125,7 +125,7 @@ def test_how_long_to_wait_is_passed_on(monkeypatch: pytest.MonkeyPatch, seconds:
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 def test_an_address_that_there_is_not(method: str, path: str) -> None:
     answer = Client(enforce_csrf_checks=True).generic(method, f"/api{path}")
-    refused(answer, 404, "not-found")
+    assert_problem(answer, 404, "not-found")
 
 
 @pytest.mark.parametrize(
@@ -138,36 +138,36 @@ def test_an_address_that_there_is_not(method: str, path: str) -> None:
     ],
 )
 def test_a_method_that_nothing_answers_to(method: str, path: str, allowed: str) -> None:
-    answer = Program().ask(method, path)
+    answer = ApiClient().request(method, path)
     assert (answer.status_code, answer["Allow"]) == (405, allowed)
-    assert answer["Content-Type"] == PROBLEM
+    assert answer["Content-Type"] == PROBLEM_TYPE
     if method != "HEAD":
-        refused(answer, 405, "method-not-allowed")
+        assert_problem(answer, 405, "method-not-allowed")
 
 
 def test_a_form_that_is_too_large(settings: Settings) -> None:
     """Django looks into it for the CSRF token."""
     settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = 1
-    come = Program()
+    come = ApiClient()
     come.client.force_login(User.objects.create_superuser("anna"))
     come.client.cookies["csrftoken"] = TOKEN
     form = "application/x-www-form-urlencoded"
-    answer = come.client.post(f"{API}/diagnostics", "a=1&b=2", content_type=form)
-    refused(answer, 400, "bad-request")
+    answer = come.client.post(f"{API_PATH}/doctor", "a=1&b=2", content_type=form)
+    assert_problem(answer, 400, "bad-request")
 
 
 @pytest.mark.parametrize(
     "kind", ["multipart/form-data", "application/x-www-form-urlencoded; charset=latin5"]
 )
 def test_a_form_that_cannot_be_read(kind: str) -> None:
-    come = Program()
+    come = ApiClient()
     come.client.force_login(User.objects.create_superuser("anna"))
     come.client.cookies["csrftoken"] = TOKEN
-    answer = come.client.generic("POST", f"{API}/diagnostics", "a=1", content_type=kind)
-    refused(answer, 400, "bad-request")
+    answer = come.client.generic("POST", f"{API_PATH}/doctor", "a=1", content_type=kind)
+    assert_problem(answer, 400, "bad-request")
 
 
 def test_the_page_about_the_api_names_each_kind() -> None:
     text = DOCS.read_text()
-    for kind, (status, _title) in problems.KINDS.items():
+    for kind, (status, _title) in problems.PROBLEM_KINDS.items():
         assert f"| `{kind}` | {status} |" in text, kind

@@ -16,8 +16,8 @@ from pytest_django import Settings
 from schemathesis.core.parameters import ParameterLocation as Place
 
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.doctor.models import Diagnosis
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.doctor.models import HealthReport
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project
 from storage_audit.scan.models import BucketScan
@@ -31,7 +31,7 @@ KNOWN: dict[str, Any] = {
     "finding_id": 3,
     "findings": [3],
 }
-EXAMINE = "/api/v1/diagnostics"
+DOCTOR_PATH = "/api/v1/doctor"
 PLAN = "/api/v1/debug/cleanup/{project_id}"
 
 
@@ -82,11 +82,11 @@ def visitor(bucket: Bucket, settings: Settings) -> Iterator[Visitor]:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
         "API_RATE_READ": 100_000,
         "API_RATE_WRITE": 100_000,
-        "WRANGLER": "no-such-program",
+        "WRANGLER_PATH": "no-such-program",
     }
     bucket.upload(KNOWN["project_id"])
     blocked = {"status": "blocked", "next_attempt_at": None}
-    operation = CleanupOperation.objects.request(
+    cleanup = Cleanup.objects.request(
         pk=KNOWN["deletion_id"],
         kind="project",
         project_id="proj_0",
@@ -94,8 +94,8 @@ def visitor(bucket: Bucket, settings: Settings) -> Iterator[Visitor]:
         trigger="deleted",
         **blocked,
     )
-    operation.items.create(key="proj_0_s1_media.mp4", identity="x", found_in="both")
-    Diagnosis.objects.create(context="web", host="h", pid=1)
+    cleanup.items.create(key="proj_0_s1_media.mp4", identity="x", found_in="both")
+    HealthReport.objects.create(context="web", host="h", pid=1)
     scan = BucketScan.objects.create(pk=KNOWN["scan_id"], bucket=bucket.name, status="stopped")
     scan.shards.create()
     both = {"first_scan": scan, "last_scan": scan, "bucket": bucket.name}
@@ -113,7 +113,7 @@ little = settings(anything, max_examples=1)
 
 def as_described(path: str, method: str) -> Any:
     @described.include(path=path, method=method).parametrize()
-    @(little if (path, method) == (EXAMINE, "POST") else anything)
+    @(little if (path, method) == (DOCTOR_PATH, "POST") else anything)
     def test(visitor: Visitor, case: "schemathesis.Case[Any]") -> None:
         visitor.ask(case)
 

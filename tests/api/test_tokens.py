@@ -13,9 +13,17 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from storage_audit.api.models import TOKEN_PREFIX, ApiToken, digest_of
-from tests.admin_client import act, confirm, page, signed_in, superuser, text_of, words
-from tests.api_client import Program, refused
+from storage_audit.api.models import TOKEN_PREFIX, ApiToken, token_digest
+from tests.admin_client import (
+    admin_url,
+    client_for,
+    confirm_action,
+    normalized_text,
+    page_text,
+    run_action,
+    superuser_client,
+)
+from tests.api_client import ApiClient, assert_problem
 
 pytestmark = pytest.mark.django_db
 ADD = "/admin/storage_audit/apitoken/add/"
@@ -24,38 +32,40 @@ ADD = "/admin/storage_audit/apitoken/add/"
 def person(*permissions: str) -> Client:
     user = User.objects.create_user("ben", is_staff=True)
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    return signed_in(user)
+    return client_for(user)
 
 
 def make(client: Client, **values: Any) -> tuple[Any, str]:
     """The answer, and the token in it."""
     answer = client.post(ADD, {"name": "nightly", "expires_at_0": "", "expires_at_1": ""} | values)
-    shown = [word for word in words(answer).replace("<", " <").split() if TOKEN_PREFIX in word]
-    assert len(shown) == 1, words(answer)
+    shown = [
+        word for word in normalized_text(answer).replace("<", " <").split() if TOKEN_PREFIX in word
+    ]
+    assert len(shown) == 1, normalized_text(answer)
     return answer, shown[0].partition(">")[2]
 
 
 def test_a_token_is_shown_once_and_works(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    client = person("add_apitoken", "view_apitoken", "view_cleanupoperation")
+    client = person("add_apitoken", "view_apitoken", "view_cleanup")
     answer, token = make(client)
     assert answer.status_code == 200
     assert "no-store" in answer["Cache-Control"]
     row = ApiToken.objects.get()
-    assert row.digest == digest_of(token)
+    assert row.digest == token_digest(token)
     assert (row.user.get_username(), row.may_write, row.expires_at) == ("ben", False, None)
-    assert Program(token).get("/deletions")
+    assert ApiClient(token).get("/deletions")
     cookies = "".join(map(str, (client.cookies, answer.cookies)))
     everywhere = [cookies, caplog.text, repr(list(LogEntry.objects.values()))]
     everywhere += [repr(session.get_decoded()) for session in Session.objects.all()]
-    for path in (page("apitoken"), page("apitoken", "change", row.pk), "/admin/"):
-        everywhere.append(text_of(client.get(path)))
+    for path in (admin_url("apitoken"), admin_url("apitoken", "change", row.pk), "/admin/"):
+        everywhere.append(page_text(client.get(path)))
     for text in everywhere:
         assert token not in text and row.digest not in text
 
 
 def test_each_is_another() -> None:
-    client = superuser()
+    client = superuser_client()
     whose = {"user": User.objects.get().pk}
     assert make(client, **whose)[1] != make(client, **whose)[1]
 
@@ -64,7 +74,7 @@ def test_whoever_is_no_superuser_makes_tokens_of_their_own() -> None:
     """Else they would be shown a key to somebody else's permissions."""
     anna = User.objects.create_superuser("anna")
     client = person("add_apitoken")
-    assert 'name="user"' not in words(client.get(ADD))
+    assert 'name="user"' not in normalized_text(client.get(ADD))
     make(client, user=anna.pk)
     assert ApiToken.objects.get().user.get_username() == "ben"
 
@@ -72,8 +82,10 @@ def test_whoever_is_no_superuser_makes_tokens_of_their_own() -> None:
 def test_a_superuser_may_make_one_for_others() -> None:
     zoe = User.objects.create_user("zoe", is_staff=True)
     max_ = User.objects.create_user("max")
-    client = superuser()
-    assert "Select a valid choice" in words(client.post(ADD, {"name": "t", "user": max_.pk}))
+    client = superuser_client()
+    assert "Select a valid choice" in normalized_text(
+        client.post(ADD, {"name": "t", "user": max_.pk})
+    )
     make(client, user=zoe.pk, may_write="on")
     assert ApiToken.objects.values_list("user", "may_write").get() == (zoe.pk, True)
 
@@ -81,7 +93,7 @@ def test_a_superuser_may_make_one_for_others() -> None:
 def test_a_moment_that_is_over_is_refused() -> None:
     client = person("add_apitoken")
     past = {"expires_at_0": "2020-01-01", "expires_at_1": "0:0"}
-    assert "This moment is over" in words(client.post(ADD, {"name": "t", **past}))
+    assert "This moment is over" in normalized_text(client.post(ADD, {"name": "t", **past}))
     assert not ApiToken.objects.exists()
 
 
@@ -92,48 +104,48 @@ def test_the_form_takes_nothing_from_its_address() -> None:
 
 
 def test_nobody_edits_or_deletes_one() -> None:
-    client = superuser()
+    client = superuser_client()
     row, _token = ApiToken.issue(name="t", user=User.objects.get())
     before = ApiToken.objects.values().get()
     data = {"name": "other", "may_write": "on", "post": "yes"}
     for name in ("change", "delete"):
-        assert client.post(page("apitoken", name, row.pk), data).status_code == 403
-    act(client, "apitoken", "delete_selected", row.pk, post="yes")
+        assert client.post(admin_url("apitoken", name, row.pk), data).status_code == 403
+    run_action(client, "apitoken", "delete_selected", row.pk, post="yes")
     assert ApiToken.objects.values().get() == before
 
 
 def test_whoever_had_one_is_taken_off_the_staff_and_not_deleted() -> None:
-    client, zoe = superuser(), User.objects.create_user("zoe", is_staff=True)
+    client, zoe = superuser_client(), User.objects.create_user("zoe", is_staff=True)
     row, _token = ApiToken.issue(name="t", user=zoe)
     assert row.revoke()
     asked = client.get(reverse("admin:auth_user_delete", args=[zoe.pk]))
-    assert "Cannot delete user" in words(asked)
+    assert "Cannot delete user" in normalized_text(asked)
     with pytest.raises(ProtectedError):
         zoe.delete()
     assert ApiToken.objects.get().user == zoe
 
 
 def test_revoking_is_confirmed_and_ends_it() -> None:
-    client = superuser()
+    client = superuser_client()
     row, token = ApiToken.issue(name="t\x1b", user=User.objects.get())
     kept, other = ApiToken.issue(name="u", user=User.objects.get())
-    asked = act(client, "apitoken", "revoke", row.pk)
+    asked = run_action(client, "apitoken", "revoke", row.pk)
     assert "Revoke tokens?" in asked and "t\\x1b" in asked
-    assert Program(token).get("/deletions")
-    assert "1 token is revoked" in confirm(client, "apitoken", "revoke", row.pk)
-    refused(Program(token).ask("GET", "/deletions"), 401, "unauthenticated")
-    assert Program(other).get("/deletions")
+    assert ApiClient(token).get("/deletions")
+    assert "1 token is revoked" in confirm_action(client, "apitoken", "revoke", row.pk)
+    assert_problem(ApiClient(token).request("GET", "/deletions"), 401, "unauthenticated")
+    assert ApiClient(other).get("/deletions")
     at = ApiToken.objects.get(pk=row.pk).revoked_at
-    confirm(client, "apitoken", "revoke", row.pk)
+    confirm_action(client, "apitoken", "revoke", row.pk)
     assert ApiToken.objects.get(pk=row.pk).revoked_at == at
     assert LogEntry.objects.filter(object_id=row.pk).count() == 1
-    assert "t\\x1b" in text_of(client.get(page("apitoken", "change", row.pk)))
+    assert "t\\x1b" in page_text(client.get(admin_url("apitoken", "change", row.pk)))
 
 
 def states() -> dict[str, str]:
-    client = superuser()
+    client = superuser_client()
     rows = ApiToken.objects.all()
-    found = text_of(client.get(page("apitoken")))
+    found = page_text(client.get(admin_url("apitoken")))
     told = [cell.split("</td>")[0] for cell in found.split('class="field-state">')[1:]]
     return dict(zip([row.name for row in rows.order_by("-created_at", "pk")], told, strict=True))
 
@@ -159,16 +171,18 @@ def test_token_rests_when_the_user_model_itself_says_that_a_person_may_not_sign_
 ) -> None:
     """A site's own user model may have properties in place of these fields, or not have them."""
     _row, token = ApiToken.issue(name="t", user=User.objects.create_superuser("zoe"))
-    assert Program(token).get("/deletions") and states() == {"t": "valid"}
+    assert ApiClient(token).get("/deletions") and states() == {"t": "valid"}
     by_name = property(lambda user: user.username != "zoe", lambda user, value: None)
     monkeypatch.setattr(User, "is_staff", by_name)
-    refused(Program(token).ask("GET", "/deletions"), 401, "unauthenticated")
+    assert_problem(ApiClient(token).request("GET", "/deletions"), 401, "unauthenticated")
 
 
 def test_search_takes_the_whole_text_as_a_part_of_the_name() -> None:
     """Django's own search makes a condition of each word: SQLite refuses a thousand."""
     ApiToken.issue(name="the nightly job", user=User.objects.create_user("zoe"))
-    client = superuser()
-    assert "the nightly job" in text_of(client.get(page("apitoken"), {"q": "Nightly J"}))
-    assert "the nightly job" not in text_of(client.get(page("apitoken"), {"q": "job nightly"}))
-    assert client.get(page("apitoken"), {"q": "a " * 2000}).status_code == 200
+    client = superuser_client()
+    assert "the nightly job" in page_text(client.get(admin_url("apitoken"), {"q": "Nightly J"}))
+    assert "the nightly job" not in page_text(
+        client.get(admin_url("apitoken"), {"q": "job nightly"})
+    )
+    assert client.get(admin_url("apitoken"), {"q": "a " * 2000}).status_code == 200

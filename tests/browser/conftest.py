@@ -16,7 +16,7 @@ from playwright.sync_api import (
     expect,
 )
 
-from devtools.chromium import chromium
+from devtools.chromium import running_browser
 from devtools.demo.site import ROOT, web_server
 from tests.processes import database_url
 from tests.queue.clusters import Cluster
@@ -31,7 +31,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
-    with pytest.MonkeyPatch.context() as patch, chromium() as running:
+    with pytest.MonkeyPatch.context() as patch, running_browser() as running:
         # Playwright's event loop runs in this thread, so Django takes the tests for async code.
         patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         # Other tests may run beside these.
@@ -43,11 +43,11 @@ def browser() -> Iterator[Browser]:
 def static_files(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("static"))
     command = [sys.executable, "manage.py", "collectstatic", "--noinput", "--verbosity=0"]
-    subprocess.run(command, cwd=ROOT, env=os.environ | settings(folder), check=True)
+    subprocess.run(command, cwd=ROOT, env=os.environ | site_environment(folder), check=True)
     return folder
 
 
-def settings(static_files: str) -> dict[str, str]:
+def site_environment(static_files: str) -> dict[str, str]:
     return {
         "DJANGO_SETTINGS_MODULE": "tests.browser.settings",
         "DATABASE_URL": database_url(),
@@ -63,7 +63,7 @@ def address(
 ) -> Iterator[str]:
     """Where gunicorn serves the site. One for each test, as it remembers what it has read of
     the database."""
-    for name, value in settings(static_files).items():
+    for name, value in site_environment(static_files).items():
         monkeypatch.setenv(name, value)
     with web_server(tmp_path) as (address, web):
         yield address
@@ -86,12 +86,12 @@ def complaints() -> list[str]:
 def page(browser: Browser, address: str, complaints: list[str]) -> Iterator[Page]:
     """Nobody is signed in yet."""
     with browser.new_context(base_url=address) as context:
-        listen(context, complaints)
+        collect_complaints(context, complaints)
         yield context.new_page()
     assert not complaints, "\n".join(complaints)
 
 
-def listen(context: BrowserContext, complaints: list[str]) -> None:
+def collect_complaints(context: BrowserContext, complaints: list[str]) -> None:
     def console(message: ConsoleMessage) -> None:
         """Also what was refused or not answered well."""
         if message.type in ("error", "warning"):

@@ -2,9 +2,9 @@
 
 from playwright.sync_api import Page, expect
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
-from tests.browser.staff import come_as_superuser
+from tests.browser.staff import log_in_as_superuser
 from tests.real_bucket import Bucket
 
 DOCS, DARK = "/api/docs", "rgb(28, 32, 34)"
@@ -21,20 +21,20 @@ def try_out(page: Page, name: str, **values: str) -> None:
 
 def test_staff_read_the_docs_and_try_them_out(page: Page, bucket: Bucket) -> None:
     bucket.upload("proj_1")
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     page.goto(DOCS)
     expect(page.get_by_role("heading", name="Storage audit")).to_be_visible()
     try_out(page, "/api/v1/projects/{project_id}", project_id="proj_1")
     status = page.locator(".live-responses-table tbody .response-col_status")
     expect(status).to_contain_text("202")
     assert not Project.objects.exists()
-    operation = CleanupOperation.objects.get()
-    assert operation.requested_by == "anna"
-    assert operation.origin.startswith("web, ")
+    cleanup = Cleanup.objects.get()
+    assert cleanup.requested_by == "anna"
+    assert cleanup.origin.startswith("web, ")
 
 
 def test_the_docs_can_be_read_on_a_phone_in_the_dark(page: Page) -> None:
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme="dark")
     page.goto(DOCS)

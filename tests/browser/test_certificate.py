@@ -4,9 +4,9 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.admin_client import page as path
-from tests.browser.staff import come_as_superuser, row
-from tests.promises import delete
+from tests.admin_client import admin_url as path
+from tests.browser.staff import find_row, log_in_as_superuser
+from tests.promises import clean_up_project
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
 
@@ -15,12 +15,12 @@ def test_certificate_is_read_taken_along_and_held_to_what_it_said(
     page: Page, bucket: Bucket, tmp_path: Path
 ) -> None:
     key = bucket.upload("proj_1")
-    operation = delete("proj_1")
-    come_as_superuser(page)
-    page.goto(path("cleanupoperation", "change", operation.pk))
+    cleanup = clean_up_project("proj_1")
+    log_in_as_superuser(page)
+    page.goto(path("cleanup", "change", cleanup.pk))
     page.get_by_role("link", name="Deletion certificate").click()
     expect(page.get_by_role("heading", name="Deletion certificate", exact=True)).to_be_visible()
-    expect(row(page, key)).to_contain_text("deleted")
+    expect(find_row(page, key)).to_contain_text("deleted")
     for kind in ("JSON", "CSV"):
         with page.expect_download() as download:
             page.get_by_role("link", name=f"Download as {kind}").click()

@@ -2,10 +2,17 @@
 
 from playwright.sync_api import Page, expect
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project, R2Object
-from tests.admin_client import page as path
-from tests.browser.staff import GONE, act, act_on, come_as_superuser, row, watch
+from tests.admin_client import admin_url as path
+from tests.browser.staff import (
+    CLEAN_MESSAGE,
+    find_row,
+    log_in_as_superuser,
+    reload_until,
+    run_page_action,
+    run_row_action,
+)
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 
@@ -17,29 +24,29 @@ def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
 ) -> None:
     bucket.upload("proj_1")
     bucket.put("proj_1_s1_media.mp4", OTHER)
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     page.goto(path("project"))
     page.get_by_role("link", name="proj_1", exact=True).click()
     page.get_by_text("Delete", exact=True).click()
     expect(page.get_by_text("1 object, 4 bytes in bucket tests")).to_be_visible()
     page.get_by_role("button", name="Yes, I’m sure").click()
     page.get_by_role("link", name="Follow it here").click()
-    watch(page, GONE)
+    reload_until(page, CLEAN_MESSAGE)
     expect(page.get_by_role("row", name="Deleted 2 11 bytes")).to_be_visible()
     assert bucket.keys() == {OTHER}
-    act(page, "Verify cleanup")
-    watch(page, "The look is over, and all is as it should be.")
+    run_page_action(page, "Verify cleanup")
+    reload_until(page, "The verification is over, and all is as it should be.")
 
 
 def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: Cluster) -> None:
     gone, kept = bucket.upload("proj_1", "gone.mp4"), bucket.upload("proj_1", "kept.mp4")
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     page.goto(path("r2object"))
-    act_on(page, "Delete selected R2 objects", gone)
+    run_row_action(page, "Delete selected R2 objects", gone)
     expect(page.get_by_text("This deletes these very objects from R2")).to_be_visible()
     page.get_by_role("button", name="Yes, I’m sure").click()
     page.get_by_role("link", name="Follow it here").click()
-    watch(page, GONE)
+    reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == {kept}
     assert R2Object.objects.get().key == kept
     assert Project.objects.exists()
@@ -47,12 +54,12 @@ def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: 
 
 def test_untracked_row_leaves_its_object(page: Page, bucket: Bucket) -> None:
     forgotten, kept = bucket.upload("proj_1", "a.mp4"), bucket.upload("proj_1", "b.mp4")
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     page.goto(path("r2object"))
-    act_on(page, "Untrack, and keep the objects", forgotten)
+    run_row_action(page, "Untrack, and keep the objects", forgotten)
     page.get_by_role("button", name="Yes, untrack").click()
     expect(page.get_by_text("1 row is forgotten; its object is still in R2.")).to_be_visible()
-    expect(row(page, forgotten)).to_have_count(0)
+    expect(find_row(page, forgotten)).to_have_count(0)
     assert R2Object.objects.get().key == kept
     assert bucket.keys() == {forgotten, kept}
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()

@@ -7,10 +7,16 @@ from django.db import transaction
 from playwright.sync_api import Page, expect
 
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
-from tests.admin_client import page as path
-from tests.browser.staff import act, act_on, come_as_superuser, row, watch
+from tests.admin_client import admin_url as path
+from tests.browser.staff import (
+    find_row,
+    log_in_as_superuser,
+    reload_until,
+    run_page_action,
+    run_row_action,
+)
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 
@@ -19,12 +25,12 @@ RUN = "Run exactly this plan"
 
 def from_its_page(page: Page) -> None:
     page.goto(path("project", "change", "proj_1"))
-    act(page, "Dry-run cleanup")
+    run_page_action(page, "Dry-run cleanup")
 
 
 def from_the_list(page: Page) -> None:
     page.goto(path("project"))
-    act_on(page, "Dry-run cleanup", "proj_1")
+    run_row_action(page, "Dry-run cleanup", "proj_1")
 
 
 @pytest.mark.parametrize("ask", [from_its_page, from_the_list])
@@ -35,15 +41,15 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
     Project.objects.create(pk="proj_1_x")
     bucket.put("proj_1_s1_media.mp4", "proj_1_x_s1_media.mp4")
     before = bucket.facts()
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     ask(page)
-    watch(page, "This was a dry run: nothing was deleted.")
+    reload_until(page, "This was a dry run: nothing was deleted.")
     expect(page.get_by_text("No safety limit would block it.")).to_be_visible()
     for key in (tracked, "proj_1_s1_media.mp4"):
         # Behind the plan, which names the largest.
-        expect(row(page, key).last).to_contain_text("to be deleted")
-    kept = row(page, "proj_1_x_s1_media.mp4")
-    expect(kept).to_contain_text("protected")
+        expect(find_row(page, key).last).to_contain_text("to be deleted")
+    kept = find_row(page, "proj_1_x_s1_media.mp4")
+    expect(kept).to_contain_text("kept")
     expect(kept).to_contain_text("It could also belong to the live project proj_1_x.")
     expect(page.get_by_role("button", name=RUN)).to_be_disabled()
     expect(page.locator("#plan")).to_contain_text("The project exists, so this plan cannot be run.")
@@ -59,20 +65,20 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     bucket.put(changed, "audio/proj_1/s2/b.mp4", "proj_1_s1_media.mp4", kept)
     Project.objects.create(pk="proj_1_x")
     with transaction.atomic():
-        requests.enqueue_on_commit(requests.dry_run("proj_1"))
-    come_as_superuser(page)
-    page.goto(path("cleanupoperation", "change", CleanupOperation.objects.get().pk))
-    watch(page, "This was a dry run: nothing was deleted.")
+        requests.enqueue_on_commit(requests.request_preview("proj_1"))
+    log_in_as_superuser(page)
+    page.goto(path("cleanup", "change", Cleanup.objects.get().pk))
+    reload_until(page, "This was a dry run: nothing was deleted.")
     plan = page.locator("#plan")
-    expect(row(page, "audio/proj_1/s1/")).to_contain_text("7 bytes")
+    expect(find_row(page, "audio/proj_1/s1/")).to_contain_text("7 bytes")
     expect(plan).to_contain_text("It could also belong to the live project proj_1_x.")
     bucket.put(changed, body=b"changed")
     page.get_by_role("button", name=RUN).click()
     expect(page.get_by_text("Its plan is run without limits.")).to_be_visible()
     assert len(bucket.keys()) == 4
     page.get_by_role("button", name="Delete 3 objects, 21 bytes").click()
-    watch(page, "Done: everything that may be deleted is gone.")
-    expect(row(page, "3 objects, 21 bytes")).to_contain_text("2 objects, 14 bytes")
+    reload_until(page, "Done: everything that may be deleted is gone.")
+    expect(find_row(page, "3 objects, 21 bytes")).to_contain_text("2 objects, 14 bytes")
     dropped = plan.get_by_role("listitem").filter(has_text="was overwritten after the plan.")
     expect(dropped).to_contain_text(changed)
     assert bucket.keys() == {changed, kept}

@@ -11,13 +11,13 @@ from playwright.sync_api import Page
 
 from devtools.demo.site import ROOT
 from devtools.staff import act_on_all
-from storage_audit.alerts.models import Incident
+from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import bulk, requests, runner
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import Project
-from storage_audit.ui.links import lookup_of
-from tests.admin_client import page as path
-from tests.browser.staff import come_as_superuser
+from storage_audit.ui.links import lookup_url
+from tests.admin_client import admin_url as path
+from tests.browser.staff import log_in_as_superuser
 from tests.real_bucket import Bucket
 
 RUN = "window.ran = true"
@@ -38,10 +38,10 @@ ASKING = [
     ("project", "Force-delete"),
     ("r2object", "Delete selected R2 objects"),
     ("r2object", "Untrack, and keep the objects"),
-    ("cleanupoperation", "Force-delete"),
-    ("finding", "Acknowledge"),
+    ("cleanup", "Force-delete"),
+    ("finding", "Ignore"),
     ("finding", "Delete orphans"),
-    ("finding", "Adopt into a project"),
+    ("finding", "Assign to a project"),
     ("finding", "Track"),
     ("finding", "Remove the rows of missing objects"),
     ("finding", "Rename misnamed objects"),
@@ -50,7 +50,7 @@ AXE = (ROOT / "devtools" / "node_modules" / "axe-core" / "axe.min.js").read_text
 # What WCAG 2.2 asks for at level AA; https://dequeuniversity.com/rules/axe/
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 OURS = ("admin:index", "admin:app_list", "admin:storage_audit", "admin:login")
-EXAMINE = """async (tags) => {
+AXE_SCRIPT = """async (tags) => {
   const { violations } = await axe.run({ runOnly: { type: "tag", values: tags } });
   return violations.flatMap(({ id, help, nodes }) =>
     nodes.map(({ html }) => `${id} (${help}): ${html.slice(0, 300)}`));
@@ -65,16 +65,16 @@ def hostile(bucket: Bucket) -> None:
         Project.objects.create(pk=project_id, title=TITLE)
     bucket.put(*KEYS)
     call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
-    runner.run(requests.dry_run("proj_1")[0].pk)
+    runner.run_to_end(requests.request_preview("proj_1")[0].pk)
     long_id = "proj_" + "x" * 200
     bucket.upload(long_id)
     Project.objects.get(pk=long_id).delete()
-    operation = runner.run(CleanupOperation.objects.get(project_id=long_id).pk)
-    assert operation.status == CleanupOperation.Status.CLEAN
-    Incident.objects.create(kind="blocked", operation=operation, summary=TITLE.ljust(1024, "x"))
-    job = Job.objects.request(Job.Action.VERIFY, ["proj_1", "proj_1_x"])
-    for operation in bulk.take_up(job):
-        runner.run(operation.pk)
+    cleanup = runner.run_to_end(Cleanup.objects.get(project_id=long_id).pk)
+    assert cleanup.status == Cleanup.Status.CLEAN
+    Alert.objects.create(kind="blocked", cleanup=cleanup, summary=TITLE.ljust(1024, "x"))
+    job = BulkJob.objects.request(BulkJob.Action.VERIFY, ["proj_1", "proj_1_x"])
+    for cleanup in bulk.process_next_projects(job):
+        runner.run_to_end(cleanup.pk)
 
 
 def tour(page: Page) -> Iterator[str]:
@@ -88,9 +88,9 @@ def tour(page: Page) -> Iterator[str]:
             if kind not in kinds:
                 kinds.add(kind)
                 ahead.append(link)
-    [gone] = CleanupOperation.objects.filter(trigger=CleanupOperation.Trigger.DELETED)
+    [gone] = Cleanup.objects.filter(trigger=Cleanup.Trigger.DELETED)
     certificate = reverse("admin:storage_audit_certificate", args=[gone.pk])
-    for address in (certificate, lookup_of("proj_1"), lookup_of(KEYS[2])):
+    for address in (certificate, lookup_url("proj_1"), lookup_url(KEYS[2])):
         page.goto(address)
         yield page.url
     for model, action in ASKING:
@@ -104,13 +104,13 @@ def violations(page: Page) -> list[str]:
     if not resolve(urlsplit(page.url).path).view_name.startswith(OURS):
         return []
     page.evaluate(AXE)
-    return [f"{page.url}: {text}" for text in page.evaluate(EXAMINE, RULES)]
+    return [f"{page.url}: {text}" for text in page.evaluate(AXE_SCRIPT, RULES)]
 
 
 def test_on_a_phone_in_the_dark_everybody_can_read_every_page_and_no_name_runs(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     page.emulate_media(color_scheme="dark")
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 18, 18)"
     faults = []
     for url in tour(page):
@@ -125,6 +125,6 @@ def test_on_a_phone_in_the_dark_everybody_can_read_every_page_and_no_name_runs(p
 def test_on_a_desk_in_the_light_everybody_can_read_every_page(page: Page) -> None:
     page.set_viewport_size({"width": 1280, "height": 800})
     page.emulate_media(color_scheme="light")
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     faults = [fault for _url in tour(page) for fault in violations(page)]
     assert not faults, "\n".join(faults)

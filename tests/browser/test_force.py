@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
-from tests.admin_client import page as path
-from tests.browser.staff import act, come_as_superuser, row, watch
-from tests.promises import delete
+from tests.admin_client import admin_url as path
+from tests.browser.staff import find_row, log_in_as_superuser, reload_until, run_page_action
+from tests.promises import clean_up_project
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 
@@ -21,18 +21,20 @@ def test_blocked_cleanup_runs_when_it_is_forced(
     keys = {bucket.upload("proj_1", f"{n}.mp4") for n in range(3)}
     Project.objects.get(pk="proj_1").delete()
     monkeypatch.setenv("CLEANUP_LIMIT_OBJECTS", "2")
-    come_as_superuser(page)
+    log_in_as_superuser(page)
     with Cluster(tmp_path):
-        page.goto(path("cleanupoperation", "change", CleanupOperation.objects.get().pk))
-        watch(page, "Nothing is deleted until a person decides.")
+        page.goto(path("cleanup", "change", Cleanup.objects.get().pk))
+        reload_until(page, "Nothing is deleted until a person decides.")
         message = page.get_by_text("Message: 3 objects (12 bytes) would be deleted; the limit is 2")
         expect(message).to_be_visible()
         assert bucket.keys() == keys | others
-        act(page, "Force-delete")
+        run_page_action(page, "Force-delete")
         expect(page.get_by_text("It lifts limits, never the ownership rule")).to_be_visible()
         assert bucket.keys() == keys | others
         page.get_by_role("button", name="Delete 3 objects, 12 bytes").click()
-        watch(page, "Done: complete listings of the bucket show none of its objects any more.")
+        reload_until(
+            page, "Done: complete listings of the bucket show none of its objects any more."
+        )
     assert bucket.keys() == others
 
 
@@ -40,17 +42,17 @@ def test_leftover_that_a_verification_finds_is_cleaned_up(
     page: Page, bucket: Bucket, worker: Cluster
 ) -> None:
     key, other = bucket.upload("proj_1"), bucket.upload("proj_10")
-    operation = delete("proj_1")
+    cleanup = clean_up_project("proj_1")
     bucket.put(key)
-    come_as_superuser(page)
-    page.goto(path("cleanupoperation", "change", operation.pk))
-    act(page, "Verify cleanup")
-    watch(page, "The look is over and found differences")
-    expect(row(page, key)).to_contain_text("different")
-    page.goto(path("cleanupoperation"))
+    log_in_as_superuser(page)
+    page.goto(path("cleanup", "change", cleanup.pk))
+    run_page_action(page, "Verify cleanup")
+    reload_until(page, "The verification is over and found differences")
+    expect(find_row(page, key)).to_contain_text("different")
+    page.goto(path("cleanup"))
     page.get_by_role("link", name="Clean up a deleted project").click()
     for label in ("Project id", "The same id again"):
         page.get_by_label(label).fill("proj_1")
     page.get_by_role("button", name="Clean up after it").click()
-    watch(page, "Done: complete listings of the bucket show none of its objects any more.")
+    reload_until(page, "Done: complete listings of the bucket show none of its objects any more.")
     assert bucket.keys() == {other}

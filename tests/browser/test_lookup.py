@@ -2,8 +2,8 @@
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.staff import come_as_superuser
-from tests.promises import delete
+from tests.browser.staff import log_in_as_superuser
+from tests.promises import clean_up_project
 from tests.real_bucket import Bucket
 
 
@@ -11,12 +11,12 @@ def test_key_of_a_deleted_project_is_explained_by_keyboard_alone(
     page: Page, bucket: Bucket
 ) -> None:
     key = bucket.upload("proj_1")
-    operation = delete("proj_1")
-    come_as_superuser(page)
+    cleanup = clean_up_project("proj_1")
+    log_in_as_superuser(page)
     press_until_focused(page, "searchbox", "Why?")
     page.keyboard.insert_text(f"https://media.example.com/{key}?X-Amz-Signature=secret")
     page.keyboard.press("Enter")
-    answer = page.get_by_text(f"Deleted by cleanup {operation.pk}, and seen gone on")
+    answer = page.get_by_text(f"Deleted by cleanup {cleanup.pk}, and seen gone on")
     expect(answer).to_contain_text("by a complete listing of projects/proj_1/scenes/.")
     assert "secret" not in page.url + page.content()
     press_until_focused(page, "button", "Look into the bucket now")

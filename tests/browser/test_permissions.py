@@ -8,12 +8,12 @@ import pytest
 from django.urls import reverse
 from playwright.sync_api import Page, expect
 
-from devtools.staff import actions
-from storage_audit.cleanup.admin.cleanups import figures_of
-from storage_audit.cleanup.models import CleanupOperation
+from devtools.staff import action_select
+from storage_audit.cleanup.admin.cleanups import combined_digest
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project, R2Object
-from tests.admin_client import page as path
-from tests.browser.staff import come_to_look
+from tests.admin_client import admin_url as path
+from tests.browser.staff import log_in_as_viewer
 from tests.real_bucket import Bucket
 
 BUTTONS = re.compile("^(Dry-run|Verify|Force|Untrack|Delete|Save|Run|Go)")
@@ -22,41 +22,37 @@ ALIVE = ("proj_2", "proj_3", "proj_4", "proj_5")
 
 
 @pytest.fixture
-def blocked(bucket: Bucket) -> CleanupOperation:
+def blocked(bucket: Bucket) -> Cleanup:
     """Of proj_1, which is gone; the others live."""
     for project_id in ("proj_1", *ALIVE):
         bucket.upload(project_id)
     Project.objects.get(pk="proj_1").delete()
-    CleanupOperation.objects.update(status="blocked")
-    return CleanupOperation.objects.get()
+    Cleanup.objects.update(status="blocked")
+    return Cleanup.objects.get()
 
 
-def test_who_may_only_look_is_told_whom_to_ask_for_more(
-    page: Page, blocked: CleanupOperation
-) -> None:
-    come_to_look(page)
+def test_viewers_are_told_whom_to_ask_for_more(page: Page, blocked: Cleanup) -> None:
+    log_in_as_viewer(page)
     main = page.get_by_role("main")
     for url in (
         path("project"),
         path("r2object"),
-        path("cleanupoperation"),
+        path("cleanup"),
         path("project", "change", "proj_2"),
         path("r2object", "change", row_of("proj_2")),
-        path("cleanupoperation", "change", blocked.pk),
+        path("cleanup", "change", blocked.pk),
     ):
         page.goto(url)
         expect(main).to_contain_text("proj_")
-        expect(actions(page)).to_have_count(0)
+        expect(action_select(page)).to_have_count(0)
         expect(main.get_by_role("checkbox")).to_have_count(0)
-        # Those of an operation are shown, with the reason why they are none.
+        # Those of a cleanup are shown, with the reason why they are none.
         expect(main.get_by_role("button", name=BUTTONS, disabled=False)).to_have_count(0)
         expect(main.get_by_role("link", name=LINKS)).to_have_count(0)
 
 
-def test_forms_made_by_hand_are_refused(
-    page: Page, bucket: Bucket, blocked: CleanupOperation
-) -> None:
-    user = come_to_look(page)
+def test_forms_made_by_hand_are_refused(page: Page, bucket: Bucket, blocked: Cleanup) -> None:
+    user = log_in_as_viewer(page)
     forms = forms_of_all_actions(blocked)
     for url, fields in forms:
         before = state(bucket)
@@ -70,7 +66,7 @@ def test_forms_made_by_hand_are_refused(
         assert state(bucket) != before, "the form was not as the admin wants it"
 
 
-def forms_of_all_actions(blocked: CleanupOperation) -> list[tuple[str, dict[str, str]]]:
+def forms_of_all_actions(blocked: Cleanup) -> list[tuple[str, dict[str, str]]]:
     chosen = [
         ("project", "dry_run_cleanup", "proj_2"),
         ("project", "verify_cleanup", "proj_2"),
@@ -78,10 +74,10 @@ def forms_of_all_actions(blocked: CleanupOperation) -> list[tuple[str, dict[str,
         ("project", "force_delete", "proj_4"),
         ("r2object", "delete_selected", row_of("proj_2")),
         ("r2object", "untrack", row_of("proj_5")),
-        ("cleanupoperation", "verify_cleanup", str(blocked.pk)),
-        ("cleanupoperation", "force_delete", str(blocked.pk)),
+        ("cleanup", "verify_cleanup", str(blocked.pk)),
+        ("cleanup", "force_delete", str(blocked.pk)),
     ]
-    shown = {"figures": figures_of([blocked])}
+    shown = {"figures": combined_digest([blocked])}
     in_lists = [
         (path(model), {"action": action, "_selected_action": pk, "post": "yes", **shown})
         for model, action, pk in chosen
@@ -115,6 +111,6 @@ def row_of(project_id: str) -> str:
 
 
 def state(bucket: Bucket) -> Any:
-    models = (Project, R2Object, CleanupOperation)
+    models = (Project, R2Object, Cleanup)
     rows = [list(model.objects.order_by("pk").values()) for model in models]
     return rows, bucket.facts()

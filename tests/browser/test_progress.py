@@ -1,4 +1,4 @@
-"""A page that is watched tells how far an operation is, and that it has ended."""
+"""A page that is watched tells how far a cleanup is, and that it has ended."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +10,18 @@ from playwright.sync_api import Browser, Page, Route, expect
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.cleanup import bulk, runner
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import Project
-from tests.admin_client import page as path
-from tests.browser.staff import GONE, come_as_superuser
-from tests.faults.matching import is_delete_batch, on
+from tests.admin_client import admin_url as path
+from tests.browser.staff import CLEAN_MESSAGE, log_in_as_superuser
+from tests.faults.matching import is_delete_batch, rule_for
 from tests.faults.proxy import FaultyStore, Forward, Request, faulty_store
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 
 KEYS = [f"projects/proj_1/scenes/s1/media/{n:03}.mp4" for n in range(300)]
 WIDTHS = """() => Object.fromEntries(
-  [...document.querySelectorAll("#books rect[data-name]")]
+  [...document.querySelectorAll("#totals rect[data-name]")]
     .map(part => [part.dataset.name, parseFloat(part.getAttribute("width"))]))"""
 
 
@@ -33,11 +33,11 @@ def network(local_r2: LocalR2) -> Iterator[FaultyStore]:
 
 
 @pytest.fixture
-def requested(bucket: Bucket) -> CleanupOperation:
+def requested(bucket: Bucket) -> Cleanup:
     Project.objects.create(pk="proj_1")
     bucket.put(*KEYS)
     Project.objects.get().delete()
-    return CleanupOperation.objects.get()
+    return Cleanup.objects.get()
 
 
 def widths(page: Page) -> dict[str, float]:
@@ -46,7 +46,7 @@ def widths(page: Page) -> dict[str, float]:
 
 
 def test_bar_moves_and_ends_while_the_page_stays(
-    page: Page, requested: CleanupOperation, network: FaultyStore, tmp_path: Path
+    page: Page, requested: Cleanup, network: FaultyStore, tmp_path: Path
 ) -> None:
     may_go_on = Event()
 
@@ -55,19 +55,19 @@ def test_bar_moves_and_ends_while_the_page_stays(
         return forward()
 
     # A call takes 250 objects.
-    network.rules.append(on(is_delete_batch, lambda request, forward: forward(), hold))
-    come_as_superuser(page)
-    page.goto(path("cleanupoperation", "change", requested.pk))
+    network.rules.append(rule_for(is_delete_batch, lambda request, forward: forward(), hold))
+    log_in_as_superuser(page)
+    page.goto(path("cleanup", "change", requested.pk))
     expect(page.get_by_text("It waits for a worker.", exact=True)).to_be_visible()
     page.evaluate("window.stays = true")
     with Cluster(tmp_path, R2_ENDPOINT_URL=network.url):
         expect(page.locator("#audit-sentence")).to_contain_text("Deleting: 250 of 300 objects")
         expect(page.locator("#audit-announcement")).to_have_text("Deleting.")
         expect(page.locator("progress")).to_have_js_property("value", 250)
-        assert widths(page) == {"deleting": 83.33, "planned": 16.67}
+        assert widths(page) == {"deleting": 83.33, "to_delete": 16.67}
         expect(page.get_by_role("row", name="Being deleted 250")).to_be_visible()
         may_go_on.set()
-        expect(page.get_by_text(GONE)).to_be_visible()
+        expect(page.get_by_text(CLEAN_MESSAGE)).to_be_visible()
     expect(page.locator("#audit-announcement")).to_have_text("It has ended: clean.")
     expect(page.get_by_role("row", name="Deleted 300")).to_be_visible()
     expect(page.locator("progress")).to_have_count(0)
@@ -76,24 +76,24 @@ def test_bar_moves_and_ends_while_the_page_stays(
 
 
 def test_page_without_scripts_loads_itself_again_until_the_end(
-    browser: Browser, address: str, requested: CleanupOperation, worker: Cluster
+    browser: Browser, address: str, requested: Cleanup, worker: Cluster
 ) -> None:
     with browser.new_context(base_url=address, java_script_enabled=False) as context:
         page = context.new_page()
-        come_as_superuser(page)
-        page.goto(path("cleanupoperation", "change", requested.pk))
-        expect(page.get_by_text(GONE)).to_be_visible()
+        log_in_as_superuser(page)
+        page.goto(path("cleanup", "change", requested.pk))
+        expect(page.get_by_text(CLEAN_MESSAGE)).to_be_visible()
         expect(page.get_by_role("row", name="Deleted 300")).to_be_visible()
 
 
 def test_page_says_that_nobody_answers_it_or_that_one_is_signed_out(
-    page: Page, requested: CleanupOperation, complaints: list[str]
+    page: Page, requested: Cleanup, complaints: list[str]
 ) -> None:
     def fail(route: Route) -> None:
         route.fulfill(status=502, body="<p>Bad gateway")
 
-    come_as_superuser(page)
-    page.goto(path("cleanupoperation", "change", requested.pk))
+    log_in_as_superuser(page)
+    page.goto(path("cleanup", "change", requested.pk))
     expect(page.get_by_text("It waits for a worker.", exact=True)).to_be_visible()
     unreachable = page.get_by_text("Cannot reach the server; trying again.")
     expect(unreachable).to_be_hidden()
@@ -113,27 +113,27 @@ def test_page_says_that_nobody_answers_it_or_that_one_is_signed_out(
 
 
 @pytest.fixture
-def job(bucket: Bucket) -> Job:
+def bulk_job(bucket: Bucket) -> BulkJob:
     Project.objects.bulk_create(Project(pk=f"proj_{n}") for n in range(2))
-    return Job.objects.request(Job.Action.VERIFY, ["proj_0", "proj_1"])
+    return BulkJob.objects.request(BulkJob.Action.VERIFY, ["proj_0", "proj_1"])
 
 
-def test_page_of_a_job_ends_without_being_loaded_again_and_reads_aloud_only_that(
-    page: Page, job: Job
+def test_page_of_a_bulk_job_ends_without_being_loaded_again_and_reads_aloud_only_that(
+    page: Page, bulk_job: BulkJob
 ) -> None:
-    come_as_superuser(page)
-    page.goto(path("job", "change", job.pk))
+    log_in_as_superuser(page)
+    page.goto(path("bulkjob", "change", bulk_job.pk))
     expect(page.get_by_text("0 of 2 projects are taken up.")).to_be_visible()
     expect(page.get_by_role("status").get_by_text("projects")).to_have_count(0)
     page.evaluate("window.stays = true")
-    made = bulk.take_up(job)
-    rows = page.locator("#job-figures tbody tr")
+    made = bulk.process_next_projects(bulk_job)
+    rows = page.locator("#bulk-job-totals tbody tr")
     expect(rows.filter(has_text="pending")).to_have_count(1)
     page.get_by_role("link", name="pending").focus()
     ended = page.get_by_role("status").get_by_text("It has ended")
     expect(ended).to_be_hidden()
-    for operation in made:
-        runner.run(operation.pk)
+    for cleanup in made:
+        runner.run_to_end(cleanup.pk)
     expect(ended).to_be_visible()
     expect(page.get_by_text("Done: each project was looked at.")).to_be_visible()
     expect(rows.filter(has_text="clean")).to_have_count(1)
@@ -141,20 +141,20 @@ def test_page_of_a_job_ends_without_being_loaded_again_and_reads_aloud_only_that
     assert page.evaluate("window.stays")
 
 
-def test_page_of_a_job_says_that_nobody_answers_it_or_that_one_is_signed_out(
-    page: Page, job: Job, complaints: list[str]
+def test_page_of_a_bulk_job_says_that_nobody_answers_it_or_that_one_is_signed_out(
+    page: Page, bulk_job: BulkJob, complaints: list[str]
 ) -> None:
     def fail(route: Route) -> None:
         route.fulfill(status=200, body="<p>Back soon")
 
-    come_as_superuser(page)
-    page.goto(path("job", "change", job.pk))
+    log_in_as_superuser(page)
+    page.goto(path("bulkjob", "change", bulk_job.pk))
     said = page.get_by_text("0 of 2 projects are taken up.")
     unreachable = page.get_by_text("Cannot reach the server; trying again.")
     expect(unreachable).to_be_hidden()
-    page.route("**/job/**", fail)
+    page.route("**/bulkjob/**", fail)
     expect(unreachable).to_be_visible()
-    page.unroute("**/job/**")
+    page.unroute("**/bulkjob/**")
     expect(unreachable).to_be_hidden()
     expect(said).to_be_visible()
     page.context.clear_cookies()

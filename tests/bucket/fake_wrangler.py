@@ -16,10 +16,10 @@ class FakeWrangler:
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.path, self.folder = folder / "wrangler", folder
         configure_wrangler(
-            settings, WRANGLER=str(self.path), API_TOKEN="s3cret-t0ken", ACCOUNT_ID="a" * 32
+            settings, WRANGLER_PATH=str(self.path), API_TOKEN="s3cret-t0ken", ACCOUNT_ID="a" * 32
         )
 
-    def does(self, lines: str, version: str = "4.164.0") -> None:
+    def write_script(self, lines: str, version: str = "4.164.0") -> None:
         self.path.unlink(missing_ok=True)
         self.path.write_text(
             f'#!/bin/sh\nif [ "$1" = --version ]; then echo x >> {self.folder}/asked;'
@@ -27,6 +27,6 @@ class FakeWrangler:
         )
         self.path.chmod(0o700)
 
-    def asked(self) -> int:
+    def count_calls(self) -> int:
         """How often it was asked for its version."""
         return len((self.folder / "asked").read_text().split())

@@ -14,13 +14,13 @@ from hypothesis import strategies as some
 from devtools.http_reply import Reply
 from storage_audit.bucket import answers, deleters, s3
 from storage_audit.bucket.errors import InvalidResponse
-from tests.faults.matching import is_delete_batch, keys_sent, on
+from tests.faults.matching import is_delete_batch, rule_for, sent_keys
 from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.real_bucket import Bucket
 
 HEAD = '<?xml version="1.0" encoding="UTF-8"?>\n<DeleteResult xmlns="http://s3.amazonaws.com/doc/">'
 TAIL = "</DeleteResult>"
-KEYS = some.text(min_size=1, max_size=20).filter(deleters.survives_xml)
+KEYS = some.text(min_size=1, max_size=20).filter(deleters.is_xml_safe)
 
 
 def answer(*keys: str, head: str = HEAD, tail: str = TAIL) -> bytes:
@@ -32,9 +32,9 @@ def test_plain_answers_are_cut_out(head: str) -> None:
     keys = ["a", "b/c d.mp4", "é", "'\"", "a;b"]
     if head == HEAD.lower():
         # Tags have a case, encodings have none.
-        assert answers.cut(answer(*keys, head=head)) == (answer(*keys, head=head), [])
+        assert answers.split_answer(answer(*keys, head=head)) == (answer(*keys, head=head), [])
         head = HEAD.replace("UTF-8", "utf-8")
-    rest, found = answers.cut(answer(*keys, head=head, tail=TAIL + "\n"))
+    rest, found = answers.split_answer(answer(*keys, head=head, tail=TAIL + "\n"))
     assert (rest.decode(), found) == (head + TAIL + "\n", keys)
 
 
@@ -70,7 +70,7 @@ def test_plain_answers_are_cut_out(head: str) -> None:
     ],
 )
 def test_what_is_not_as_expected_is_left_to_botocore(body: bytes) -> None:
-    assert answers.cut(body) == (body, [])
+    assert answers.split_answer(body) == (body, [])
 
 
 @given(some.lists(KEYS, min_size=1), some.data())
@@ -82,7 +82,7 @@ def test_nothing_is_read_that_an_xml_parser_reads_otherwise(
     end = data.draw(some.integers(at, min(len(body), at + 5)))
     broken = (body[:at] + data.draw(some.text("<>/&;aKey ", max_size=5)) + body[end:]).encode()
     for given_ in (body.encode(), broken):
-        rest, found = answers.cut(given_)
+        rest, found = answers.split_answer(given_)
         # What stands around them is still read by botocore, which fails for the whole.
         if found and readable(rest):
             assert [{"Key": key} for key in found] == parsed(given_)["Deleted"]
@@ -97,7 +97,7 @@ def readable(body: bytes) -> bool:
 
 def parsed(body: bytes) -> Any:
     """By botocore."""
-    shape: Any = s3.client().meta.service_model.operation_model("DeleteObjects").output_shape
+    shape: Any = s3.s3_client().meta.service_model.operation_model("DeleteObjects").output_shape
     return RestXMLParser().parse({"status_code": 200, "headers": {}, "body": body}, shape)
 
 
@@ -110,7 +110,7 @@ def bodies_sent() -> Iterator[list[bytes]]:
         bodies.append(request.body)
         raise InvalidResponse("enough")
 
-    events = s3.client(attempts=1).meta.events
+    events = s3.s3_client(attempts=1).meta.events
     events.register("before-send.s3.DeleteObjects", keep)
     try:
         yield bodies
@@ -124,7 +124,7 @@ def test_request_is_the_one_that_botocore_writes(keys: list[str]) -> None:
         for plainly in (True, False):
             with (
                 pytest.raises(InvalidResponse),
-                patch.object(answers, "asks_plainly", return_value=plainly),
+                patch.object(answers, "is_plain_request", return_value=plainly),
             ):
                 s3.delete_batch("tests", keys)
     assert bodies[0] == bodies[1]
@@ -144,9 +144,9 @@ def test_answer_counts_only_for_a_key_that_was_sent(store: FaultyStore, bucket: 
         reply = forward()
         return Reply(200, reply.body.replace(b"<Key>b<", b"<Key>other<"))
 
-    store.rules.append(on(is_delete_batch, tell_of_another, times=1))
-    assert s3.delete_batch(bucket.name, ["a", "b"]) == {"a": s3.FOREIGN, "b": s3.FOREIGN}
-    assert [keys_sent(call) for call in store.asked(is_delete_batch)] == [["a", "b"]]
+    store.rules.append(rule_for(is_delete_batch, tell_of_another, times=1))
+    assert s3.delete_batch(bucket.name, ["a", "b"]) == {"a": s3.WRONG_KEYS, "b": s3.WRONG_KEYS}
+    assert [sent_keys(call) for call in store.find_requests(is_delete_batch)] == [["a", "b"]]
 
 
 @pytest.mark.parametrize("key", ["x", "x&y", "x y", "é"])
@@ -156,15 +156,15 @@ def test_every_answer_is_read_beside_an_error(store: FaultyStore, bucket: Bucket
         error = "<Error><Key>b</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
         return Reply(200, (told + error + TAIL).encode())
 
-    store.rules.append(on(is_delete_batch, refuse_one, times=1))
+    store.rules.append(rule_for(is_delete_batch, refuse_one, times=1))
     said = s3.delete_batch(bucket.name, [key, "b", "c"])
-    assert said == {key: s3.DELETED, "b": s3.Answer("AccessDenied", "no"), "c": s3.SILENCE}
+    assert said == {key: s3.DELETED, "b": s3.Answer("AccessDenied", "no"), "c": s3.NOT_MENTIONED}
 
 
 @pytest.mark.parametrize("key", ["a\rb", "a\n", "\0", "a\x7f", "\ufffe"])
 def test_keys_that_xml_carries_changed_are_left_to_botocore(key: str) -> None:
-    assert answers.asks_plainly({"Objects": [{"Key": "a b<é>"}]})
-    assert not answers.asks_plainly({"Objects": [{"Key": "a"}, {"Key": key}]})
+    assert answers.is_plain_request({"Objects": [{"Key": "a b<é>"}]})
+    assert not answers.is_plain_request({"Objects": [{"Key": "a"}, {"Key": key}]})
 
 
 TOLD = "<Deleted><Key>a</Key></Deleted>"
@@ -173,8 +173,8 @@ REFUSED = "<Error><Key>a</Key><Code>AccessDenied</Code></Error>"
 
 @pytest.mark.parametrize("told", [TOLD + TOLD, REFUSED + REFUSED, TOLD + REFUSED, REFUSED + TOLD])
 def test_answer_that_names_a_key_twice_is_no_answer(store: FaultyStore, told: str) -> None:
-    store.rules.append(on(is_delete_batch, Reply(200, f"{HEAD}{told}{TAIL}".encode())))
-    assert s3.delete_batch("tests", ["a", "b"]) == {"a": s3.FOREIGN, "b": s3.FOREIGN}
+    store.rules.append(rule_for(is_delete_batch, Reply(200, f"{HEAD}{told}{TAIL}".encode())))
+    assert s3.delete_batch("tests", ["a", "b"]) == {"a": s3.WRONG_KEYS, "b": s3.WRONG_KEYS}
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,6 @@ def test_answer_that_names_a_key_twice_is_no_answer(store: FaultyStore, told: st
     ],
 )
 def test_answer_of_another_form_is_refused(store: FaultyStore, body: str) -> None:
-    store.rules.append(on(is_delete_batch, Reply(200, body.encode())))
+    store.rules.append(rule_for(is_delete_batch, Reply(200, body.encode())))
     with pytest.raises(InvalidResponse):
         s3.delete_batch("tests", ["a", "b"])

@@ -17,18 +17,18 @@ from storage_audit.bucket import frame, listing_xml, s3
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import (
     ListingOutOfOrder,
-    as_bytes,
     entry_pages,
-    pages,
-    pages_in_any_order,
+    key_bytes,
+    object_pages,
+    unordered_pages,
 )
-from storage_audit.bucket.listing_xml import NONE, Entries, Entry
-from storage_audit.bucket.s3 import Listed
+from storage_audit.bucket.listing_xml import NO_ENTRIES, Entries, Entry
+from storage_audit.bucket.s3 import ListedObject
 from storage_audit.ownership import bucket_marker
 from storage_audit.storage import is_listed
-from tests.faults.kinds import changed
-from tests.faults.matching import is_later_page, is_listing, on
-from tests.faults.pages import FORMS, without_field
+from tests.faults.kinds import change_reply
+from tests.faults.matching import is_later_page, is_listing, rule_for
+from tests.faults.pages import MALFORMED_FORMS, without_field
 from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.network import faulty_network
 from tests.real_bucket import Bucket
@@ -58,21 +58,24 @@ def page(*entries: str, end: str = ECHO + WHOLE, between: str = "") -> bytes:
 
 
 def uncut(body: bytes) -> tuple[bytes, Entries]:
-    return body, NONE
+    return body, NO_ENTRIES
 
 
-def read(body: bytes, cut: Cut) -> list[Listed] | None:
+def read(body: bytes, cut: Cut) -> list[ListedObject] | None:
     """As r2 and botocore do; None of what they refuse."""
     rest, entries = cut(body)
     if handlers._looks_like_special_case_error(200, rest):  # type: ignore[attr-defined]
         return None
     parser = parsers.create_parser("rest-xml")
-    shape = s3.client().meta.service_model.operation_model("ListObjectsV2").output_shape
+    shape = s3.s3_client().meta.service_model.operation_model("ListObjectsV2").output_shape
     assert shape
     try:
         answer = parser.parse({"body": rest, "headers": {}, "status_code": 200}, shape)
         answer |= {"Entries": entries, "Frame": rest}
-        return [s3.listed(entry) for entry in s3.page_in(answer, "tests", ASKED, s3.PAGE).objects]
+        return [
+            s3.listed_object(entry)
+            for entry in s3.parse_page(answer, "tests", ASKED, s3.PAGE_SIZE).objects
+        ]
     except (
         AttributeError,
         InvalidResponse,
@@ -87,10 +90,10 @@ def read(body: bytes, cut: Cut) -> list[Listed] | None:
 def assert_read_alike(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.put(*KEYS)
     with monkeypatch.context() as patch:
-        patch.setattr(listing_xml, "parsed", None)  # Nothing is left to botocore.
+        patch.setattr(listing_xml, "convert_entry", None)  # Nothing is left to botocore.
         ours = s3.list_page(bucket.name, "")
     with monkeypatch.context() as patch:
-        patch.setattr(listing_xml, "cut", uncut)
+        patch.setattr(listing_xml, "split_entries", uncut)
         assert ours == s3.list_page(bucket.name, "")
     assert {listed.key for listed in ours.objects} >= set(KEYS)
 
@@ -108,7 +111,7 @@ def test_pages_of_another_store(seaweedfs: SeaweedFS, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("tags", list(permutations([KEY, SIZE, DATE, ETAG])))
 def test_tags_may_come_in_any_order(tags: tuple[str, ...]) -> None:
-    rest, entries = listing_xml.cut(page("".join(tags), "".join(tags)))
+    rest, entries = listing_xml.split_entries(page("".join(tags), "".join(tags)))
     assert list(entries) == [LISTED, LISTED]
     assert rest == page().replace(b"<KeyCount>0", b"<KeyCount>2")
 
@@ -130,8 +133,10 @@ def test_tags_may_come_in_any_order(tags: tuple[str, ...]) -> None:
 )
 def test_entries_of_any_one_shape_are_read(entry: str) -> None:
     body = page(entry, entry)
-    assert list(listing_xml.cut(body)[1]) == [LISTED, LISTED]
-    assert read(body, listing_xml.cut) == read(body, uncut) == [s3.listed(LISTED)] * 2
+    assert list(listing_xml.split_entries(body)[1]) == [LISTED, LISTED]
+    assert (
+        read(body, listing_xml.split_entries) == read(body, uncut) == [s3.listed_object(LISTED)] * 2
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_entries_of_any_one_shape_are_read(entry: str) -> None:
     ],
 )
 def test_anything_else_is_left_as_it_is(body: bytes) -> None:
-    assert listing_xml.cut(body) == (body, NONE)
+    assert listing_xml.split_entries(body) == (body, NO_ENTRIES)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +188,8 @@ def test_anything_else_is_left_as_it_is(body: bytes) -> None:
     ],
 )
 def test_what_is_left_is_read_by_botocore(store: FaultyStore, body: bytes, key: str) -> None:
-    store.rules[:] = [on(is_listing, Reply(200, body))]
-    expected = s3.listed(LISTED._replace(key=key))
+    store.rules[:] = [rule_for(is_listing, Reply(200, body))]
+    expected = s3.listed_object(LISTED._replace(key=key))
     assert s3.list_page("tests", "").objects == [expected, expected]
 
 
@@ -204,10 +209,10 @@ def test_what_is_left_is_read_by_botocore(store: FaultyStore, body: bytes, key: 
 def test_pages_are_refused_as_before(
     store: FaultyStore, monkeypatch: pytest.MonkeyPatch, body: bytes
 ) -> None:
-    store.rules[:] = [on(is_listing, Reply(200, body))]
+    store.rules[:] = [rule_for(is_listing, Reply(200, body))]
     refusals = []
-    for cut in (listing_xml.cut, uncut):
-        monkeypatch.setattr(listing_xml, "cut", cut)
+    for cut in (listing_xml.split_entries, uncut):
+        monkeypatch.setattr(listing_xml, "split_entries", cut)
         with pytest.raises(StoreError) as refusal:
             s3.list_page("tests", "")
         refusals.append((refusal.type, refusal.value.code))
@@ -215,20 +220,23 @@ def test_pages_are_refused_as_before(
 
 
 def both_readers(test: Callable[..., None]) -> Callable[..., None]:
-    readers = pytest.mark.parametrize("cut", [listing_xml.cut, uncut], ids=["quick", "botocore"])
+    readers = pytest.mark.parametrize(
+        "cut", [listing_xml.split_entries, uncut], ids=["quick", "botocore"]
+    )
     return readers(test)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(autouse=True)
 def unknown_store() -> None:
     """Earlier tests may have said what this one repeats, and most pages here are made by hand."""
-    frame.expect("tests", ())
+    frame.set_expected_fields("tests", ())
 
 
 @pytest.fixture
 def store(store: FaultyStore) -> FaultyStore:
-    """The first test that uses the bucket has claimed it, and so learned what the store repeats."""
-    frame.expect("tests", ())
+    """The first test that uses the bucket has connected it, and so learned what the store
+    repeats."""
+    frame.set_expected_fields("tests", ())
     return store
 
 
@@ -236,33 +244,33 @@ def store(store: FaultyStore) -> FaultyStore:
 def three(store: FaultyStore, bucket: Bucket) -> Iterator[Bucket]:
     """Objects in a bucket whose store is known."""
     bucket.put("a/1", "a/2", "a/3")
-    frame.expect(bucket.name, bucket_marker.check(bucket.name).echoes)
+    frame.set_expected_fields(bucket.name, bucket_marker.check_bucket(bucket.name).echoes)
     yield bucket
-    frame.expect(bucket.name, ())
+    frame.set_expected_fields(bucket.name, ())
 
 
-def read_spoiled(store: FaultyStore, form: str) -> list[Listed]:
+def read_spoiled(store: FaultyStore, form: str) -> list[ListedObject]:
     """The first page of a listing, in this form."""
-    change = changed(FORMS[form])
+    change = change_reply(MALFORMED_FORMS[form])
     spoilt = list[Reply | None]()
 
     def rule(request: Request, forward: Forward) -> Reply | None:
         spoilt.append(change(request, forward))
         return spoilt[-1]
 
-    store.rules[:] = [on(is_listing, rule)]
+    store.rules[:] = [rule_for(is_listing, rule)]
     try:
-        return next(pages("tests", "a/", "a/0"))
+        return next(object_pages("tests", "a/", "a/0"))
     finally:
         assert all(spoilt), "it is as it was"
 
 
 @both_readers
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", MALFORMED_FORMS)
 def test_page_of_another_request_or_form_is_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut, form: str
 ) -> None:
-    monkeypatch.setattr(listing_xml, "cut", cut)
+    monkeypatch.setattr(listing_xml, "split_entries", cut)
     with pytest.raises(InvalidResponse):
         read_spoiled(store, form)
 
@@ -272,21 +280,21 @@ def test_page_of_another_request_or_form_is_refused(
 def test_impossible_keys_on_a_page_in_any_order_are_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut, form: str
 ) -> None:
-    monkeypatch.setattr(listing_xml, "cut", cut)
-    store.rules[:] = [on(is_listing, changed(FORMS[form]))]
+    monkeypatch.setattr(listing_xml, "split_entries", cut)
+    store.rules[:] = [rule_for(is_listing, change_reply(MALFORMED_FORMS[form]))]
     with pytest.raises(InvalidResponse):
-        list(pages_in_any_order(three.name, "a/"))
+        list(unordered_pages(three.name, "a/"))
 
 
 @both_readers
 def test_later_page_of_another_request_is_refused(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
 ) -> None:
-    monkeypatch.setattr(listing_xml, "cut", cut)
-    monkeypatch.setattr(s3, "PAGE", 2)
-    store.rules[:] = [on(is_later_page, changed(without_continuation))]
+    monkeypatch.setattr(listing_xml, "split_entries", cut)
+    monkeypatch.setattr(s3, "PAGE_SIZE", 2)
+    store.rules[:] = [rule_for(is_later_page, change_reply(without_continuation))]
     with pytest.raises(InvalidResponse):
-        list(pages("tests", "a/"))
+        list(object_pages("tests", "a/"))
 
 
 def without_continuation(xml: str) -> str:
@@ -297,10 +305,10 @@ def without_continuation(xml: str) -> str:
 def test_unknown_store_need_not_repeat_the_request(
     store: FaultyStore, three: Bucket, monkeypatch: pytest.MonkeyPatch, cut: Cut
 ) -> None:
-    """A bucket that was claimed before this was learned: what is sent must agree all the same."""
-    monkeypatch.setattr(listing_xml, "cut", cut)
-    frame.expect(three.name, ())
-    for form in FORMS:
+    """A bucket that was connected before this was learned: what is sent must agree all the same."""
+    monkeypatch.setattr(listing_xml, "split_entries", cut)
+    frame.set_expected_fields(three.name, ())
+    for form in MALFORMED_FORMS:
         if form in SILENT:
             assert read_spoiled(store, form) == []
         else:
@@ -316,23 +324,23 @@ def test_process_that_has_not_read_the_marker_knows_what_the_store_sends(
     store: FaultyStore, three: Bucket, form: str
 ) -> None:
     """Such as a web process, which sees the marker only in a listing, after the page."""
-    frame.forget(three.name)
+    frame.forget_expected_fields(three.name)
     with pytest.raises(InvalidResponse, match="which this store always sends"):
         read_spoiled(store, form)
     store.rules.clear()
     assert is_listed(three.name, "a/1")
 
 
-def test_bucket_whose_store_sends_less_than_before_can_be_claimed_again(
+def test_bucket_whose_store_sends_less_than_before_can_be_connected_again(
     store: FaultyStore, three: Bucket
 ) -> None:
-    store.rules[:] = [on(is_listing, changed(without_count))]
+    store.rules[:] = [rule_for(is_listing, change_reply(without_count))]
     with pytest.raises(InvalidResponse, match="lacks ListBucketResult.KeyCount"):
         is_listed(three.name, "a/1")
-    sent_before = frame.expected(three.name)
-    assert "ListBucketResult.KeyCount" not in bucket_marker.claim(three.name).echoes
+    sent_before = frame.expected_fields(three.name)
+    assert "ListBucketResult.KeyCount" not in bucket_marker.connect_bucket(three.name).echoes
     assert is_listed(three.name, "a/1")
-    frame.expect(three.name, sent_before)  # In a process that read the marker before.
+    frame.set_expected_fields(three.name, sent_before)  # In a process that read the marker before.
     with pytest.raises(InvalidResponse):
         is_listed(three.name, "a/1")
     assert is_listed(three.name, "a/1")
@@ -360,7 +368,7 @@ def without_count(xml: str) -> str:
     ],
 )
 def test_field_repeats_what_was_asked_encoded_or_not(given: str, asked: str, same: bool) -> None:
-    assert frame.repeats(given, asked) is same
+    assert frame.is_echo_of(given, asked) is same
 
 
 def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) -> None:
@@ -370,11 +378,12 @@ def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) 
         bucket = Bucket(origin)
         bucket.wipe()
         with faulty_network(origin):
-            frame.expect("tests", bucket_marker.probe("tests").echoes)
-            assert {"ListBucketResult.Prefix", "ListBucketResult.StartAfter"} <= frame.expected(
-                "tests"
-            )
-            assert list(pages("tests", prefix, start)) == [[]]
+            frame.set_expected_fields("tests", bucket_marker.probe_traits("tests").echoes)
+            assert {
+                "ListBucketResult.Prefix",
+                "ListBucketResult.StartAfter",
+            } <= frame.expected_fields("tests")
+            assert list(object_pages("tests", prefix, start)) == [[]]
 
 
 def test_botocore_reads_no_entry(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,10 +415,12 @@ def test_each_of_many_threads_has_its_own_page(bucket: Bucket) -> None:
 def test_pages_of_entries_are_those_of_objects(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PAGE", 7)
+    monkeypatch.setattr(s3, "PAGE_SIZE", 7)
     bucket.put(*KEYS)
-    found = [[s3.listed(entry) for entry in page] for page in entry_pages(bucket.name, "a", "a b")]
-    assert found == list(pages(bucket.name, "a", "a b"))
+    found = [
+        [s3.listed_object(entry) for entry in page] for page in entry_pages(bucket.name, "a", "a b")
+    ]
+    assert found == list(object_pages(bucket.name, "a", "a b"))
     assert found[0] and len(s3.list_entries(bucket.name, "", max_keys=2).objects) == 2
 
 
@@ -417,14 +428,14 @@ def test_pages_of_entries_are_those_of_objects(
 def test_entries_out_of_order_break_the_listing(store: FaultyStore, keys: tuple[str, ...]) -> None:
     """By their bytes, also where these are no text."""
     body = page(*(USUAL.replace("a%2Fb", key) for key in keys))
-    store.rules[:] = [on(is_listing, Reply(200, body))]
+    store.rules[:] = [rule_for(is_listing, Reply(200, body))]
     with pytest.raises(ListingOutOfOrder):
         next(entry_pages("tests", ""))
 
 
 def test_keys_that_are_no_text_are_in_the_order_of_their_bytes(store: FaultyStore) -> None:
     body = page(*(USUAL.replace("a%2Fb", key) for key in ("%80", "%F0%90%80%80", "%FF")))
-    store.rules[:] = [on(is_listing, Reply(200, body))]
+    store.rules[:] = [rule_for(is_listing, Reply(200, body))]
     (found,) = entry_pages("tests", "")
     assert [entry.key for entry in found] == ["\udc80", "\U00010000", "\udcff"]
 
@@ -433,7 +444,7 @@ def test_keys_that_are_no_text_are_in_the_order_of_their_bytes(store: FaultyStor
 def test_any_key_comes_through(raw: list[bytes]) -> None:
     for encode in (quote_from_bytes, lambda key: quote_plus(key, safe="/")):
         body = page(*(USUAL.replace("a%2Fb", encode(key)) for key in raw))
-        assert [as_bytes(entry.key) for entry in listing_xml.cut(body)[1]] == raw
+        assert [key_bytes(entry.key) for entry in listing_xml.split_entries(body)[1]] == raw
 
 
 PIECES = ["<Contents>", "</Contents>", "<Key>", "</Key>", "<!--", "-->", "<", ">", "&amp;", "&"]
@@ -451,4 +462,4 @@ def test_damage_is_read_as_botocore_reads_it_or_not_at_all(
     body = BODY
     for place, length, piece in damage:
         body = body[:place] + piece + body[place + length :]
-    assert read(body.encode(), listing_xml.cut) == read(body.encode(), uncut)
+    assert read(body.encode(), listing_xml.split_entries) == read(body.encode(), uncut)

@@ -7,13 +7,21 @@ import pytest
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import InvalidResponse
-from storage_audit.bucket.listing import as_bytes, exact, find, pages
+from storage_audit.bucket.listing import exact_key, find_keys, key_bytes, object_pages
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from tests.faults.matching import is_delete_batch
 from tests.faults.proxy import FaultyStore
 from tests.network import faulty_network
-from tests.promises import Status, again, alive, check, delete, outcomes, track
+from tests.promises import (
+    Status,
+    check_promises,
+    clean_up_project,
+    create_projects,
+    read_outcomes,
+    run_again,
+    track_key,
+)
 from tests.real_bucket import Bucket
 
 PREFIX = "projects/proj_1/scenes/"
@@ -32,8 +40,8 @@ def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultyStore]:
 def bucket(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bucket:
     found = Bucket(seaweedfs)
     found.wipe()
-    bucket_marker.claim(found.name)
-    proxy.seen.clear()
+    bucket_marker.connect_bucket(found.name)
+    proxy.requests.clear()
     return found
 
 
@@ -41,13 +49,13 @@ def test_it_has_an_order_of_its_own(bucket: Bucket) -> None:
     bucket.put(*ONLY_IN_ITS_OWN)
     listed = list(bucket.facts(PREFIX))
     assert listed == ONLY_IN_ITS_OWN
-    assert listed != sorted(listed, key=as_bytes)
+    assert listed != sorted(listed, key=key_bytes)
 
 
 def test_its_order_breaks_a_listing(bucket: Bucket) -> None:
     bucket.put(*ONLY_IN_ITS_OWN)
     with pytest.raises(InvalidResponse):
-        list(pages(bucket.name, PREFIX))
+        list(object_pages(bucket.name, PREFIX))
 
 
 @pytest.mark.parametrize("page", [1, 2, 1000])
@@ -55,37 +63,37 @@ def test_keys_are_found_in_its_order_or_not_at_all(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     """Broken is no answer, and absence is never said of what is there."""
-    monkeypatch.setattr(s3, "PAGE", page)
+    monkeypatch.setattr(s3, "PAGE_SIZE", page)
     keys = ["a-b", "a.b", "a/0", "a/b", "a/b-c/d", "a/b.c", "a0", "b/c/d", "b/c-d/e", "b/c0"]
     bucket.put(*keys)
     for asked in [*([key] for key in keys), keys[:2], keys[3:6], keys]:
         try:
-            assert set(find(bucket.name, asked, exact)) == set(asked)
+            assert set(find_keys(bucket.name, asked, exact_key)) == set(asked)
         except InvalidResponse:
             continue
 
 
 def test_project_in_the_order_of_all_stores_is_cleaned(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*IN_BOTH_ORDERS)
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN, operation.error
-    assert outcomes(operation) == dict.fromkeys(IN_BOTH_ORDERS, "deleted")
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN, cleanup.message
+    assert read_outcomes(cleanup) == dict.fromkeys(IN_BOTH_ORDERS, "deleted")
     assert not bucket.keys()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_project_out_of_order_keeps_all_and_says_why(bucket: Bucket, proxy: FaultyStore) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*ONLY_IN_ITS_OWN)
     for key in ONLY_IN_ITS_OWN:
-        track(bucket, key, "proj_1")
-    operation = delete("proj_1")
+        track_key(bucket, key, "proj_1")
+    cleanup = clean_up_project("proj_1")
     for _attempt in range(2):
-        assert operation.status == Status.INCOMPLETE
-        assert "where it cannot be" in operation.error
+        assert cleanup.status == Status.RETRYING
+        assert "where it cannot be" in cleanup.message
         assert bucket.keys() == set(ONLY_IN_ITS_OWN)
-        assert not proxy.asked(is_delete_batch)
+        assert not proxy.find_requests(is_delete_batch)
         assert R2Object.objects.count() == len(ONLY_IN_ITS_OWN)
-        check(bucket)
-        operation = again(operation)
+        check_promises(bucket)
+        cleanup = run_again(cleanup)

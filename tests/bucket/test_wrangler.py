@@ -18,7 +18,7 @@ import pytest
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
-from devtools.local_r2 import WRANGLER
+from devtools.local_r2 import WRANGLER_SCRIPT
 from storage_audit.bucket import wrangler, wrangler_errors
 from storage_audit.bucket.errors import (
     LOCKED,
@@ -33,7 +33,7 @@ from storage_audit.bucket.errors import (
 from storage_audit.bucket.s3 import DELETED, Answer
 from storage_audit.bucket.wrangler import Command
 from storage_audit.bucket.wrangler_errors import Unusable
-from storage_audit.clocks import monotonic
+from storage_audit.clocks import monotonic_seconds
 from tests.bucket.fake_wrangler import FakeWrangler, configure_wrangler
 from tests.paths import ROOT
 from tests.real_bucket import BUCKETS, Bucket
@@ -99,11 +99,11 @@ def ran() -> list[Command]:
 
 
 def soon() -> float:
-    return monotonic() + 60
+    return monotonic_seconds() + 60
 
 
 def delete(key: str, ran: list[Command], bucket: str = HERE, until: float | None = None) -> Answer:
-    return wrangler.delete(bucket, key, until=until or soon(), ran=ran.append)
+    return wrangler.delete_object(bucket, key, until=until or soon(), on_command=ran.append)
 
 
 def target(api: CloudflareApi, key: str, bucket: str = HERE) -> str:
@@ -135,7 +135,7 @@ def test_the_very_object_is_deleted_whatever_its_key(
     assert Bucket(bucket.r2, NEXT_DOOR).facts() == neighbours
     expected = [("DELETE", target(cloudflare_api, key), 200) for key in KEYS]
     assert sorted(cloudflare_api.requests) == sorted(expected)
-    assert not cloudflare_api.emptied()
+    assert not cloudflare_api.list_bulk_deletes()
     assert {command.exit_code for command in ran} == {0}
     assert len(ran) == len(KEYS)
 
@@ -144,7 +144,7 @@ def test_the_very_object_is_deleted_whatever_its_key(
 def test_a_key_that_would_mean_another_object_is_refused(
     cloudflare_api: CloudflareApi, key: str, ran: list[Command]
 ) -> None:
-    assert HOSTILE[key] in wrangler.objection(key)
+    assert HOSTILE[key] in wrangler.undeletable_reason(key)
     with pytest.raises(Refused, match=HOSTILE[key]) as caught:
         delete(key, ran)
     assert caught.value.answered and not isinstance(caught.value, BucketForbidden)
@@ -153,7 +153,7 @@ def test_a_key_that_would_mean_another_object_is_refused(
 
 @pytest.mark.parametrize("key", [*KEYS, "a", "d/", "...", "-x", "é" * 512])
 def test_no_other_key_is_refused(key: str) -> None:
-    assert wrangler.objection(key) == ""
+    assert wrangler.undeletable_reason(key) == ""
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "b?", "B", "x" * 64])
@@ -192,7 +192,7 @@ def test_a_configuration_in_a_folder_above_changes_nothing(
     assert sorted(os.listdir(tmp_path)) == [".env", "wrangler.toml"]
 
 
-def test_the_jurisdiction_is_passed_on_and_absence_is_no_failure(
+def test_the_jurisdiction_is_passed_on_and_a_missing_object_is_no_failure(
     cloudflare_api: CloudflareApi, bucket: Bucket, settings: Settings, ran: list[Command]
 ) -> None:
     """Where there is no such bucket wrangler says what it always says."""
@@ -224,7 +224,7 @@ def test_a_failure_leads_to_what_it_means(
     assert (locked.code, locked.answered) == (LOCKED, True)
     cloudflare_api.failures = [500]
     assert not failure(Unavailable).answered
-    cloudflare_api.limit = 0
+    cloudflare_api.request_limit = 0
     assert failure(Overloaded).retry_after == 300
     cloudflare_api.reset()
     configure_wrangler(settings, API_TOKEN=cloudflare_api.read_only_token)
@@ -251,8 +251,8 @@ def test_a_failure_leads_to_what_it_means(
 def test_the_status_and_the_code_of_the_api_decide(
     stderr: str, kind: type[StoreError], code: str
 ) -> None:
-    said = wrangler_errors.Said(1, "", f"✘ [ERROR] Failed to fetch /accounts/1/{stderr}\n")
-    error = wrangler_errors.trouble(said)
+    said = wrangler_errors.RunOutput(1, "", f"✘ [ERROR] Failed to fetch /accounts/1/{stderr}\n")
+    error = wrangler_errors.failure_of(said)
     assert (type(error), error.code) == (kind, code)
 
 
@@ -269,17 +269,17 @@ def test_the_code_alone_decides_where_no_status_is_told(
     code: int, kind: type[StoreError], pause: int
 ) -> None:
     text = f"✘ [ERROR] A request to the Cloudflare API (/user) failed.\n\n  Why [code: {code}]\n"
-    error = wrangler_errors.trouble(wrangler_errors.Said(1, "", text))
+    error = wrangler_errors.failure_of(wrangler_errors.RunOutput(1, "", text))
     assert (type(error), error.retry_after) == (kind, pause)
 
 
 def test_who_it_is(cloudflare_api: CloudflareApi, settings: Settings, ran: list[Command]) -> None:
-    identity = wrangler.whoami(ran=ran.append)
+    identity = wrangler.login_status(on_command=ran.append)
     assert identity.logged_in and identity.auth_type and identity.email == "staff@example.com"
     assert identity.accounts == [(cloudflare_api.account_id, "Local R2")]
     configure_wrangler(settings, API_TOKEN="x" * 40)
     with pytest.raises(Unusable, match="CLOUDFLARE_API_TOKEN"):
-        wrangler.whoami(ran=ran.append)
+        wrangler.login_status(on_command=ran.append)
     assert [command.exit_code for command in ran] == [0, 1]
 
 
@@ -295,7 +295,7 @@ def test_nobody_is_logged_in(
     monkeypatch.setenv("CLOUDFLARE_API_KEY", "k" * 37)
     monkeypatch.setenv("CLOUDFLARE_EMAIL", "staff@example.com")
     configure_wrangler(settings, API_TOKEN="")
-    assert wrangler.whoami(ran=ran.append) == wrangler.Identity(False, "", "", [])
+    assert wrangler.login_status(on_command=ran.append) == wrangler.LoginStatus(False, "", "", [])
     with pytest.raises(Unusable, match="CLOUDFLARE_API_TOKEN"):
         delete("k", ran)
     assert not cloudflare_api.requests
@@ -336,17 +336,17 @@ def test_the_buckets_that_it_sees(
     kept.write_text(json.dumps({"account": {"id": "e" * 32, "name": "not ours"}}))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     configure_wrangler(settings, ACCOUNT_ID="")
-    assert wrangler.buckets(ran=ran.append) == BUCKETS
+    assert wrangler.list_buckets(on_command=ran.append) == BUCKETS
     cloudflare_api.failures = [500]
     with pytest.raises(Unavailable):
-        wrangler.buckets(ran=ran.append)
+        wrangler.list_buckets(on_command=ran.append)
     assert [command.exit_code for command in ran] == [0, 1]
     assert "--remote" not in ran[0].argv
 
 
 def test_its_version(cloudflare_api: CloudflareApi) -> None:
-    package = json.loads((WRANGLER.parent.parent / "package.json").read_text())
-    assert wrangler.version() == package["version"]
+    package = json.loads((WRANGLER_SCRIPT.parent.parent / "package.json").read_text())
+    assert wrangler.wrangler_version() == package["version"]
 
 
 def test_a_node_that_failed_once_is_asked_again(
@@ -369,12 +369,12 @@ def test_a_node_that_failed_once_is_asked_again(
 @pytest.fixture
 def program(tmp_path: Path, settings: Settings) -> FakeWrangler:
     made = FakeWrangler(tmp_path, settings)
-    made.does("echo 'Resource location: remote '; echo 'Delete complete.'")
+    made.write_script("echo 'Resource location: remote '; echo 'Delete complete.'")
     return made
 
 
 def test_the_local_simulator_is_not_believed(program: FakeWrangler, ran: list[Command]) -> None:
-    program.does("echo 'Resource location: local '; echo 'Delete complete.'")
+    program.write_script("echo 'Resource location: local '; echo 'Delete complete.'")
     with pytest.raises(InvalidResponse, match="simulator"):
         delete("k", ran)
     assert ran[0].exit_code == 0 and "local" in ran[0].stdout
@@ -384,15 +384,15 @@ def test_a_part_of_the_token_is_not_told_where_a_long_error_is_cut(settings: Set
     token = "T0ken" * 8
     configure_wrangler(settings, API_TOKEN=token)
     for before in range(360, 400):
-        said = wrangler_errors.Said(1, "", "x" * before + token + "y" * 2000)
-        assert "T0ken" not in str(wrangler_errors.trouble(said))
+        said = wrangler_errors.RunOutput(1, "", "x" * before + token + "y" * 2000)
+        assert "T0ken" not in str(wrangler_errors.failure_of(said))
 
 
 @pytest.mark.parametrize("version", ["3.114.0", "4.9.1", "4.64.2"])
 def test_an_old_one_is_given_nothing(
     program: FakeWrangler, ran: list[Command], version: str
 ) -> None:
-    program.does("touch given", version)
+    program.write_script("touch given", version)
     with pytest.raises(Unusable, match=f"{version}.*npm install -g wrangler.*WRANGLER_PATH"):
         delete("k", ran)
     assert not ran
@@ -411,15 +411,15 @@ def test_one_that_is_not_there_or_does_not_run_says_what_to_do(
     program.path.chmod(0o700)
     program.path.write_text("no program")
     assert "cannot be started" in why() and "WRANGLER_PATH" in why()
-    program.does("", "; echo 'Wrangler requires at least Node.js v22.12.0' >&2; exit 1")
+    program.write_script("", "; echo 'Wrangler requires at least Node.js v22.12.0' >&2; exit 1")
     assert "Node.js v22.12.0" in why()
-    program.does("", "4.164.0; exit 3")
+    program.write_script("", "4.164.0; exit 3")
     assert "exit code 3" in why()
-    program.does("", "a good day")
+    program.write_script("", "a good day")
     assert "does not run" in why()
     program.path.write_text("#!/usr/bin/env no-such-node\n")
     assert "no-such-node" in why() and "Node 22.12" in why()
-    configure_wrangler(settings, WRANGLER="no-such-wrangler")
+    configure_wrangler(settings, WRANGLER_PATH="no-such-wrangler")
     assert "no-such-wrangler" in why()
     assert not ran
 
@@ -429,12 +429,12 @@ def test_it_is_asked_for_its_version_once_and_again_when_it_changes(
 ) -> None:
     for _again in range(2):
         delete("k", ran)
-    assert program.asked() == 1
+    assert program.count_calls() == 1
     before = program.path.stat()
-    program.does("echo 'Resource location: remote'", "5.0.0")
+    program.write_script("echo 'Resource location: remote'", "5.0.0")
     # As npm does, which gives the files of all versions the same time.
     os.utime(program.path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert wrangler.version() == "5.0.0"
+    assert wrangler.wrangler_version() == "5.0.0"
 
 
 def test_it_gets_no_more_of_our_environment_than_it_needs(
@@ -444,7 +444,7 @@ def test_it_gets_no_more_of_our_environment_than_it_needs(
         monkeypatch.setenv(name, "of ours")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.com")
     monkeypatch.delenv("LANG", raising=False)
-    program.does(
+    program.write_script(
         f"env > {program.folder}/env; ls -a > {program.folder}/files;"
         " echo Resource location: remote"
     )
@@ -453,7 +453,7 @@ def test_it_gets_no_more_of_our_environment_than_it_needs(
     assert given["CLOUDFLARE_API_TOKEN"] == "s3cret-t0ken"
     assert given["CLOUDFLARE_ACCOUNT_ID"] == "a" * 32
     assert given["HTTPS_PROXY"] == "http://proxy.example.com"
-    allowed = {*wrangler.PASSED_ON, *wrangler.QUIET, "PWD", "OLDPWD", "SHLVL", "_"}
+    allowed = {*wrangler.PASSED_VARIABLES, *wrangler.QUIET_VARIABLES, "PWD", "OLDPWD", "SHLVL", "_"}
     allowed |= {"CLOUDFLARE_API_TOKEN", "CLOUDFLARE_ACCOUNT_ID", "CLOUDFLARE_API_BASE_URL"}
     assert set(given) <= allowed
     files = (program.folder / "files").read_text().split()
@@ -463,7 +463,7 @@ def test_it_gets_no_more_of_our_environment_than_it_needs(
 def test_what_it_says_is_kept_short_and_without_secrets(
     program: FakeWrangler, ran: list[Command]
 ) -> None:
-    program.does(
+    program.write_script(
         "printf '\\033[31mResource location: remote\\033[0m\\n'; seq 9999; echo \"$@\";"
         " echo $CLOUDFLARE_API_TOKEN | tee /dev/stderr"
     )
@@ -491,17 +491,17 @@ def test_a_token_that_node_would_quote_is_not_passed_on(
 
 def wait_for_another(program: FakeWrangler, then: str = "") -> None:
     """Have it start another process, as wrangler does."""
-    program.does(f"sleep 30 & echo $! > {program.folder}/pid; {then} wait")
-    wrangler.version()
+    program.write_script(f"sleep 30 & echo $! > {program.folder}/pid; {then} wait")
+    wrangler.wrangler_version()
 
 
 def test_nothing_of_it_lives_on_when_its_time_is_over(
     program: FakeWrangler, ran: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wait_for_another(program)
-    monkeypatch.setattr(wrangler, "SHORTEST", 0)
+    monkeypatch.setattr(wrangler, "MIN_CALL_SECONDS", 0)
     with pytest.raises(Unavailable, match="killed") as caught:
-        delete("k", ran, until=monotonic() + 2)
+        delete("k", ran, until=monotonic_seconds() + 2)
     assert not caught.value.answered
     assert ran[0].exit_code is None and 1.5 < ran[0].seconds < 3.5
     assert ran[0].summary.endswith(f"killed, {ran[0].seconds:.1f} s")
@@ -525,9 +525,9 @@ def test_nothing_of_it_lives_on_when_our_work_is_broken_off(
 
 def check_that_all_is_over(program: FakeWrangler) -> None:
     child = int((program.folder / "pid").read_text())
-    started = monotonic()
+    started = monotonic_seconds()
     while is_alive(child):
-        assert monotonic() < started + 1
+        assert monotonic_seconds() < started + 1
         sleep(0.01)
 
 
@@ -541,30 +541,30 @@ def is_alive(pid: int) -> bool:
 def test_it_is_not_started_when_it_could_not_end_in_time(
     program: FakeWrangler, ran: list[Command]
 ) -> None:
-    wrangler.version()
+    wrangler.wrangler_version()
     with pytest.raises(DeadlinePassed):
-        delete("k", ran, until=monotonic() + 1)
+        delete("k", ran, until=monotonic_seconds() + 1)
     assert not ran
-    assert delete("k", ran, until=monotonic() + 3) == DELETED
+    assert delete("k", ran, until=monotonic_seconds() + 3) == DELETED
 
 
 def test_starts_keep_their_distance(
     program: FakeWrangler, ran: list[Command], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wrangler, "APART", 0.2)
+    monkeypatch.setattr(wrangler, "START_INTERVAL_SECONDS", 0.2)
     monkeypatch.setattr(wrangler, "_next_start", 0.0)
-    program.does("echo Resource location: remote")
-    wrangler.version()
-    now, slept = monotonic(), list[float]()
+    program.write_script("echo Resource location: remote")
+    wrangler.wrangler_version()
+    now, slept = monotonic_seconds(), list[float]()
     monkeypatch.setattr(wrangler, "sleep", slept.append)
-    monkeypatch.setattr(wrangler, "monotonic", lambda: now)
+    monkeypatch.setattr(wrangler, "monotonic_seconds", lambda: now)
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda key: delete(key, ran, until=now + 60), "abcdef"))
     assert sorted(slept) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
 
 
-def test_the_pace_leaves_half_of_what_the_api_takes_to_others() -> None:
-    assert 300 / wrangler.APART <= 1200 / 2
+def test_half_of_the_api_rate_is_left_to_others() -> None:
+    assert 300 / wrangler.START_INTERVAL_SECONDS <= 1200 / 2
 
 
 def test_how_long_it_takes() -> None:

@@ -20,30 +20,38 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone, translation
 from django.utils.functional import lazy
+from django.utils.html import escape
 from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
 from storage_audit.certificate import evidence
 from storage_audit.certificate.certificate_file import (
-    FORMS,
+    FILE_FORMATS,
     Certificate,
     CertificateOutdated,
     Ending,
     MalformedCertificate,
     NotACertificate,
-    issued,
-    signed,
+    issue_certificate,
+    signed_ending,
 )
-from storage_audit.certificate.check_file import flaws
-from storage_audit.certificate.evidence import ITEM
-from storage_audit.certificate.signature import canonical
+from storage_audit.certificate.check_file import find_flaws
+from storage_audit.certificate.evidence import ITEM_FIELDS
+from storage_audit.certificate.signature import canonical_json
 from storage_audit.cleanup import requests, retention
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.exports import csv_lines
-from storage_audit.models import Installation, R2Object
-from storage_audit.origin import Origin, acting_as
-from tests.admin_client import page, person, superuser, text_of
-from tests.promises import alive, delete, late_check, outcomes, run, track
+from storage_audit.models import DatabaseIdentity, R2Object
+from storage_audit.origin import Origin, use_origin
+from tests.admin_client import admin_url, page_text, staff_client, superuser_client
+from tests.promises import (
+    clean_up_project,
+    create_projects,
+    read_outcomes,
+    run_follow_up,
+    run_until_idle,
+    track_key,
+)
 from tests.real_bucket import BUCKETS, Bucket
 from tests.strange_keys import KEYS
 
@@ -51,22 +59,22 @@ UNDER = "projects/proj_1/scenes/s1/media/"
 ONE, TWO, ALONE = f"{UNDER}1.mp4", f"{UNDER}2.mp4", "elsewhere/proj_1.mp4"
 Facts = dict[str, Any]
 Alter = Callable[[Facts, list[Facts]], None]
-each_form = pytest.mark.parametrize("form", FORMS)
+each_form = pytest.mark.parametrize("form", FILE_FORMATS)
 
 
 @pytest.fixture
-def cleaned(bucket: Bucket) -> CleanupOperation:
+def cleaned(bucket: Bucket) -> Cleanup:
     """Two objects under a listed prefix, and one elsewhere that only its row tells of."""
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(ONE, TWO, ALONE)
-    track(bucket, ALONE, "proj_1")
-    with acting_as(Origin("anna", "admin, 192.0.2.7")):
-        operation = delete("proj_1")
-    assert operation.status == "clean" and bucket.keys() == set()
-    return operation
+    track_key(bucket, ALONE, "proj_1")
+    with use_origin(Origin("anna", "admin, 192.0.2.7")):
+        cleanup = clean_up_project("proj_1")
+    assert cleanup.status == "clean" and bucket.keys() == set()
+    return cleanup
 
 
-def made(**values: Any) -> CleanupOperation:
+def made(**values: Any) -> Cleanup:
     """The same, without a bucket: what is written in the database is all that counts."""
     facts = {
         "kind": "project",
@@ -77,43 +85,49 @@ def made(**values: Any) -> CleanupOperation:
         "status": "clean",
         "next_attempt_at": None,
         "finished_at": timezone.now(),
-        "ranges": ["projects/proj_1/"],
+        "listed_prefixes": ["projects/proj_1/"],
         "plan_digest": "0" * 64,
         **dict.fromkeys(("found", "deleted"), 3),
         **dict.fromkeys(("found_bytes", "deleted_bytes"), 21),
     }
-    operation = CleanupOperation.objects.create(**facts | values)
-    for key, span in ((ONE, 0), (TWO, 0), (ALONE, None)):
-        outcome = "planned" if operation.failed else "deleted"
-        operation.items.create(
-            key=key, identity=key, span=span, size=7, tries=1, outcome=outcome, found_in="listed"
+    cleanup = Cleanup.objects.create(**facts | values)
+    for key, range_index in ((ONE, 0), (TWO, 0), (ALONE, None)):
+        outcome = "to_delete" if cleanup.failed else "deleted"
+        cleanup.items.create(
+            key=key,
+            identity=key,
+            range_index=range_index,
+            size=7,
+            attempts=1,
+            outcome=outcome,
+            found_in="listed",
         )
-    operation.record("verify", "3 gone")
-    return operation
+    cleanup.record("verify", "3 gone")
+    return cleanup
 
 
 @pytest.fixture
-def certified(db: None) -> CleanupOperation:
+def certified(db: None) -> Cleanup:
     return made()
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Callable[..., Path]:
     """What is downloaded, in a file."""
-    client = superuser()
+    client = superuser_client()
 
-    def downloaded(operation: CleanupOperation, form: str = "json") -> Path:
-        answer: Any = client.get(address(operation, form))
+    def downloaded(cleanup: Cleanup, form: str = "json") -> Path:
+        answer: Any = client.get(address(cleanup, form))
         assert answer.status_code == 200
-        path = tmp_path / f"{operation.pk}.{form}"
+        path = tmp_path / f"{cleanup.pk}.{form}"
         path.write_bytes(b"".join(answer.streaming_content))
         return path
 
     return downloaded
 
 
-def address(operation: CleanupOperation, form: str) -> str:
-    return reverse("admin:storage_audit_certificate_file", args=[operation.pk, form])
+def address(cleanup: Cleanup, form: str) -> str:
+    return reverse("admin:storage_audit_certificate_file", args=[cleanup.pk, form])
 
 
 def loaded(path: Path) -> tuple[Facts, dict[str, Facts]]:
@@ -134,7 +148,7 @@ def rewrite(path: Path, alter: Alter, ends: Callable[[str], Ending] | None = Non
     old = opened(path)
     head, items, ending = old.head, list(old.items()), old.ending
     alter(head, items)
-    path.write_text("".join(old.form.write(head, items, ends or (lambda _digest: ending))))
+    path.write_text("".join(old.file_format.write(head, items, ends or (lambda _digest: ending))))
 
 
 def verify(path: Path, *options: str) -> tuple[str, str, int]:
@@ -154,7 +168,7 @@ def verdict(path: Path, *options: str) -> tuple[Facts, int]:
 
 def found_in(path: Path) -> list[str]:
     try:
-        return list(flaws(opened(path)))
+        return list(find_flaws(opened(path)))
     except (MalformedCertificate, NotACertificate) as error:
         return [str(error)]
 
@@ -162,8 +176,8 @@ def found_in(path: Path) -> list[str]:
 # What it says
 
 
-def test_says_who_asked_what_was_found_and_by_which_listing_each_was_seen_gone(
-    bucket: Bucket, cleaned: CleanupOperation, file: Callable[..., Path]
+def test_certificate_names_the_listing_that_proved_each_object_gone(
+    bucket: Bucket, cleaned: Cleanup, file: Callable[..., Path]
 ) -> None:
     head, items = loaded(file(cleaned))
     assert (head["deletion_id"], head["finished"]) == (str(cleaned.pk), True)
@@ -171,13 +185,13 @@ def test_says_who_asked_what_was_found_and_by_which_listing_each_was_seen_gone(
     assert (head["bucket"], head["project_id"]) == (bucket.name, "proj_1")
     assert datetime.fromisoformat(head["created_at"]) == cleaned.created_at
     assert head["plan_digest"] == cleaned.plan_digest != ""
-    assert head["ranges"] == cleaned.ranges != []
-    assert head["books"]["deleted"] == head["books"]["found"] == {"objects": 3, "bytes": 21}
+    assert head["listed_prefixes"] == cleaned.listed_prefixes != []
+    assert head["totals"]["deleted"] == head["totals"]["found"] == {"objects": 3, "bytes": 21}
     [listing] = head["listings"]
     assert items.keys() == {ONE, TWO, ALONE}
     for item in items.values():
         assert (item["outcome"], item["listing"], item["size"]) == ("deleted", 1, 7)
-        assert item["evidence"] and item["answer"]
+        assert item["owner_evidence"] and item["store_answer"]
         times = [head["planned_at"], listing["began"], listing["ended"], item["seen_gone_at"]]
         assert times == sorted(times) and times[1] < times[2]
     assert UNDER.startswith(items[ONE]["listed_under"])
@@ -187,20 +201,20 @@ def test_says_who_asked_what_was_found_and_by_which_listing_each_was_seen_gone(
 def test_what_stays_has_its_reason_and_is_not_called_gone(
     bucket: Bucket, file: Callable[..., Path]
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(ONE, doubtful := "proj_1_s1_media/x.mp4")
-    operation = delete("proj_1")
-    head, items = loaded(file(operation))
-    assert (operation.status, head["finished"]) == ("clean_with_protected", True)
+    cleanup = clean_up_project("proj_1")
+    head, items = loaded(file(cleanup))
+    assert (cleanup.status, head["finished"]) == ("clean_with_kept", True)
     kept = items[doubtful]
-    assert (kept["outcome"], kept["seen_gone_at"], kept["listing"]) == ("protected", None, None)
-    assert kept["reason"] and kept["present_at"]
+    assert (kept["outcome"], kept["seen_gone_at"], kept["listing"]) == ("kept", None, None)
+    assert kept["reason"] and kept["last_seen_at"]
     assert items[ONE]["listing"] == 1
-    assert verify(file(operation), "--bucket")[2] == 0
+    assert verify(file(cleanup), "--bucket")[2] == 0
 
 
-def test_an_object_that_went_at_the_second_try_was_seen_gone_by_the_second_listing(
-    certified: CleanupOperation, file: Callable[..., Path]
+def test_object_deleted_at_the_second_attempt_is_proved_gone_by_the_second_listing(
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     certified.record("verify", "the rest")
     certified.items.filter(key=TWO).update(changed_at=certified.events.latest("at").at)
@@ -209,48 +223,51 @@ def test_an_object_that_went_at_the_second_try_was_seen_gone_by_the_second_listi
     assert (items[ONE]["listing"], items[TWO]["listing"]) == (1, 2)
 
 
-def test_later_looks_and_what_cloudflare_showed_are_in_it(
-    cloudflare_api: CloudflareApi, cleaned: CleanupOperation, file: Callable[..., Path]
+def test_certificate_has_later_checks_and_the_cloudflare_crosscheck(
+    cloudflare_api: CloudflareApi, cleaned: Cleanup, file: Callable[..., Path]
 ) -> None:
-    checked = late_check(cleaned)
-    verified = run(requests.verify_operation(cleaned))
+    checked = run_follow_up(cleaned)
+    verified = run_until_idle(requests.request_cleanup_verification(cleaned))
     head, _items = loaded(file(cleaned))
     looks = {look["deletion_id"]: look for look in head["later_looks"]}
     assert looks.keys() == {str(pk) for pk in cleaned.children.values_list("pk", flat=True)}
     assert looks[str(checked.pk)]["status"] == checked.status == "clean"
-    assert looks[str(checked.pk)]["books"]["found"] == {"objects": 0, "bytes": 0}
+    assert looks[str(checked.pk)]["totals"]["found"] == {"objects": 0, "bytes": 0}
     second = looks[str(verified.pk)]["second_look"]
     assert "shows the same" in second["said"] and second["doubted"] == 0
     due = [look for look in head["later_looks"] if look["status"] == "pending"]
     assert len(due) == 2 and all(look["next_attempt_at"] for look in due)
+    shown = page_text(superuser_client().get(page_of(cleaned)))
+    assert escape(second["said"]) in shown and shown.count(" objects found.") == 2
+    assert shown.count("due 20") == 2
 
 
 def test_one_that_is_not_finished_says_so_and_that_the_deletion_has_gone_on_since(
     db: None, file: Callable[..., Path]
 ) -> None:
     counts = {"deleted": 0, "deleted_bytes": 0, "failed": 3, "failed_bytes": 21}
-    operation = made(status="incomplete", **counts)
-    path = file(operation)
+    cleanup = made(status="retrying", **counts)
+    path = file(cleanup)
     head, items = loaded(path)
     assert not head["finished"] and "Not finished" in head["statement"]
-    assert items[ONE]["outcome"] == "planned" and items[ONE]["seen_gone_at"] is None
-    assert "Interim record" in text_of(superuser().get(page_of(operation)))
+    assert items[ONE]["outcome"] == "to_delete" and items[ONE]["seen_gone_at"] is None
+    assert "Interim record" in page_text(superuser_client().get(page_of(cleanup)))
     told, code = verdict(path)
     assert code == 0 and told["not_compared"] == ""
-    CleanupOperation.objects.filter(pk=operation.pk).update(status="running", finished_at=None)
+    Cleanup.objects.filter(pk=cleanup.pk).update(status="running", finished_at=None)
     told, code = verdict(path)
     assert code == 0 and "gone on since" in told["not_compared"]
 
 
-def page_of(operation: CleanupOperation) -> str:
-    return reverse("admin:storage_audit_certificate", args=[operation.pk])
+def page_of(cleanup: Cleanup) -> str:
+    return reverse("admin:storage_audit_certificate", args=[cleanup.pk])
 
 
 # Its form
 
 
 def test_anybody_can_work_out_the_digest_of_the_json_as_the_documents_say(
-    certified: CleanupOperation, file: Callable[..., Path]
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(certified)
     whole = json.loads(path.read_bytes())
@@ -268,27 +285,27 @@ def text_of_last(items: list[Facts]) -> str:
 
 
 def test_csv_and_json_say_the_same_and_the_page_shows_their_seal(
-    certified: CleanupOperation, file: Callable[..., Path]
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     one, other = opened(file(certified, "json")), opened(file(certified, "csv"))
     assert one.head == other.head and list(one.items()) == list(other.items())
     assert one.ending == other.ending
-    shown = text_of(superuser().get(page_of(certified)))
+    shown = page_text(superuser_client().get(page_of(certified)))
     for text in (*one.ending, str(certified.pk), ONE, TWO, ALONE, "anna", certified.plan_digest):
         assert text in shown
 
 
 def test_a_certificate_is_the_same_for_people_of_all_languages(
-    certified: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+    certified: Cleanup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of_reader = lazy(translation.get_language, str)()
-    monkeypatch.setitem(evidence.STATEMENTS, CleanupOperation.Status.CLEAN, of_reader)
+    monkeypatch.setitem(evidence.STATEMENTS, Cleanup.Status.CLEAN, of_reader)
     with translation.override("de"):
-        assert evidence.head_of(certified)["statement"] == "en"
+        assert evidence.certificate_head(certified)["statement"] == "en"
 
 
 def test_a_csv_has_one_row_for_each_item_below_the_names_of_the_columns(
-    certified: CleanupOperation, file: Callable[..., Path]
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     rows = list(csv.DictReader(StringIO(file(certified, "csv").read_text())))
     assert [row["key"] for row in rows if row["row"] == "item"] == [ALONE, ONE, TWO]
@@ -298,25 +315,23 @@ def test_a_csv_has_one_row_for_each_item_below_the_names_of_the_columns(
 def test_strange_keys_are_no_formula_and_are_read_again_as_they_are(
     bucket: Bucket, file: Callable[..., Path]
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*KEYS)
     for key in KEYS:
-        track(bucket, key, "proj_1")
+        track_key(bucket, key, "proj_1")
     R2Object.objects.filter(key__in=KEYS).delete()
-    operation = run(CleanupOperation.objects.get())
-    for form in FORMS:
-        items = list(opened(path := file(operation, form)).items())
-        assert {item["key"]: item["outcome"] for item in items} == outcomes(operation)
+    cleanup = run_until_idle(Cleanup.objects.get())
+    for form in FILE_FORMATS:
+        items = list(opened(path := file(cleanup, form)).items())
+        assert {item["key"]: item["outcome"] for item in items} == read_outcomes(cleanup)
         assert max(len(item["key"].encode()) for item in items) == 1024
         assert verify(path)[2] == 0
     assert all(char.isprintable() or char == "\n" for char in path.read_text())
 
 
-def test_no_cell_of_a_csv_is_a_formula(
-    certified: CleanupOperation, file: Callable[..., Path]
-) -> None:
-    hostile = {"key": "=cmd()", "identity": "=cmd()", "reason": " ＝1", "answer": "x;@cmd()"}
-    certified.items.filter(key=TWO).update(**hostile, etag="-1", evidence="+1")
+def test_no_cell_of_a_csv_is_a_formula(certified: Cleanup, file: Callable[..., Path]) -> None:
+    hostile = {"key": "=cmd()", "identity": "=cmd()", "reason": " ＝1", "store_answer": "x;@cmd()"}
+    certified.items.filter(key=TWO).update(**hostile, etag="-1", owner_evidence="+1")
     path = file(certified, "csv")
     for delimiter in ",;":
         for row in csv.reader(StringIO(path.read_text()), delimiter=delimiter):
@@ -325,37 +340,37 @@ def test_no_cell_of_a_csv_is_a_formula(
     assert hostile.items() <= next(opened(path).items()).items()
 
 
-def test_more_items_cost_no_more_queries(certified: CleanupOperation) -> None:
+def test_more_items_cost_no_more_queries(certified: Cleanup) -> None:
     before = queries(certified)
     more = (f"{UNDER}x{n:04}" for n in range(1200))
-    facts = {"operation": certified, "found_in": "listed", "outcome": "deleted", "size": 1}
+    facts = {"cleanup": certified, "found_in": "listed", "outcome": "deleted", "size": 1}
     CleanupItem.objects.bulk_create(CleanupItem(key=k, identity=k, **facts) for k in more)
-    books = certified.items.books()
-    CleanupOperation.objects.filter(pk=certified.pk).update(**books)
+    totals = certified.items.totals()
+    Cleanup.objects.filter(pk=certified.pk).update(**totals)
     certified.refresh_from_db()
     assert queries(certified) == before
-    shown = text_of(superuser().get(page_of(certified)))
+    shown = page_text(superuser_client().get(page_of(certified)))
     assert "And 903 more objects" in shown and "too many objects to seal" in shown
     assert shown.count('class="audit-key"') < 320
 
 
-def queries(operation: CleanupOperation) -> int:
+def queries(cleanup: Cleanup) -> int:
     with CaptureQueriesContext(connection) as captured:
-        for _piece in issued(operation, "json"):
+        for _piece in issue_certificate(cleanup, "json"):
             pass
     return len(captured)
 
 
 def test_what_changes_while_it_is_written_gives_a_file_without_an_end(
-    certified: CleanupOperation, tmp_path: Path
+    certified: Cleanup, tmp_path: Path
 ) -> None:
     path, pieces = tmp_path / "cut.json", list[str]()
-    coming = issued(certified, "json")
+    coming = issue_certificate(certified, "json")
     with pytest.raises(CertificateOutdated):
         for piece in coming:
             pieces.append(piece)
             certified.items.filter(key=TWO).delete()
-            CleanupOperation.objects.filter(pk=certified.pk).update(requested_by="other")
+            Cleanup.objects.filter(pk=certified.pk).update(requested_by="other")
     path.write_text("".join(pieces))
     out, err, code = verify(path)
     assert (out, code) == ("", 1) and f"the certificate of {certified.pk}" in err
@@ -364,8 +379,8 @@ def test_what_changes_while_it_is_written_gives_a_file_without_an_end(
 # Alterations
 
 
-def called_gone(head: Facts, items: list[Facts]) -> None:
-    items[0]["outcome"] = "already_absent"
+def call_already_gone(head: Facts, items: list[Facts]) -> None:
+    items[0]["outcome"] = "already_gone"
 
 
 def other_reason(head: Facts, items: list[Facts]) -> None:
@@ -380,11 +395,11 @@ def removed(head: Facts, items: list[Facts]) -> None:
     del items[1]
 
 
-def removed_with_its_books(head: Facts, items: list[Facts]) -> None:
+def remove_from_totals(head: Facts, items: list[Facts]) -> None:
     del items[1]
     for name in ("found", "deleted"):
-        head["books"][name]["objects"] -= 1
-        head["books"][name]["bytes"] -= 7
+        head["totals"][name]["objects"] -= 1
+        head["totals"][name]["bytes"] -= 7
 
 
 def added(head: Facts, items: list[Facts]) -> None:
@@ -407,22 +422,22 @@ def other_deletion(head: Facts, items: list[Facts]) -> None:
     head["deletion_id"] = "9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983"
 
 
-def other_look(head: Facts, items: list[Facts]) -> None:
+def add_later_check(head: Facts, items: list[Facts]) -> None:
     head["later_looks"].append({"status": "clean"})
 
 
 ALTERATIONS = [
-    called_gone,
+    call_already_gone,
     other_reason,
     earlier,
     removed,
-    removed_with_its_books,
+    remove_from_totals,
     added,
     repeated,
     reordered,
     other_asker,
     other_deletion,
-    other_look,
+    add_later_check,
 ]
 
 
@@ -434,7 +449,7 @@ def recomputed(digest: str) -> Ending:
 @each_form
 @pytest.mark.parametrize("alter", ALTERATIONS, ids=lambda alter: alter.__name__)
 def test_an_alteration_is_found_whether_or_not_the_digest_is_made_to_fit(
-    certified: CleanupOperation, file: Callable[..., Path], form: str, alter: Alter
+    certified: Cleanup, file: Callable[..., Path], form: str, alter: Alter
 ) -> None:
     path = file(certified, form)
     issued_file = path.read_bytes()
@@ -456,25 +471,25 @@ def test_an_alteration_is_found_whether_or_not_the_digest_is_made_to_fit(
 
 
 @pytest.mark.parametrize("alter", [reordered, repeated], ids=lambda alter: alter.__name__)
-def test_the_order_is_looked_at_even_where_the_seal_fits(
-    certified: CleanupOperation, file: Callable[..., Path], alter: Alter
+def test_the_order_is_checked_even_where_the_seal_fits(
+    certified: Cleanup, file: Callable[..., Path], alter: Alter
 ) -> None:
     path = file(certified)
-    rewrite(path, alter, signed)
+    rewrite(path, alter, signed_ending)
     assert "Its items are not in their order" in found_in(path)[0]
 
 
 def test_the_figures_are_added_up_even_where_the_seal_fits(
-    certified: CleanupOperation, file: Callable[..., Path]
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(certified)
-    rewrite(path, removed, signed)
+    rewrite(path, removed, signed_ending)
     assert found_in(path) == ["Its items do not add up to the figures that it gives."]
 
 
 @each_form
 def test_no_byte_can_be_changed_left_out_or_added(
-    certified: CleanupOperation, file: Callable[..., Path], form: str
+    certified: Cleanup, file: Callable[..., Path], form: str
 ) -> None:
     path = file(certified, form)
     good = path.read_bytes()
@@ -503,9 +518,9 @@ STRANGE: tuple[Any, ...] = (..., None, 1, [], {}, "\ud800")
 @pytest.mark.slow
 @each_form
 def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
-    certified: CleanupOperation, file: Callable[..., Path], form: str
+    certified: Cleanup, file: Callable[..., Path], form: str
 ) -> None:
-    made(parent=certified, trigger="late_check")
+    made(parent=certified, trigger="follow_up")
     path = file(certified, form)
     issued_file, good = path.read_bytes(), opened(path)
     whole = {"certificate": good.head, "items": list(good.items()), **good.ending._asdict()}
@@ -521,7 +536,7 @@ def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
 
 @pytest.mark.parametrize("levels", [30, 300, 980, 3000])
 def test_what_is_nested_too_deeply_is_not_as_we_write_it(
-    certified: CleanupOperation, file: Callable[..., Path], levels: int
+    certified: Cleanup, file: Callable[..., Path], levels: int
 ) -> None:
     path = file(certified)
     deep = "[" * levels + "]" * levels
@@ -555,30 +570,32 @@ def loosely(form: str, whole: Facts) -> bytes:
     items = whole["items"] if isinstance(whole.get("items"), list) else []
     ends = [name for name in Ending._fields if name in whole]
     if form == "json":
-        parts = [f'"certificate":{canonical(whole.get("certificate"))}']
-        parts.append('"items":[\n' + ",\n".join(map(canonical, items)) + "\n]")
-        parts += (f'"{name}":{canonical(whole[name])}' for name in ends)
+        parts = [f'"certificate":{canonical_json(whole.get("certificate"))}']
+        parts.append('"items":[\n' + ",\n".join(map(canonical_json, items)) + "\n]")
+        parts += (f'"{name}":{canonical_json(whole[name])}' for name in ends)
         return ("{" + ",\n".join(parts) + "}\n").encode(errors="backslashreplace")
-    rows: list[list[Any]] = [["row", *ITEM]]
+    rows: list[list[Any]] = [["row", *ITEM_FIELDS]]
     cells = (item if isinstance(item, dict) else {} for item in items)
-    rows += (["item", *map(item.get, ITEM)] for item in cells)
-    rows.append(["certificate", canonical(whole.get("certificate"))])
+    rows += (["item", *map(item.get, ITEM_FIELDS)] for item in cells)
+    rows.append(["certificate", canonical_json(whole.get("certificate"))])
     rows += ([name, whole[name]] for name in ends)
-    return "".join(csv_lines(row + [""] * (len(ITEM) + 1 - len(row)) for row in rows)).encode()
+    return "".join(
+        csv_lines(row + [""] * (len(ITEM_FIELDS) + 1 - len(row)) for row in rows)
+    ).encode()
 
 
 def test_a_second_value_of_a_name_is_no_way_to_show_something_else(
-    certified: CleanupOperation, file: Callable[..., Path]
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(certified)
-    twice = path.read_text().replace('"tries":1', '"tries":2,"tries":1', 1)
+    twice = path.read_text().replace('"attempts":1', '"attempts":2,"attempts":1', 1)
     assert json.loads(twice) == json.loads(path.read_text())
     path.write_text(twice)
     assert found_in(path) == ["Line 3 is not as we write it."]
 
 
 def test_a_signature_with_an_older_key_counts_while_the_key_is_a_fallback(
-    certified: CleanupOperation, file: Callable[..., Path], settings: Settings
+    certified: Cleanup, file: Callable[..., Path], settings: Settings
 ) -> None:
     path, old = file(certified), settings.SECRET_KEY
     settings.SECRET_KEY = "another key"
@@ -593,23 +610,26 @@ def test_a_signature_with_an_older_key_counts_while_the_key_is_a_fallback(
 @pytest.mark.parametrize(
     "alter, told",
     [
-        (called_gone, f"{ALONE}: outcome is “already_absent” in the certificate, “deleted” in the"),
+        (
+            call_already_gone,
+            f"{ALONE}: outcome is “already_gone” in the certificate, “deleted” in the",
+        ),
         (removed, f"{ONE}: is missing in the certificate"),
         (added, f"{TWO}x: is in the certificate only"),
         (other_asker, "requested_by is “nobody” in the certificate, “anna” in the database"),
     ],
 )
 def test_who_has_the_key_is_found_out_by_the_database(
-    certified: CleanupOperation, file: Callable[..., Path], alter: Alter, told: str
+    certified: Cleanup, file: Callable[..., Path], alter: Alter, told: str
 ) -> None:
     path = file(certified)
-    rewrite(path, alter, signed)
+    rewrite(path, alter, signed_ending)
     answer, code = verdict(path)
     assert code == 1 and told in " ".join(answer["differences"])
 
 
 def test_a_deletion_that_the_database_does_not_know_is_judged_by_its_seal(
-    certified: CleanupOperation, file: Callable[..., Path]
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(certified)
     certified.delete()
@@ -619,38 +639,38 @@ def test_a_deletion_that_the_database_does_not_know_is_judged_by_its_seal(
 
 
 def test_what_was_issued_before_the_database_was_moved_is_relied_on_as_before(
-    bucket: Bucket, cleaned: CleanupOperation, file: Callable[..., Path]
+    bucket: Bucket, cleaned: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(cleaned)
-    Installation.objects.update(fingerprint="of the database where it was before")
+    DatabaseIdentity.objects.update(fingerprint="of the database where it was before")
     claimed = StringIO()
-    call_command("claim_bucket", "--take-over", stdout=claimed)
-    installed = opened(path).head["installation"]
-    assert installed != str(Installation.objects.get().pk), claimed.getvalue()
+    call_command("connect_bucket", "--take-over", stdout=claimed)
+    installed = opened(path).head["database"]
+    assert installed != str(DatabaseIdentity.objects.get().pk), claimed.getvalue()
     out, err, code = verify(path, "--bucket")
     assert (code, err) == (0, "") and "The database says the same." in out
-    rewrite(path, other_asker, signed)
+    rewrite(path, other_asker, signed_ending)
     assert verify(path)[2] == 1
 
 
-def test_later_looks_that_have_ended_since_are_no_difference_and_changed_ones_are(
-    certified: CleanupOperation, file: Callable[..., Path]
+def test_later_checks_that_ended_since_are_valid_and_changed_ones_are_not(
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
-    look = made(parent=certified, trigger="late_check", status="pending")
+    look = made(parent=certified, trigger="follow_up", status="pending")
     path = file(certified)
-    CleanupOperation.objects.filter(pk=look.pk).update(status="clean")
+    Cleanup.objects.filter(pk=look.pk).update(status="clean")
     assert verify(path)[2] == 0
     path = file(certified)
-    CleanupOperation.objects.filter(pk=look.pk).update(requested_by="other")
+    Cleanup.objects.filter(pk=look.pk).update(requested_by="other")
     answer, code = verdict(path)
-    assert code == 1 and "a later look is not as it was" in answer["differences"][0]
+    assert code == 1 and "a later check is not as it was" in answer["differences"][0]
 
 
 # The bucket
 
 
 def test_the_bucket_is_asked_on_request_and_an_object_that_came_back_is_named(
-    bucket: Bucket, cleaned: CleanupOperation, file: Callable[..., Path]
+    bucket: Bucket, cleaned: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(cleaned)
     bucket.put(f"{UNDER}other.mp4", "elsewhere/other.mp4")
@@ -671,9 +691,9 @@ def test_what_came_back_in_another_spelling_is_the_same_object_where_the_store_s
     bucket: Bucket, file: Callable[..., Path]
 ) -> None:
     bucket.set_marker(folds_unicode=True)
-    operation, composed = made(), f"{UNDER}\u00e9.mp4"
-    operation.items.filter(key=TWO).update(key=f"{UNDER}e\u0301.mp4", identity=composed)
-    path = file(operation)
+    cleanup, composed = made(), f"{UNDER}\u00e9.mp4"
+    cleanup.items.filter(key=TWO).update(key=f"{UNDER}e\u0301.mp4", identity=composed)
+    path = file(cleanup)
     bucket.put(f"{UNDER}e\u0301.mp4")
     answer, code = verdict(path, "--bucket")
     assert code == 1 and [back["key"] for back in answer["back"]] == [f"{UNDER}e\u0301.mp4"]
@@ -693,7 +713,7 @@ def test_what_the_store_does_not_tell_is_unknown(
 
 
 def test_of_an_altered_file_the_bucket_is_not_asked(
-    certified: CleanupOperation, file: Callable[..., Path]
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(certified)
     rewrite(path, other_asker, recomputed)
@@ -704,11 +724,11 @@ def test_of_an_altered_file_the_bucket_is_not_asked(
 # Who may have one, of what
 
 
-def test_whoever_may_see_the_operation_may_have_its_certificate_and_nobody_else(
-    certified: CleanupOperation,
+def test_whoever_may_see_the_cleanup_may_have_its_certificate_and_nobody_else(
+    certified: Cleanup,
 ) -> None:
-    viewer = person()
-    shown = text_of(viewer.get(page("cleanupoperation", "change", certified.pk)))
+    viewer = staff_client()
+    shown = page_text(viewer.get(admin_url("cleanup", "change", certified.pk)))
     for url in (page_of(certified), address(certified, "json"), address(certified, "csv")):
         assert f'href="{url}"' in shown
         assert viewer.get(url).status_code == 200
@@ -723,7 +743,7 @@ def test_whoever_may_see_the_operation_may_have_its_certificate_and_nobody_else(
 
 def test_of_what_deletes_nothing_or_is_not_over_there_is_none_and_it_is_said_why(db: None) -> None:
     none = dict.fromkeys(("found", "deleted", "found_bytes", "deleted_bytes"), 0)
-    client = superuser()
+    client = superuser_client()
     for values, why in (
         ({"kind": "verify"}, "A verification deletes nothing."),
         ({"kind": "vanished", "status": "blocked"}, "It lists projects."),
@@ -731,29 +751,29 @@ def test_of_what_deletes_nothing_or_is_not_over_there_is_none_and_it_is_said_why
         ({"status": "running"}, "None yet."),
         ({"status": "superseded", "failed": 0}, "It was ended before it was done."),
     ):
-        operation = made(**none | values)
-        for url in (page_of(operation), page("cleanupoperation", "change", operation.pk)):
+        cleanup = made(**none | values)
+        for url in (page_of(cleanup), admin_url("cleanup", "change", cleanup.pk)):
             assert f"No certificate: {why}" in words_of(client.get(url))
-        assert client.get(address(operation, "json")).status_code == 404
+        assert client.get(address(cleanup, "json")).status_code == 404
 
 
 def words_of(answer: Any) -> str:
-    return text_of(answer).replace("<strong>", "").replace("</strong>", "")
+    return page_text(answer).replace("<strong>", "").replace("</strong>", "")
 
 
 def test_one_that_was_pruned_says_where_its_items_are_and_an_old_file_is_compared_with_the_head(
-    certified: CleanupOperation, file: Callable[..., Path], tmp_path: Path
+    certified: Cleanup, file: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = file(certified)
-    [pruned] = retention.prune(tmp_path, timezone.now() + timedelta(days=1))
+    [pruned] = retention.prune_cleanups(tmp_path, timezone.now() + timedelta(days=1))
     pruned.refresh_from_db()
-    client = superuser()
-    shown = text_of(client.get(page_of(pruned)))
+    client = superuser_client()
+    shown = page_text(client.get(page_of(pruned)))
     assert pruned.archive in shown and "anna" in shown and "Seal" not in shown
     assert client.get(address(pruned, "json")).status_code == 404
     answer, code = verdict(path)
     assert code == 0 and "Only its head was compared" in answer["not_compared"]
-    rewrite(path, other_asker, signed)
+    rewrite(path, other_asker, signed_ending)
     assert verdict(path)[1] == 1
 
 
@@ -763,33 +783,33 @@ def test_one_that_was_pruned_says_where_its_items_are_and_an_old_file_is_compare
 def test_what_never_had_one_has_none_once_it_is_pruned(db: None, values: Facts) -> None:
     none = dict.fromkeys(("found", "deleted", "found_bytes", "deleted_bytes"), 0)
     archived = {"pruned_at": timezone.now(), "archive": "old.gz", "archive_digest": "d"}
-    shown = text_of(superuser().get(page_of(made(**none | archived | values))))
+    shown = page_text(superuser_client().get(page_of(made(**none | archived | values))))
     assert "No certificate:" in shown
     assert "Finished." not in shown and "Who asked for what" not in shown
 
 
 @each_form
 def test_no_project_and_an_empty_id_of_one_are_the_same(
-    certified: CleanupOperation, file: Callable[..., Path], form: str
+    certified: Cleanup, file: Callable[..., Path], form: str
 ) -> None:
     certified.items.filter(key=ALONE).update(project_id="")
     assert verify(file(certified, form))[2] == 0
 
 
-def test_the_bucket_is_not_asked_of_what_another_installation_issued(
+def test_the_bucket_is_not_asked_about_a_certificate_of_another_database(
     bucket: Bucket, file: Callable[..., Path]
 ) -> None:
-    operation = made()
-    path = file(operation)
-    operation.delete()
+    cleanup = made()
+    path = file(cleanup)
+    cleanup.delete()
     assert verify(path, "--bucket")[2] == 0
 
     def elsewhere(head: Facts, items: list[Facts]) -> None:
-        head["installation"] = "123e4567-e89b-42d3-a456-426614174000"
+        head["database"] = "123e4567-e89b-42d3-a456-426614174000"
 
-    rewrite(path, elsewhere, signed)
+    rewrite(path, elsewhere, signed_ending)
     out, _err, code = verify(path, "--bucket")
-    assert code == 1 and "another installation issued it" in out
+    assert code == 1 and "another database issued it" in out
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x00\xff", b"key,size\n1,2\n"])

@@ -10,26 +10,26 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django.fixtures import Settings
 
-from storage_audit.bucket.listing import escape
+from storage_audit.bucket.listing import escape_key
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project, R2Object
 from tests.promises import (
-    FLAT,
+    FLAT_KEY,
     Status,
-    again,
-    alive,
-    between_batch_and_verification,
-    between_plan_and_batch,
-    check,
-    delete,
-    give,
-    late_check,
-    outcomes,
-    reason,
-    requested,
-    run,
-    track,
+    act_before_batch,
+    act_before_verification,
+    assign_object,
+    check_promises,
+    clean_up_project,
+    create_projects,
+    read_outcomes,
+    read_reason,
+    request_cleanup,
+    run_again,
+    run_follow_up,
+    run_until_idle,
+    track_key,
 )
 from tests.real_bucket import Bucket, put_files
 
@@ -56,10 +56,10 @@ OTHERS = [
 def test_every_historical_format_of_a_deleted_project_leaves_the_bucket(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     bucket.put(*HISTORICAL)
-    operation = delete("proj_1")
+    cleanup = clean_up_project("proj_1")
     assert bucket.keys() == set()
-    assert operation.status == CleanupOperation.Status.CLEAN
-    assert (operation.found, operation.deleted) == (6, 6)
+    assert cleanup.status == Cleanup.Status.CLEAN
+    assert (cleanup.found, cleanup.deleted) == (6, 6)
 
 
 def test_files_of_look_alike_projects_stay_byte_for_byte(bucket: Bucket) -> None:
@@ -67,19 +67,19 @@ def test_files_of_look_alike_projects_stay_byte_for_byte(bucket: Bucket) -> None
         bucket.upload(project_id)
     bucket.put(*HISTORICAL, *OTHERS)
     before = {k: v for k, v in bucket.facts().items() if "proj_10" in k or "proj_1_x" in k}
-    delete("proj_1")
+    clean_up_project("proj_1")
     after = bucket.facts()
     assert {k: after.get(k) for k in before} == before
     assert not set(HISTORICAL) & set(after)
 
 
-def test_rolled_back_deletion_leaves_no_operation_no_task_and_every_object(bucket: Bucket) -> None:
+def test_rolled_back_deletion_leaves_no_cleanup_no_task_and_every_object(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     with pytest.raises(RuntimeError), transaction.atomic():
         Project.objects.get(pk="proj_1").delete()
-        assert CleanupOperation.objects.count() == 1
+        assert Cleanup.objects.count() == 1
         raise RuntimeError
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
     assert not OrmQ.objects.exists()
     assert bucket.keys() == {key}
 
@@ -88,17 +88,17 @@ def test_tracking_rows_go_with_their_objects_and_not_before(bucket: Bucket) -> N
     bucket.upload("proj_1")
     Project.objects.get(pk="proj_1").delete()
     assert R2Object.objects.count() == 1
-    runner.run(CleanupOperation.objects.latest("created_at").pk)
+    runner.run_to_end(Cleanup.objects.latest("created_at").pk)
     assert not R2Object.objects.exists()
 
 
 def test_row_that_a_backfill_writes_after_the_plan_goes_with_its_file(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
-    bucket.put(FLAT)
-    between_plan_and_batch(monkeypatch, lambda: track(bucket, FLAT, "proj_1", "backfill"))
-    assert outcomes(delete("proj_1")) == {FLAT: "deleted"}
+    create_projects("proj_1")
+    bucket.put(FLAT_KEY)
+    act_before_batch(monkeypatch, lambda: track_key(bucket, FLAT_KEY, "proj_1", "backfill"))
+    assert read_outcomes(clean_up_project("proj_1")) == {FLAT_KEY: "deleted"}
     assert not R2Object.objects.exists()
 
 
@@ -113,32 +113,32 @@ def limited(settings: Settings, objects: int, share: float = 0.05) -> None:
     }
 
 
-def test_more_objects_than_the_limit_are_blocked_until_a_person_releases_them(
+def test_more_objects_than_the_limit_are_blocked_until_a_person_approves_them(
     bucket: Bucket, settings: Settings
 ) -> None:
     limited(settings, 3)
-    alive("proj_1")
+    create_projects("proj_1")
     keys = put_files(bucket, 4)
-    operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED
-    assert operation.next_attempt_at is None
-    assert "4 objects" in operation.error and "the limit is 3" in operation.error
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED
+    assert cleanup.next_attempt_at is None
+    assert "4 objects" in cleanup.message and "the limit is 3" in cleanup.message
     assert bucket.keys() == set(keys)
-    operation.release("me")
-    assert run(operation).status == Status.CLEAN
+    cleanup.approve("me")
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert not bucket.keys()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_as_many_objects_as_the_limit_are_not_blocked(bucket: Bucket, settings: Settings) -> None:
     limited(settings, 3)
-    alive("proj_1")
+    create_projects("proj_1")
     put_files(bucket, 3)
     for n in range(5):
-        track(bucket, f"projects/proj_1/scenes/s1/media/gone{n}", "proj_1")
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN
-    assert (operation.deleted, operation.already_absent) == (3, 5)
+        track_key(bucket, f"projects/proj_1/scenes/s1/media/gone{n}", "proj_1")
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert (cleanup.deleted, cleanup.already_gone) == (3, 5)
 
 
 @pytest.mark.parametrize("share, status", [(0.5, Status.BLOCKED), (0.6, Status.CLEAN)])
@@ -146,37 +146,37 @@ def test_share_of_the_tracked_objects_is_a_limit_too(
     bucket: Bucket, settings: Settings, share: float, status: str
 ) -> None:
     limited(settings, 1, share)
-    alive("proj_1")
+    create_projects("proj_1")
     for key in put_files(bucket, 3):
-        track(bucket, key, "proj_1")
-    track(bucket, "projects/proj_2/scenes/s1/media/a", "proj_2")
-    track(bucket, "projects/proj_2/scenes/s1/media/b", "proj_2")
-    assert delete("proj_1").status == status
+        track_key(bucket, key, "proj_1")
+    track_key(bucket, "projects/proj_2/scenes/s1/media/a", "proj_2")
+    track_key(bucket, "projects/proj_2/scenes/s1/media/b", "proj_2")
+    assert clean_up_project("proj_1").status == status
 
 
 def test_limit_holds_for_deleted_rows_too(bucket: Bucket, settings: Settings) -> None:
     limited(settings, 1)
     keys = {bucket.upload("proj_1", f"{n}.mp4") for n in range(2)}
     R2Object.objects.all().delete()
-    assert run(CleanupOperation.objects.get()).status == Status.BLOCKED
+    assert run_until_idle(Cleanup.objects.get()).status == Status.BLOCKED
     assert bucket.keys() == keys
 
 
 def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_three_batches(
     bucket: Bucket, settings: Settings
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     keys = put_files(bucket, 1001)
-    operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED
-    assert "1001 objects" in operation.error and "the limit is 1000" in operation.error
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED
+    assert "1001 objects" in cleanup.message and "the limit is 1000" in cleanup.message
     assert bucket.keys() == set(keys)
-    operation.release("me")
-    operation = run(operation)
-    assert (operation.status, operation.deleted) == (Status.CLEAN, 1001)
+    cleanup.approve("me")
+    cleanup = run_until_idle(cleanup)
+    assert (cleanup.status, cleanup.deleted) == (Status.CLEAN, 1001)
     assert not bucket.keys()
-    assert operation.events.filter(message__startswith="Batch of").count() == 3
-    check(bucket)
+    assert cleanup.events.filter(message__startswith="Batch of").count() == 3
+    check_promises(bucket)
 
 
 # What changes between the plan and the deletion
@@ -185,12 +185,12 @@ def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_three_batches(
 def test_project_created_again_before_the_worker_comes_keeps_everything(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     bucket.put(*HISTORICAL)
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     Project.objects.create(pk="proj_1")
-    assert run(operation).status == Status.SUPERSEDED
+    assert run_until_idle(cleanup).status == Status.SUPERSEDED
     assert bucket.keys() == {key, *HISTORICAL}
     assert R2Object.objects.get(key=key).state == "stored"
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_project_created_again_after_the_plan_keeps_everything_and_its_rows_unlocked(
@@ -198,55 +198,55 @@ def test_project_created_again_after_the_plan_keeps_everything_and_its_rows_unlo
 ) -> None:
     key = bucket.upload("proj_1")
     bucket.put(*HISTORICAL)
-    between_plan_and_batch(monkeypatch, lambda: Project.objects.create(pk="proj_1"))
-    operation = delete("proj_1")
-    assert operation.status == Status.SUPERSEDED
+    act_before_batch(monkeypatch, lambda: Project.objects.create(pk="proj_1"))
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.SUPERSEDED
     assert bucket.keys() == {key, *HISTORICAL}
-    assert set(outcomes(operation).values()) == {"protected"}
+    assert set(read_outcomes(cleanup).values()) == {"kept"}
     assert R2Object.objects.get(key=key).state == "stored"
     bucket.upload("proj_1", "new.mp4")
-    check(bucket)
+    check_promises(bucket)
 
 
 @pytest.mark.parametrize("body", [b"other content", b"content"], ids=["other", "equal"])
 def test_object_overwritten_after_the_plan_stays_with_a_reason(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, body: bytes
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*HISTORICAL)
     key = HISTORICAL[0]
     etag = bucket.facts()[key]
-    between_plan_and_batch(monkeypatch, lambda: bucket.put(key, body=body))
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    act_before_batch(monkeypatch, lambda: bucket.put(key, body=body))
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN_WITH_KEPT
     assert bucket.keys() == {key}
     assert (bucket.facts()[key] == etag) == (body == b"content")
-    assert "overwritten" in reason(operation, key)
-    check(bucket)
-    assert late_check(operation).status == Status.CLEAN
+    assert "overwritten" in read_reason(cleanup, key)
+    check_promises(bucket)
+    assert run_follow_up(cleanup).status == Status.CLEAN
     assert not bucket.keys()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_upload_under_way_keeps_its_object(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     R2Object.objects.update(state="uploading")
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN_WITH_PROTECTED
-    assert "under way" in reason(operation, key)
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN_WITH_KEPT
+    assert "under way" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
     assert R2Object.objects.get().state == "uploading"
     R2Object.objects.update(state="stored")
-    assert late_check(operation).status == Status.CLEAN
+    assert run_follow_up(cleanup).status == Status.CLEAN
     assert not bucket.keys()
     assert not R2Object.objects.exists()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_upload_that_never_ended_does_not_keep_its_object_for_ever(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     R2Object.objects.update(state="uploading", updated_at=timezone.now() - timedelta(days=2))
-    assert delete("proj_1").status == Status.CLEAN
+    assert clean_up_project("proj_1").status == Status.CLEAN
     assert not bucket.keys()
     assert not R2Object.objects.exists()
 
@@ -254,61 +254,61 @@ def test_upload_that_never_ended_does_not_keep_its_object_for_ever(bucket: Bucke
 def test_object_that_appears_after_the_plan_stays_with_a_reason(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*HISTORICAL)
     new = "audio/proj_1/s1/late.mp3"
-    between_plan_and_batch(monkeypatch, lambda: bucket.put(new))
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN_WITH_PROTECTED
-    assert operation.found == len(HISTORICAL) + 1
-    assert "appeared" in reason(operation, new)
+    act_before_batch(monkeypatch, lambda: bucket.put(new))
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN_WITH_KEPT
+    assert cleanup.found == len(HISTORICAL) + 1
+    assert "appeared" in read_reason(cleanup, new)
     assert bucket.keys() == {new}
-    check(bucket)
+    check_promises(bucket)
 
 
-def test_late_check_deletes_what_appeared_after_the_end(
+def test_follow_up_deletes_what_appeared_after_the_end(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*HISTORICAL)
     new = "audio/proj_1/s1/late.mp3"
-    between_batch_and_verification(monkeypatch, lambda: bucket.put(new))
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN
+    act_before_verification(monkeypatch, lambda: bucket.put(new))
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN
     assert bucket.keys() == {new}
-    found = late_check(operation)
-    assert (found.status, outcomes(found)) == (Status.CLEAN, {new: "deleted"})
+    found = run_follow_up(cleanup)
+    assert (found.status, read_outcomes(found)) == (Status.CLEAN, {new: "deleted"})
     assert not bucket.keys()
-    assert operation.children.count() == 3
+    assert cleanup.children.count() == 3
     assert not found.children.exists()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_missing_object_that_comes_back_before_its_batch_stays(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     key = HISTORICAL[0]
-    track(bucket, key, "proj_1")
-    between_plan_and_batch(monkeypatch, lambda: bucket.put(key))
-    operation = delete("proj_1")
-    assert outcomes(operation) == {key: "protected"}
+    track_key(bucket, key, "proj_1")
+    act_before_batch(monkeypatch, lambda: bucket.put(key))
+    cleanup = clean_up_project("proj_1")
+    assert read_outcomes(cleanup) == {key: "kept"}
     assert bucket.keys() == {key}
     assert R2Object.objects.get().state == "stored"
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_object_that_somebody_else_deletes_first_is_not_called_deleted(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*HISTORICAL)
-    between_plan_and_batch(monkeypatch, lambda: bucket.r2.remove(HISTORICAL[0]))
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN
-    assert (operation.deleted, operation.already_absent) == (len(HISTORICAL) - 1, 1)
-    assert outcomes(operation)[HISTORICAL[0]] == "already_absent"
-    check(bucket)
+    act_before_batch(monkeypatch, lambda: bucket.r2.remove(HISTORICAL[0]))
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert (cleanup.deleted, cleanup.already_gone) == (len(HISTORICAL) - 1, 1)
+    assert read_outcomes(cleanup)[HISTORICAL[0]] == "already_gone"
+    check_promises(bucket)
 
 
 # Strange keys
@@ -356,81 +356,81 @@ STUBBORN = ["new\nline", "line separator\u2028"]
 
 
 def test_key_that_nobody_can_name_and_that_is_back_is_not_called_gone(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     back, other = UNDER + NAMELESS[0], UNDER + NAMELESS[1]
     bucket.put(back, other)
-    operation = delete("proj_1")
+    cleanup = clean_up_project("proj_1")
     bucket.r2.remove(back)
-    operation = again(operation)
-    assert outcomes(operation) == {escape(back): "already_absent", escape(other): "failed"}
+    cleanup = run_again(cleanup)
+    assert read_outcomes(cleanup) == {escape_key(back): "already_gone", escape_key(other): "failed"}
     bucket.put(back)
-    operation = again(operation)
-    assert outcomes(operation) == {escape(back): "failed", escape(other): "failed"}
-    assert "is in the bucket again" in reason(operation, escape(back))
+    cleanup = run_again(cleanup)
+    assert read_outcomes(cleanup) == {escape_key(back): "failed", escape_key(other): "failed"}
+    assert "is in the bucket again" in read_reason(cleanup, escape_key(back))
     assert bucket.keys() == {back, other}
 
 
 def test_strange_keys_end_each_with_an_exact_outcome_and_stop_no_other(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     for key in (*DELETABLE, *UNDELETABLE, *NAMELESS, *STUBBORN):
         bucket.put(UNDER + key)
     bucket.put("other", UNDER.replace("proj_1", "proj_10") + "\x01")
-    operation = delete("proj_1")
-    assert operation.status == Status.INCOMPLETE
-    assert outcomes(operation) == {
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.RETRYING
+    assert read_outcomes(cleanup) == {
         **{UNDER + key: "deleted" for key in DELETABLE},
         **{UNDER + key: "failed" for key in (*UNDELETABLE, *STUBBORN)},
-        **{escape(UNDER + key): "failed" for key in NAMELESS},
+        **{escape_key(UNDER + key): "failed" for key in NAMELESS},
     }
     for key in UNDELETABLE:
-        assert "no S3 call can name this key" in reason(operation, UNDER + key)
+        assert "no S3 call can name this key" in read_reason(cleanup, UNDER + key)
     for key in STUBBORN:
-        assert "Still in the bucket" in reason(operation, UNDER + key)
-    assert operation.items.filter(escaped=True).count() == len(NAMELESS)
-    assert all(operation.items.filter(outcome="failed").values_list("reason", flat=True))
+        assert "Still in the bucket" in read_reason(cleanup, UNDER + key)
+    assert cleanup.items.filter(escaped=True).count() == len(NAMELESS)
+    assert all(cleanup.items.filter(outcome="failed").values_list("reason", flat=True))
     left = {UNDER + key for key in (*UNDELETABLE, *NAMELESS, *STUBBORN)}
     assert bucket.keys() == {"other", "projects/proj_10/scenes/s1/media/\x01", *left}
-    check(bucket)
+    check_promises(bucket)
     for key in left:
         bucket.r2.remove(key)
-    operation = again(operation)
-    assert operation.status == Status.CLEAN
-    check(bucket)
+    cleanup = run_again(cleanup)
+    assert cleanup.status == Status.CLEAN
+    check_promises(bucket)
 
 
 def test_key_with_spaces_at_its_ends_takes_no_other_key_with_it(bucket: Bucket) -> None:
     """Told to delete "a " and others in one call, local R2 deletes "a"."""
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     trimmed = "projects/proj_2/scenes/s1/media/a.mp4"
     for space in (" ", "\u00a0", "\u3000", "\ufeff", "\t"):
         for key in (f"{space}{trimmed}", f"{trimmed}{space}"):
             bucket.put(key)
-            give(bucket, key, "proj_1")
+            assign_object(bucket, key, "proj_1")
     bucket.put(trimmed)
-    assert delete("proj_1").status == Status.CLEAN
+    assert clean_up_project("proj_1").status == Status.CLEAN
     assert bucket.keys() == {trimmed}
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_strange_keys_with_rows_are_deleted_and_forgotten(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     for key in DELETABLE:
         bucket.put(key)
-        track(bucket, key, "proj_1")
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN
-    assert outcomes(operation) == dict.fromkeys(DELETABLE, "deleted")
+        track_key(bucket, key, "proj_1")
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert read_outcomes(cleanup) == dict.fromkeys(DELETABLE, "deleted")
     assert not bucket.keys()
     assert not R2Object.objects.exists()
-    check(bucket)
+    check_promises(bucket)
 
 
 # Deleted rows: delete these very objects
 
 
-def delete_rows(**which: str) -> CleanupOperation:
+def delete_rows(**which: str) -> Cleanup:
     R2Object.objects.filter(**which).delete()
-    return run(CleanupOperation.objects.latest("created_at"))
+    return run_until_idle(Cleanup.objects.latest("created_at"))
 
 
 def test_deleting_rows_deletes_those_objects_of_a_live_project_and_no_others(
@@ -438,52 +438,50 @@ def test_deleting_rows_deletes_those_objects_of_a_live_project_and_no_others(
 ) -> None:
     one, other = bucket.upload("proj_1", "1.mp4"), bucket.upload("proj_1", "2.mp4")
     bucket.put(*HISTORICAL)
-    operation = delete_rows(key=one)
-    assert (operation.status, outcomes(operation)) == (Status.CLEAN, {one: "deleted"})
+    cleanup = delete_rows(key=one)
+    assert (cleanup.status, read_outcomes(cleanup)) == (Status.CLEAN, {one: "deleted"})
     assert bucket.keys() == {other, *HISTORICAL}
     assert R2Object.objects.get().key == other
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_object_overwritten_since_its_row_was_written_stays(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     bucket.put(key, body=b"other")
-    operation = delete_rows(key=key)
-    assert (operation.status, outcomes(operation)) == (
-        Status.CLEAN_WITH_PROTECTED,
-        {key: "protected"},
+    cleanup = delete_rows(key=key)
+    assert (cleanup.status, read_outcomes(cleanup)) == (
+        Status.CLEAN_WITH_KEPT,
+        {key: "kept"},
     )
-    assert "overwritten" in reason(operation, key)
+    assert "overwritten" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_same_content_written_again_since_its_row_was_written_stays(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     R2Object.objects.update(last_modified=timezone.now() - timedelta(hours=1))
-    operation = delete_rows(key=key)
-    assert outcomes(operation) == {key: "protected"}
-    assert "written again" in reason(operation, key)
+    cleanup = delete_rows(key=key)
+    assert read_outcomes(cleanup) == {key: "kept"}
+    assert "written again" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
 
 
-@pytest.mark.parametrize(
-    ("minutes", "outcome"), [(0, "protected"), (59, "protected"), (62, "deleted")]
-)
+@pytest.mark.parametrize(("minutes", "outcome"), [(0, "kept"), (59, "kept"), (62, "deleted")])
 def test_file_of_a_deleted_row_without_facts_goes_only_if_written_long_before(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, minutes: int, outcome: str
 ) -> None:
     """The clock that wrote when the row was deleted may be ahead of the store's."""
-    alive("proj_1")
-    track(bucket, FLAT, "proj_1", state="upload_failed").delete()
-    bucket.put(FLAT)
+    create_projects("proj_1")
+    track_key(bucket, FLAT_KEY, "proj_1", state="upload_failed").delete()
+    bucket.put(FLAT_KEY)
     deleted_at = timezone.now() + timedelta(minutes=minutes)
-    CleanupOperation.objects.update(created_at=deleted_at)
+    Cleanup.objects.update(created_at=deleted_at)
     monkeypatch.setattr(timezone, "now", lambda: deleted_at)
-    operation = run(CleanupOperation.objects.get())
-    assert outcomes(operation) == {FLAT: outcome}
-    assert ("No row says when" in reason(operation, FLAT)) is (outcome == "protected")
-    assert bucket.keys() == ({FLAT} if outcome == "protected" else set())
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert read_outcomes(cleanup) == {FLAT_KEY: outcome}
+    assert ("No row says when" in read_reason(cleanup, FLAT_KEY)) is (outcome == "kept")
+    assert bucket.keys() == ({FLAT_KEY} if outcome == "kept" else set())
 
 
 @pytest.mark.parametrize("moment", ["before the plan", "after the plan"])
@@ -492,43 +490,43 @@ def test_object_that_a_row_names_again_stays(
 ) -> None:
     key = bucket.upload("proj_1")
     R2Object.objects.all().delete()
-    operation = CleanupOperation.objects.get()
+    cleanup = Cleanup.objects.get()
 
     def name_again() -> None:
-        track(bucket, key, "proj_2")
+        track_key(bucket, key, "proj_2")
 
     if moment == "before the plan":
         name_again()
     else:
-        between_plan_and_batch(monkeypatch, name_again)
-    run(operation)
-    assert outcomes(operation) == {key: "protected"}
-    assert "names this key again" in reason(operation, key)
+        act_before_batch(monkeypatch, name_again)
+    run_until_idle(cleanup)
+    assert read_outcomes(cleanup) == {key: "kept"}
+    assert "names this key again" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
     assert R2Object.objects.get().state == "stored"
-    check(bucket)
+    check_promises(bucket)
 
 
-def test_rows_whose_objects_are_gone_are_already_absent(bucket: Bucket) -> None:
+def test_rows_whose_objects_are_gone_are_already_gone(bucket: Bucket) -> None:
     keys = [bucket.upload("proj_1", "1.mp4"), bucket.upload("proj_1", "2.mp4")]
     bucket.r2.remove(keys[0])
-    operation = delete_rows()
-    assert outcomes(operation) == {keys[0]: "already_absent", keys[1]: "deleted"}
+    cleanup = delete_rows()
+    assert read_outcomes(cleanup) == {keys[0]: "already_gone", keys[1]: "deleted"}
     assert not bucket.keys()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_upload_to_a_key_that_is_being_deleted_is_refused_or_renamed(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = bucket.upload("proj_1", body=b"first")
-    alive("proj_2")
+    create_projects("proj_2")
     saved: list[str] = []
-    between_plan_and_batch(
+    act_before_batch(
         monkeypatch, lambda: saved.append(default_storage.save(key, ContentFile(b"second")))
     )
-    operation = delete_rows(key=key)
+    cleanup = delete_rows(key=key)
     assert saved and saved[0] != key
-    assert outcomes(operation) == {key: "deleted"}
+    assert read_outcomes(cleanup) == {key: "deleted"}
     assert bucket.keys() == {saved[0]}
-    check(bucket)
+    check_promises(bucket)

@@ -1,4 +1,4 @@
-"""What the page of one operation shows of many items, of a long timeline, and while it runs."""
+"""What the page of one cleanup shows of many items, of a long timeline, and while it runs."""
 
 import re
 from datetime import timedelta
@@ -17,11 +17,23 @@ from django.utils.html import escape
 
 from storage_audit.cleanup import requests, runner
 from storage_audit.cleanup.admin import cleanup_page, items
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
-from tests.admin_client import person, read_totals, signed_in, superuser, text_of, url_of_cleanup
+from tests.admin_client import (
+    client_for,
+    page_text,
+    read_totals,
+    staff_client,
+    superuser_client,
+    url_of_cleanup,
+)
 from tests.builders import add_items, create_cleanup
-from tests.promises import between_batch_and_verification, between_plan_and_batch, requested, run
+from tests.promises import (
+    act_before_batch,
+    act_before_verification,
+    request_cleanup,
+    run_until_idle,
+)
 from tests.real_bucket import Bucket
 
 KEY = re.compile('<th scope="row"><code class="audit-key">(.*?)</code>')
@@ -36,25 +48,25 @@ COMMAND = {
 
 
 @pytest.fixture
-def scattered(db: None, monkeypatch: pytest.MonkeyPatch) -> CleanupOperation:
+def scattered(db: None, monkeypatch: pytest.MonkeyPatch) -> Cleanup:
     """Items of several outcomes, in listed ranges and in none; two look alike, and are on two
     pages."""
-    monkeypatch.setattr(items, "ITEMS_A_PAGE", 13)
-    operation = create_cleanup("running")
-    for outcome in ("planned", "deleted", "protected"):
+    monkeypatch.setattr(items, "ITEMS_PER_PAGE", 13)
+    cleanup = create_cleanup("running")
+    for outcome in ("to_delete", "deleted", "kept"):
         for span in (1, None, 0):
-            add_items(operation, 6, outcome=outcome, span=span)
-    place = {"outcome": "planned", "span": 1}
-    alike = operation.items.filter(**place).order_by("key").values("key", "identity")[1]
-    add_items(operation, 1, **place, **alike, escaped=True)
-    return operation
+            add_items(cleanup, 6, outcome=outcome, range_index=span)
+    place = {"outcome": "to_delete", "range_index": 1}
+    alike = cleanup.items.filter(**place).order_by("key").values("key", "identity")[1]
+    add_items(cleanup, 1, **place, **alike, escaped=True)
+    return cleanup
 
 
 def pages(client: Client, url: str, link: str) -> list[list[str]]:
     """The keys on this page and on those behind it, each found by the link on the one before."""
     found, start = list[list[str]](), url.partition("?")[0]
     while True:
-        shown = text_of(client.get(url))
+        shown = page_text(client.get(url))
         found.append(KEY.findall(shown))
         following = re.search(TO_PAGE.format(link), shown)
         if following is None:
@@ -63,15 +75,15 @@ def pages(client: Client, url: str, link: str) -> list[list[str]]:
 
 
 def last_page(client: Client, url: str) -> str:
-    shown = text_of(client.get(url))
+    shown = page_text(client.get(url))
     while following := re.search(TO_PAGE.format("Next"), shown):
         last = url.partition("?")[0] + following[1].replace("&amp;", "&")
-        shown = text_of(client.get(last))
+        shown = page_text(client.get(last))
     return last
 
 
-def test_each_item_is_on_one_page_forwards_and_backwards(scattered: CleanupOperation) -> None:
-    client, url = superuser(), url_of_cleanup(scattered)
+def test_each_item_is_on_one_page_forwards_and_backwards(scattered: Cleanup) -> None:
+    client, url = superuser_client(), url_of_cleanup(scattered)
     there = sorted(scattered.items.values_list("key", flat=True))
     forwards = pages(client, url, "Next")
     assert sorted(key for page in forwards for key in page) == there
@@ -80,17 +92,17 @@ def test_each_item_is_on_one_page_forwards_and_backwards(scattered: CleanupOpera
     assert backwards == forwards[::-1]
 
 
-def test_items_of_an_outcome_come_in_pages_too(scattered: CleanupOperation) -> None:
+def test_items_of_an_outcome_come_in_pages_too(scattered: Cleanup) -> None:
     there = scattered.items.filter(outcome="deleted").values_list("key", flat=True)
-    found = pages(superuser(), f"{url_of_cleanup(scattered)}?outcome=deleted", "Next")
+    found = pages(superuser_client(), f"{url_of_cleanup(scattered)}?outcome=deleted", "Next")
     assert sorted(key for page in found for key in page) == sorted(there)
 
 
 def test_page_goes_on_where_it_was_when_an_item_has_another_outcome_by_then(
-    scattered: CleanupOperation,
+    scattered: Cleanup,
 ) -> None:
-    client, url = superuser(), f"{url_of_cleanup(scattered)}?outcome=planned"
-    shown = text_of(client.get(url))
+    client, url = superuser_client(), f"{url_of_cleanup(scattered)}?outcome=to_delete"
+    shown = page_text(client.get(url))
     before, link = KEY.findall(shown), re.search(TO_PAGE.format("Next"), shown)
     scattered.items.filter(key=before[-1]).update(outcome="deleting")
     assert link
@@ -100,31 +112,31 @@ def test_page_goes_on_where_it_was_when_an_item_has_another_outcome_by_then(
 
 
 def test_search_finds_the_beginning_of_a_key_in_any_spelling(db: None) -> None:
-    operation = create_cleanup("running")
+    cleanup = create_cleanup("running")
     for key in ("caf\N{LATIN SMALL LETTER E WITH ACUTE}/1.mp4", "cafe/2.mp4", "Caf/3.mp4"):
-        add_items(operation, 1, key=key, identity=normalize("NFC", key))
-    client, url = superuser(), url_of_cleanup(operation)
+        add_items(cleanup, 1, key=key, identity=normalize("NFC", key))
+    client, url = superuser_client(), url_of_cleanup(cleanup)
 
     def found(**query: str) -> list[str]:
-        return KEY.findall(text_of(client.get(url, query)))
+        return KEY.findall(page_text(client.get(url, query)))
 
     assert found(q=normalize("NFD", "café")) == ["café/1.mp4"]
     assert found(q="caf") == ["cafe/2.mp4", "café/1.mp4"]
     assert found(q="caf", outcome="deleted") == []
     assert found(q="a\0b") == []
-    assert "No item is so." in text_of(client.get(url, {"q": "nothing"}))
+    assert "No item is so." in page_text(client.get(url, {"q": "nothing"}))
 
 
-def test_search_comes_in_pages(scattered: CleanupOperation) -> None:
-    found = pages(superuser(), f"{url_of_cleanup(scattered)}?q=k00", "Next")
+def test_search_comes_in_pages(scattered: Cleanup) -> None:
+    found = pages(superuser_client(), f"{url_of_cleanup(scattered)}?q=k00", "Next")
     assert sum(map(len, found)) == scattered.items.count()
 
 
-def test_places_made_by_hand_lead_to_the_first_page(scattered: CleanupOperation) -> None:
+def test_places_made_by_hand_lead_to_the_first_page(scattered: Cleanup) -> None:
     other = create_cleanup("running")
     add_items(other, 1)
-    client, url = superuser(), url_of_cleanup(scattered)
-    first = KEY.findall(text_of(client.get(url)))
+    client, url = superuser_client(), url_of_cleanup(scattered)
+    first = KEY.findall(page_text(client.get(url)))
     for name in (
         "x",
         "planned-x",
@@ -132,15 +144,15 @@ def test_places_made_by_hand_lead_to_the_first_page(scattered: CleanupOperation)
         f"planned-{other.items.get().pk}",
         "planned-" + "9" * 30,
     ):
-        assert KEY.findall(text_of(client.get(url, {"after": name, "earlier": name}))) == first
+        assert KEY.findall(page_text(client.get(url, {"after": name, "earlier": name}))) == first
 
 
 def test_item_shows_its_evidence(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.put("proj_1_x_s1_media.mp4")
     Project.objects.create(pk="proj_1_x")
-    operation = run(requested("proj_1"))
-    shown = text_of(superuser().get(f"{url_of_cleanup(operation)}?outcome=protected"))
+    cleanup = run_until_idle(request_cleanup("proj_1"))
+    shown = page_text(superuser_client().get(f"{url_of_cleanup(cleanup)}?outcome=kept"))
     for told in (
         "flat: project proj_1, scene x_s1, extension mp4",
         "flat: project proj_1_x, scene s1, extension mp4",
@@ -148,20 +160,20 @@ def test_item_shows_its_evidence(bucket: Bucket) -> None:
         "proj_1_x, which exists",
         "listed only",
         "0 times",
-        operation.items.get(outcome="protected").etag,
+        cleanup.items.get(outcome="kept").etag,
     ):
         assert escape(told) in shown, told
-    shown = text_of(superuser().get(f"{url_of_cleanup(operation)}?outcome=deleted"))
+    shown = page_text(superuser_client().get(f"{url_of_cleanup(cleanup)}?outcome=deleted"))
     assert "<dt>Sent for deletion</dt><dd>1 time</dd>" in shown
     assert "<dt>The store’s answer</dt><dd>Deleted</dd>" in shown
 
 
-def test_page_of_a_closed_operation_adds_nothing_up(db: None) -> None:
-    operation, client = create_cleanup("clean", found=3, deleted=3), superuser()
-    CleanupOperation.objects.update(finished_at=timezone.now())
-    add_items(operation, 3, outcome="deleted")
+def test_page_of_a_closed_cleanup_adds_nothing_up(db: None) -> None:
+    cleanup, client = create_cleanup("clean", found=3, deleted=3), superuser_client()
+    Cleanup.objects.update(finished_at=timezone.now())
+    add_items(cleanup, 3, outcome="deleted")
     with CaptureQueriesContext(connection) as captured:
-        shown = text_of(client.get(url_of_cleanup(operation)))
+        shown = page_text(client.get(url_of_cleanup(cleanup)))
     assert read_totals(shown)["deleted"] == ("3", "0 bytes")
     assert "Deleted (3)</a>" in shown
     sums = [q["sql"] for q in captured if "storage_audit_cleanupitem" in q["sql"]]
@@ -169,18 +181,18 @@ def test_page_of_a_closed_operation_adds_nothing_up(db: None) -> None:
 
 
 def test_reasons_are_counted_among_so_many(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cleanup_page, "REASONS_OF", 3)
-    operation = create_cleanup("clean_with_protected", found=5, protected=5)
-    add_items(operation, 5, outcome="protected", reason="in doubt")
-    shown = text_of(superuser().get(url_of_cleanup(operation)))
+    monkeypatch.setattr(cleanup_page, "REASON_SAMPLE_SIZE", 3)
+    cleanup = create_cleanup("clean_with_kept", found=5, kept=5)
+    add_items(cleanup, 5, outcome="kept", reason="in doubt")
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     assert "Counted among the first 3 of them." in shown
-    assert "3 protected" in shown
+    assert "3 kept" in shown
 
 
 def test_program_that_was_run_can_be_read(db: None) -> None:
-    operation = create_cleanup("running")
-    operation.record("command", "It ran.", **COMMAND)
-    shown = text_of(superuser().get(url_of_cleanup(operation)))
+    cleanup = create_cleanup("running")
+    cleanup.record("command", "It ran.", **COMMAND)
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     for told in (
         "<dd><code>wrangler</code></dd>",
         f"<dd><code>{escape(repr('tests/a b.mp4'))}</code></dd>",
@@ -193,55 +205,55 @@ def test_program_that_was_run_can_be_read(db: None) -> None:
 
 
 def test_data_of_an_event_is_a_list_of_names_and_values(db: None) -> None:
-    operation = create_cleanup("running")
+    cleanup = create_cleanup("running")
     keys = [f"k{n}" for n in range(150)]
-    operation.record("plan", "Found.", next_attempt="soon", keys=keys, refused=True, of={"a": [1]})
-    shown = text_of(superuser().get(url_of_cleanup(operation)))
+    cleanup.record("plan", "Found.", next_attempt="soon", keys=keys, refused=True, of={"a": [1]})
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     assert "<dt>next attempt</dt><dd>soon</dd>" in shown
     assert "<dt>refused</dt><dd>yes</dd>" in shown
     assert "<dd>k0<br>k1<br>" in shown and "k99<br>and 50 more</dd>" in shown
     assert "<dt>of</dt><dd>a: [1]</dd>" in shown
 
 
-def test_figures_of_a_second_look_are_in_words(db: None) -> None:
-    operation = create_cleanup("running")
-    operation.record("verify", "Same.", second_look={"shown": 7, "fewer": 0, "doubted": 1})
-    shown = text_of(superuser().get(url_of_cleanup(operation)))
-    assert "<dt>second look</dt>" in shown
+def test_figures_of_a_crosscheck_are_in_words(db: None) -> None:
+    cleanup = create_cleanup("running")
+    cleanup.record("verify", "Same.", second_look={"shown": 7, "fewer": 0, "doubted": 1})
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    assert "<dt>crosscheck</dt>" in shown
     assert "shown by both: 7" in shown and "shown by Cloudflare’s API only: 1" in shown
     assert "S3 only" not in shown
 
 
-def test_a_look_that_was_not_taken_has_no_figures(db: None) -> None:
-    operation = create_cleanup("running")
-    operation.record("verify", "Not asked.", second_look={"shown": 0, "fewer": 0, "doubted": 0})
-    assert "second look" not in text_of(superuser().get(url_of_cleanup(operation)))
+def test_a_crosscheck_that_was_not_made_has_no_figures(db: None) -> None:
+    cleanup = create_cleanup("running")
+    cleanup.record("verify", "Not asked.", second_look={"shown": 0, "fewer": 0, "doubted": 0})
+    assert "crosscheck" not in page_text(superuser_client().get(url_of_cleanup(cleanup)))
 
 
 def test_many_batches_in_a_row_are_one_line_that_opens(db: None) -> None:
-    operation = create_cleanup("running")
+    cleanup = create_cleanup("running")
     for n in range(12):
-        operation.record("delete", f"Batch {n}.", sent=10, absent=n % 2)
-    shown = text_of(superuser().get(url_of_cleanup(operation)))
+        cleanup.record("delete", f"Batch {n}.", sent=10, absent=n % 2)
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     assert "12 entries of this kind, sent 120, not listed any more 6" in shown
     assert "Batch 0." in shown and "Batch 11." in shown
 
 
 def test_timeline_leads_back_to_its_beginning(db: None) -> None:
-    operation, client = create_cleanup("running"), superuser()
+    cleanup, client = create_cleanup("running"), superuser_client()
     at = timezone.now()
     for n in range(450):
-        operation.record("plan", f"event {n}.")
+        cleanup.record("plan", f"event {n}.")
     # Those of one transaction may have the same time.
-    operation.events.update(at=at)
-    url, seen = url_of_cleanup(operation), list[str]()
+    cleanup.events.update(at=at)
+    url, seen = url_of_cleanup(cleanup), list[str]()
     while True:
-        shown = text_of(client.get(url))
+        shown = page_text(client.get(url))
         seen = re.findall(r"event (\d+)\.", shown) + seen
         earlier = re.search(r'<a href="(\?earlier=\d+#timeline)"', shown)
         if earlier is None:
             break
-        url = url_of_cleanup(operation) + earlier[1]
+        url = url_of_cleanup(cleanup) + earlier[1]
     assert seen == [str(n) for n in range(450)]
     assert "Latest entries" in shown
 
@@ -249,17 +261,17 @@ def test_timeline_leads_back_to_its_beginning(db: None) -> None:
 # While it runs
 
 
-def progress_of(operation: CleanupOperation) -> str:
-    return reverse("admin:storage_audit_operation_progress", args=[operation.pk])
+def progress_of(cleanup: Cleanup) -> str:
+    return reverse("admin:storage_audit_cleanup_progress", args=[cleanup.pk])
 
 
-def asked(client: Client, operation: CleanupOperation) -> dict[str, Any]:
-    answer: dict[str, Any] = client.get(progress_of(operation)).json()
+def asked(client: Client, cleanup: Cleanup) -> dict[str, Any]:
+    answer: dict[str, Any] = client.get(progress_of(cleanup)).json()
     return answer
 
 
 def counts(told: dict[str, Any]) -> dict[str, int]:
-    return {line["name"]: line["objects"] for line in told["books"] if line["objects"]}
+    return {line["name"]: line["objects"] for line in told["totals"] if line["objects"]}
 
 
 def test_progress_tells_of_each_step_and_of_the_end(
@@ -267,46 +279,46 @@ def test_progress_tells_of_each_step_and_of_the_end(
 ) -> None:
     bucket.upload("proj_1")
     bucket.put("proj_1_s1_media.mp4", "proj_1_s2_media.mp4")
-    operation, client, seen = requested("proj_1"), superuser(), list[dict[str, Any]]()
-    waiting = asked(client, operation)
+    cleanup, client, seen = request_cleanup("proj_1"), superuser_client(), list[dict[str, Any]]()
+    waiting = asked(client, cleanup)
     assert (waiting["status"], waiting["sentence"]) == ("pending", "It waits for a worker.")
 
     def ask() -> None:
-        seen.append(asked(client, operation))
+        seen.append(asked(client, cleanup))
 
-    between_plan_and_batch(monkeypatch, ask)
-    between_batch_and_verification(monkeypatch, ask)
-    run(operation)
+    act_before_batch(monkeypatch, ask)
+    act_before_verification(monkeypatch, ask)
+    run_until_idle(cleanup)
     deleting, verifying = seen
     assert (deleting["step"], deleting["done"], deleting["total"]) == ("delete", 0, 3)
     assert deleting["sentence"].startswith("Deleting: 0 of 3 objects, 0 a second, no estimate")
     assert (deleting["share"], deleting["seconds_left"]) == (0, None)
-    assert counts(deleting) == {"found": 3, "planned": 3}
+    assert counts(deleting) == {"found": 3, "to_delete": 3}
     assert verifying["step_in_words"] == "Looking whether they are gone."
     assert counts(verifying) == {"found": 3, "deleting": 3}
-    ended = asked(client, operation)
+    ended = asked(client, cleanup)
     assert (ended["status"], ended["finished"]) == ("clean", True)
     assert counts(ended) == {"found": 3, "deleted": 3}
 
 
 def test_progress_costs_three_queries_and_adds_nothing_up(db: None) -> None:
-    operation, client = create_cleanup("running", step="delete"), superuser()
-    add_items(operation, 5)
-    client.get(progress_of(operation))
+    cleanup, client = create_cleanup("running", step="delete"), superuser_client()
+    add_items(cleanup, 5)
+    client.get(progress_of(cleanup))
     with CaptureQueriesContext(connection) as captured:
-        assert client.get(progress_of(operation)).status_code == 200
+        assert client.get(progress_of(cleanup)).status_code == 200
     assert len(captured) == 3
     assert not [q["sql"] for q in captured if "cleanupitem" in q["sql"]]
 
 
-def test_progress_is_for_those_who_may_look(db: None) -> None:
-    operation, user = create_cleanup("running"), person()
-    assert user.get(progress_of(operation)).status_code == 200
-    assert Client().get(progress_of(operation)).status_code == 302
-    stranger = signed_in(User.objects.create_user("zoe", is_staff=True))
-    assert stranger.get(progress_of(operation)).status_code == 403
-    operation.pk = uuid4()
-    assert user.get(progress_of(operation)).status_code == 404
+def test_progress_is_for_those_who_may_view(db: None) -> None:
+    cleanup, user = create_cleanup("running"), staff_client()
+    assert user.get(progress_of(cleanup)).status_code == 200
+    assert Client().get(progress_of(cleanup)).status_code == 302
+    stranger = client_for(User.objects.create_user("zoe", is_staff=True))
+    assert stranger.get(progress_of(cleanup)).status_code == 403
+    cleanup.pk = uuid4()
+    assert user.get(progress_of(cleanup)).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -315,8 +327,8 @@ def test_progress_is_for_those_who_may_look(db: None) -> None:
         ("running", timedelta(minutes=1), True, True),
         ("pending", timedelta(0), True, True),
         ("pending", timedelta(days=8), True, False),
-        ("incomplete", timedelta(seconds=30), True, True),
-        ("incomplete", None, False, False),
+        ("retrying", timedelta(seconds=30), True, True),
+        ("differs", None, False, False),
         ("failed", timedelta(seconds=30), False, False),
         ("clean", None, False, False),
     ],
@@ -325,24 +337,26 @@ def test_page_keeps_itself_up_to_date_only_where_something_is_to_happen(
     db: None, status: str, due_in: timedelta | None, watched: bool, refreshed: bool
 ) -> None:
     due = None if due_in is None else timezone.now() + due_in
-    shown = text_of(superuser().get(url_of_cleanup(create_cleanup(status, next_attempt_at=due))))
+    kind = "verify" if status == "differs" else "project"
+    cleanup = create_cleanup(status, kind=kind, next_attempt_at=due)
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     assert ("progress.js" in shown) == watched
     assert ('http-equiv="refresh"' in shown) == refreshed
 
 
 def test_what_waits_for_days_is_asked_for_once_a_minute(db: None) -> None:
-    operation = create_cleanup(next_attempt_at=timezone.now() + timedelta(days=8))
-    told = asked(superuser(), operation)
-    assert (told["look_again"], told["waits"]) == (60, True)
+    cleanup = create_cleanup(next_attempt_at=timezone.now() + timedelta(days=8))
+    told = asked(superuser_client(), cleanup)
+    assert (told["next_poll_seconds"], told["waits"]) == (60, True)
     assert told["sentence"].startswith("It starts on ")
 
 
 def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.put("proj_1_s1_media.mp4")
-    check = requests.verify_project("proj_1")[0]
-    assert runner.run(check.pk).status == "incomplete"
-    shown = text_of(superuser().get(f"{url_of_cleanup(check)}?outcome=failed"))
+    check = requests.request_verification("proj_1")[0]
+    assert runner.run_to_end(check.pk).status == "differs"
+    shown = page_text(superuser_client().get(f"{url_of_cleanup(check)}?outcome=failed"))
     assert "Different (1)</a>" in shown
     assert '<td class="audit-short">different</td>' in shown
     assert "1 different (7 bytes): In the bucket, but not tracked" in shown
@@ -352,7 +366,7 @@ def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket)
     ("values", "reason"),
     [
         (
-            {"kind": "vanished", "status": "blocked", "cursor": {"projects": []}},
+            {"kind": "vanished", "status": "blocked", "position": {"projects": []}},
             "It lists projects",
         ),
         (
@@ -364,6 +378,6 @@ def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket)
 def test_verification_is_refused_with_the_reason(
     db: None, values: dict[str, Any], reason: str
 ) -> None:
-    shown = text_of(superuser().get(url_of_cleanup(create_cleanup(**values))))
+    shown = page_text(superuser_client().get(url_of_cleanup(create_cleanup(**values))))
     assert 'value="Verify cleanup" disabled' in shown
     assert reason in shown

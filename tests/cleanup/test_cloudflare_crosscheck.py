@@ -14,7 +14,7 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import listing, s3
-from storage_audit.bucket.cloudflare_api import pages
+from storage_audit.bucket.cloudflare_api import api_pages
 from storage_audit.bucket.errors import (
     BucketForbidden,
     DeadlinePassed,
@@ -25,30 +25,30 @@ from storage_audit.bucket.errors import (
     Unavailable,
 )
 from storage_audit.cleanup import cloudflare_crosscheck, requests
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.clocks import monotonic
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.models import R2Object
-from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
-from tests.faults.matching import is_anything, is_listing_under, on, then
-from tests.faults.proxy import RESET, FaultyStore, Forward, Request, Rule, faulty_store
+from storage_audit.ownership.bucket_marker import MARKER_KEY, CannotConclude
+from tests.faults.matching import is_anything, is_listing_under, rule_for, run_before
+from tests.faults.proxy import RESET_REPLY, FaultyStore, Forward, Request, Rule, faulty_store
 from tests.promises import (
-    FLAT,
-    HIERARCHICAL,
+    FLAT_KEY,
+    HIERARCHICAL_KEY,
     Status,
-    alive,
-    delete,
-    deleted,
-    outcomes,
-    reason,
-    run,
-    track,
+    clean_up_project,
+    create_projects,
+    read_outcomes,
+    read_reason,
+    record_deleted_projects,
+    run_until_idle,
+    track_key,
     verify_project,
 )
 from tests.real_bucket import BUCKETS, Bucket
 
 SAME = "Cloudflare's own API shows the same: %d objects."
 # So few that a verification is over soon.
-LAYOUTS = {
+KEY_FORMATS = {
     "hierarchical": "projects/{project}/scenes/{scene}/media/{filename}",
     "flat": "{project}_{scene}_media.{ext}",
 }
@@ -80,16 +80,19 @@ def rest(
     network: FaultyStore, cloudflare_api: CloudflareApi, settings: Settings
 ) -> Iterator[FaultyStore]:
     """The only way to Cloudflare's API, without rules yet."""
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"API_URL": network.url, "LAYOUTS": LAYOUTS}
-    network.seen.clear()
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
+        "API_URL": network.url,
+        "KEY_FORMATS": KEY_FORMATS,
+    }
+    network.requests.clear()
     yield network
     network.rules.clear()
-    assert {request.method for request in network.seen} <= {"GET"}
+    assert {request.method for request in network.requests} <= {"GET"}
 
 
 @pytest.fixture(scope="module")
 def two_objects(local_r2: LocalR2) -> Iterator[Bucket]:
-    """In a bucket that no database has claimed."""
+    """In a bucket that no database has connected."""
     bucket = Bucket(local_r2, BUCKETS[1])
     bucket.wipe()
     bucket.put("p/1", "p/2")
@@ -129,12 +132,12 @@ HIDES = altered(lambda content: content["result"].clear())
 
 
 def listed(bucket: Bucket, prefix: str = "") -> set[str]:
-    return {o.key for page in pages(bucket.name, prefix) for o in page}
+    return {o.key for page in api_pages(bucket.name, prefix) for o in page}
 
 
-def told(operation: CleanupOperation) -> str:
-    """What the timeline says of the second look."""
-    return operation.events.filter(message__contains="Cloudflare's own API").get().message
+def crosscheck_message(cleanup: Cleanup) -> str:
+    """What the timeline says of the crosscheck."""
+    return cleanup.events.filter(message__contains="Cloudflare's own API").get().message
 
 
 # The listing
@@ -144,11 +147,11 @@ def test_a_listing_is_complete_and_the_same_as_over_s3(
     bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put(*STRANGE)
-    monkeypatch.setattr("storage_audit.bucket.cloudflare_api.PAGE", 3)
-    ours = [o for page in pages(bucket.name, "") for o in page]
-    assert ours == [o for page in listing.pages(bucket.name, "") for o in page]
-    assert {o.key for o in ours} == {*STRANGE, MARKER}
-    assert len(rest.seen) == 5
+    monkeypatch.setattr("storage_audit.bucket.cloudflare_api.PAGE_SIZE", 3)
+    ours = [o for page in api_pages(bucket.name, "") for o in page]
+    assert ours == [o for page in listing.object_pages(bucket.name, "") for o in page]
+    assert {o.key for o in ours} == {*STRANGE, MARKER_KEY}
+    assert len(rest.requests) == 5
 
 
 def test_a_prefix_is_sent_as_it_is(bucket: Bucket, rest: FaultyStore) -> None:
@@ -205,8 +208,8 @@ def test_an_answer_that_cannot_be_believed_is_an_error(
     two_objects: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch, lie: str
 ) -> None:
     assert listed(two_objects) == {"p/1", "p/2"}
-    monkeypatch.setattr("storage_audit.bucket.cloudflare_api.PAGE", 2)
-    rest.rules.append(on(is_asked("p/"), LIES[lie]))
+    monkeypatch.setattr("storage_audit.bucket.cloudflare_api.PAGE_SIZE", 2)
+    rest.rules.append(rule_for(is_asked("p/"), LIES[lie]))
     with pytest.raises(InvalidResponse):
         listed(two_objects, "p/")
 
@@ -227,7 +230,7 @@ def test_an_answer_that_cannot_be_believed_is_an_error(
         (Reply(429, b"{}", (("Retry-After", "300"),)), Overloaded),
         (Reply(503, b'{"errors": "none"}'), Overloaded),
         (Reply(500, b"<html>"), Unavailable),
-        (RESET, Unavailable),
+        (RESET_REPLY, Unavailable),
     ],
 )
 def test_an_error_is_told_by_its_kind_and_asked_once(
@@ -239,7 +242,7 @@ def test_an_error_is_told_by_its_kind_and_asked_once(
     assert type(caught.value) is kind
     assert caught.value.retry_after == (300 if reply.status == 429 else 0)
     assert ("CLOUDFLARE_API_TOKEN" in str(caught.value)) == issubclass(kind, Refused)
-    assert len(rest.seen) == 1
+    assert len(rest.requests) == 1
 
 
 def test_the_token_and_the_jurisdiction_are_sent_and_no_other_credentials(
@@ -250,7 +253,7 @@ def test_the_token_and_the_jurisdiction_are_sent_and_no_other_credentials(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"JURISDICTION": "eu"}
     with pytest.raises(BucketForbidden, match="R2_JURISDICTION"):
         listed(two_objects)
-    headers = {name.lower(): value for name, value in rest.seen[0].headers.items()}
+    headers = {name.lower(): value for name, value in rest.requests[0].headers.items()}
     assert headers["authorization"] == f"Bearer {settings.STORAGE_AUDIT['API_TOKEN']}"
     assert headers["cf-r2-jurisdiction"] == "eu"
     assert not {"x-auth-key", "x-auth-email"} & set(headers)
@@ -278,36 +281,36 @@ def test_what_is_missing_is_said(
         settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {missing: ""}
     with pytest.raises(Refused, match=advice):
         listed(bucket)
-    deleted("proj_1")
-    operation = verify_project("proj_1")
-    assert operation.status == Status.CLEAN
-    assert told(operation).startswith("Cloudflare's own API was not asked.")
-    assert advice in told(operation)
-    assert not rest.seen
+    record_deleted_projects("proj_1")
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert crosscheck_message(cleanup).startswith("Cloudflare's own API was not asked.")
+    assert advice in crosscheck_message(cleanup)
+    assert not rest.requests
 
 
 # The verification
 
 
 def test_both_show_the_same(bucket: Bucket, rest: FaultyStore) -> None:
-    alive("proj_1")
-    bucket.put(HIERARCHICAL, FLAT, "odd/key")
-    track(bucket, "odd/key", "proj_1")
-    assert told(verify_project("proj_1")) == SAME % 3
-    operation = run(requests.verify_operation(delete("proj_1")))
-    assert operation.status == Status.CLEAN
-    assert operation.error == "0 left behind, 3 seen absent."
-    assert told(operation) == SAME % 0
+    create_projects("proj_1")
+    bucket.put(HIERARCHICAL_KEY, FLAT_KEY, "odd/key")
+    track_key(bucket, "odd/key", "proj_1")
+    assert crosscheck_message(verify_project("proj_1")) == SAME % 3
+    cleanup = run_until_idle(requests.request_cleanup_verification(clean_up_project("proj_1")))
+    assert cleanup.status == Status.CLEAN
+    assert cleanup.message == "0 leftover, 3 confirmed gone."
+    assert crosscheck_message(cleanup) == SAME % 0
     bucket.put("odd/key")
-    again = run(requests.verify_operation(operation))
-    assert again.error == "1 left behind, 2 seen absent."
-    assert told(again) == SAME % 1
+    again = run_until_idle(requests.request_cleanup_verification(cleanup))
+    assert again.message == "1 leftover, 2 confirmed gone."
+    assert crosscheck_message(again) == SAME % 1
 
 
 @pytest.mark.parametrize(
     ("where", "key"),
     [
-        ("proj_1_", FLAT),
+        ("proj_1_", FLAT_KEY),
         ("proj_1_", "proj_1_x_s1_media.mp4"),
         ("proj_1_", "proj_1_\0_media.mp4"),
         ("odd/key", "odd/key"),
@@ -316,109 +319,113 @@ def test_both_show_the_same(bucket: Bucket, rest: FaultyStore) -> None:
 def test_what_only_the_api_shows_is_not_clean(
     bucket: Bucket, rest: FaultyStore, where: str, key: str
 ) -> None:
-    alive("proj_1", "proj_1_x")
-    bucket.put(FLAT, "odd/key")
-    track(bucket, "odd/key", "proj_1")
-    cleanup = delete("proj_1")
-    rest.rules.append(on(is_asked(where), shows(key)))
-    operation = run(requests.verify_operation(cleanup))
-    assert operation.status == Status.INCOMPLETE
-    assert operation.failed == 1
-    name = listing.escape(key)
-    assert outcomes(operation)[name] == "failed"
-    assert "second look" in reason(operation, name)
-    assert "shows 1 object that S3 did not show" in told(operation)
-    assert told(operation) in operation.error
+    create_projects("proj_1", "proj_1_x")
+    bucket.put(FLAT_KEY, "odd/key")
+    track_key(bucket, "odd/key", "proj_1")
+    cleanup = clean_up_project("proj_1")
+    rest.rules.append(rule_for(is_asked(where), shows(key)))
+    cleanup = run_until_idle(requests.request_cleanup_verification(cleanup))
+    assert cleanup.status == Status.DIFFERS
+    assert cleanup.failed == 1
+    name = listing.escape_key(key)
+    assert read_outcomes(cleanup)[name] == "failed"
+    assert "crosscheck" in read_reason(cleanup, name)
+    assert "shows 1 object that S3 did not show" in crosscheck_message(cleanup)
+    assert crosscheck_message(cleanup) in cleanup.message
 
 
 def test_of_a_live_project_too(bucket: Bucket, rest: FaultyStore) -> None:
     kept = bucket.upload("proj_1")
-    track(bucket, FLAT, "proj_1")
-    rest.rules.append(on(under("proj_1_"), shows(FLAT)))
-    operation = verify_project("proj_1")
-    assert outcomes(operation) == {FLAT: "failed"}
-    assert "second look" in reason(operation, FLAT)
-    assert operation.error.startswith("1 in step, 0 missing, 0 untracked. Cloudflare's own API")
+    track_key(bucket, FLAT_KEY, "proj_1")
+    rest.rules.append(rule_for(under("proj_1_"), shows(FLAT_KEY)))
+    cleanup = verify_project("proj_1")
+    assert read_outcomes(cleanup) == {FLAT_KEY: "failed"}
+    assert "crosscheck" in read_reason(cleanup, FLAT_KEY)
+    assert cleanup.message.startswith("1 in step, 0 missing, 0 untracked. Cloudflare's own API")
     assert bucket.keys() == {kept}
 
 
 def test_what_it_shows_once_and_not_again_raises_no_doubt(
     bucket: Bucket, rest: FaultyStore
 ) -> None:
-    deleted("proj_1")
-    rest.rules.append(on(under("proj_1_"), shows(FLAT), times=1))
-    operation = verify_project("proj_1")
-    assert operation.status == Status.CLEAN
-    assert not operation.items.exists()
+    record_deleted_projects("proj_1")
+    rest.rules.append(rule_for(under("proj_1_"), shows(FLAT_KEY), times=1))
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert not cleanup.items.exists()
 
 
-def test_what_came_between_the_two_looks_counts_as_seen(bucket: Bucket, rest: FaultyStore) -> None:
-    deleted("proj_1")
-    rest.rules.append(on(under("proj_1_"), then(lambda: bucket.put(FLAT)), times=1))
-    operation = verify_project("proj_1")
-    assert operation.error == "1 left behind, 0 seen absent."
-    assert reason(operation, FLAT) == "Still in the bucket. Clean up after its project again."
+def test_what_came_between_the_two_listings_counts_as_listed(
+    bucket: Bucket, rest: FaultyStore
+) -> None:
+    record_deleted_projects("proj_1")
+    rest.rules.append(rule_for(under("proj_1_"), run_before(lambda: bucket.put(FLAT_KEY)), times=1))
+    cleanup = verify_project("proj_1")
+    assert cleanup.message == "1 leftover, 0 confirmed gone."
+    assert (
+        read_reason(cleanup, FLAT_KEY) == "Still in the bucket. Clean up after its project again."
+    )
 
 
 def test_what_came_to_a_live_project_is_untracked(bucket: Bucket, rest: FaultyStore) -> None:
-    alive("proj_1")
-    rest.rules.append(on(under("proj_1_"), then(lambda: bucket.put(FLAT)), times=1))
-    assert "0 in step, 0 missing, 1 untracked" in verify_project("proj_1").error
+    create_projects("proj_1")
+    rest.rules.append(rule_for(under("proj_1_"), run_before(lambda: bucket.put(FLAT_KEY)), times=1))
+    assert "0 in step, 0 missing, 1 untracked" in verify_project("proj_1").message
 
 
 NUL = "proj_1_\0_media.mp4"
-LOOK_ALIKE = listing.escape(NUL)
+LOOK_ALIKE = listing.escape_key(NUL)
 
 
 @pytest.mark.parametrize(("there", "only"), [(NUL, LOOK_ALIKE), (LOOK_ALIKE, NUL)])
 def test_key_with_a_nul_and_its_look_alike_are_two_files(
     bucket: Bucket, rest: FaultyStore, there: str, only: str
 ) -> None:
-    deleted("proj_1")
+    record_deleted_projects("proj_1")
     bucket.put(there)
-    rest.rules.append(on(is_asked("proj_1_"), shows(only)))
-    operation = verify_project("proj_1")
-    reasons = dict(operation.items.values_list("escaped", "reason"))
-    assert "second look" in reasons.pop(only == NUL)
-    assert "second look" not in reasons.pop(there == NUL)
-    assert "shows 1 object that S3 did not show" in told(operation)
+    rest.rules.append(rule_for(is_asked("proj_1_"), shows(only)))
+    cleanup = verify_project("proj_1")
+    reasons = dict(cleanup.items.values_list("escaped", "reason"))
+    assert "crosscheck" in reasons.pop(only == NUL)
+    assert "crosscheck" not in reasons.pop(there == NUL)
+    assert "shows 1 object that S3 did not show" in crosscheck_message(cleanup)
 
 
-def test_look_alike_that_came_between_the_two_looks_hides_no_doubt(
+def test_look_alike_that_came_between_the_two_listings_hides_no_doubt(
     bucket: Bucket, rest: FaultyStore
 ) -> None:
-    deleted("proj_1")
-    came = on(is_asked("proj_1_"), then(lambda: bucket.put(LOOK_ALIKE)), times=1)
-    rest.rules += [came, on(is_asked("proj_1_"), shows(NUL))]
-    operation = verify_project("proj_1")
-    reasons = dict(operation.items.values_list("escaped", "reason"))
-    assert "second look" in reasons.pop(True)
+    record_deleted_projects("proj_1")
+    came = rule_for(is_asked("proj_1_"), run_before(lambda: bucket.put(LOOK_ALIKE)), times=1)
+    rest.rules += [came, rule_for(is_asked("proj_1_"), shows(NUL))]
+    cleanup = verify_project("proj_1")
+    reasons = dict(cleanup.items.values_list("escaped", "reason"))
+    assert "crosscheck" in reasons.pop(True)
     assert reasons.pop(False).startswith("Still in the bucket.")
 
 
-def test_key_with_a_nul_is_not_looked_for_at_the_place_of_its_look_alike(
+def test_key_with_a_nul_is_not_listed_at_the_place_of_its_look_alike(
     bucket: Bucket, rest: FaultyStore
 ) -> None:
-    alive("proj_1")
-    cleanup, name = delete("proj_1"), listing.escape("odd/a\0b")
+    create_projects("proj_1")
+    cleanup, name = clean_up_project("proj_1"), listing.escape_key("odd/a\0b")
     facts = {"key": name, "identity": name, "escaped": True, "found_in": "both"}
-    cleanup.items.create(outcome="already_absent", **facts)
+    cleanup.items.create(outcome="already_gone", **facts)
     bucket.put(name)
-    operation = run(requests.verify_operation(cleanup))
-    assert operation.error == "0 left behind, 1 seen absent."
-    assert told(operation).endswith("It was not asked for 1 more keys.")
+    cleanup = run_until_idle(requests.request_cleanup_verification(cleanup))
+    assert cleanup.message == "0 leftover, 1 confirmed gone."
+    assert crosscheck_message(cleanup).endswith("It was not asked for 1 more keys.")
 
 
 def test_a_token_that_is_none_makes_no_verification_fail(
     bucket: Bucket, rest: FaultyStore, settings: Settings
 ) -> None:
-    deleted("proj_1")
+    record_deleted_projects("proj_1")
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {
         "API_TOKEN": "t\N{LATIN SMALL LETTER O WITH DIAERESIS}k of eight"
     }
-    operation = verify_project("proj_1")
-    assert operation.status == Status.CLEAN
-    assert "CLOUDFLARE_API_TOKEN has characters that no token has" in told(operation)
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert "CLOUDFLARE_API_TOKEN has characters that no token has" in crosscheck_message(cleanup)
 
 
 @pytest.mark.parametrize(
@@ -433,24 +440,29 @@ def test_proxy_setting_that_httpx_does_not_understand_makes_no_verification_fail
     bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     """Its error quotes the setting, so only its name is shown."""
-    deleted("proj_1")
+    record_deleted_projects("proj_1")
     monkeypatch.setenv(name, value)
-    operation = verify_project("proj_1")
-    assert operation.status == Status.CLEAN
-    assert told(operation).startswith("Cloudflare's own API was asked in vain")
-    assert "Check HTTPS_PROXY" in told(operation) and "pw" not in told(operation)
-    assert not rest.seen
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert crosscheck_message(cleanup).startswith("Cloudflare's own API was asked in vain")
+    assert "Check HTTPS_PROXY" in crosscheck_message(cleanup) and "pw" not in crosscheck_message(
+        cleanup
+    )
+    assert not rest.requests
 
 
 def test_what_only_s3_shows_is_told_and_changes_nothing(bucket: Bucket, rest: FaultyStore) -> None:
     kept = bucket.upload("proj_1")
     bucket.put("odd/key")
-    track(bucket, "odd/key", "proj_1")
-    rest.rules.append(on(lambda request: not is_asked(MARKER)(request), HIDES))
-    operation = verify_project("proj_1")
-    assert operation.status == Status.CLEAN
-    assert operation.error == "2 in step, 0 missing, 0 untracked."
-    assert told(operation) == "Cloudflare's own API does not show 2 objects that S3 showed."
+    track_key(bucket, "odd/key", "proj_1")
+    rest.rules.append(rule_for(lambda request: not is_asked(MARKER_KEY)(request), HIDES))
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert cleanup.message == "2 in step, 0 missing, 0 untracked."
+    assert (
+        crosscheck_message(cleanup)
+        == "Cloudflare's own API does not show 2 objects that S3 showed."
+    )
     assert bucket.keys() == {kept, "odd/key"}
 
 
@@ -460,84 +472,91 @@ def test_what_only_s3_shows_is_told_and_changes_nothing(bucket: Bucket, rest: Fa
         ("proj_", LIES["cut short"], "cut short"),
         ("proj_", Reply(401, b"{}"), "401"),
         ("proj_", Reply(429, b"{}"), "429"),
-        ("proj_", RESET, "cannot be reached"),
-        (MARKER, HIDES, "marker"),
+        ("proj_", RESET_REPLY, "cannot be reached"),
+        (MARKER_KEY, HIDES, "marker"),
     ],
 )
 def test_an_api_that_fails_makes_a_verification_neither_fail_nor_clean(
     bucket: Bucket, rest: FaultyStore, where: str, lie: Reply | Rule, why: str
 ) -> None:
-    deleted("proj_1", "proj_2")
+    record_deleted_projects("proj_1", "proj_2")
     bucket.put("proj_2_s1_media.mp4")
-    rest.rules.append(on(under(where), lie))
+    rest.rules.append(rule_for(under(where), lie))
     clean, leftover = verify_project("proj_1"), verify_project("proj_2")
-    assert (clean.status, clean.error) == (Status.CLEAN, "0 left behind, 0 seen absent.")
-    assert leftover.error == "1 left behind, 0 seen absent."
-    for operation in (clean, leftover):
-        assert told(operation).startswith("Cloudflare's own API was asked in vain")
-        assert why in told(operation)
+    assert (clean.status, clean.message) == (Status.CLEAN, "0 leftover, 0 confirmed gone.")
+    assert leftover.message == "1 leftover, 0 confirmed gone."
+    for cleanup in (clean, leftover):
+        assert crosscheck_message(cleanup).startswith("Cloudflare's own API was asked in vain")
+        assert why in crosscheck_message(cleanup)
 
 
 def test_another_bucket_raises_no_doubt(bucket: Bucket, rest: FaultyStore) -> None:
-    deleted("proj_1")
+    record_deleted_projects("proj_1")
     other = altered(lambda content: content["result"][0].update(etag="other"))
-    rest.rules += [on(is_asked(MARKER), other), on(under("proj_1_"), shows(FLAT))]
-    operation = verify_project("proj_1")
-    assert operation.status == Status.CLEAN
-    assert "marker" in told(operation)
+    rest.rules += [
+        rule_for(is_asked(MARKER_KEY), other),
+        rule_for(under("proj_1_"), shows(FLAT_KEY)),
+    ]
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert "marker" in crosscheck_message(cleanup)
 
 
 def test_a_listing_that_is_empty_from_now_on_is_not_called_the_same(
     bucket: Bucket, rest: FaultyStore
 ) -> None:
-    deleted("proj_1")
-    rest.rules.append(on(is_asked(MARKER), lambda request, forward: forward(), HIDES))
-    assert "marker" in told(verify_project("proj_1"))
+    record_deleted_projects("proj_1")
+    rest.rules.append(rule_for(is_asked(MARKER_KEY), lambda request, forward: forward(), HIDES))
+    assert "marker" in crosscheck_message(verify_project("proj_1"))
 
 
 def test_doubt_stays_though_the_api_fails_later(bucket: Bucket, rest: FaultyStore) -> None:
-    deleted("proj_1")
-    rest.rules.append(on(under("proj_1_"), shows(FLAT)))
-    rest.rules.append(on(under("projects/"), RESET))
-    operation = verify_project("proj_1")
-    assert outcomes(operation) == {FLAT: "failed"}
-    assert "asked in vain" in told(operation)
+    record_deleted_projects("proj_1")
+    rest.rules.append(rule_for(under("proj_1_"), shows(FLAT_KEY)))
+    rest.rules.append(rule_for(under("projects/"), RESET_REPLY))
+    cleanup = verify_project("proj_1")
+    assert read_outcomes(cleanup) == {FLAT_KEY: "failed"}
+    assert "asked in vain" in crosscheck_message(cleanup)
 
 
-def test_trouble_with_s3_is_no_trouble_of_the_second_look(
+def test_trouble_with_s3_is_no_trouble_of_the_crosscheck(
     store: FaultyStore, bucket: Bucket, rest: FaultyStore
 ) -> None:
-    deleted("proj_1")
-    rest.rules.append(on(under("proj_1_"), shows(FLAT)))
-    rest.rules.insert(0, then(lambda: store.rules.append(on(is_listing_under(""), Reply(503)))))
-    operation = verify_project("proj_1")
-    assert operation.status == Status.INCOMPLETE
-    assert operation.next_attempt_at is not None
-    assert not operation.events.filter(message__contains="own API").exists()
+    record_deleted_projects("proj_1")
+    rest.rules.append(rule_for(under("proj_1_"), shows(FLAT_KEY)))
+    rest.rules.insert(
+        0, run_before(lambda: store.rules.append(rule_for(is_listing_under(""), Reply(503))))
+    )
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.RETRYING
+    assert cleanup.next_attempt_at is not None
+    assert not cleanup.events.filter(message__contains="own API").exists()
 
 
 def test_it_takes_no_longer_than_it_may(
     bucket: Bucket, rest: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put("odd/1", "odd/2")
-    track(bucket, "odd/1", "proj_1")
-    track(bucket, "odd/2", "proj_1")
-    monkeypatch.setattr(cloudflare_crosscheck, "LONE_KEYS", 1)
-    assert told(verify_project("proj_1")).endswith("It was not asked for 1 more keys.")
+    track_key(bucket, "odd/1", "proj_1")
+    track_key(bucket, "odd/2", "proj_1")
+    monkeypatch.setattr(cloudflare_crosscheck, "MAX_LONE_KEYS", 1)
+    assert crosscheck_message(verify_project("proj_1")).endswith(
+        "It was not asked for 1 more keys."
+    )
     with pytest.raises(StoreError, match="outside"):
-        remaining(bucket)
-    monkeypatch.setattr(cloudflare_crosscheck, "LONGEST", -1.0)
-    operation = verify_project("proj_1")
-    assert operation.status == Status.CLEAN
-    assert "took longer" in told(operation)
+        list_leftovers(bucket)
+    monkeypatch.setattr(cloudflare_crosscheck, "CROSSCHECK_LIMIT_SECONDS", -1.0)
+    cleanup = verify_project("proj_1")
+    assert cleanup.status == Status.CLEAN
+    assert "took longer" in crosscheck_message(cleanup)
 
 
 class Clock:
     """Stands still, unless a test says otherwise."""
 
     def __init__(self) -> None:
-        self.now = monotonic()
+        self.now = monotonic_seconds()
 
     def goes_on(self, seconds: float) -> Callable[[], None]:
         def go_on() -> None:
@@ -550,7 +569,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     for module in (cloudflare_crosscheck, s3):
-        monkeypatch.setattr(module, "monotonic", lambda: clock.now)
+        monkeypatch.setattr(module, "monotonic_seconds", lambda: clock.now)
     return clock
 
 
@@ -560,45 +579,54 @@ def test_it_takes_no_longer_for_keys_that_stand_alone(
     keys = ["odd/1", "odd/2", "odd/3"]
     bucket.put(*keys)
     for key in keys:
-        there = s3.head(bucket.name, key)._asdict()
-        track(bucket, there.pop("key"), None, **there)
+        there = s3.head_object(bucket.name, key)._asdict()
+        track_key(bucket, there.pop("key"), None, **there)
     R2Object.objects.all().delete()
-    operation = CleanupOperation.objects.get()
-    assert run(operation).status == Status.CLEAN
-    rest.rules.append(on(under("odd/"), then(clock.goes_on(cloudflare_crosscheck.LONGEST + 1))))
-    assert "took longer" in told(run(requests.verify_operation(operation)))
-    assert len([request for request in rest.seen if under("odd/")(request)]) == 1
+    cleanup = Cleanup.objects.get()
+    assert run_until_idle(cleanup).status == Status.CLEAN
+    rest.rules.append(
+        rule_for(
+            under("odd/"),
+            run_before(clock.goes_on(cloudflare_crosscheck.CROSSCHECK_LIMIT_SECONDS + 1)),
+        )
+    )
+    assert "took longer" in crosscheck_message(
+        run_until_idle(requests.request_cleanup_verification(cleanup))
+    )
+    assert len([request for request in rest.requests if under("odd/")(request)]) == 1
 
 
 # What remains
 
 
-def remaining(bucket: Bucket, project_id: str = "proj_1", seconds: float = 60) -> list[str]:
-    return cloudflare_crosscheck.remaining(project_id, bucket.name, seconds=seconds)
+def list_leftovers(bucket: Bucket, project_id: str = "proj_1", seconds: float = 60) -> list[str]:
+    return cloudflare_crosscheck.list_project_keys(project_id, bucket.name, seconds=seconds)
 
 
-def test_what_remains_is_what_a_cleanup_would_take(bucket: Bucket, rest: FaultyStore) -> None:
-    alive("proj_1_x")
-    deleted("proj_1")
-    bucket.put(HIERARCHICAL, FLAT, "proj_1_x_s1_media.mp4", "proj_10_s1_media.mp4", "odd/key")
-    track(bucket, "odd/key", "proj_1")
-    track(bucket, "odd/gone", "proj_1")
-    assert set(remaining(bucket)) == {HIERARCHICAL, FLAT, "odd/key"}
-    assert remaining(bucket, "proj_2") == []
+def test_crosscheck_counts_what_a_cleanup_would_delete(bucket: Bucket, rest: FaultyStore) -> None:
+    create_projects("proj_1_x")
+    record_deleted_projects("proj_1")
+    bucket.put(
+        HIERARCHICAL_KEY, FLAT_KEY, "proj_1_x_s1_media.mp4", "proj_10_s1_media.mp4", "odd/key"
+    )
+    track_key(bucket, "odd/key", "proj_1")
+    track_key(bucket, "odd/gone", "proj_1")
+    assert set(list_leftovers(bucket)) == {HIERARCHICAL_KEY, FLAT_KEY, "odd/key"}
+    assert list_leftovers(bucket, "proj_2") == []
     with pytest.raises(CannotConclude):
-        remaining(bucket, "no project id")
-    rest.rules.append(on(is_asked(MARKER), HIDES))
+        list_leftovers(bucket, "no project id")
+    rest.rules.append(rule_for(is_asked(MARKER_KEY), HIDES))
     with pytest.raises(InvalidResponse, match="another bucket"):
-        remaining(bucket)
+        list_leftovers(bucket)
 
 
-def test_a_listing_that_is_empty_from_now_on_shows_not_that_nothing_remains(
+def test_an_empty_later_listing_does_not_prove_that_nothing_is_left(
     bucket: Bucket, rest: FaultyStore
 ) -> None:
-    bucket.put(HIERARCHICAL)
-    rest.rules.append(on(is_asked(MARKER), lambda request, forward: forward(), HIDES))
+    bucket.put(HIERARCHICAL_KEY)
+    rest.rules.append(rule_for(is_asked(MARKER_KEY), lambda request, forward: forward(), HIDES))
     with pytest.raises(InvalidResponse, match="does not show the marker"):
-        remaining(bucket)
+        list_leftovers(bucket)
 
 
 def test_when_the_time_is_over_nothing_more_is_asked(
@@ -606,19 +634,19 @@ def test_when_the_time_is_over_nothing_more_is_asked(
 ) -> None:
     def asks_in_vain(seconds: float) -> tuple[int, int]:
         """How often S3 and the API were asked."""
-        store.seen.clear()
-        rest.seen.clear()
+        store.requests.clear()
+        rest.requests.clear()
         with pytest.raises(DeadlinePassed):
-            remaining(bucket, seconds=seconds)
-        return len(store.seen), len(rest.seen)
+            list_leftovers(bucket, seconds=seconds)
+        return len(store.requests), len(rest.requests)
 
-    late = then(clock.goes_on(1))
+    late = run_before(clock.goes_on(1))
     assert asks_in_vain(-1) == (0, 0)
-    store.rules.append(on(is_listing_under(MARKER), in_time, late))
+    store.rules.append(rule_for(is_listing_under(MARKER_KEY), in_time, late))
     assert asks_in_vain(0.5)[1] == 0
     store.rules.clear()
     for asked in (1, 2):
-        rest.rules[:] = [on(is_anything, *[in_time] * (asked - 1), late)]
+        rest.rules[:] = [rule_for(is_anything, *[in_time] * (asked - 1), late)]
         assert asks_in_vain(0.5)[1] == asked
 
 

@@ -18,25 +18,32 @@ from devtools.http_reply import Reply
 from storage_audit.bucket import deleters
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import adaptive_batch, delete_batches, delete_pipeline, runner
-from storage_audit.cleanup.adaptive_batch import Pace
-from storage_audit.cleanup.delete_pipeline import Planned, Proof
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, TurnOver, Work
-from storage_audit.clocks import monotonic
+from storage_audit.cleanup.adaptive_batch import BatchSize
+from storage_audit.cleanup.delete_pipeline import PlannedItem, RecheckedBatch
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.ownership.bucket_marker import CannotConclude
 from tests.bucket.store_replies import BUSY
-from tests.faults.matching import is_delete_batch, is_delete_single, keys_sent, on, then
+from tests.faults.matching import is_delete_batch, is_delete_single, rule_for, run_before, sent_keys
 from tests.faults.proxy import FaultyStore, Forward, Request
-from tests.promises import Status, check, fill_project, outcomes, requested, run
+from tests.promises import (
+    Status,
+    check_promises,
+    fill_project,
+    read_outcomes,
+    request_cleanup,
+    run_until_idle,
+)
 from tests.real_bucket import Bucket
 
 Effect = Callable[[], None]
 
 
 @pytest.fixture
-def at_full_pace(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def four_calls_at_once(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Four calls at once, of one key each: no more are allowed."""
-    monkeypatch.setitem(adaptive_batch.MOST, "batch", Pace(1000, 4))
+    monkeypatch.setitem(adaptive_batch.LARGEST_BATCH, "batch", BatchSize(1000, 4))
     with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, "BATCH_SIZE": 1}):
         yield
 
@@ -44,37 +51,37 @@ def at_full_pace(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.fixture
 def call_by_call(store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lanes of many calls, whose next batch would not be proved beside them otherwise."""
-    monkeypatch.setattr(adaptive_batch, "keeps_up", lambda operation: True)
+    monkeypatch.setattr(adaptive_batch, "is_at_full_speed", lambda cleanup: True)
     changed = {"BATCH_SIZE": 2, "STRATEGY": "parallel"}
     with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, **changed}):
         yield
 
 
-def two_batches(bucket: Bucket) -> CleanupOperation:
+def two_batches(bucket: Bucket) -> Cleanup:
     fill_project(bucket, 8)
-    operation = requested("proj_1")
-    CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
-    return operation
+    cleanup = request_cleanup("proj_1")
+    Cleanup.objects.update(batch_state={"keys": 1, "calls": 4})
+    return cleanup
 
 
-def two_long_batches(bucket: Bucket) -> CleanupOperation:
+def two_long_batches(bucket: Bucket) -> Cleanup:
     fill_project(bucket, 20)
-    operation = requested("proj_1")
-    CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
-    return operation
+    cleanup = request_cleanup("proj_1")
+    Cleanup.objects.update(batch_state={"keys": 2, "calls": 5})
+    return cleanup
 
 
 def before_second_proof(patch: pytest.MonkeyPatch, effect: Effect) -> list[list[str]]:
     """The keys of each proof that is made from now on."""
-    proofs, real = list[list[str]](), delete_batches.prove
+    proofs, real = list[list[str]](), delete_batches.recheck_batch
 
-    def prove(work: Work, batch: list[Planned]) -> Proof:
+    def prove(work: Turn, batch: list[PlannedItem]) -> RecheckedBatch:
         proofs.append([item.key for item in batch])
         if len(proofs) == 2:
             effect()
         return real(work, batch)
 
-    patch.setattr(delete_batches, "prove", prove)
+    patch.setattr(delete_batches, "recheck_batch", prove)
     return proofs
 
 
@@ -88,13 +95,13 @@ class Gate:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.in_time, self._here = list[bool](), Semaphore(0)
-        self._stops, real = list[Event](), delete_pipeline.send
+        self._stops, real = list[Event](), delete_pipeline.send_batch
 
-        def send(*args: Any) -> deleters.Sent:
+        def send(*args: Any) -> deleters.SendResult:
             self._stops.append(args[-1])
             return real(*args)
 
-        patch.setattr(delete_pipeline, "send", send)
+        patch.setattr(delete_pipeline, "send_batch", send)
 
     def __call__(self, request: Request, forward: Forward) -> Reply:
         self._here.release()
@@ -107,60 +114,60 @@ class Gate:
 
 
 def test_while_a_batch_is_on_its_way_the_next_one_is_proved(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, looks_again, in_time = two_batches(bucket), Event(), list[bool]()
+    cleanup, looks_again, in_time = two_batches(bucket), Event(), list[bool]()
     proofs = before_second_proof(monkeypatch, looks_again.set)
 
     def wait_for_the_look(request: Request, forward: Forward) -> Reply:
         in_time.append(looks_again.wait(timeout=10))
         return forward()
 
-    store.rules.append(on(is_delete_batch, wait_for_the_look, times=4))
-    assert run(operation).status == Status.CLEAN
+    store.rules.append(rule_for(is_delete_batch, wait_for_the_look, times=4))
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert in_time == [True] * 4
     # The last look for items finds those under way, and waits for their answers.
     assert len(proofs) == 2
-    assert len(store.asked(is_delete_batch)) == 8
-    assert set(operation.items.values_list("tries", "answer")) == {(1, "Deleted")}
-    check(bucket)
+    assert len(store.find_requests(is_delete_batch)) == 8
+    assert set(cleanup.items.values_list("attempts", "store_answer")) == {(1, "Deleted")}
+    check_promises(bucket)
 
 
 def test_next_batch_takes_up_the_calls_that_the_one_before_has_ended(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, other_has_left, in_time = two_batches(bucket), Event(), list[bool]()
+    cleanup, other_has_left, in_time = two_batches(bucket), Event(), list[bool]()
     proofs = before_second_proof(monkeypatch, lambda: None)
 
     def wait_for_the_other(request: Request, forward: Forward) -> Reply:
-        [key] = keys_sent(request)
+        [key] = sent_keys(request)
         if key not in proofs[0]:
             other_has_left.set()
         elif key != proofs[0][0]:
             in_time.append(other_has_left.wait(timeout=10))
         return forward()
 
-    store.rules.append(on(is_delete_batch, wait_for_the_other))
-    assert run(operation).status == Status.CLEAN
+    store.rules.append(rule_for(is_delete_batch, wait_for_the_other))
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert in_time == [True] * 3
-    assert set(operation.items.values_list("tries", "answer")) == {(1, "Deleted")}
-    check(bucket)
+    assert set(cleanup.items.values_list("attempts", "store_answer")) == {(1, "Deleted")}
+    check_promises(bucket)
 
 
 def test_two_batches_have_no_more_calls_at_once_than_one(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill_project(bucket, 12)
-    operation, lock, four = requested("proj_1"), Lock(), Barrier(4)
-    real, sent, other_is_sent = delete_pipeline.send, list[list[str]](), Event()
+    cleanup, lock, four = request_cleanup("proj_1"), Lock(), Barrier(4)
+    real, sent, other_is_sent = delete_pipeline.send_batch, list[list[str]](), Event()
 
-    def send(*args: Any) -> deleters.Sent:
+    def send(*args: Any) -> deleters.SendResult:
         sent.append(args[1])
         if len(sent) == 2:
             other_is_sent.set()
         return real(*args)
 
-    CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
+    Cleanup.objects.update(batch_state={"keys": 1, "calls": 4})
     came = under_way = most = 0
 
     def count(request: Request, forward: Forward) -> Reply:
@@ -177,22 +184,22 @@ def test_two_batches_have_no_more_calls_at_once_than_one(
             under_way -= 1
         return reply
 
-    monkeypatch.setattr(delete_pipeline, "send", send)
-    store.rules.append(on(is_delete_batch, count))
-    assert run(operation).status == Status.CLEAN
+    monkeypatch.setattr(delete_pipeline, "send_batch", send)
+    store.rules.append(rule_for(is_delete_batch, count))
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert most == 4
 
 
 @pytest.mark.parametrize("strategy", ["parallel", "sequential", "wrangler", "wrangler_sequential"])
 def test_proof_never_grows_old_behind_a_batch_of_many_calls(strategy: str) -> None:
-    operation = CleanupOperation(strategy=strategy)
-    operation.pace = adaptive_batch.most_of(operation)._asdict()
-    assert not adaptive_batch.keeps_up(operation)
-    operation.strategy = "batch"
-    operation.pace = adaptive_batch.most_of(operation)._asdict()
-    assert adaptive_batch.keeps_up(operation)
-    operation.pace = adaptive_batch.most_of(operation).slower()._asdict()
-    assert not adaptive_batch.keeps_up(operation)
+    cleanup = Cleanup(strategy=strategy)
+    cleanup.batch_state = adaptive_batch.largest_batch(cleanup)._asdict()
+    assert not adaptive_batch.is_at_full_speed(cleanup)
+    cleanup.strategy = "batch"
+    cleanup.batch_state = adaptive_batch.largest_batch(cleanup)._asdict()
+    assert adaptive_batch.is_at_full_speed(cleanup)
+    cleanup.batch_state = adaptive_batch.largest_batch(cleanup).smaller()._asdict()
+    assert not adaptive_batch.is_at_full_speed(cleanup)
 
 
 KEY_BY_KEY = Reply(
@@ -201,45 +208,45 @@ KEY_BY_KEY = Reply(
 
 
 @pytest.mark.parametrize("trouble", [BUSY, KEY_BY_KEY], ids=["call", "key"])
-def test_nothing_is_sent_on_a_look_from_before_trouble(
-    at_full_pace: None,
+def test_nothing_is_sent_on_a_recheck_from_before_trouble(
+    four_calls_at_once: None,
     store: FaultyStore,
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     trouble: Reply,
 ) -> None:
-    operation, refused, is_proving = two_batches(bucket), set[str](), Event()
+    cleanup, refused, is_proving = two_batches(bucket), set[str](), Event()
     proofs = before_second_proof(monkeypatch, is_proving.set)
 
     def refuse_once(request: Request, forward: Forward) -> Reply:
-        [key] = keys_sent(request)
+        [key] = sent_keys(request)
         if key in refused or key not in proofs[0]:
             return forward()
         assert is_proving.wait(timeout=10)
         refused.add(key)
         return Reply(trouble.status, trouble.body.replace(b"%s", key.encode()), trouble.headers)
 
-    store.rules.append(on(is_delete_batch, refuse_once))
-    assert run(operation).status == Status.CLEAN
+    store.rules.append(rule_for(is_delete_batch, refuse_once))
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert refused
     for key in proofs[1]:
         assert sum(key in proof for proof in proofs) == 2
-        assert sum(key in keys_sent(call) for call in store.asked(is_delete_batch)) == 1
-    assert set(operation.items.values_list("tries", flat=True)) <= {1, 2}
-    assert not operation.events.filter(message__startswith="Batch of 0").exists()
-    check(bucket)
+        assert sum(key in sent_keys(call) for call in store.find_requests(is_delete_batch)) == 1
+    assert set(cleanup.items.values_list("attempts", flat=True)) <= {1, 2}
+    assert not cleanup.events.filter(message__startswith="Batch of 0").exists()
+    check_promises(bucket)
 
 
-def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_sent_on_a_recheck_that_grew_old_behind_the_batch_before(
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, now, is_late = two_batches(bucket), [0.0], Event()
+    cleanup, now, is_late = two_batches(bucket), [0.0], Event()
     proofs = before_second_proof(monkeypatch, lambda: None)
-    real = delete_pipeline.Flight.land
+    real = delete_pipeline.DeletePipeline.collect
 
-    def land_late(flight: delete_pipeline.Flight, all_but: int = 0) -> None:
+    def land_late(flight: delete_pipeline.DeletePipeline, all_but: int = 0) -> None:
         if len(proofs) == 2:
-            now[0] = delete_batches.PROOF_LASTS + 1
+            now[0] = delete_batches.RECHECK_VALID_SECONDS + 1
             is_late.set()
         real(flight, all_but)
 
@@ -247,15 +254,15 @@ def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
         assert is_late.wait(timeout=10)
         return forward()
 
-    store.rules.append(on(is_delete_batch, wait, times=4))
-    monkeypatch.setattr(delete_pipeline.Flight, "land", land_late)
-    monkeypatch.setattr(delete_batches, "monotonic", lambda: now[0])
-    monkeypatch.setattr("storage_audit.bucket.s3.monotonic", lambda: now[0])
-    assert run(operation).status == Status.CLEAN
+    store.rules.append(rule_for(is_delete_batch, wait, times=4))
+    monkeypatch.setattr(delete_pipeline.DeletePipeline, "collect", land_late)
+    monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: now[0])
+    monkeypatch.setattr("storage_audit.bucket.s3.monotonic_seconds", lambda: now[0])
+    assert run_until_idle(cleanup).status == Status.CLEAN
     for key in proofs[1]:
         assert sum(key in proof for proof in proofs) == 2
-        assert sum(key in keys_sent(call) for call in store.asked(is_delete_batch)) == 1
-    check(bucket)
+        assert sum(key in sent_keys(call) for call in store.find_requests(is_delete_batch)) == 1
+    check_promises(bucket)
 
 
 @pytest.mark.parametrize(
@@ -269,15 +276,15 @@ def test_nothing_is_sent_on_a_look_that_grew_old_behind_the_batch_before(
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_answers_count_also_when_the_next_look_fails(
-    at_full_pace: None,
+def test_answers_count_also_when_the_next_recheck_fails(
+    four_calls_at_once: None,
     store: FaultyStore,
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
-    operation, left = two_batches(bucket), Semaphore(0)
-    store.rules.append(on(is_delete_batch, then(left.release)))
+    cleanup, left = two_batches(bucket), Semaphore(0)
+    store.rules.append(rule_for(is_delete_batch, run_before(left.release)))
 
     def fail() -> None:
         wait_for(4, left)
@@ -286,21 +293,21 @@ def test_answers_count_also_when_the_next_look_fails(
     with monkeypatch.context() as patch:
         proofs = before_second_proof(patch, fail)
         with suppress(ZeroDivisionError):
-            run(operation)
-    sent = operation.items.filter(tries=1).order_by("key")
+            run_until_idle(cleanup)
+    sent = cleanup.items.filter(attempts=1).order_by("key")
     assert list(sent.values_list("key", flat=True)) == proofs[0]
     # Without their answers, those that were sent would stay marked.
-    assert not set(outcomes(operation).values()) & {"deleting"}
-    assert operation.items.exclude(tries=1).count() == 4
-    assert len(store.asked(is_delete_batch)) == 4
-    check(bucket)
+    assert not set(read_outcomes(cleanup).values()) & {"deleting"}
+    assert cleanup.items.exclude(attempts=1).count() == 4
+    assert len(store.find_requests(is_delete_batch)) == 4
+    check_promises(bucket)
 
 
-def run_while_the_next_look_fails(
+def run_while_recheck_fails(
     bucket: Bucket, store: FaultyStore, patch: pytest.MonkeyPatch, answer: Reply
-) -> CleanupOperation:
+) -> Cleanup:
     """Four calls are answered so, once the look for the batch behind them has failed."""
-    operation, left, has_failed = two_batches(bucket), Semaphore(0), Event()
+    cleanup, left, has_failed = two_batches(bucket), Semaphore(0), Event()
 
     def fail() -> None:
         wait_for(4, left)
@@ -313,27 +320,27 @@ def run_while_the_next_look_fails(
         return answer
 
     before_second_proof(patch, fail)
-    store.rules.append(on(is_delete_batch, late, times=4))
-    operation = run(operation)
-    assert operation.status == Status.INCOMPLETE
-    return operation
+    store.rules.append(rule_for(is_delete_batch, late, times=4))
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.RETRYING
+    return cleanup
 
 
-def test_pause_that_the_store_asks_for_is_kept_when_the_next_look_fails(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+def test_pause_that_the_store_asks_for_is_kept_when_the_next_recheck_fails(
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asks = Reply(503, BUSY.body, (*BUSY.headers, ("Retry-After", "1800")))
-    operation = run_while_the_next_look_fails(bucket, store, monkeypatch, asks)
-    assert operation.next_attempt_at and operation.finished_at
-    assert (operation.next_attempt_at - operation.finished_at).total_seconds() >= 1799
+    cleanup = run_while_recheck_fails(bucket, store, monkeypatch, asks)
+    assert cleanup.next_attempt_at and cleanup.finished_at
+    assert (cleanup.next_attempt_at - cleanup.finished_at).total_seconds() >= 1799
 
 
-def test_trouble_on_the_way_slows_down_when_the_next_look_fails(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+def test_trouble_on_the_way_slows_down_when_the_next_recheck_fails(
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation = run_while_the_next_look_fails(bucket, store, monkeypatch, BUSY)
-    assert operation.pace == {"keys": 1, "calls": 1}
-    assert "SlowDown" in operation.events.get(step="pace").message
+    cleanup = run_while_recheck_fails(bucket, store, monkeypatch, BUSY)
+    assert cleanup.batch_state == {"keys": 1, "calls": 1}
+    assert "SlowDown" in cleanup.events.get(step="batch_size").message
 
 
 ASKS_FOR_A_PAUSE = Reply(503, BUSY.body, (*BUSY.headers, ("Retry-After", "1800")))
@@ -341,7 +348,7 @@ ASKS_FOR_A_PAUSE = Reply(503, BUSY.body, (*BUSY.headers, ("Retry-After", "1800")
 
 @pytest.mark.parametrize("first_in_trouble", ["behind", "in front", "none"])
 def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
-    at_full_pace: None,
+    four_calls_at_once: None,
     store: FaultyStore,
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
@@ -349,13 +356,13 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
 ) -> None:
     """It comes while the other is on its way, is added to trouble of that, or comes after it."""
     fill_project(bucket, 12)
-    operation = requested("proj_1")
-    CleanupOperation.objects.update(pace={"keys": 1, "calls": 4})
+    cleanup = request_cleanup("proj_1")
+    Cleanup.objects.update(batch_state={"keys": 1, "calls": 4})
     proofs, real = before_second_proof(monkeypatch, lambda: None), delete_pipeline.record_answers
     has_left, has_failed, has_landed = Event(), Event(), Event()
-    real_send = delete_pipeline.send
+    real_send = delete_pipeline.send_batch
 
-    def send(*args: Any) -> deleters.Sent:
+    def send(*args: Any) -> deleters.SendResult:
         sent = real_send(*args)
         if args[1] != proofs[0]:
             has_failed.set()
@@ -366,7 +373,7 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
         has_landed.set()
 
     def answer(request: Request, forward: Forward) -> Reply:
-        [key] = keys_sent(request)
+        [key] = sent_keys(request)
         if key not in proofs[0]:
             has_left.set()
             assert first_in_trouble == "behind" or has_landed.wait(timeout=10)
@@ -378,44 +385,48 @@ def test_trouble_of_the_batch_behind_counts_as_that_of_the_one_in_front(
             return BUSY
         return forward()
 
-    monkeypatch.setattr(delete_pipeline, "send", send)
+    monkeypatch.setattr(delete_pipeline, "send_batch", send)
     monkeypatch.setattr(delete_pipeline, "record_answers", record)
-    store.rules.append(on(is_delete_batch, answer))
-    operation = run(operation)
-    assert operation.status == Status.INCOMPLETE
-    assert operation.pace == {"keys": 1, "calls": 1}
-    assert operation.next_attempt_at and operation.finished_at
-    assert (operation.next_attempt_at - operation.finished_at).total_seconds() >= 1799
+    store.rules.append(rule_for(is_delete_batch, answer))
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.RETRYING
+    assert cleanup.batch_state == {"keys": 1, "calls": 1}
+    assert cleanup.next_attempt_at and cleanup.finished_at
+    assert (cleanup.next_attempt_at - cleanup.finished_at).total_seconds() >= 1799
     assert bucket.keys() >= set(proofs[1])
     if first_in_trouble != "none":
         assert len(proofs) == 2, "no third look while the store is in trouble"
-    check(bucket)
+    check_promises(bucket)
 
 
-def test_pace_after_trouble_is_that_of_the_batch_that_had_it(bucket: Bucket) -> None:
-    operation = CleanupOperation(strategy="batch")
-    for size, expected in ((4000, Pace(250, 4)), (1000, Pace(250, 1)), (7, Pace(1, 1))):
-        assert Pace.for_size(size // 4, adaptive_batch.most_of(operation)) == expected
+def test_batch_size_after_trouble_is_that_of_the_batch_that_had_it(bucket: Bucket) -> None:
+    cleanup = Cleanup(strategy="batch")
+    for size, expected in (
+        (4000, BatchSize(250, 4)),
+        (1000, BatchSize(250, 1)),
+        (7, BatchSize(1, 1)),
+    ):
+        assert BatchSize.for_size(size // 4, adaptive_batch.largest_batch(cleanup)) == expected
 
 
 @pytest.mark.parametrize("has_left", [True, False])
 def test_answers_to_the_batch_behind_count_when_those_to_the_one_in_front_are_lost(
-    at_full_pace: None,
+    four_calls_at_once: None,
     store: FaultyStore,
     bucket: Bucket,
     monkeypatch: pytest.MonkeyPatch,
     has_left: bool,
 ) -> None:
     """What has not left by then is not asked for, and does not count as sent."""
-    operation, real_send, real = (
+    cleanup, real_send, real = (
         two_batches(bucket),
-        delete_pipeline.send,
+        delete_pipeline.send_batch,
         delete_pipeline.record_answers,
     )
     proofs = before_second_proof(monkeypatch, lambda: None)
-    recorded, answered = list[Proof](), Event()
+    recorded, answered = list[RecheckedBatch](), Event()
 
-    def send(*args: Any) -> deleters.Sent:
+    def send(*args: Any) -> deleters.SendResult:
         is_behind, stop = args[1] != proofs[0], args[-1]
         if is_behind and not has_left:
             assert stop.wait(timeout=10)
@@ -424,34 +435,34 @@ def test_answers_to_the_batch_behind_count_when_those_to_the_one_in_front_are_lo
             answered.set()
         return sent
 
-    def fail_once(operation: CleanupOperation, proof: Proof, sent: deleters.Sent) -> None:
+    def fail_once(cleanup: Cleanup, proof: RecheckedBatch, sent: deleters.SendResult) -> None:
         recorded.append(proof)
         if len(recorded) == 1:
             assert not has_left or answered.wait(timeout=10)
             raise ZeroDivisionError
-        real(operation, proof, sent)
+        real(cleanup, proof, sent)
 
-    monkeypatch.setattr(delete_pipeline, "send", send)
+    monkeypatch.setattr(delete_pipeline, "send_batch", send)
     monkeypatch.setattr(delete_pipeline, "record_answers", fail_once)
     with pytest.raises(ZeroDivisionError):
-        runner.run_slice(operation.pk)
-    assert [[item.key for item in proof.may_go] for proof in recorded] == proofs
-    of_key = {item.key: (item.outcome, item.tries) for item in operation.items.all()}
+        runner.run_turn(cleanup.pk)
+    assert [[item.key for item in proof.deletable] for proof in recorded] == proofs
+    of_key = {item.key: (item.outcome, item.attempts) for item in cleanup.items.all()}
     assert {of_key[key] for key in proofs[0]} == {("deleting", 1)}
-    assert {of_key[key] for key in proofs[1]} == {("planned", int(has_left))}
-    assert len(store.asked(is_delete_batch)) == (8 if has_left else 4)
-    check(bucket)
+    assert {of_key[key] for key in proofs[1]} == {("to_delete", int(has_left))}
+    assert len(store.find_requests(is_delete_batch)) == (8 if has_left else 4)
+    check_promises(bucket)
 
 
-def test_a_look_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smaller(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+def test_a_recheck_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smaller(
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, now, is_late = two_batches(bucket), [0.0], Event()
+    cleanup, now, is_late = two_batches(bucket), [0.0], Event()
     left = Semaphore(0)
 
     def let_time_pass() -> None:
         wait_for(4, left)  # The clock is read as a call leaves.
-        now[0] = delete_batches.PROOF_LASTS + 1
+        now[0] = delete_batches.RECHECK_VALID_SECONDS + 1
         is_late.set()
 
     def wait(request: Request, forward: Forward) -> Reply:
@@ -460,67 +471,67 @@ def test_a_look_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smaller
         return forward()
 
     proofs = before_second_proof(monkeypatch, let_time_pass)
-    monkeypatch.setattr(delete_batches, "monotonic", lambda: now[0])
-    monkeypatch.setattr("storage_audit.bucket.s3.monotonic", lambda: now[0])
-    store.rules.append(on(is_delete_batch, wait, times=4))
-    assert run(operation).status == Status.CLEAN
+    monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: now[0])
+    monkeypatch.setattr("storage_audit.bucket.s3.monotonic_seconds", lambda: now[0])
+    store.rules.append(rule_for(is_delete_batch, wait, times=4))
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert [len(proof) for proof in proofs[:3]] == [4, 4, 1]
-    [told, *_others] = operation.events.filter(step="pace").values_list("message", flat=True)
+    [told, *_others] = cleanup.events.filter(step="batch_size").values_list("message", flat=True)
     assert "took longer than it may be relied on" in told
-    assert "at most 1 objects after one look, 1 calls at once" in told
-    assert set(operation.items.values_list("tries", "answer")) == {(1, "Deleted")}
-    check(bucket)
+    assert "at most 1 objects after one check, 1 calls at once" in told
+    assert set(cleanup.items.values_list("attempts", "store_answer")) == {(1, "Deleted")}
+    check_promises(bucket)
 
 
 def test_nothing_leaves_after_the_lease_that_it_was_proved_under(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is not asked for anew when a batch leaves behind another."""
-    operation, real, left = two_batches(bucket), delete_pipeline.send, list[float]()
+    cleanup, real, left = two_batches(bucket), delete_pipeline.send_batch, list[float]()
 
     def send(*args: Any) -> object:
-        left.append(args[3] - monotonic())
+        left.append(args[3] - monotonic_seconds())
         return real(*args)
 
-    monkeypatch.setattr(delete_pipeline, "send", send)
-    lease = {"LEASE": timedelta(seconds=20)}
+    monkeypatch.setattr(delete_pipeline, "send_batch", send)
+    lease = {"LEASE_TIME": timedelta(seconds=20)}
     with override_settings(STORAGE_AUDIT={**settings.STORAGE_AUDIT, **lease}):
-        assert run(operation).status == Status.CLEAN
+        assert run_until_idle(cleanup).status == Status.CLEAN
     assert len(left) == 2
     assert max(left) <= 20
 
 
 def test_pause_that_the_store_asks_for_is_kept_at_the_end_of_a_turn(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation = two_batches(bucket)
-    store.rules.append(on(is_delete_batch, BUSY, times=4))
-    monkeypatch.setattr(Work, "breathe", end_while_deleting)
-    operation = run(operation)
-    assert operation.status == Status.INCOMPLETE
-    assert "SlowDown" in operation.error
-    assert operation.next_attempt_at is not None
-    check(bucket)
+    cleanup = two_batches(bucket)
+    store.rules.append(rule_for(is_delete_batch, BUSY, times=4))
+    monkeypatch.setattr(Turn, "check_deadline", end_while_deleting)
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.RETRYING
+    assert "SlowDown" in cleanup.message
+    assert cleanup.next_attempt_at is not None
+    check_promises(bucket)
 
 
-def end_while_deleting(work: Work) -> None:
-    if work.operation.step == CleanupOperation.Step.DELETE:
+def end_while_deleting(work: Turn) -> None:
+    if work.cleanup.step == Cleanup.Step.DELETE:
         work.deadline = 0
         raise TurnOver
 
 
 def test_turn_ends_with_the_answers_of_what_was_sent(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation = two_batches(bucket)
+    cleanup = two_batches(bucket)
     with monkeypatch.context() as patch:
-        patch.setattr(Work, "breathe", end_while_deleting)
-        runner.run_slice(operation.pk)
-    sent = [key for call in store.asked(is_delete_batch) for key in keys_sent(call)]
-    answered = operation.items.filter(answer="Deleted", tries=1)
+        patch.setattr(Turn, "check_deadline", end_while_deleting)
+        runner.run_turn(cleanup.pk)
+    sent = [key for call in store.find_requests(is_delete_batch) for key in sent_keys(call)]
+    answered = cleanup.items.filter(store_answer="Deleted", attempts=1)
     assert sorted(answered.values_list("key", flat=True)) == sorted(sent)
     assert len(sent) == 4
-    assert run(operation).status == Status.CLEAN
+    assert run_until_idle(cleanup).status == Status.CLEAN
 
 
 @pytest.mark.parametrize(
@@ -542,22 +553,22 @@ def test_what_is_broken_off_makes_no_further_call(
     error: BaseException,
 ) -> None:
     """As by the queue, when a task takes too long."""
-    operation, gate = two_long_batches(bucket), Gate(monkeypatch)
+    cleanup, gate = two_long_batches(bucket), Gate(monkeypatch)
 
     def interrupt() -> None:
         gate.wait()
         raise error
 
     before_second_proof(monkeypatch, interrupt)
-    store.rules.append(on(is_delete_single, gate))
+    store.rules.append(rule_for(is_delete_single, gate))
     with suppress(type(error)):
-        runner.run_slice(operation.pk)
+        runner.run_turn(cleanup.pk)
     assert gate.in_time == [True] * 5
     assert len(bucket.keys()) == 15
     # Who was in no call does not count as sent, unless nobody was left to write that down.
     uncertain = not isinstance(error, Exception)
-    assert operation.items.filter(tries=1).count() == (10 if uncertain else 5)
-    check(bucket)
+    assert cleanup.items.filter(attempts=1).count() == (10 if uncertain else 5)
+    check_promises(bucket)
 
 
 def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
@@ -565,18 +576,18 @@ def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
 ) -> None:
     """The last batch, after which no other is proved."""
     fill_project(bucket, 10)
-    operation, gate = requested("proj_1"), Gate(monkeypatch)
-    CleanupOperation.objects.update(pace={"keys": 2, "calls": 5})
+    cleanup, gate = request_cleanup("proj_1"), Gate(monkeypatch)
+    Cleanup.objects.update(batch_state={"keys": 2, "calls": 5})
 
-    def interrupt(flight: delete_pipeline.Flight, all_but: int = 0) -> None:
-        if flight._under_way:
+    def interrupt(flight: delete_pipeline.DeletePipeline, all_but: int = 0) -> None:
+        if flight._in_flight:
             gate.wait()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(delete_pipeline.Flight, "land", interrupt)
-    store.rules.append(on(is_delete_single, gate))
+    monkeypatch.setattr(delete_pipeline.DeletePipeline, "collect", interrupt)
+    store.rules.append(rule_for(is_delete_single, gate))
     with pytest.raises(KeyboardInterrupt):
-        runner.run_slice(operation.pk)
+        runner.run_turn(cleanup.pk)
     assert gate.in_time == [True] * 5
     assert len(bucket.keys()) == 5
 
@@ -584,29 +595,29 @@ def test_what_is_broken_off_while_it_is_waited_for_makes_no_further_call(
 def test_lease_that_is_lost_stops_what_has_not_left(
     call_by_call: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, gate = two_long_batches(bucket), Gate(monkeypatch)
-    mine, theirs = CleanupOperation.objects.filter(pk=operation.pk), uuid4()
+    cleanup, gate = two_long_batches(bucket), Gate(monkeypatch)
+    mine, theirs = Cleanup.objects.filter(pk=cleanup.pk), uuid4()
 
     def lose() -> None:
         mine.update(lease_token=theirs)
         gate.wait()
 
     proofs = before_second_proof(monkeypatch, lose)
-    store.rules.append(on(is_delete_single, gate))
-    assert runner.run_slice(operation.pk) is None
+    store.rules.append(rule_for(is_delete_single, gate))
+    assert runner.run_turn(cleanup.pk) is None
     assert gate.in_time == [True] * 5
     assert len(bucket.keys()) == 15
     assert len(proofs) == 2
     # Nothing is written any more, neither answers nor a pace.
-    assert set(operation.items.filter(tries=1).values_list("answer", flat=True)) == {""}
+    assert set(cleanup.items.filter(attempts=1).values_list("store_answer", flat=True)) == {""}
     assert mine.get().lease_token == theirs
 
 
 def test_only_the_thread_that_proves_asks_the_database(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What another thread asks goes through a connection of its own, outside of the lease."""
-    operation, real, seen = two_batches(bucket), delete_pipeline.send, list[bool]()
+    cleanup, real, seen = two_batches(bucket), delete_pipeline.send_batch, list[bool]()
 
     def send(*args: object, **kwargs: object) -> object:
         before = connection.connection
@@ -615,33 +626,33 @@ def test_only_the_thread_that_proves_asks_the_database(
         finally:
             seen.append(connection.connection is before is None)
 
-    monkeypatch.setattr(delete_pipeline, "send", send)
-    assert run(operation).status == Status.CLEAN
+    monkeypatch.setattr(delete_pipeline, "send_batch", send)
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert seen == [True, True]
 
 
 def test_no_item_is_in_two_batches(
-    at_full_pace: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    four_calls_at_once: None, store: FaultyStore, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is under way has no answer yet, as has what an earlier worker left without one."""
-    operation, batches = two_batches(bucket), list[set[str]]()
-    under_way, real = set[str](), delete_pipeline.send
+    cleanup, batches = two_batches(bucket), list[set[str]]()
+    under_way, real = set[str](), delete_pipeline.send_batch
 
-    def send(operation: CleanupOperation, keys: list[str], *how: object) -> object:
+    def send(cleanup: Cleanup, keys: list[str], *how: object) -> object:
         assert not under_way & set(keys)
         under_way.update(keys)
         batches.append(set(keys))
         sleep(0.3)
         try:
-            return real(operation, keys, *how)  # type: ignore[arg-type]
+            return real(cleanup, keys, *how)  # type: ignore[arg-type]
         finally:
             under_way.difference_update(keys)
 
-    monkeypatch.setattr(delete_pipeline, "send", send)
-    assert run(operation).status == Status.CLEAN
+    monkeypatch.setattr(delete_pipeline, "send_batch", send)
+    assert run_until_idle(cleanup).status == Status.CLEAN
     assert [len(batch) for batch in batches] == [4, 4]
     assert not batches[0] & batches[1]
-    assert CleanupItem.objects.filter(tries=1).count() == 8
+    assert CleanupItem.objects.filter(attempts=1).count() == 8
 
 
 def test_another_thread_can_break_off_before_the_first_call(
@@ -650,9 +661,9 @@ def test_another_thread_can_break_off_before_the_first_call(
     stop = Event()
     stop.set()
     with ThreadPoolExecutor(1) as pool:
-        sent = deleters.delete(
-            "batch", bucket.name, ["a"], until=monotonic() + 9, size=1, pool=pool, stop=stop
+        sent = deleters.send_deletions(
+            "batch", bucket.name, ["a"], until=monotonic_seconds() + 9, size=1, pool=pool, stop=stop
         )
-    assert sent.unasked == ["a"]
-    assert not sent.troubles
-    assert not store.asked(is_delete_batch)
+    assert sent.unsent == ["a"]
+    assert not sent.errors
+    assert not store.find_requests(is_delete_batch)

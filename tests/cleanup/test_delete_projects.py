@@ -13,17 +13,17 @@ from django.http import HttpRequest
 from pytest_django import Settings
 
 from storage_audit.cleanup.delete_projects import delete_project, delete_projects
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project
-from storage_audit.origin import Origin, acting_as
+from storage_audit.origin import Origin, use_origin
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.tasks import run_job
-from tests.admin_client import confirm, page, superuser, text_of
-from tests.api_client import program, refused
-from tests.database import SECONDS, meanwhile, wait_until_somebody_waits_for_us
+from tests.admin_client import admin_url, confirm_action, page_text, superuser_client
+from tests.api_client import assert_problem, client_with_token
+from tests.database import THREAD_TIMEOUT_SECONDS, run_in_thread, wait_for_blocked_query
 from tests.owner_models import create_table
-from tests.promises import alive
+from tests.promises import create_projects
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 Delete = Callable[[Any], Any]
@@ -38,7 +38,7 @@ def keep(project: Any) -> tuple[int, dict[str, int]]:
     return 0, {}
 
 
-def protect(project: Any) -> None:
+def refuse_deletion(project: Any) -> None:
     raise models.ProtectedError("An invoice needs it.", set())
 
 
@@ -77,16 +77,18 @@ def list_logged() -> list[str | None]:
     ("delete", "text"),
     [
         (keep, "Project proj_1 was not deleted: its model keeps such rows."),
-        (protect, "The project was not deleted. An invoice needs it."),
+        (refuse_deletion, "The project was not deleted. An invoice needs it."),
     ],
 )
 def test_delete_button_of_a_project_that_stays_says_why(
     own: Any, delete: Delete, text: str
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     own(proj_1=delete)
-    answer = superuser().post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
-    assert text in text_of(answer) and "deleted successfully" not in text_of(answer)
+    answer = superuser_client().post(
+        admin_url("project", "delete", "proj_1"), {"post": "yes"}, follow=True
+    )
+    assert text in page_text(answer) and "deleted successfully" not in page_text(answer)
     assert (list_projects(), list_logged()) == (["proj_1"], [])
 
 
@@ -95,56 +97,56 @@ def test_delete_button_of_a_project_that_stays_says_why(
     ("delete", "reason"),
     [
         (keep, "its model keeps such rows."),
-        (protect, "An invoice needs it."),
+        (refuse_deletion, "An invoice needs it."),
         (fail, "its deletion failed. The server's log says why."),
     ],
 )
 def test_project_that_stays_keeps_no_other_one(
     own: Any, action: str, delete: Delete, reason: str
 ) -> None:
-    alive("proj_1", "proj_2", "proj_3")
+    create_projects("proj_1", "proj_2", "proj_3")
     own(proj_2=delete)
-    shown = confirm(superuser(), "project", action, "proj_1", "proj_2", "proj_3")
+    shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2", "proj_3")
     assert f"Project proj_2 was not deleted: {reason}" in shown.replace("&#x27;", "'")
     assert "only the log" not in shown and "othing was" not in shown
     said = {"delete_selected": "Successfully deleted 2 projects.", "force_delete": "Deleted. A"}
-    assert said[action] in shown and "Follow the 2 operations here" in shown
+    assert said[action] in shown and "Follow the 2 cleanups here" in shown
     assert (list_projects(), list_logged()) == (["proj_2"], ["proj_1", "proj_3"])
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_projects_that_all_stay_are_each_named(own: Any, action: str) -> None:
-    alive("proj_1", "proj_2")
-    own(proj_1=keep, proj_2=protect)
-    shown = confirm(superuser(), "project", action, "proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
+    own(proj_1=keep, proj_2=refuse_deletion)
+    shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2")
     assert "Project proj_1 was not deleted: its model keeps such rows." in shown
     assert "Project proj_2 was not deleted: An invoice needs it." in shown
     assert "Successfully" not in shown and "Deleted. A" not in shown and "here</a>" not in shown
-    assert (list_logged(), CleanupOperation.objects.count()) == ([], 0)
+    assert (list_logged(), Cleanup.objects.count()) == ([], 0)
 
 
 def test_each_own_deletion_is_committed_before_the_next_one_begins(own: Any) -> None:
     """What it did outside the database, such as to files, cannot be rolled back."""
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     own(proj_2=die)
     with pytest.raises(Died):
         delete_projects(Project.objects.order_by("pk"), list)
     assert list_projects() == ["proj_2"]
 
 
-def test_job_commits_each_own_deletion_before_the_next_one_begins(own: Any) -> None:
-    alive("proj_1", "proj_2")
+def test_bulk_job_commits_each_own_deletion_before_the_next_one_begins(own: Any) -> None:
+    create_projects("proj_1", "proj_2")
     own(proj_2=die)
-    superuser()
-    with acting_as(Origin("anna", "web")):
-        job: Any = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2"])
+    superuser_client()
+    with use_origin(Origin("anna", "web")):
+        job: Any = BulkJob.objects.request(BulkJob.Action.DELETE, ["proj_1", "proj_2"])
     with pytest.raises(Died):
         run_job(str(job.pk))
     assert list_projects() == ["proj_2"]
 
 
 def test_stock_deletion_that_fails_deletes_none_and_hides_no_error() -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
 
     def fail_at_the_second(instance: Project, **kwargs: Any) -> None:
         if instance.pk == "proj_2":
@@ -160,7 +162,7 @@ def test_stock_deletion_that_fails_deletes_none_and_hides_no_error() -> None:
 
 
 def test_projects_that_no_longer_exist_are_neither_deleted_nor_kept(own: Any) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     owners = list(Project.objects.order_by("pk"))
     Project.objects.filter(pk="proj_1").delete()
     logged = list[Any]()
@@ -181,12 +183,12 @@ def test_row_that_restricts_one_project_goes_with_another_selected_one(
             app_label = "storage_audit"
 
     with create_table(Link) as link:
-        alive("proj_1", "proj_2", "proj_3")
+        create_projects("proj_1", "proj_2", "proj_3")
         link.objects.create(part_id="proj_2", whole_id="proj_1")
         link.objects.create(part_id="proj_3", whole_id="proj_2")
         if has_own:
             own()
-        shown = confirm(superuser(), "project", action, "proj_1", "proj_2", "proj_3")
+        shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2", "proj_3")
         assert "was not deleted" not in shown and not list_projects()
         assert list_logged() == ["proj_1", "proj_2", "proj_3"]
 
@@ -211,7 +213,7 @@ def test_later_row_with_the_id_is_not_deleted_in_place_of_the_earlier_one(
             app_label = "storage_audit"
 
     settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Film"
-    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_FIELD": "code"}
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_ID_FIELD": "code"}
     with create_table(Film) as film:
         film.objects.create(code="b")
         earlier = film.objects.create(code="a")
@@ -229,16 +231,16 @@ def test_signal_receivers_learn_where_each_deletion_began() -> None:
         seen[instance.pk] = origin
         raise models.ProtectedError("Delete its series instead.", {instance})
 
-    alive("proj_1", "proj_2", "proj_3", "proj_4", "proj_5")
-    client = superuser()
-    with acting_as(Origin("anna", "web")):
-        job: Any = Job.objects.request(Job.Action.DELETE, ["proj_5"])
+    create_projects("proj_1", "proj_2", "proj_3", "proj_4", "proj_5")
+    client = superuser_client()
+    with use_origin(Origin("anna", "web")):
+        job: Any = BulkJob.objects.request(BulkJob.Action.DELETE, ["proj_5"])
     pre_delete.connect(refuse, Project)
     try:
-        client.post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
-        confirm(client, "project", "delete_selected", "proj_2", "proj_3")
-        confirm(client, "project", "force_delete", "proj_3")
-        refused(program().ask("DELETE", "/projects/proj_4"), 409, "in-use")
+        client.post(admin_url("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
+        confirm_action(client, "project", "delete_selected", "proj_2", "proj_3")
+        confirm_action(client, "project", "force_delete", "proj_3")
+        assert_problem(client_with_token().request("DELETE", "/projects/proj_4"), 409, "in-use")
         run_job(str(job.pk))
     finally:
         pre_delete.disconnect(refuse, Project)
@@ -253,48 +255,52 @@ def test_signal_receivers_learn_where_each_deletion_began() -> None:
 @pytest.mark.only_on("postgresql")  # SQLite has one writer
 @pytest.mark.parametrize("way", [*ACTIONS, "button"])
 def test_deletion_of_somebody_who_was_quicker_is_not_ours(way: str) -> None:
-    alive("proj_1")
-    client, deleted = superuser(), Event()
+    create_projects("proj_1")
+    client, deleted = superuser_client(), Event()
 
     def be_quicker() -> None:
-        with acting_as(Origin("bob", "web")), transaction.atomic():
+        with use_origin(Origin("bob", "web")), transaction.atomic():
             Project.objects.get().delete()
             deleted.set()
-            wait_until_somebody_waits_for_us()
+            wait_for_blocked_query()
 
-    with meanwhile(be_quicker):
-        assert deleted.wait(SECONDS)
+    with run_in_thread(be_quicker):
+        assert deleted.wait(THREAD_TIMEOUT_SECONDS)
         if way == "button":
-            address = page("project", "delete", "proj_1")
-            shown = text_of(client.post(address, {"post": "yes"}, follow=True))
+            address = admin_url("project", "delete", "proj_1")
+            shown = page_text(client.post(address, {"post": "yes"}, follow=True))
         else:
-            shown = confirm(client, "project", way, "proj_1")
+            shown = confirm_action(client, "project", way, "proj_1")
     assert "Nothing was done: " in shown
     assert "uccessfully" not in shown and "Deleted. A" not in shown
     assert not list_logged()
-    assert CleanupOperation.objects.get().requested_by == "bob"
+    assert Cleanup.objects.get().requested_by == "bob"
 
 
 def test_delete_button_of_a_project_that_is_already_gone_logs_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    alive("proj_1")
-    monkeypatch.setattr("storage_audit.cleanup.delete_projects.lock_row", lambda owner: None)
-    answer = superuser().post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
-    assert "Nothing was done: the project is already gone." in text_of(answer)
-    assert "deleted successfully" not in text_of(answer) and not list_logged()
+    create_projects("proj_1")
+    monkeypatch.setattr(
+        "storage_audit.cleanup.delete_projects.lock_project_row", lambda owner: None
+    )
+    answer = superuser_client().post(
+        admin_url("project", "delete", "proj_1"), {"post": "yes"}, follow=True
+    )
+    assert "Nothing was done: the project is already gone." in page_text(answer)
+    assert "deleted successfully" not in page_text(answer) and not list_logged()
 
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_project_that_is_created_again_at_once_counts_as_deleted(action: str) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
 
     def create_again(**kwargs: Any) -> None:
-        transaction.on_commit(lambda: alive("proj_1"))
+        transaction.on_commit(lambda: create_projects("proj_1"))
 
     post_delete.connect(create_again, Project)
     try:
-        shown = confirm(superuser(), "project", action, "proj_1")
+        shown = confirm_action(superuser_client(), "project", action, "proj_1")
     finally:
         post_delete.disconnect(create_again, Project)
     assert "Follow it here" in shown and "Nothing was done" not in shown
@@ -311,14 +317,14 @@ def test_attributes_that_an_admin_sets_reach_the_models_own_delete(
         OwnerAdmin.delete_model(pages, request, obj)
 
     monkeypatch.setattr(ProjectAdmin, "delete_model", delete_model)
-    alive("proj_1")
+    create_projects("proj_1")
 
     def delete(row: Any) -> Any:
         seen.append(row._actor)
         return models.Model.delete(row)
 
     own(proj_1=delete)
-    superuser().post(page("project", "delete", "proj_1"), {"post": "yes"})
+    superuser_client().post(admin_url("project", "delete", "proj_1"), {"post": "yes"})
     assert len(seen) == 1 and not list_projects()
 
 
@@ -326,12 +332,12 @@ def test_reasons_of_projects_that_stay_hide_secrets(own: Any) -> None:
     def protect_with_secret(project: Any) -> None:
         raise models.ProtectedError("See https://zoe:hunter2@invoices.example.", set())
 
-    alive("proj_1")
+    create_projects("proj_1")
     own(proj_1=protect_with_secret)
-    client = superuser()
-    answer = client.post(page("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
-    shown = [confirm(client, "project", action, "proj_1") for action in ACTIONS]
-    for text in (text_of(answer), *shown):
+    client = superuser_client()
+    answer = client.post(admin_url("project", "delete", "proj_1"), {"post": "yes"}, follow=True)
+    shown = [confirm_action(client, "project", action, "proj_1") for action in ACTIONS]
+    for text in (page_text(answer), *shown):
         assert "See https://[redacted]@invoices.example." in text and "hunter2" not in text
 
 
@@ -342,8 +348,8 @@ def test_admins_own_delete_queryset_that_is_refused_hides_secrets(
         raise models.ProtectedError("See https://zoe:hunter2@invoices.example.", set())
 
     monkeypatch.setattr(ProjectAdmin, "delete_queryset", refuse)
-    alive("proj_1")
-    shown = confirm(superuser(), "project", "delete_selected", "proj_1")
+    create_projects("proj_1")
+    shown = confirm_action(superuser_client(), "project", "delete_selected", "proj_1")
     assert "See https://[redacted]@invoices.example." in shown
 
 
@@ -354,22 +360,22 @@ def test_action_of_the_site_with_the_name_of_one_of_our_steps_is_no_step(
         queryset.update(title="archived")
 
     monkeypatch.setattr(ProjectAdmin, "delete_projects", delete_projects, raising=False)
-    alive("proj_1")
-    assert "Deleted. A" in confirm(superuser(), "project", "force_delete", "proj_1")
+    create_projects("proj_1")
+    assert "Deleted. A" in confirm_action(superuser_client(), "project", "force_delete", "proj_1")
     assert not list_projects()
 
 
 def test_own_step_that_deletes_selected_rows_deletes_all_or_none(own: Any) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     own(proj_2=keep)
     with pytest.raises(ProjectExists, match="proj_2 was not deleted"):
         ProjectAdmin(Project, admin.site).delete_queryset(HttpRequest(), Project.objects.all())
-    assert list_projects() == ["proj_1", "proj_2"] and not CleanupOperation.objects.exists()
+    assert list_projects() == ["proj_1", "proj_2"] and not Cleanup.objects.exists()
 
 
 def test_own_deletion_works_on_the_row_as_it_is_now(own: Any) -> None:
     project = Project.objects.create(pk="proj_1")
     Project.objects.update(title="published")
-    own(proj_1=lambda row: protect(row) if row.title else models.Model.delete(row))
+    own(proj_1=lambda row: refuse_deletion(row) if row.title else models.Model.delete(row))
     with pytest.raises(models.ProtectedError):
         delete_project(project)

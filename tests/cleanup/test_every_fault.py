@@ -17,11 +17,11 @@ from devtools.http_reply import Reply
 from devtools.store import Store
 from storage_audit.bucket import s3
 from storage_audit.cleanup import adaptive_batch
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
 from tests.faults import kinds
-from tests.faults.kinds import KINDS, lies
+from tests.faults.kinds import FAULT_KINDS, confirm_without_deleting
 from tests.faults.matching import (
     Matches,
     is_abort,
@@ -30,12 +30,21 @@ from tests.faults.matching import (
     is_listing_under,
     is_marker,
     is_uploads_listing,
-    keys_sent,
-    on,
+    rule_for,
+    sent_keys,
 )
 from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.network import faulty_network
-from tests.promises import Status, again, alive, check, late_check, outcomes, requested, run
+from tests.promises import (
+    Status,
+    check_promises,
+    create_projects,
+    read_outcomes,
+    request_cleanup,
+    run_again,
+    run_follow_up,
+    run_until_idle,
+)
 from tests.real_bucket import Bucket
 
 if TYPE_CHECKING:
@@ -65,7 +74,7 @@ class Step:
     def fits(self, name: str) -> bool:
         method, target = self.sample.split()
         body = b"<Key>a</Key>" if method == "POST" else b""
-        return KINDS[name].fits(Request(method, target, {}, body))
+        return FAULT_KINDS[name].fits(Request(method, target, {}, body))
 
 
 def after_a_deletion(seen: Seen) -> bool:
@@ -73,14 +82,14 @@ def after_a_deletion(seen: Seen) -> bool:
 
 
 def after_verification(seen: Seen) -> bool:
-    """After a proof, and at the end of a look at all that the operation covers."""
+    """After a proof, and at the end of a look at all that the cleanup covers."""
     before = next((request for request in reversed(seen) if not is_marker(request)), None)
     looked = before is not None and is_listing(before) and before.query.get("prefix")
     return bool(looked) and any(map(is_listing_under(""), seen))
 
 
 LATER_PAGE = "GET /b?list-type=2&continuation-token=t"
-LOOKS = {
+LISTING_STEPS = {
     "marker": Step("GET /b/installation.json", is_marker),
     "plan": Step(LATER_PAGE, is_listing_under(PREFIX)),
     "proof": Step("GET /b?list-type=2", is_listing_under("")),
@@ -99,7 +108,7 @@ on_seaweedfs = pytest.mark.parametrize("network", STORES[1:], indirect=True)
 
 
 def faults(step: Step) -> list[str]:
-    return [name for name in KINDS if step.fits(name)]
+    return [name for name in FAULT_KINDS if step.fits(name)]
 
 
 @dataclass
@@ -128,9 +137,9 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 def bucket(network: Network, transactional_db: None) -> Iterator[Bucket]:
     found = Bucket(network.origin)
     found.wipe()
-    bucket_marker.claim(found.name)
+    bucket_marker.connect_bucket(found.name)
     found.put(*KEYS, *OTHERS)
-    network.proxy.seen.clear()
+    network.proxy.requests.clear()
     network.finished.clear()
     yield found
     network.proxy.rules.clear()
@@ -139,8 +148,8 @@ def bucket(network: Network, transactional_db: None) -> Iterator[Bucket]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of two keys, and no pauses between tries."""
-    monkeypatch.setattr(s3, "PAGE", 2)
-    monkeypatch.setattr(adaptive_batch, "LAST_TROUBLES", 2)
+    monkeypatch.setattr(s3, "PAGE_SIZE", 2)
+    monkeypatch.setattr(adaptive_batch, "MAX_ERRORS_AT_SLOWEST", 2)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
 
 
@@ -158,13 +167,13 @@ class Struck:
 
     def __init__(self, network: Network, step: Step, name: str) -> None:
         self.count = 0
-        self._network, self._step, self._fault = network, step, KINDS[name]
-        self._before = len(network.proxy.seen)
+        self._network, self._step, self._fault = network, step, FAULT_KINDS[name]
+        self._before = len(network.proxy.requests)
 
     def __call__(self, request: Request, forward: Forward) -> Reply | None:
         if not (self._step.matches(request) and self._fault.fits(request)):
             return None
-        if not self._step.when(list(self._network.proxy.seen)[self._before :]):
+        if not self._step.when(list(self._network.proxy.requests)[self._before :]):
             return None
         self.count += 1  # Before the answer, which may be late.
         reply = self._fault.answer(request, forward)
@@ -173,41 +182,41 @@ class Struck:
 
 
 @on_both_stores
-@pytest.mark.parametrize("step", LOOKS.values(), ids=LOOKS)
-def test_look_under_each_fault_authorises_nothing(
+@pytest.mark.parametrize("step", LISTING_STEPS.values(), ids=LISTING_STEPS)
+def test_listing_under_each_fault_authorises_nothing(
     network: Network, bucket: Bucket, lateness: Event, step: Step
 ) -> None:
-    alive("proj_1", "proj_10")
-    operation = requested("proj_1")
-    network.proxy.rules.append(on(is_delete_batch, lies))
-    fails_under_each(operation, step, network, bucket, lateness)
+    create_projects("proj_1", "proj_10")
+    cleanup = request_cleanup("proj_1")
+    network.proxy.rules.append(rule_for(is_delete_batch, confirm_without_deleting))
+    fails_under_each(cleanup, step, network, bucket, lateness)
     assert not network.reached(is_delete_batch)
     assert bucket.keys() == KEYS | OTHERS
-    heal(operation, network, bucket)
+    heal(cleanup, network, bucket)
 
 
 @on_both_stores
-def test_look_that_ends_at_an_unreadable_marker_says_nothing_of_any_object(
+def test_listing_that_ends_at_an_unreadable_marker_proves_nothing(
     network: Network, bucket: Bucket, lateness: Event
 ) -> None:
-    alive("proj_1", "proj_10")
-    operation = requested("proj_1")
-    fails_under_each(operation, LAST_MARKER, network, bucket, lateness)
+    create_projects("proj_1", "proj_10")
+    cleanup = request_cleanup("proj_1")
+    fails_under_each(cleanup, LAST_MARKER, network, bucket, lateness)
     assert bucket.keys() == OTHERS
-    heal(operation, network, bucket)
+    heal(cleanup, network, bucket)
 
 
 @on_seaweedfs
 def test_listing_of_uploads_under_each_fault_authorises_nothing(
     network: Network, bucket: Bucket, lateness: Event
 ) -> None:
-    alive("proj_1", "proj_10")
+    create_projects("proj_1", "proj_10")
     begin_upload(network)
-    operation = requested("proj_1")
-    fails_under_each(operation, UPLOADS, network, bucket, lateness)
+    cleanup = request_cleanup("proj_1")
+    fails_under_each(cleanup, UPLOADS, network, bucket, lateness)
     assert not network.reached(is_abort)
     assert bucket.keys() == KEYS | OTHERS
-    heal(operation, network, bucket)
+    heal(cleanup, network, bucket)
     assert uploads(network) == []
 
 
@@ -216,30 +225,30 @@ def test_listing_of_uploads_under_each_fault_authorises_nothing(
 def test_deletion_under_a_fault_is_believed_only_when_seen(
     network: Network, bucket: Bucket, lateness: Event, name: str
 ) -> None:
-    alive("proj_1", "proj_10")
-    operation = requested("proj_1")
+    create_projects("proj_1", "proj_10")
+    cleanup = request_cleanup("proj_1")
     with struck_by(name, DELETE, network, lateness) as struck:
-        operation = attempt(operation, struck)
+        cleanup = attempt(cleanup, struck)
         nothing_wrong(network, bucket)
-        assert operation.status == Status.INCOMPLETE or not bucket.keys() & KEYS
+        assert cleanup.status == Status.RETRYING or not bucket.keys() & KEYS
     nothing_wrong(network, bucket)
-    heal(operation, network, bucket)
+    heal(cleanup, network, bucket)
 
 
 @on_seaweedfs
 @pytest.mark.parametrize("name", faults(ABORT))
-def test_upload_whose_abortion_met_a_fault_is_aborted_by_the_late_check(
+def test_upload_whose_abortion_met_a_fault_is_aborted_by_the_follow_up(
     network: Network, bucket: Bucket, lateness: Event, name: str
 ) -> None:
-    alive("proj_1", "proj_10")
+    create_projects("proj_1", "proj_10")
     begin_upload(network)
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     with struck_by(name, ABORT, network, lateness) as struck:
-        operation = attempt(operation, struck)
+        cleanup = attempt(cleanup, struck)
         nothing_wrong(network, bucket)
-    assert operation.events.filter(message__startswith="Unfinished upload not aborted").exists()
-    heal(operation, network, bucket)
-    late_check(operation)
+    assert cleanup.events.filter(message__startswith="Unfinished upload not aborted").exists()
+    heal(cleanup, network, bucket)
+    run_follow_up(cleanup)
     assert uploads(network) == []
 
 
@@ -248,7 +257,7 @@ def test_upload_whose_abortion_met_a_fault_is_aborted_by_the_late_check(
 def test_listing_of_uploads_that_does_not_get_on_is_no_listing(
     network: Network, bucket: Bucket, markers: str
 ) -> None:
-    alive("proj_1", "proj_10")
+    create_projects("proj_1", "proj_10")
 
     def page(request: Request, forward: Forward) -> Reply:
         echo = f"<Bucket>tests</Bucket><Prefix>{request.query['prefix']}</Prefix>"
@@ -256,40 +265,40 @@ def test_listing_of_uploads_that_does_not_get_on_is_no_listing(
         result = "ListMultipartUploadsResult"
         return Reply(200, f"<{result}>{echo}{more}{markers}</{result}>".encode())
 
-    network.proxy.rules.append(on(is_uploads_listing, page))
-    operation = run(requested("proj_1"))
-    assert operation.status == Status.INCOMPLETE and "listing of multipart" in operation.error
+    network.proxy.rules.append(rule_for(is_uploads_listing, page))
+    cleanup = run_until_idle(request_cleanup("proj_1"))
+    assert cleanup.status == Status.RETRYING and "listing of multipart" in cleanup.message
     assert bucket.keys() == KEYS | OTHERS
-    heal(operation, network, bucket)
+    heal(cleanup, network, bucket)
 
 
 @on_both_stores
 def test_page_from_before_an_upload_does_not_hide_the_file(
     network: Network, bucket: Bucket
 ) -> None:
-    alive("proj_2")
-    operation = run(requested("proj_2"))
+    create_projects("proj_2")
+    cleanup = run_until_idle(request_cleanup("proj_2"))
     key = "projects/proj_2/scenes/s1/media/0.mp4"
     bucket.put(key)
-    network.proxy.rules.append(on(is_listing, KINDS[PAST].answer))
-    follow_up = late_check(operation)
-    assert (follow_up.status, follow_up.items.count()) == (Status.INCOMPLETE, 0)
+    network.proxy.rules.append(rule_for(is_listing, FAULT_KINDS[PAST].answer))
+    check = run_follow_up(cleanup)
+    assert (check.status, check.items.count()) == (Status.RETRYING, 0)
     network.proxy.rules.clear()
-    follow_up = again(follow_up)
-    assert (follow_up.status, outcomes(follow_up)) == (Status.CLEAN, {key: "deleted"})
+    check = run_again(check)
+    assert (check.status, read_outcomes(check)) == (Status.CLEAN, {key: "deleted"})
 
 
 def fails_under_each(
-    operation: CleanupOperation, step: Step, network: Network, bucket: Bucket, lateness: Event
+    cleanup: Cleanup, step: Step, network: Network, bucket: Bucket, lateness: Event
 ) -> None:
     """One attempt under each fault: all fail, and say and do nothing."""
     for name in faults(step):
         with struck_by(name, step, network, lateness) as struck:
-            operation = attempt(operation, struck)
-            assert operation.status in (Status.INCOMPLETE, Status.FAILED), name
-            assert operation.error, name
-            assert set(outcomes(operation).values()) <= {"planned"}, name
-            check(bucket)
+            cleanup = attempt(cleanup, struck)
+            assert cleanup.status in (Status.RETRYING, Status.FAILED), name
+            assert cleanup.message, name
+            assert set(read_outcomes(cleanup).values()) <= {"to_delete"}, name
+            check_promises(bucket)
 
 
 @contextmanager
@@ -300,41 +309,41 @@ def struck_by(name: str, step: Step, network: Network, lateness: Event) -> Itera
     lateness.clear()
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("late-"):
-            patch.setattr(s3, "_client", lru_cache(lambda *options: network.impatient))
+            patch.setattr(s3, "_build_s3_client", lru_cache(lambda *options: network.impatient))
         yield struck
     network.proxy.rules.remove(struck)
     lateness.set()
-    eventually(lambda: len(network.finished) == len(network.proxy.seen))
+    eventually(lambda: len(network.finished) == len(network.proxy.requests))
     assert struck.count, f"{name} struck nothing"
 
 
-def attempt(operation: CleanupOperation, struck: Struck) -> CleanupOperation:
+def attempt(cleanup: Cleanup, struck: Struck) -> Cleanup:
     """Under the fault; again while an impatient client gives up before it."""
     for _attempt in range(50):
-        operation = again(operation)
-        if struck.count or operation.status == Status.CLEAN:
+        cleanup = run_again(cleanup)
+        if struck.count or cleanup.status == Status.CLEAN:
             break
-    return operation
+    return cleanup
 
 
 def impatient_client() -> "S3Client":
     """The application's, which waits for an answer for half a second, and tries once."""
-    return s3._client.__wrapped__(conf(), 1, READ_TIMEOUT, os.getpid())
+    return s3._build_s3_client.__wrapped__(conf(), 1, READ_TIMEOUT, os.getpid())
 
 
 def nothing_wrong(network: Network, bucket: Bucket) -> None:
     assert bucket.keys() >= OTHERS
-    assert all(set(keys_sent(call)) <= KEYS for call in network.reached(is_delete_batch))
-    check(bucket)
+    assert all(set(sent_keys(call)) <= KEYS for call in network.reached(is_delete_batch))
+    check_promises(bucket)
 
 
-def heal(operation: CleanupOperation, network: Network, bucket: Bucket) -> None:
+def heal(cleanup: Cleanup, network: Network, bucket: Bucket) -> None:
     network.proxy.rules.clear()
     for _attempt in range(3):
-        if operation.status != Status.CLEAN:
-            operation = again(operation)
-    assert operation.status == Status.CLEAN
-    assert outcomes(operation) == dict.fromkeys(KEYS, "deleted")
+        if cleanup.status != Status.CLEAN:
+            cleanup = run_again(cleanup)
+    assert cleanup.status == Status.CLEAN
+    assert read_outcomes(cleanup) == dict.fromkeys(KEYS, "deleted")
     assert bucket.keys() == OTHERS
     nothing_wrong(network, bucket)
 

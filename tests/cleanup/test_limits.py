@@ -16,48 +16,48 @@ from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import limits, requests, runner, vanished_projects
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.turn import Work
+from storage_audit.cleanup.turn import Turn
 from storage_audit.findings.models import Finding
-from storage_audit.models import Installation, KnownProject, Project, R2Object
+from storage_audit.models import DatabaseIdentity, KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import MARKER, CannotConclude
+from storage_audit.ownership.bucket_marker import MARKER_KEY, CannotConclude
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.scan_limits import expected_objects
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
-from tests.admin_client import act, confirm, page, superuser, text_of
+from tests.admin_client import admin_url, confirm_action, page_text, run_action, superuser_client
 from tests.database import copy_database
-from tests.faults.kinds import changed, lies
+from tests.faults.kinds import change_reply, confirm_without_deleting
 from tests.faults.matching import (
     is_anything,
     is_delete_batch,
     is_listing,
     is_listing_under,
-    on,
+    rule_for,
 )
-from tests.faults.pages import with_contents
+from tests.faults.pages import with_entries
 from tests.faults.proxy import FaultyStore, Request
 from tests.promises import (
-    FLAT,
-    HIERARCHICAL,
+    FLAT_KEY,
+    HIERARCHICAL_KEY,
     Status,
-    again,
-    alive,
-    between_plan_and_batch,
-    check,
-    delete,
-    outcomes,
-    requested,
-    run,
-    track,
+    act_before_batch,
+    check_promises,
+    clean_up_project,
+    create_projects,
+    read_outcomes,
+    request_cleanup,
+    run_again,
+    run_until_idle,
+    track_key,
 )
 from tests.real_bucket import Bucket, put_files
 from tests.run_command import run_command
 
-Kind = CleanupOperation.Kind
-MANY = limits.FEW + 5
+Kind = Cleanup.Kind
+MANY = limits.TOLERATED_MISSING_OBJECTS + 5
 
 
 def limited(settings: Settings, **limits: float) -> None:
@@ -72,12 +72,12 @@ def media(count: int) -> list[str]:
 def lost(bucket: Bucket, count: int, **values: Any) -> None:
     """Rows of proj_1 whose objects were seen stored once, and are not there."""
     for key in media(count):
-        track(bucket, key, "proj_1", **{"etag": "e", "size": 1, **values})
+        track_key(bucket, key, "proj_1", **{"etag": "e", "size": 1, **values})
 
 
-def nothing_concluded(bucket: Bucket, operation: CleanupOperation) -> None:
-    assert not {"deleted", "already_absent"} & set(outcomes(operation).values())
-    check(bucket)
+def nothing_concluded(bucket: Bucket, cleanup: Cleanup) -> None:
+    assert not {"deleted", "already_gone"} & set(read_outcomes(cleanup).values())
+    check_promises(bucket)
 
 
 # Too large: the largest of three figures
@@ -87,7 +87,7 @@ def ended(deleted: int, days: int = 0, **values: Any) -> None:
     facts = {"kind": "project", "bucket": "tests", "trigger": "deleted", "status": "clean"}
     figures = {"found": deleted, "deleted": deleted}
     at = timezone.now() - timedelta(days=days)
-    CleanupOperation.objects.create(**{**facts, **figures, "finished_at": at, **values})
+    Cleanup.objects.create(**{**facts, **figures, "finished_at": at, **values})
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_a_multiple_of_what_cleanups_usually_delete_is_a_limit_too(
     limited(settings, objects=1, multiple=2)
     for days, deleted in enumerate(reversed(before)):
         ended(deleted, days)
-    alive("proj_1")
+    create_projects("proj_1")
     put_files(bucket, objects)
-    assert delete("proj_1").status == status
+    assert clean_up_project("proj_1").status == status
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_a_multiple_of_what_cleanups_usually_delete_is_a_limit_too(
     [
         {"kind": "objects"},
         {"bucket": "other"},
-        {"status": "incomplete"},
+        {"status": "retrying"},
         {"status": "superseded"},
-        {"trigger": "trial"},
+        {"trigger": "benchmark"},
         {"days": -365},
     ],
     ids=lambda values: str(next(iter(values.values()))),
@@ -130,282 +130,284 @@ def test_only_what_was_done_there_is_usual(
     limited(settings, objects=1, multiple=2)
     for _each in range(5):
         ended(2, **values)
-    alive("proj_1")
+    create_projects("proj_1")
     put_files(bucket, 2)
-    assert delete("proj_1").status == Status.BLOCKED
+    assert clean_up_project("proj_1").status == Status.BLOCKED
 
 
 def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings: Settings) -> None:
     limited(settings, objects=1, share=0.5, multiple=0.5)
     for _each in range(5):
         ended(5)
-    alive("proj_1")
+    create_projects("proj_1")
     for key in put_files(bucket, 3):
-        track(bucket, key, "proj_1")
-    assert delete("proj_1").error == (
+        track_key(bucket, key, "proj_1")
+    assert clean_up_project("proj_1").message == (
         "3 objects (21 bytes) would be deleted; the limit is 2: the largest of 1, 50 % of the 3"
         " tracked in the bucket, and 0.5 times the 5 that the latest cleanups deleted (their"
-        " median). If that many are to go, force-delete this operation."
+        " median). If that many are to go, force-delete this cleanup."
     )
 
 
 # Too much is missing
 
 
-def test_plan_that_misses_too_much_is_blocked_and_released_calls_it_absent(
+def test_plan_that_misses_too_much_is_blocked_until_approved(
     bucket: Bucket,
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
-    operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED
-    assert f"{MANY} of the {MANY} tracked objects are not in the listing" in operation.error
-    assert "50 %" in operation.error
-    nothing_concluded(bucket, operation)
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED
+    assert f"{MANY} of the {MANY} tracked objects are not in the listing" in cleanup.message
+    assert "50 %" in cleanup.message
+    nothing_concluded(bucket, cleanup)
     assert R2Object.objects.count() == MANY
-    operation.release("me")
-    operation = run(operation)
-    assert (operation.status, operation.already_absent) == (Status.CLEAN, MANY)
+    cleanup.approve("me")
+    cleanup = run_until_idle(cleanup)
+    assert (cleanup.status, cleanup.already_gone) == (Status.CLEAN, MANY)
     assert not R2Object.objects.exists()
 
 
-def test_few_that_are_missing_are_called_absent(bucket: Bucket) -> None:
-    alive("proj_1")
-    lost(bucket, limits.FEW)
-    assert delete("proj_1").status == Status.CLEAN
+def test_a_few_missing_files_are_called_already_gone(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    lost(bucket, limits.TOLERATED_MISSING_OBJECTS)
+    assert clean_up_project("proj_1").status == Status.CLEAN
 
 
-def test_small_share_that_is_missing_is_called_absent(bucket: Bucket, settings: Settings) -> None:
+def test_a_small_share_of_missing_files_is_called_already_gone(
+    bucket: Bucket, settings: Settings
+) -> None:
     limited(settings, missing=0.8)
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
     bucket.put(*media(5))
-    assert delete("proj_1").status == Status.CLEAN
+    assert clean_up_project("proj_1").status == Status.CLEAN
 
 
 def test_uploads_that_never_ended_are_not_missed(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY, etag="", state="upload_failed")
-    assert delete("proj_1").status == Status.CLEAN
+    assert clean_up_project("proj_1").status == Status.CLEAN
 
 
 def test_what_another_cleanup_sent_for_deletion_is_not_missed(bucket: Bucket) -> None:
     """The first cleanup stopped before it could forget the rows."""
-    alive("proj_1")
+    create_projects("proj_1")
     now = timezone.now()
     lost(bucket, MANY, last_modified=now - timedelta(days=1))
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     sent_before(bucket, MANY, now)
-    assert run(operation).status == Status.CLEAN
+    assert run_until_idle(cleanup).status == Status.CLEAN
 
 
 def test_what_an_earlier_attempt_sent_is_not_missed(bucket: Bucket, store: FaultyStore) -> None:
     """The store obeys only after the cleanup has given up."""
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(*media(MANY))
-    store.rules.append(on(is_delete_batch, lies))
-    operation = delete("proj_1")
-    assert set(outcomes(operation).values()) == {"failed"}
+    store.rules.append(rule_for(is_delete_batch, confirm_without_deleting))
+    cleanup = clean_up_project("proj_1")
+    assert set(read_outcomes(cleanup).values()) == {"failed"}
     for key in media(MANY):
         bucket.r2.remove(key)
-    operation = again(operation)
-    assert operation.status == Status.CLEAN
-    assert set(outcomes(operation).values()) == {"deleted"}
+    cleanup = run_again(cleanup)
+    assert cleanup.status == Status.CLEAN
+    assert set(read_outcomes(cleanup).values()) == {"deleted"}
 
 
 def test_what_was_sent_in_an_earlier_life_of_the_project_is_missed(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     now = timezone.now()
     lost(bucket, MANY, last_modified=now - timedelta(days=1))
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     sent_before(bucket, MANY, now - timedelta(days=2))
-    assert run(operation).status == Status.BLOCKED
+    assert run_until_idle(cleanup).status == Status.BLOCKED
 
 
 def test_what_another_cleanup_kept_in_the_end_is_missed(bucket: Bucket) -> None:
     """What it had sent before was another object."""
-    alive("proj_1")
+    create_projects("proj_1")
     now = timezone.now()
     lost(bucket, MANY, last_modified=now - timedelta(days=1))
-    operation = requested("proj_1")
-    sent_before(bucket, MANY, now, outcome="protected")
-    assert run(operation).status == Status.BLOCKED
+    cleanup = request_cleanup("proj_1")
+    sent_before(bucket, MANY, now, outcome="kept")
+    assert run_until_idle(cleanup).status == Status.BLOCKED
 
 
 def test_file_that_a_preview_planned_is_missed(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     now = timezone.now()
     lost(bucket, MANY, last_modified=now - timedelta(days=1))
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     sent_before(bucket, MANY, now, calls=0)
     preview = {"status": "planned", "dry_run": True}
-    CleanupOperation.objects.exclude(pk=operation.pk).update(**preview)
-    assert run(operation).status == Status.BLOCKED
+    Cleanup.objects.exclude(pk=cleanup.pk).update(**preview)
+    assert run_until_idle(cleanup).status == Status.BLOCKED
 
 
 def test_untracked_files_do_not_hide_that_tracked_files_are_missing(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
     for n in range(MANY):
         bucket.put(f"projects/proj_1/scenes/s1/media/untracked{n}.mp4")
-    assert delete("proj_1").status == Status.BLOCKED
+    assert clean_up_project("proj_1").status == Status.BLOCKED
 
 
 def sent_before(
-    bucket: Bucket, count: int, at: datetime, outcome: str = "planned", calls: int = 1
+    bucket: Bucket, count: int, at: datetime, outcome: str = "to_delete", calls: int = 1
 ) -> None:
     """By another cleanup of proj_1."""
-    other = CleanupOperation.objects.request(
+    other = Cleanup.objects.request(
         kind="project", project_id="proj_1", bucket=bucket.name, trigger="deleted", status="failed"
     )
     facts = {"found_in": "both", "calls": calls, "changed_at": at, "outcome": outcome}
     CleanupItem.objects.bulk_create(
-        CleanupItem(operation=other, key=key, identity=key, **facts) for key in media(count)
+        CleanupItem(cleanup=other, key=key, identity=key, **facts) for key in media(count)
     )
 
 
 def test_dry_run_says_that_too_much_is_missing(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
-    (operation,) = requests.dry_run("proj_1")
-    operation = run(operation)
-    assert operation.status == Status.PLANNED
-    assert "are not in the listing" in operation.error
+    (cleanup,) = requests.request_preview("proj_1")
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.PLANNED
+    assert "are not in the listing" in cleanup.message
 
 
 def test_verification_that_misses_too_much_calls_nothing_missing(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
-    (operation,) = requests.verify_project("proj_1")
-    operation = run(operation)
-    assert operation.status == Status.BLOCKED
-    assert "are not in the listing" in operation.error
+    (cleanup,) = requests.request_verification("proj_1")
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.BLOCKED
+    assert "are not in the listing" in cleanup.message
     # A person sees which they are; nothing says that they would be deleted.
-    assert set(outcomes(operation).values()) == {"planned"}
-    shown = text_of(superuser().get(page("cleanupoperation", "change", operation.pk)))
+    assert set(read_outcomes(cleanup).values()) == {"to_delete"}
+    shown = page_text(superuser_client().get(admin_url("cleanup", "change", cleanup.pk)))
     assert media(MANY)[0] in shown and "to be compared" in shown
     assert "to be deleted" not in shown
     with pytest.raises(IllegalTransition, match="Verify again"):
-        requests.force_delete_operation(operation)
+        requests.approve_or_retry(cleanup)
 
 
 def test_verification_that_is_tried_again_concludes_from_a_new_listing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also one for which somebody lifted the limits."""
-    alive("proj_1")
-    track(bucket, HIERARCHICAL, "proj_1")
-    (operation,) = requests.verify_project("proj_1")
-    CleanupOperation.objects.update(released_by="anna")
+    create_projects("proj_1")
+    track_key(bucket, HIERARCHICAL_KEY, "proj_1")
+    (cleanup,) = requests.request_verification("proj_1")
+    Cleanup.objects.update(limits_waived_by="anna")
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "compare", unavailable)
-        operation = run(operation)
-    assert operation.status == Status.INCOMPLETE and operation.planned_at
-    bucket.put(HIERARCHICAL)
-    assert again(operation).error == "1 in step, 0 missing, 0 untracked."
+        patch.setattr(runner, "finish_verification", unavailable)
+        cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.RETRYING and cleanup.planned_at
+    bucket.put(HIERARCHICAL_KEY)
+    assert run_again(cleanup).message == "1 in step, 0 missing, 0 untracked."
 
 
-def unavailable(work: Work) -> None:
+def unavailable(work: Turn) -> None:
     raise Unavailable("down")
 
 
 def test_verification_of_a_deletion_does_not_miss_what_was_deleted(bucket: Bucket) -> None:
     for n in range(MANY):
         bucket.upload("proj_1", f"{n}.mp4")
-    operation = delete("proj_1")
-    assert (operation.status, operation.deleted) == (Status.CLEAN, MANY)
-    assert run(requests.verify_operation(operation)).status == Status.CLEAN
+    cleanup = clean_up_project("proj_1")
+    assert (cleanup.status, cleanup.deleted) == (Status.CLEAN, MANY)
+    assert run_until_idle(requests.request_cleanup_verification(cleanup)).status == Status.CLEAN
 
 
 def test_verification_of_deleted_rows_does_not_miss_their_objects(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
     R2Object.objects.all().delete()
-    operation = run(CleanupOperation.objects.get())
-    assert "are not in the listing" in operation.error
-    operation.release("me")
-    operation = run(operation)
-    assert (operation.status, operation.already_absent) == (Status.CLEAN, MANY)
-    assert run(requests.verify_operation(operation)).status == Status.CLEAN
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert "are not in the listing" in cleanup.message
+    cleanup.approve("me")
+    cleanup = run_until_idle(cleanup)
+    assert (cleanup.status, cleanup.already_gone) == (Status.CLEAN, MANY)
+    assert run_until_idle(requests.request_cleanup_verification(cleanup)).status == Status.CLEAN
 
 
-def test_plan_that_is_gone_before_anything_was_sent_is_not_called_absent(
+def test_plan_that_is_gone_before_anything_was_sent_is_not_called_already_gone(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     keys = put_files(bucket, MANY)
     for key in keys:
-        track(bucket, key, "proj_1")
+        track_key(bucket, key, "proj_1")
 
     def remove_all() -> None:
         for key in keys:
             bucket.r2.remove(key, bucket.name)
 
-    between_plan_and_batch(monkeypatch, remove_all)
-    operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED
-    assert f"{MANY} of the {MANY} objects that the plan saw" in operation.error
-    nothing_concluded(bucket, operation)
+    act_before_batch(monkeypatch, remove_all)
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED
+    assert f"{MANY} of the {MANY} objects that the plan saw" in cleanup.message
+    nothing_concluded(bucket, cleanup)
     assert R2Object.objects.count() == MANY
-    operation.release("me")
-    operation = run(operation)
-    assert (operation.status, operation.already_absent) == (Status.CLEAN, MANY)
+    cleanup.approve("me")
+    cleanup = run_until_idle(cleanup)
+    assert (cleanup.status, cleanup.already_gone) == (Status.CLEAN, MANY)
 
 
 # Listings that show nothing at all
 
 
-nothing_there = changed(lambda xml: with_contents(xml, []))
+nothing_there = change_reply(lambda xml: with_entries(xml, []))
 
 
 def test_empty_listings_of_everything_plan_nothing(bucket: Bucket, store: FaultyStore) -> None:
     key = bucket.upload("proj_1")
-    store.rules.append(on(is_listing, nothing_there))
-    operation = delete("proj_1")
-    assert (operation.status, operation.planned_at) == (Status.INCOMPLETE, None)
-    assert "do not show the marker" in operation.error
+    store.rules.append(rule_for(is_listing, nothing_there))
+    cleanup = clean_up_project("proj_1")
+    assert (cleanup.status, cleanup.planned_at) == (Status.RETRYING, None)
+    assert "do not show the marker" in cleanup.message
     assert R2Object.objects.exists()
     store.rules.clear()
-    operation = again(operation)
-    assert (operation.status, outcomes(operation)) == (Status.CLEAN, {key: "deleted"})
+    cleanup = run_again(cleanup)
+    assert (cleanup.status, read_outcomes(cleanup)) == (Status.CLEAN, {key: "deleted"})
 
 
 def test_empty_listing_followed_by_trouble_is_not_gone_on_from(
     bucket: Bucket, store: FaultyStore
 ) -> None:
     """All is empty, then nothing answers: the next turn must not start behind what was empty."""
-    alive("proj_1")
-    bucket.put(HIERARCHICAL, FLAT)
+    create_projects("proj_1")
+    bucket.put(HIERARCHICAL_KEY, FLAT_KEY)
     first = is_listing_under("projects/proj_1/scenes/")
 
     def is_later(request: Request) -> bool:
-        return is_listing(request) and bool(store.asked(first))
+        return is_listing(request) and bool(store.find_requests(first))
 
     def is_marker_s(request: Request) -> bool:
-        return is_later(request) and is_listing_under(MARKER)(request)
+        return is_later(request) and is_listing_under(MARKER_KEY)(request)
 
-    store.rules += [on(first, nothing_there), on(is_marker_s, nothing_there)]
-    store.rules.append(on(is_later, Reply(500)))
-    operation = delete("proj_1")
-    assert operation.status == Status.INCOMPLETE
+    store.rules += [rule_for(first, nothing_there), rule_for(is_marker_s, nothing_there)]
+    store.rules.append(rule_for(is_later, Reply(500)))
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.RETRYING
     store.rules.clear()
-    operation = again(operation)
-    assert outcomes(operation) == {HIERARCHICAL: "deleted", FLAT: "deleted"}
+    cleanup = run_again(cleanup)
+    assert read_outcomes(cleanup) == {HIERARCHICAL_KEY: "deleted", FLAT_KEY: "deleted"}
 
 
 def test_empty_listings_while_verifying_call_nothing_gone(
     bucket: Bucket, store: FaultyStore
 ) -> None:
     key = bucket.upload("proj_1")
-    store.rules.append(on(is_delete_batch, lies))
+    store.rules.append(rule_for(is_delete_batch, confirm_without_deleting))
 
     def is_later(request: Request) -> bool:
-        return is_listing(request) and bool(store.asked(is_delete_batch))
+        return is_listing(request) and bool(store.find_requests(is_delete_batch))
 
-    store.rules.append(on(is_later, nothing_there))
-    operation = delete("proj_1")
-    assert operation.status == Status.INCOMPLETE
-    nothing_concluded(bucket, operation)
+    store.rules.append(rule_for(is_later, nothing_there))
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.RETRYING
+    nothing_concluded(bucket, cleanup)
     assert bucket.keys() == {key}
     assert R2Object.objects.exists()
 
@@ -416,14 +418,14 @@ def test_empty_listings_call_no_deleted_row_s_object_gone(
 ) -> None:
     key = bucket.upload("proj_1")
     R2Object.objects.all().delete()
-    store.rules.append(on(is_delete_batch, lies))
+    store.rules.append(rule_for(is_delete_batch, confirm_without_deleting))
 
     def is_affected(request: Request) -> bool:
-        return is_listing(request) and sent == bool(store.asked(is_delete_batch))
+        return is_listing(request) and sent == bool(store.find_requests(is_delete_batch))
 
-    store.rules.append(on(is_affected, nothing_there))
-    operation = run(CleanupOperation.objects.get())
-    nothing_concluded(bucket, operation)
+    store.rules.append(rule_for(is_affected, nothing_there))
+    cleanup = run_until_idle(Cleanup.objects.get())
+    nothing_concluded(bucket, cleanup)
     assert bucket.keys() == {key}
 
 
@@ -432,10 +434,10 @@ def test_scan_whose_listings_are_empty_concludes_nothing(
 ) -> None:
     bucket.put("README.txt")
     scanned()
-    store.rules.append(on(is_listing, nothing_there))
+    store.rules.append(rule_for(is_listing, nothing_there))
     found = scanned()
     assert found.status == BucketScan.Status.FAILED
-    assert "do not show the marker" in found.error
+    assert "do not show the marker" in found.message
     assert Finding.objects.get().state == "open"
 
 
@@ -447,50 +449,46 @@ def empty_the_table() -> None:
 
 
 @pytest.fixture
-def waiting(bucket: Bucket) -> CleanupOperation:
+def waiting(bucket: Bucket) -> Cleanup:
     """The cleanup of a deleted project, beside one that lives."""
-    alive("proj_1", "proj_2")
-    bucket.put(HIERARCHICAL)
-    return requested("proj_1")
+    create_projects("proj_1", "proj_2")
+    bucket.put(HIERARCHICAL_KEY)
+    return request_cleanup("proj_1")
 
 
-def test_empty_table_of_projects_stops_everything(
-    bucket: Bucket, waiting: CleanupOperation
-) -> None:
+def test_empty_table_of_projects_stops_everything(bucket: Bucket, waiting: Cleanup) -> None:
     empty_the_table()
-    operation = run(waiting)
-    assert operation.status == Status.BLOCKED
-    assert "The table of projects is empty, though of 1 projects nobody said" in operation.error
-    assert bucket.keys() == {HIERARCHICAL}
+    cleanup = run_until_idle(waiting)
+    assert cleanup.status == Status.BLOCKED
+    assert "The table of projects is empty, though of 1 projects nobody said" in cleanup.message
+    assert bucket.keys() == {HIERARCHICAL_KEY}
     Project.objects.bulk_create([Project(pk="proj_2")])
-    operation.release("me")
-    assert run(operation).status == Status.CLEAN
+    cleanup.approve("me")
+    assert run_until_idle(cleanup).status == Status.CLEAN
 
 
-def test_table_stays_empty_when_the_sweep_has_noticed_it(
-    bucket: Bucket, waiting: CleanupOperation
-) -> None:
+def test_table_stays_empty_when_the_sweep_has_noticed_it(bucket: Bucket, waiting: Cleanup) -> None:
     empty_the_table()
-    assert vanished_projects.notice() == 1
-    operation = run(waiting)
-    assert operation.status == Status.BLOCKED
-    assert bucket.keys() == {HIERARCHICAL}
-    requests.force_delete_operation(CleanupOperation.objects.get(project_id="proj_2"))
-    requests.force_delete_operation(operation)
-    assert run(operation).status == Status.CLEAN
+    assert vanished_projects.check_vanished_projects() == 1
+    cleanup = run_until_idle(waiting)
+    assert cleanup.status == Status.BLOCKED
+    assert bucket.keys() == {HIERARCHICAL_KEY}
+    requests.approve_or_retry(Cleanup.objects.get(project_id="proj_2"))
+    requests.approve_or_retry(cleanup)
+    assert run_until_idle(cleanup).status == Status.CLEAN
 
 
 def test_table_emptied_between_plan_and_batch_stops_the_batch(
-    bucket: Bucket, waiting: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, waiting: Cleanup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    between_plan_and_batch(monkeypatch, empty_the_table)
-    operation = run(waiting)
-    assert operation.status == Status.BLOCKED
-    nothing_concluded(bucket, operation)
+    act_before_batch(monkeypatch, empty_the_table)
+    cleanup = run_until_idle(waiting)
+    assert cleanup.status == Status.BLOCKED
+    nothing_concluded(bucket, cleanup)
 
 
 def test_table_of_projects_that_cannot_be_read_stops_everything(
-    bucket: Bucket, waiting: CleanupOperation
+    bucket: Bucket, waiting: Cleanup
 ) -> None:
     def rename(old: str, new: str) -> None:
         with connection.cursor() as cursor:
@@ -498,18 +496,18 @@ def test_table_of_projects_that_cannot_be_read_stops_everything(
 
     rename("storage_audit_project", "elsewhere")
     try:
-        operation = run(waiting)
+        cleanup = run_until_idle(waiting)
     finally:
         rename("elsewhere", "storage_audit_project")
-    assert operation.status == Status.BLOCKED
-    assert "The table of projects cannot be read" in operation.error
-    assert bucket.keys() == {HIERARCHICAL}
+    assert cleanup.status == Status.BLOCKED
+    assert "The table of projects cannot be read" in cleanup.message
+    assert bucket.keys() == {HIERARCHICAL_KEY}
 
 
 def test_the_last_project_may_be_deleted(bucket: Bucket) -> None:
-    alive("proj_1")
-    bucket.put(HIERARCHICAL)
-    assert delete("proj_1").status == Status.CLEAN
+    create_projects("proj_1")
+    bucket.put(HIERARCHICAL_KEY)
+    assert clean_up_project("proj_1").status == Status.CLEAN
 
 
 # Many projects gone at once
@@ -526,108 +524,108 @@ def known(*ids: str) -> dict[str, bool]:
 
 
 @pytest.fixture
-def many(bucket: Bucket, settings: Settings) -> CleanupOperation:
+def many(bucket: Bucket, settings: Settings) -> Cleanup:
     """Of five projects three are gone, which is more than the limit."""
     limited(settings, vanished=2)
     for n in range(5):
         bucket.upload(f"proj_{n}")
     gone("proj_0", "proj_1", "proj_2")
-    assert vanished_projects.notice() == 3
-    return CleanupOperation.objects.get()
+    assert vanished_projects.check_vanished_projects() == 3
+    return Cleanup.objects.get()
 
 
-def test_many_gone_at_once_are_one_blocked_operation_and_stay_alive(
-    bucket: Bucket, many: CleanupOperation
+def test_many_gone_at_once_are_one_blocked_cleanup_and_stay_alive(
+    bucket: Bucket, many: Cleanup
 ) -> None:
     assert (many.kind, many.status) == (Kind.VANISHED, Status.BLOCKED)
-    assert "3 projects are gone at once" in many.error and "2 are there" in many.error
-    assert "proj_0, proj_1, proj_2." in many.error
+    assert "3 projects are gone at once" in many.message and "2 are there" in many.message
+    assert "proj_0, proj_1, proj_2." in many.message
     assert many.events.get(step="vanished").data["projects"] == ["proj_0", "proj_1", "proj_2"]
     assert all(known("proj_0", "proj_1", "proj_2").values())
-    assert vanished_projects.notice() == 0
+    assert vanished_projects.check_vanished_projects() == 0
     tasks.sweep()
-    assert CleanupOperation.objects.get() == many
+    assert Cleanup.objects.get() == many
     assert len(bucket.keys()) == 5
 
 
-def test_as_many_as_the_limit_have_an_operation_each(bucket: Bucket, settings: Settings) -> None:
+def test_as_many_as_the_limit_have_a_cleanup_each(bucket: Bucket, settings: Settings) -> None:
     limited(settings, vanished=2)
-    alive("proj_0", "proj_1", "proj_2")
+    create_projects("proj_0", "proj_1", "proj_2")
     gone("proj_0", "proj_1")
-    assert vanished_projects.notice() == 2
-    kinds = CleanupOperation.objects.values_list("kind", "project_id").order_by("project_id")
+    assert vanished_projects.check_vanished_projects() == 2
+    kinds = Cleanup.objects.values_list("kind", "project_id").order_by("project_id")
     assert list(kinds) == [("project", "proj_0"), ("project", "proj_1")]
 
 
 def test_all_of_several_projects_gone_are_many(bucket: Bucket) -> None:
-    alive("proj_0", "proj_1")
+    create_projects("proj_0", "proj_1")
     empty_the_table()
-    assert vanished_projects.notice() == 2
-    assert CleanupOperation.objects.get().kind == Kind.VANISHED
+    assert vanished_projects.check_vanished_projects() == 2
+    assert Cleanup.objects.get().kind == Kind.VANISHED
 
 
-def test_later_sweeps_keep_the_list_up_to_date(many: CleanupOperation) -> None:
+def test_later_sweeps_keep_the_list_up_to_date(many: Cleanup) -> None:
     Project.objects.bulk_create([Project(pk="proj_0")])
     gone("proj_3")
-    before = many.figures
-    assert vanished_projects.notice() == 1
+    before = many.confirmation_digest
+    assert vanished_projects.check_vanished_projects() == 1
     many.refresh_from_db()
-    assert "proj_1, proj_2, proj_3." in many.error
-    assert many.figures != before
+    assert "proj_1, proj_2, proj_3." in many.message
+    assert many.confirmation_digest != before
     event = many.events.filter(step="vanished").latest("pk")
     assert event.data == {"gone": ["proj_3"], "back": ["proj_0"]}
 
 
-def test_rows_that_are_back_settle_it(many: CleanupOperation) -> None:
+def test_rows_that_are_back_settle_it(many: Cleanup) -> None:
     Project.objects.bulk_create(Project(pk=f"proj_{n}") for n in range(3))
-    assert vanished_projects.notice() == 0
+    assert vanished_projects.check_vanished_projects() == 0
     many.refresh_from_db()
     assert many.status == Status.SUPERSEDED
-    assert "are back" in many.error
+    assert "are back" in many.message
     gone("proj_0", "proj_1", "proj_2")
-    assert vanished_projects.notice() == 3
-    assert CleanupOperation.objects.disappearances().count() == 1
+    assert vanished_projects.check_vanished_projects() == 3
+    assert Cleanup.objects.disappearances().count() == 1
 
 
-def test_released_it_becomes_a_cleanup_for_each_that_is_still_gone(
-    bucket: Bucket, many: CleanupOperation
+def test_approved_list_becomes_a_cleanup_for_each_project_still_gone(
+    bucket: Bucket, many: Cleanup
 ) -> None:
     Project.objects.bulk_create([Project(pk="proj_0")])
-    made = requests.force_delete_operation(many)
+    made = requests.approve_or_retry(many)
     assert [each.project_id for each in made] == ["proj_1", "proj_2"]
     many.refresh_from_db()
     assert many.status == Status.SUPERSEDED
-    assert [run(each).status for each in made] == [Status.CLEAN] * 2
+    assert [run_until_idle(each).status for each in made] == [Status.CLEAN] * 2
     left = bucket.keys()
     assert {key.split("/")[1] for key in left} == {"proj_0", "proj_3", "proj_4"}
-    assert vanished_projects.notice() == 0
+    assert vanished_projects.check_vanished_projects() == 0
 
 
-def test_cleanups_that_a_release_makes_are_held_to_the_limits(
-    bucket: Bucket, many: CleanupOperation, settings: Settings
+def test_cleanups_that_an_approval_makes_are_held_to_the_limits(
+    bucket: Bucket, many: Cleanup, settings: Settings
 ) -> None:
     limited(settings, objects=0, share=0.01)
-    made = requests.force_delete_operation(many)
-    assert {run(each).status for each in made} == {Status.BLOCKED}
+    made = requests.approve_or_retry(many)
+    assert {run_until_idle(each).status for each in made} == {Status.BLOCKED}
     assert len(bucket.keys()) == 5
 
 
-def test_list_that_changed_since_is_not_released(bucket: Bucket, many: CleanupOperation) -> None:
+def test_list_that_changed_since_is_not_approved(bucket: Bucket, many: Cleanup) -> None:
     gone("proj_3")
-    vanished_projects.notice()
+    vanished_projects.check_vanished_projects()
     with pytest.raises(IllegalTransition):
-        requests.force_delete_operation(many)
-    assert CleanupOperation.objects.count() == 1
+        requests.approve_or_retry(many)
+    assert Cleanup.objects.count() == 1
     assert all(known("proj_0", "proj_1", "proj_2", "proj_3").values())
 
 
-def test_release_waits_for_a_sweep_that_is_under_way(many: CleanupOperation) -> None:
+def test_approval_waits_for_a_sweep_that_is_under_way(many: Cleanup) -> None:
     refused = list[Exception]()
     gone("proj_3")
 
     def release() -> None:
         try:
-            requests.force_delete_operation(many)
+            requests.approve_or_retry(many)
         except IllegalTransition as error:
             refused.append(error)
         connection.close()
@@ -637,28 +635,28 @@ def test_release_waits_for_a_sweep_that_is_under_way(many: CleanupOperation) -> 
         vanished_projects.hold_other_sweeps()
         other.start()
         other.join(timeout=1)
-        assert vanished_projects.notice() == 1
+        assert vanished_projects.check_vanished_projects() == 1
     other.join()
     assert len(refused) == 1
     many.refresh_from_db()
-    assert (many.status, "proj_3." in many.error) == (Status.BLOCKED, True)
+    assert (many.status, "proj_3." in many.message) == (Status.BLOCKED, True)
 
 
-def test_two_sweeps_at_once_make_one_operation(bucket: Bucket) -> None:
-    alive("proj_0", "proj_1")
+def test_two_sweeps_at_once_make_one_cleanup(bucket: Bucket) -> None:
+    create_projects("proj_0", "proj_1")
     empty_the_table()
 
     def sweep() -> None:
-        vanished_projects.notice()
+        vanished_projects.check_vanished_projects()
         connection.close()
 
     other = Thread(target=sweep)
     with transaction.atomic():
-        assert vanished_projects.notice() == 2
+        assert vanished_projects.check_vanished_projects() == 2
         other.start()
         other.join(timeout=1)
     other.join()
-    assert CleanupOperation.objects.count() == 1
+    assert Cleanup.objects.count() == 1
 
 
 def meanwhile(effect: Callable[[], object], change: Callable[[], object]) -> None:
@@ -680,165 +678,171 @@ def meanwhile(effect: Callable[[], object], change: Callable[[], object]) -> Non
 def test_sweep_leaves_a_deletion_on_record_that_comes_while_it_waits(bucket: Bucket) -> None:
     """The project's row was restored with SQL, and then deleted as usual."""
     bucket.upload("proj_1")
-    alive("proj_2")
+    create_projects("proj_2")
     deleted_at = timezone.now() - timedelta(minutes=5)
     KnownProject.objects.filter(pk="proj_1").update(evidence="vanished", deleted_at=deleted_at)
-    meanwhile(vanished_projects.remember_alive, Project.objects.get(pk="proj_1").delete)
-    assert run(CleanupOperation.objects.get()).status == Status.CLEAN
+    meanwhile(vanished_projects.record_living_projects, Project.objects.get(pk="proj_1").delete)
+    assert run_until_idle(Cleanup.objects.get()).status == Status.CLEAN
     assert not bucket.keys()
 
 
 @pytest.mark.only_on("postgresql")
 def test_project_created_while_a_sweep_waits_is_not_called_gone(bucket: Bucket) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     gone("proj_1")
-    meanwhile(lambda: vanished_projects.record("proj_1"), lambda: alive("proj_1"))
+    meanwhile(
+        lambda: vanished_projects.block_vanished_project("proj_1"),
+        lambda: create_projects("proj_1"),
+    )
     assert KnownProject.objects.get(pk="proj_1").deleted_at is None
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
-def test_page_of_many_tells_what_holds_and_verifies_nothing(many: CleanupOperation) -> None:
-    client = superuser()
-    shown = act(client, "cleanupoperation", "force_delete", many.pk)
+def test_page_of_many_tells_what_holds_and_verifies_nothing(many: Cleanup) -> None:
+    client = superuser_client()
+    shown = run_action(client, "cleanup", "force_delete", many.pk)
     assert "Each of the projects gets a cleanup of its own" in shown
     assert "proj_0, proj_1, proj_2." in shown
-    shown = act(client, "cleanupoperation", "verify_cleanup", many.pk)
+    shown = run_action(client, "cleanup", "verify_cleanup", many.pk)
     assert "lists projects, not objects" in shown
-    assert CleanupOperation.objects.count() == 1
+    assert Cleanup.objects.count() == 1
     _out, err, code = run_command("verify_cleanup", str(many.pk))
     assert ("lists projects, not objects" in err, code) == (True, 2)
-    confirm(client, "cleanupoperation", "force_delete", many.pk)
-    assert CleanupOperation.objects.filter(status="pending").count() == 3
+    confirm_action(client, "cleanup", "force_delete", many.pk)
+    assert Cleanup.objects.filter(status="pending").count() == 3
 
 
 # Release is bound to the figures
 
 
 @pytest.fixture
-def too_large(bucket: Bucket, settings: Settings) -> CleanupOperation:
+def too_large(bucket: Bucket, settings: Settings) -> Cleanup:
     limited(settings, objects=1)
-    alive("proj_1")
+    create_projects("proj_1")
     put_files(bucket, 3)
-    operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED
-    return operation
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED
+    return cleanup
 
 
-def tells_others(operation: CleanupOperation) -> None:
-    other = {"error": "4 objects (28 bytes) would be deleted.", "plan_digest": "another"}
-    CleanupOperation.objects.filter(pk=operation.pk).update(**other)
+def tells_others(cleanup: Cleanup) -> None:
+    other = {"message": "4 objects (28 bytes) would be deleted.", "plan_digest": "another"}
+    Cleanup.objects.filter(pk=cleanup.pk).update(**other)
 
 
-def test_release_holds_for_the_plan_that_was_shown(
-    bucket: Bucket, too_large: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+def test_approval_holds_for_the_plan_that_was_shown(
+    bucket: Bucket, too_large: Cleanup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the bucket is in doubt in between, which blocks it again."""
-    shown = outcomes(too_large)
-    requests.force_delete_operation(too_large)
+    shown = read_outcomes(too_large)
+    requests.approve_or_retry(too_large)
     with monkeypatch.context() as patch:
-        patch.setattr(Work, "begin", another_bucket)
-        operation = run(too_large)
-    assert (operation.status, outcomes(operation)) == (Status.BLOCKED, shown)
-    bucket.put(FLAT)
-    requests.force_delete_operation(operation)
-    assert outcomes(run(operation)) == {**dict.fromkeys(shown, "deleted"), FLAT: "protected"}
-    assert bucket.keys() == {FLAT}
+        patch.setattr(Turn, "start", another_bucket)
+        cleanup = run_until_idle(too_large)
+    assert (cleanup.status, read_outcomes(cleanup)) == (Status.BLOCKED, shown)
+    bucket.put(FLAT_KEY)
+    requests.approve_or_retry(cleanup)
+    assert read_outcomes(run_until_idle(cleanup)) == {
+        **dict.fromkeys(shown, "deleted"),
+        FLAT_KEY: "kept",
+    }
+    assert bucket.keys() == {FLAT_KEY}
 
 
-def another_bucket(operation: CleanupOperation) -> Work:
+def another_bucket(cleanup: Cleanup) -> Turn:
     raise CannotConclude("another bucket")
 
 
-def test_page_before_a_release_shows_the_figures(too_large: CleanupOperation) -> None:
-    shown = act(superuser(), "cleanupoperation", "force_delete", too_large.pk)
+def test_page_before_an_approval_shows_the_figures(too_large: Cleanup) -> None:
+    shown = run_action(superuser_client(), "cleanup", "force_delete", too_large.pk)
     assert "3 objects (21 bytes) would be deleted; the limit is 1" in shown
     assert 'name="figures" value="' in shown
 
 
 @pytest.mark.parametrize("shown_before", [True, False], ids=["changed", "never shown"])
-def test_release_of_other_figures_is_refused_and_shows_them(
-    too_large: CleanupOperation, shown_before: bool
+def test_approval_of_other_figures_is_refused_and_shows_them(
+    too_large: Cleanup, shown_before: bool
 ) -> None:
-    client = superuser()
+    client = superuser_client()
     if shown_before:
-        asked = act(client, "cleanupoperation", "force_delete", too_large.pk)
+        asked = run_action(client, "cleanup", "force_delete", too_large.pk)
         figures = asked.partition('name="figures" value="')[2].partition('"')[0]
         assert figures
     else:
         figures = ""
     tells_others(too_large)
-    shown = confirm(client, "cleanupoperation", "force_delete", too_large.pk, figures=figures)
+    shown = confirm_action(client, "cleanup", "force_delete", too_large.pk, figures=figures)
     assert "Nothing was done: your selection changed" in shown
     assert "4 objects (28 bytes) would be deleted." in shown
     too_large.refresh_from_db()
     assert too_large.status == Status.BLOCKED
-    confirm(client, "cleanupoperation", "force_delete", too_large.pk)
+    confirm_action(client, "cleanup", "force_delete", too_large.pk)
     too_large.refresh_from_db()
     assert too_large.status == Status.PENDING
 
 
-def test_plan_that_was_not_there_when_a_person_looked_is_not_run(bucket: Bucket) -> None:
+def test_plan_that_a_person_could_not_see_is_not_run(bucket: Bucket) -> None:
     """Shown was a dry run that failed, and that it would be tried again: that deletes nothing."""
     keys = set(put_files(bucket, 3))
-    KnownProject.objects.saw_deleted("proj_1", timezone.now(), "deleted")
-    [operation] = requests.dry_run("proj_1")
-    CleanupOperation.objects.update(status="incomplete", finished_at=timezone.now(), error="503")
-    client = superuser()
-    asked = act(client, "cleanupoperation", "force_delete", operation.pk)
+    KnownProject.objects.record_deleted("proj_1", timezone.now(), "deleted")
+    [cleanup] = requests.request_preview("proj_1")
+    Cleanup.objects.update(status="retrying", finished_at=timezone.now(), message="503")
+    client = superuser_client()
+    asked = run_action(client, "cleanup", "force_delete", cleanup.pk)
     assert "It is tried again now." in asked
     figures = asked.partition('name="figures" value="')[2].partition('"')[0]
-    assert run(operation).status == Status.PLANNED
-    shown = confirm(client, "cleanupoperation", "force_delete", operation.pk, figures=figures)
+    assert run_until_idle(cleanup).status == Status.PLANNED
+    shown = confirm_action(client, "cleanup", "force_delete", cleanup.pk, figures=figures)
     assert "Nothing was done: your selection changed" in shown
     assert "Its plan is run without limits." in shown
-    operation.refresh_from_db()
-    assert operation.status == Status.PLANNED
+    cleanup.refresh_from_db()
+    assert cleanup.status == Status.PLANNED
     assert bucket.keys() == keys
 
 
-@pytest.mark.parametrize("name", ["plan_digest", "error"])
-def test_figures_that_change_at_the_last_moment_are_not_released(
-    too_large: CleanupOperation, name: str
+@pytest.mark.parametrize("name", ["plan_digest", "message"])
+def test_figures_that_change_at_the_last_moment_are_not_approved(
+    too_large: Cleanup, name: str
 ) -> None:
-    CleanupOperation.objects.filter(pk=too_large.pk).update(**{name: "another"})
+    Cleanup.objects.filter(pk=too_large.pk).update(**{name: "another"})
     with pytest.raises(IllegalTransition):
-        too_large.release("me")
+        too_large.approve("me")
 
 
-def test_release_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings: Settings) -> None:
+def test_approval_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings: Settings) -> None:
     limited(settings, objects=1)
-    alive("proj_1")
+    create_projects("proj_1")
     put_files(bucket, 3)
-    bucket.r2.remove(MARKER, bucket.name)
-    operation = delete("proj_1")
-    assert (operation.status, operation.planned_at) == (Status.BLOCKED, None)
-    bucket_marker.claim(bucket.name)
-    operation.release("me")
-    operation = run(operation)
-    assert "the limit is 1" in operation.error
+    bucket.r2.remove(MARKER_KEY, bucket.name)
+    cleanup = clean_up_project("proj_1")
+    assert (cleanup.status, cleanup.planned_at) == (Status.BLOCKED, None)
+    bucket_marker.connect_bucket(bucket.name)
+    cleanup.approve("me")
+    cleanup = run_until_idle(cleanup)
+    assert "the limit is 1" in cleanup.message
     assert len(bucket.keys()) == 3
-    operation.release("me")
-    assert run(operation).status == Status.CLEAN
+    cleanup.approve("me")
+    assert run_until_idle(cleanup).status == Status.CLEAN
 
 
-def test_release_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
+def test_approval_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
     bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited(settings, objects=1)
-    alive("proj_1")
+    create_projects("proj_1")
     put_files(bucket, 3)
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
 
-    def other_bucket(operation: CleanupOperation) -> None:
+    def other_bucket(cleanup: Cleanup) -> None:
         raise CannotConclude("Another bucket.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(limits, "objections", other_bucket)
-        operation = run(operation)
-    assert (operation.status, operation.error) == (Status.BLOCKED, "Another bucket.")
-    operation.release("me")
-    operation = run(operation)
-    assert "3 objects (21 bytes) would be deleted; the limit is 1" in operation.error
+        patch.setattr(limits, "limit_reasons", other_bucket)
+        cleanup = run_until_idle(cleanup)
+    assert (cleanup.status, cleanup.message) == (Status.BLOCKED, "Another bucket.")
+    cleanup.approve("me")
+    cleanup = run_until_idle(cleanup)
+    assert "3 objects (21 bytes) would be deleted; the limit is 1" in cleanup.message
     assert len(bucket.keys()) == 3
 
 
@@ -857,18 +861,18 @@ def test_database_error_while_the_limits_are_asked_lifts_none(
     bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limited(settings, objects=1)
-    alive("proj_1")
+    create_projects("proj_1")
     keys = put_files(bucket, 3)
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     timeout = OperationalError("canceling statement due to statement timeout")
-    die_once(monkeypatch, limits, "excess", timeout)
+    die_once(monkeypatch, limits, "size_reason", timeout)
     with pytest.raises(OperationalError):
-        run(operation)
-    operation.refresh_from_db()
-    assert (operation.status, operation.planned_at is None) == (Status.INCOMPLETE, False)
-    operation = again(operation)
-    assert operation.status == Status.BLOCKED
-    assert "3 objects (21 bytes) would be deleted; the limit is 1" in operation.error
+        run_until_idle(cleanup)
+    cleanup.refresh_from_db()
+    assert (cleanup.status, cleanup.planned_at is None) == (Status.RETRYING, False)
+    cleanup = run_again(cleanup)
+    assert cleanup.status == Status.BLOCKED
+    assert "3 objects (21 bytes) would be deleted; the limit is 1" in cleanup.message
     assert bucket.keys() == set(keys)
 
 
@@ -882,78 +886,80 @@ def test_worker_that_dies_before_the_limits_are_asked_lifts_none(
 ) -> None:
     """Whatever the next worker meets, as the store's trouble, or that it is one of many."""
     lost(bucket, MANY)
-    alive("proj_1")
-    operation = requested("proj_1")
-    die_once(monkeypatch, limits, "objections", KeyboardInterrupt())
+    create_projects("proj_1")
+    cleanup = request_cleanup("proj_1")
+    die_once(monkeypatch, limits, "limit_reasons", KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        run(operation)
-    before = {"store": 1, "workers": runner.TAKEOVERS}[trouble]
+        run_until_idle(cleanup)
+    before = {"store": 1, "workers": runner.MAX_TAKEOVERS}[trouble]
     past = timezone.now() - timedelta(seconds=1)
-    CleanupOperation.objects.update(lease_until=past, next_attempt_at=past, takeovers=before - 1)
-    store.rules.append(on(is_anything, Reply(503)))
-    operation = run(operation)
-    assert (operation.status, operation.planned_at is None) == (Status.INCOMPLETE, False)
+    Cleanup.objects.update(lease_until=past, next_attempt_at=past, takeovers=before - 1)
+    store.rules.append(rule_for(is_anything, Reply(503)))
+    cleanup = run_until_idle(cleanup)
+    assert (cleanup.status, cleanup.planned_at is None) == (Status.RETRYING, False)
     store.rules.clear()
-    operation = again(operation)
-    assert operation.status == Status.BLOCKED
-    assert "tracked objects are not in the listing" in operation.error
-    nothing_concluded(bucket, operation)
+    cleanup = run_again(cleanup)
+    assert cleanup.status == Status.BLOCKED
+    assert "tracked objects are not in the listing" in cleanup.message
+    nothing_concluded(bucket, cleanup)
 
 
 @pytest.mark.parametrize("kind", ["dry run", "objects"])
-def test_release_of_something_else_does_not_say_that_a_project_is_deleted(
+def test_approval_of_something_else_does_not_say_that_a_project_is_deleted(
     bucket: Bucket, kind: str
 ) -> None:
-    alive("proj_2")
+    create_projects("proj_2")
     key = bucket.upload("proj_1")
     gone("proj_1")
-    vanished_projects.notice()
-    bucket.r2.remove(MARKER, bucket.name)
+    vanished_projects.check_vanished_projects()
+    bucket.r2.remove(MARKER_KEY, bucket.name)
     if kind == "dry run":
-        requests.dry_run("proj_1")
+        requests.request_preview("proj_1")
     else:
         R2Object.objects.get(key=key).delete()
-    operation = run(CleanupOperation.objects.latest("created_at"))
-    assert operation.status == Status.BLOCKED
-    requests.force_delete_operation(operation)
+    cleanup = run_until_idle(Cleanup.objects.latest("created_at"))
+    assert cleanup.status == Status.BLOCKED
+    requests.approve_or_retry(cleanup)
     assert KnownProject.objects.get(pk="proj_1").evidence == "vanished"
 
 
-def test_command_releases_no_verification(bucket: Bucket) -> None:
-    alive("proj_1")
-    bucket.r2.remove(MARKER, bucket.name)
-    [operation] = requests.verify_project("proj_1")
-    assert run(operation).status == Status.BLOCKED
-    out, err, code = run_command("release_cleanup", str(operation.pk))
+def test_command_approves_no_verification(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    bucket.r2.remove(MARKER_KEY, bucket.name)
+    [cleanup] = requests.request_verification("proj_1")
+    assert run_until_idle(cleanup).status == Status.BLOCKED
+    out, err, code = run_command("approve_cleanup", str(cleanup.pk))
     assert (out, "Verify again instead" in err, code) == ("", True, 2)
 
 
-def test_command_shows_the_figures_and_releases_what_is_confirmed(
-    bucket: Bucket, too_large: CleanupOperation
+def test_command_shows_the_figures_and_approves_what_is_confirmed(
+    bucket: Bucket, too_large: Cleanup
 ) -> None:
-    operation, old = str(too_large.pk), too_large.figures
-    out, _err, code = run_command("release_cleanup", operation)
+    cleanup, old = str(too_large.pk), too_large.confirmation_digest
+    out, _err, code = run_command("approve_cleanup", cleanup)
     assert ("3 objects (21 bytes) would be deleted" in out, code) == (True, 0)
     assert f"--confirm {old}" in out
     tells_others(too_large)
-    out, err, code = run_command("release_cleanup", operation, "--confirm", old)
-    assert ("4 objects (28 bytes)" in out, "was not released" in err, code) == (True, True, 1)
+    out, err, code = run_command("approve_cleanup", cleanup, "--confirm", old)
+    assert ("4 objects (28 bytes)" in out, "was not approved" in err, code) == (True, True, 1)
     too_large.refresh_from_db()
     assert too_large.status == Status.BLOCKED
-    out, err, code = run_command("release_cleanup", operation, "--confirm", too_large.figures)
+    out, err, code = run_command(
+        "approve_cleanup", cleanup, "--confirm", too_large.confirmation_digest
+    )
     assert ("enqueued" in out, err, code) == (True, "", 0)
-    assert run(too_large).status == Status.CLEAN
-    _out, err, code = run_command("release_cleanup", operation)
+    assert run_until_idle(too_large).status == Status.CLEAN
+    _out, err, code = run_command("approve_cleanup", cleanup)
     assert ("is clean" in err, code) == (True, 2)
-    _out, err, code = run_command("release_cleanup", str(too_large.pk).replace("-", "")[::-1])
+    _out, err, code = run_command("approve_cleanup", str(too_large.pk).replace("-", "")[::-1])
     assert ("is not known" in err, code) == (True, 2)
 
 
-def test_cleanup_project_says_how_to_release(bucket: Bucket, settings: Settings) -> None:
+def test_cleanup_project_says_how_to_approve(bucket: Bucket, settings: Settings) -> None:
     limited(settings, objects=1)
     put_files(bucket, 3)
     out, _err, code = run_command("cleanup_project", "proj_1", "--declare-deleted", "--sync")
-    assert ("To release it: manage.py release_cleanup ID" in out, code) == (True, 1)
+    assert ("To approve it: manage.py approve_cleanup ID" in out, code) == (True, 1)
 
 
 # A bucket that shrank
@@ -982,8 +988,8 @@ def test_scan_that_finds_far_fewer_than_before_concludes_nothing_until_a_person_
     remove(bucket, [*keys, "README.txt"])
     found = scanned(dry_run=dry_run)
     assert found.status == BucketScan.Status.FAILED
-    assert f"shows 0 objects where about {MANY + 1} should be" in found.error
-    assert "--accept-fewer" in found.error
+    assert f"shows 0 objects where about {MANY + 1} should be" in found.message
+    assert "--accept-fewer" in found.message
     assert Finding.objects.filter(state="open", kind="unrecognised").exists() is not dry_run
     assert scanned(accept_fewer=True, dry_run=dry_run).status == BucketScan.Status.COMPLETE
     assert not Finding.objects.filter(state="open", kind="unrecognised").exists()
@@ -995,25 +1001,25 @@ def test_what_came_and_went_since_the_last_scan_makes_no_other_object_dispensabl
 ) -> None:
     keys = put_files(bucket, MANY)
     scanned()
-    alive("proj_2")
+    create_projects("proj_2")
     for n in range(MANY):
         bucket.upload("proj_2", f"{n}.mp4")
-    assert delete("proj_2").deleted == MANY
+    assert clean_up_project("proj_2").deleted == MANY
     remove(bucket, keys)
     assert scanned().status == BucketScan.Status.FAILED
 
 
 def test_first_scan_is_held_against_what_is_tracked(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
     assert scanned().status == BucketScan.Status.FAILED
 
 
 def test_rows_written_since_a_first_scan_began_are_not_expected(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, 2)
     begun = start_scan()
-    track(bucket, media(3)[-1], "proj_1", etag="e", size=1)
+    track_key(bucket, media(3)[-1], "proj_1", etag="e", size=1)
     assert expected_objects(begun) == 2
 
 
@@ -1024,17 +1030,17 @@ def test_uploads_since_the_scan_before_are_expected(bucket: Bucket) -> None:
 
 
 def test_what_cleanups_deleted_since_is_not_expected(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     put_files(bucket, MANY)
     scanned()
-    assert delete("proj_1").status == Status.CLEAN
+    assert clean_up_project("proj_1").status == Status.CLEAN
     assert scanned().status == BucketScan.Status.COMPLETE
 
 
 def test_what_the_application_deleted_since_is_not_expected(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "FEW", 0)
+    monkeypatch.setattr(limits, "TOLERATED_MISSING_OBJECTS", 0)
     keys = [bucket.upload("proj_1", f"{n}.mp4") for n in range(3)]
     assert scanned().status == BucketScan.Status.COMPLETE
     for key in keys[:2]:
@@ -1047,16 +1053,16 @@ def test_what_the_application_deleted_since_is_not_expected(
 def test_cleanup_goes_on_though_the_application_deletes_files_behind_its_plan(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "FEW", 0)
+    monkeypatch.setattr(limits, "TOLERATED_MISSING_OBJECTS", 0)
     keys = [bucket.upload("proj_1", f"{n}.mp4") for n in range(3)]
 
     def delete_two() -> None:
         for key in keys[:2]:
             default_storage.delete(key)
 
-    between_plan_and_batch(monkeypatch, delete_two)
-    operation = delete("proj_1")
-    assert (operation.status, operation.already_absent, operation.deleted) == (Status.CLEAN, 2, 1)
+    act_before_batch(monkeypatch, delete_two)
+    cleanup = clean_up_project("proj_1")
+    assert (cleanup.status, cleanup.already_gone, cleanup.deleted) == (Status.CLEAN, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -1076,19 +1082,19 @@ def test_deleted_file_is_not_expected_if_the_last_scan_listed_it(
     list(work_on_scan(start_scan("projects/")))
     now = timezone.now()
     facts = {"kind": "project", "trigger": "deleted", "status": "clean"}
-    operation = CleanupOperation.objects.create(
+    cleanup = Cleanup.objects.create(
         **facts,
         bucket=place.get("bucket", bucket.name),
         finished_at=now - timedelta(hours=place.get("hours", 0)),
     )
     key = place.get("key", key)
     stored = {"found_in": "both", "last_modified": now - timedelta(days=1)}
-    operation.items.create(key=key, identity=key, outcome="deleted", **stored)
+    cleanup.items.create(key=key, identity=key, outcome="deleted", **stored)
     assert expected_objects(start_scan("projects/")) == expected
 
 
 def test_backfill_command_takes_a_person_s_word(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     lost(bucket, MANY)
     _out, err, code = run_command("backfill_r2")
     assert ("add --accept-fewer" in err, code) == (True, 1)
@@ -1102,19 +1108,19 @@ def test_backfill_command_takes_a_person_s_word(bucket: Bucket) -> None:
 def test_copy_that_disowns_the_bucket_is_blocked_though_it_cannot_be_told_from_the_original(
     bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
-    bucket.put(HIERARCHICAL)
-    same = bucket_marker.fingerprint()
-    monkeypatch.setattr(bucket_marker, "fingerprint", lambda: same)
+    create_projects("proj_1")
+    bucket.put(HIERARCHICAL_KEY)
+    same = bucket_marker.database_fingerprint()
+    monkeypatch.setattr(bucket_marker, "database_fingerprint", lambda: same)
     with copy_database(tmp_path):
-        bucket_marker.check(bucket.name)
-        out, _err, code = run_command("claim_bucket", "--disown")
-        assert (out.startswith("This database is installation ID now"), code) == (True, 0)
-        operation = delete("proj_1")
-        assert operation.status == Status.BLOCKED
-        assert "belongs to another installation" in operation.error
+        bucket_marker.check_bucket(bucket.name)
+        out, _err, code = run_command("connect_bucket", "--disown")
+        assert (out.startswith("This database is database ID now"), code) == (True, 0)
+        cleanup = clean_up_project("proj_1")
+        assert cleanup.status == Status.BLOCKED
+        assert "belongs to another database" in cleanup.message
         with pytest.raises(CannotConclude):
-            bucket_marker.claim(bucket.name)
-        assert Installation.objects.count() == 1
-    assert bucket.keys() == {HIERARCHICAL}
-    assert delete("proj_1").status == Status.CLEAN
+            bucket_marker.connect_bucket(bucket.name)
+        assert DatabaseIdentity.objects.count() == 1
+    assert bucket.keys() == {HIERARCHICAL_KEY}
+    assert clean_up_project("proj_1").status == Status.CLEAN

@@ -14,14 +14,14 @@ from pytest_django import Settings
 
 from storage_audit.bucket import s3
 from storage_audit.cleanup import cleanup_text, requests, runner, vanished_projects
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.open_decisions import Owners, find_covering
+from storage_audit.cleanup.open_decisions import PossibleOwners, find_covering
 from storage_audit.findings import orphans, track_files
 from storage_audit.findings.models import Finding
-from storage_audit.findings.orphans import would_delete
+from storage_audit.findings.orphans import deletion_preview
 from storage_audit.lookup import live_check
-from storage_audit.lookup.search import explain, look_up
+from storage_audit.lookup.search import explain_object, look_up
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.scan import conclude, worker
 from storage_audit.scan.start import start_scan
@@ -31,17 +31,17 @@ from tests.findings.orphans import delete_orphans
 from tests.keys import OTHER_KEY
 from tests.promises import (
     Status,
-    alive,
-    between_plan_and_batch,
-    check,
-    delete,
-    deleted,
+    act_before_batch,
+    check_promises,
+    clean_up_project,
+    create_projects,
     force_delete,
-    outcomes,
-    reason,
-    requested,
-    run,
-    track,
+    read_outcomes,
+    read_reason,
+    record_deleted_projects,
+    request_cleanup,
+    run_until_idle,
+    track_key,
 )
 from tests.real_bucket import Bucket
 from tests.times import AHEAD
@@ -52,18 +52,18 @@ LIMIT = "LIMIT_OBJECTS"
 
 
 @pytest.fixture
-def blocked(bucket: Bucket, settings: Settings) -> CleanupOperation:
+def blocked(bucket: Bucket, settings: Settings) -> Cleanup:
     """The cleanup of proj_9, whose one file is more than the limit."""
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {LIMIT: 0}
-    alive("proj_9", "proj_1")
+    create_projects("proj_9", "proj_1")
     bucket.put(KEY)
-    operation = delete("proj_9")
-    assert operation.status == Status.BLOCKED
+    cleanup = clean_up_project("proj_9")
+    assert cleanup.status == Status.BLOCKED
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {LIMIT: 1000}
-    return operation
+    return cleanup
 
 
-def look() -> None:
+def scan_bucket() -> None:
     for _batch in work_on_scan(start_scan(purpose="reconcile")):
         pass
 
@@ -75,24 +75,24 @@ def open_findings() -> dict[str, str]:
 # No other way deletes it
 
 
-def test_file_of_a_blocked_cleanup_is_no_orphan(bucket: Bucket, blocked: CleanupOperation) -> None:
-    track(bucket, KEY, "proj_9", "backfill")
-    look()
+def test_file_of_a_blocked_cleanup_is_no_orphan(bucket: Bucket, blocked: Cleanup) -> None:
+    track_key(bucket, KEY, "proj_9", "backfill")
+    scan_bucket()
     assert open_findings() == {}
-    CleanupOperation.objects.update(status=Status.SUPERSEDED)
-    look()
+    Cleanup.objects.update(status=Status.SUPERSEDED)
+    scan_bucket()
     assert open_findings() == {KEY: "orphaned"}
 
 
 @pytest.mark.parametrize("of_cleanup", ["NFC", "NFD"])
-def test_both_spellings_of_an_id_are_covered_in_one_look(
+def test_both_spellings_of_an_id_are_covered_in_one_listing(
     bucket: Bucket, of_cleanup: Literal["NFC", "NFD"]
 ) -> None:
     names = {form: normalize(form, "proj_\u00e9") for form in ("NFC", "NFD")}
-    CleanupOperation.objects.request(
+    Cleanup.objects.request(
         kind="project", project_id=names[of_cleanup], bucket=bucket.name, trigger="deleted"
     )
-    owners = {f"{form}.mp4": Owners({name}) for form, name in names.items()}
+    owners = {f"{form}.mp4": PossibleOwners({name}) for form, name in names.items()}
     assert find_covering(bucket.name, owners).keys() == owners.keys()
 
 
@@ -104,17 +104,19 @@ def test_file_that_two_cleanups_share_waits_for_the_last_to_be_approved(
 ) -> None:
     usual = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
     settings.STORAGE_AUDIT = usual | {LIMIT: 0}
-    alive("proj_9", "proj_9_x", "proj_1")
+    create_projects("proj_9", "proj_9_x", "proj_1")
     bucket.put(KEY, SHARED)
-    other, blocked = requested("proj_9_x"), delete("proj_9")
+    other, blocked = request_cleanup("proj_9_x"), clean_up_project("proj_9")
     settings.STORAGE_AUDIT = usual
-    [preview] = requests.dry_run("proj_9_x")
-    assert outcomes(run(preview)) == {SHARED: "protected"}
-    assert run(other).status == Status.CLEAN_WITH_PROTECTED
+    [preview] = requests.request_preview("proj_9_x")
+    assert read_outcomes(run_until_idle(preview)) == {SHARED: "kept"}
+    assert run_until_idle(other).status == Status.CLEAN_WITH_KEPT
     assert bucket.keys() == {KEY, SHARED}
-    assert reason(other, SHARED).startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
-    requests.force_delete_operation(blocked)
-    assert run(blocked).status == Status.CLEAN
+    assert read_reason(other, SHARED).startswith(
+        f"Cleanup {blocked.pk} covers this file and is blocked"
+    )
+    requests.approve_or_retry(blocked)
+    assert run_until_idle(blocked).status == Status.CLEAN
     assert bucket.keys() == set()
 
 
@@ -123,7 +125,7 @@ def test_file_that_two_cleanups_share_waits_for_the_last_to_be_approved(
     [
         {"state": "upload_failed"},
         {"state": "uploading", "etag": "of an earlier file"},
-        {"source": "adopted", "etag": "of the upload"},
+        {"source": "assigned", "etag": "of the upload"},
     ],
     ids=["failed upload", "open upload", "upload after adoption"],
 )
@@ -132,107 +134,105 @@ def test_file_of_an_upload_with_unclear_owner_waits_for_the_blocked_cleanup(
 ) -> None:
     usual = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
     settings.STORAGE_AUDIT = usual | {LIMIT: 0}
-    alive("proj_9", "proj_9_x", "proj_1")
+    create_projects("proj_9", "proj_9_x", "proj_1")
     bucket.put(KEY, SHARED)
-    track(bucket, SHARED, "proj_9_x", upload_id=uuid4(), **row)
-    blocked = delete("proj_9")
+    track_key(bucket, SHARED, "proj_9_x", upload_id=uuid4(), **row)
+    blocked = clean_up_project("proj_9")
     assert blocked.status == Status.BLOCKED
     settings.STORAGE_AUDIT = usual
-    operation = delete("proj_9_x")
-    assert outcomes(operation) == {SHARED: "protected"}
-    assert f"Cleanup {blocked.pk} covers this file" in reason(operation, SHARED)
+    cleanup = clean_up_project("proj_9_x")
+    assert read_outcomes(cleanup) == {SHARED: "kept"}
+    assert f"Cleanup {blocked.pk} covers this file" in read_reason(cleanup, SHARED)
     assert bucket.keys() == {KEY, SHARED}
 
 
 @pytest.mark.parametrize(
-    "source, outcome", [("adopted", "deleted"), ("upload", "protected")], ids=["adopted", "upload"]
+    "source, outcome", [("assigned", "deleted"), ("upload", "kept")], ids=["assigned", "upload"]
 )
 def test_person_decides_who_covers_the_file_and_an_upload_under_other_settings_does_not(
-    bucket: Bucket, settings: Settings, blocked: CleanupOperation, source: str, outcome: str
+    bucket: Bucket, settings: Settings, blocked: Cleanup, source: str, outcome: str
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
-    alive("proj_9_x")
+    create_projects("proj_9_x")
     bucket.put(SHARED)
-    seen = s3.head(bucket.name, SHARED)
+    seen = s3.head_object(bucket.name, SHARED)
     facts = {"size": seen.size, "etag": seen.etag, "last_modified": seen.last_modified}
-    track(bucket, SHARED, "proj_9_x", source, **facts)
-    assert outcomes(delete("proj_9_x")) == {SHARED: outcome}
+    track_key(bucket, SHARED, "proj_9_x", source, **facts)
+    assert read_outcomes(clean_up_project("proj_9_x")) == {SHARED: outcome}
 
 
 def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
     bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": timedelta(0)}
-    alive("proj_9", "proj_9_x", "proj_1")
+    create_projects("proj_9", "proj_9_x", "proj_1")
     bucket.put(SHARED)
-    operation, other = requested("proj_9_x"), requested("proj_9")
+    cleanup, other = request_cleanup("proj_9_x"), request_cleanup("proj_9")
 
     def block() -> None:
         settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {LIMIT: 0}
-        assert run(other).status == Status.BLOCKED
+        assert run_until_idle(other).status == Status.BLOCKED
 
-    between_plan_and_batch(monkeypatch, block)
-    assert run(operation).status == Status.CLEAN_WITH_PROTECTED
+    act_before_batch(monkeypatch, block)
+    assert run_until_idle(cleanup).status == Status.CLEAN_WITH_KEPT
     assert bucket.keys() == {SHARED}
-    assert f"Cleanup {other.pk} covers this file" in reason(operation, SHARED)
+    assert f"Cleanup {other.pk} covers this file" in read_reason(cleanup, SHARED)
 
 
 def test_follow_up_check_waits_while_its_cleanup_is_blocked(
-    bucket: Bucket, blocked: CleanupOperation
+    bucket: Bucket, blocked: Cleanup
 ) -> None:
-    runner.late_check(blocked, timedelta(0))
+    runner.request_follow_up(blocked, timedelta(0))
     follow_up = blocked.children.get()
     waits = f"It waits until a person has decided on cleanup {blocked.pk}."
-    assert not CleanupOperation.objects.due().exists()
-    assert run(follow_up).attempts == 0
+    assert not Cleanup.objects.due().exists()
+    assert run_until_idle(follow_up).attempts == 0
     assert bucket.keys() == {KEY}
-    assert waits in cleanup_text.meaning(follow_up)
-    verification = run(requests.verify_operation(blocked))
-    assert verification.status == Status.INCOMPLETE
-    requests.force_delete_operation(blocked)
-    assert set(CleanupOperation.objects.due()) == {blocked, follow_up}
-    assert run(blocked).status == Status.CLEAN
-    follow_up = run(follow_up)
+    assert waits in cleanup_text.explain_status(follow_up)
+    verification = run_until_idle(requests.request_cleanup_verification(blocked))
+    assert verification.status == Status.DIFFERS
+    requests.approve_or_retry(blocked)
+    assert set(Cleanup.objects.due()) == {blocked, follow_up}
+    assert run_until_idle(blocked).status == Status.CLEAN
+    follow_up = run_until_idle(follow_up)
     assert follow_up.status == Status.CLEAN
-    assert waits not in cleanup_text.meaning(follow_up)
+    assert waits not in cleanup_text.explain_status(follow_up)
 
 
-def test_file_of_a_blocked_cleanup_is_not_adopted(
-    bucket: Bucket, blocked: CleanupOperation
-) -> None:
+def test_file_of_a_blocked_cleanup_is_not_assigned(bucket: Bucket, blocked: Cleanup) -> None:
     found = create_findings(bucket, KEY)
-    [left] = track_files.adopt(list_ids(found), "proj_1").left
+    [left] = track_files.assign_objects(list_ids(found), "proj_1").skipped
     assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
     assert not R2Object.objects.exists()
-    CleanupOperation.objects.update(status=Status.SUPERSEDED)
-    assert track_files.adopt(list_ids(found), "proj_1").done == 1
+    Cleanup.objects.update(status=Status.SUPERSEDED)
+    assert track_files.assign_objects(list_ids(found), "proj_1").done == 1
 
 
 def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(KEY)
-    look()
+    scan_bucket()
     assert open_findings() == {KEY: "orphaned"}
     requests.declare_deleted("proj_9")
-    look()
+    scan_bucket()
     assert Finding.objects.get().note == "A cleanup that is not over covers it."
 
 
 def test_file_that_an_open_cleanup_spells_otherwise_is_no_orphan(bucket: Bucket) -> None:
     """As of a store that folds Unicode, and lists a key as it was last spelled."""
-    alive("proj_1")
+    create_projects("proj_1")
     decomposed = "projects/proj_9/scenes/s1/media/e\u0301"
     composed = decomposed.replace("e\u0301", "\u00e9")
     bucket.put(decomposed)
-    operation = CleanupOperation.objects.request(
+    cleanup = Cleanup.objects.request(
         kind="orphans", bucket=bucket.name, trigger="orphaned", status="blocked"
     )
     facts = {"key": decomposed, "identity": composed, "found_in": "both"}
-    item = CleanupItem.objects.create(operation=operation, **facts)
-    look()
+    item = CleanupItem.objects.create(cleanup=cleanup, **facts)
+    scan_bucket()
     assert open_findings() == {}
-    CleanupItem.objects.filter(pk=item.pk).mark("protected")
-    look()
+    CleanupItem.objects.filter(pk=item.pk).mark("kept")
+    scan_bucket()
     assert open_findings() == {decomposed: "orphaned"}
 
 
@@ -253,21 +253,21 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
     hours: float,
     found: dict[str, str],
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(KEY, OTHER_KEY)
     first = start_scan(purpose="reconcile")
-    original = conclude.end
+    original = conclude.conclude_scan
 
     def end(*args: Any) -> Any:
         gone = requests.declare_deleted("proj_9")
         CleanupItem.objects.create(
-            operation=gone[0], key=OTHER_KEY, identity=OTHER_KEY, found_in="both", outcome="deleted"
+            cleanup=gone[0], key=OTHER_KEY, identity=OTHER_KEY, found_in="both", outcome="deleted"
         )
         CleanupItem.objects.update(changed_at=timezone.now() - timedelta(hours=hours))
-        CleanupOperation.objects.update(status=status, next_attempt_at=None)
+        Cleanup.objects.update(status=status, next_attempt_at=None)
         return original(*args)
 
-    monkeypatch.setattr(worker, "end", end)
+    monkeypatch.setattr(worker, "conclude_scan", end)
     for _batch in work_on_scan(first):
         pass
     assert open_findings() == found
@@ -275,39 +275,39 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_orphan_path_leaves_what_a_blocked_cleanup_covers(
-    bucket: Bucket, blocked: CleanupOperation, dry_run: bool
+    bucket: Bucket, blocked: Cleanup, dry_run: bool
 ) -> None:
     found = create_findings(bucket, KEY)
-    decision = orphans.delete_orphans(list_ids(found), dry_run=dry_run)
-    [(key, why)] = decision.left
-    assert (decision.operations, key) == ([], KEY)
+    decision = orphans.delete_objects(list_ids(found), dry_run=dry_run)
+    [(key, why)] = decision.skipped
+    assert (decision.cleanups, key) == ([], KEY)
     assert why.startswith(f"Cleanup {blocked.pk} covers this file and is blocked. Force-delete")
-    would = would_delete(list_ids(found), 5)
-    assert (len(would.going), would.stay, would.left) == (0, 1, [(KEY, why)])
+    would = deletion_preview(list_ids(found), 5)
+    assert (len(would.to_delete), would.skipped_count, would.skipped) == (0, 1, [(KEY, why)])
     assert not Finding.objects.deletable().exists()
 
 
 @pytest.mark.parametrize("moment", ["before the plan", "after the plan"])
-@pytest.mark.parametrize("status", ["blocked", "pending", "incomplete", "failed"])
+@pytest.mark.parametrize("status", ["blocked", "pending", "retrying", "failed"])
 def test_orphan_that_a_cleanup_covers_by_now_stays(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, moment: str, status: str
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(KEY)
     found = create_findings(bucket, KEY)
-    [deletion] = orphans.delete_orphans(list_ids(found)).operations
+    [deletion] = orphans.delete_objects(list_ids(found)).cleanups
 
     def cover() -> None:
-        [operation] = requests.declare_deleted("proj_9")
-        CleanupOperation.objects.filter(pk=operation.pk).update(status=status)
+        [cleanup] = requests.declare_deleted("proj_9")
+        Cleanup.objects.filter(pk=cleanup.pk).update(status=status)
 
     if moment == "after the plan":
-        between_plan_and_batch(monkeypatch, cover)
+        act_before_batch(monkeypatch, cover)
     else:
         cover()
-    CleanupOperation.objects.filter(pk=deletion.pk).update(project_id=None)
-    assert outcomes(run(deletion)) == {KEY: "protected"}
-    assert "covers this file" in reason(deletion, KEY)
+    Cleanup.objects.filter(pk=deletion.pk).update(project_id=None)
+    assert read_outcomes(run_until_idle(deletion)) == {KEY: "kept"}
+    assert "covers this file" in read_reason(deletion, KEY)
     assert bucket.keys() == {KEY}
 
 
@@ -317,123 +317,119 @@ def test_orphan_whose_row_was_deleted_in_another_spelling_stays(
     bucket: Bucket, spelling: Literal["NFC", "NFD"], moment: str
 ) -> None:
     bucket.set_marker(folds_unicode=True)
-    alive("proj_1")
+    create_projects("proj_1")
     listed = normalize(spelling, "projects/proj_9/scenes/s1/media/caf\u00e9.mp4")
     bucket.put(listed)
     found = create_findings(bucket, listed)
-    row = track(bucket, normalize("NFD" if spelling == "NFC" else "NFC", listed), "proj_9")
+    row = track_key(bucket, normalize("NFD" if spelling == "NFC" else "NFC", listed), "proj_9")
     if moment == "when asked for":
         row.delete()
-        assert orphans.delete_orphans(list_ids(found)).operations == []
+        assert orphans.delete_objects(list_ids(found)).cleanups == []
         return
-    [operation] = orphans.delete_orphans(list_ids(found)).operations
+    [cleanup] = orphans.delete_objects(list_ids(found)).cleanups
     row.delete()
-    assert outcomes(run(operation)) == {listed: "protected"}
-    assert "covers this file" in reason(operation, listed)
+    assert read_outcomes(run_until_idle(cleanup)) == {listed: "kept"}
+    assert "covers this file" in read_reason(cleanup, listed)
 
 
 def test_orphan_goes_beside_follow_ups_previews_and_verifications(bucket: Bucket) -> None:
-    alive("proj_9", "proj_1")
-    assert delete("proj_9").status == Status.CLEAN
+    create_projects("proj_9", "proj_1")
+    assert clean_up_project("proj_9").status == Status.CLEAN
     bucket.put(KEY)
-    requests.dry_run("proj_9")
-    requests.verify_project("proj_9")
-    assert CleanupOperation.objects.filter(parent__isnull=False, status="pending").count() == 3
+    requests.request_preview("proj_9")
+    requests.request_verification("proj_9")
+    assert Cleanup.objects.filter(parent__isnull=False, status="pending").count() == 3
     assert delete_orphans(create_findings(bucket, KEY)).deleted == 1
 
 
 def test_orphan_whose_row_names_another_project_waits_for_the_blocked_cleanup(
-    bucket: Bucket, blocked: CleanupOperation
+    bucket: Bucket, blocked: Cleanup
 ) -> None:
     """An upload's row may be from other settings, under which the key was not proj_9's."""
-    deleted("proj_2")
-    track(bucket, KEY, "proj_2")
-    operation = delete_orphans(create_findings(bucket, KEY, project_id="proj_2"))
-    assert outcomes(operation) == {KEY: "protected"}
-    assert f"Cleanup {blocked.pk} covers this file" in reason(operation, KEY)
+    record_deleted_projects("proj_2")
+    track_key(bucket, KEY, "proj_2")
+    cleanup = delete_orphans(create_findings(bucket, KEY, project_id="proj_2"))
+    assert read_outcomes(cleanup) == {KEY: "kept"}
+    assert f"Cleanup {blocked.pk} covers this file" in read_reason(cleanup, KEY)
 
 
 def test_files_of_projects_that_disappeared_together_are_deleted_by_no_other_way(
     bucket: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_VANISHED": 1}
-    alive("proj_1", "proj_2", "proj_3", "proj_4")
+    create_projects("proj_1", "proj_2", "proj_3", "proj_4")
     keys = [bucket.upload(f"proj_{n}") for n in (1, 2, 3)]
     Project.objects.exclude(pk="proj_4")._raw_delete("default")
-    vanished_projects.notice()
+    vanished_projects.check_vanished_projects()
     R2Object.objects.get(key=keys[0]).delete()
     default_storage.delete(keys[1])
-    operation = run(CleanupOperation.objects.get(kind="objects"))
-    many = CleanupOperation.objects.get(kind="vanished")
-    assert outcomes(operation) == {keys[0]: "protected"}
-    assert str(many.pk) in reason(operation, keys[0])
+    cleanup = run_until_idle(Cleanup.objects.get(kind="objects"))
+    many = Cleanup.objects.get(kind="vanished")
+    assert read_outcomes(cleanup) == {keys[0]: "kept"}
+    assert str(many.pk) in read_reason(cleanup, keys[0])
     assert bucket.keys() == set(keys)
     # What is decided of one of them holds, also before the list is brought up to date.
-    alive("proj_2")
+    create_projects("proj_2")
     default_storage.delete(keys[1])
     [declared] = requests.declare_deleted("proj_3")
-    run(declared)
+    run_until_idle(declared)
     many.refresh_from_db()
     assert many.status == Status.BLOCKED
     assert bucket.keys() == {keys[0]}
 
 
-def test_why_names_the_cleanup_that_covers_a_file(
-    bucket: Bucket, blocked: CleanupOperation
-) -> None:
+def test_why_names_the_cleanup_that_covers_a_file(bucket: Bucket, blocked: Cleanup) -> None:
     bucket.put(OTHER_KEY)
-    track(bucket, OTHER_KEY, "proj_9")
-    CleanupOperation.objects.update(status="failed")
+    track_key(bucket, OTHER_KEY, "proj_9")
+    Cleanup.objects.update(status="failed")
     create_findings(bucket, OTHER_KEY)
-    assert f"Cleanup {blocked.pk} covers this file and is failed." in told(OTHER_KEY)
+    assert f"Cleanup {blocked.pk} covers this file and is failed." in explain_text(OTHER_KEY)
 
 
-def told(text: str) -> str:
+def explain_text(text: str) -> str:
     [one] = look_up(text).objects
-    return str(explain(one).text)
+    return str(explain_object(one).text)
 
 
-def test_why_says_of_a_file_that_is_gone_that_it_is_gone(
-    bucket: Bucket, blocked: CleanupOperation
-) -> None:
-    assert f"Cleanup {blocked.pk} is to delete it, and is blocked" in told(KEY)
+def test_why_says_of_a_file_that_is_gone_that_it_is_gone(bucket: Bucket, blocked: Cleanup) -> None:
+    assert f"Cleanup {blocked.pk} is to delete it, and is blocked" in explain_text(KEY)
     bucket.r2.remove(KEY, bucket.name)
     objects = look_up(KEY).objects
-    [seen] = live_check.seen(objects, seconds=60)
-    sentence = str(explain(seen).text)
+    [seen] = live_check.check_objects(objects, seconds=60)
+    sentence = str(explain_object(seen).text)
     assert sentence.startswith("It is not in the bucket now.") and "is blocked" in sentence
-    other = CleanupOperation.objects.request(
+    other = Cleanup.objects.request(
         kind="objects", bucket=bucket.name, trigger="deleted", status="clean"
     )
     facts = {"found_in": "both", "outcome": "deleted", "changed_at": timezone.now()}
-    CleanupItem.objects.create(operation=other, key=KEY, identity=KEY, **facts)
-    assert told(KEY).startswith(f"Deleted by cleanup {other.pk}")
+    CleanupItem.objects.create(cleanup=other, key=KEY, identity=KEY, **facts)
+    assert explain_text(KEY).startswith(f"Deleted by cleanup {other.pk}")
 
 
 # A cleanup acts only for its own deletion
 
 
-def reborn(project_id: str = "proj_1") -> CleanupOperation:
+def reborn(project_id: str = "proj_1") -> Cleanup:
     """Create the project and delete it again."""
-    alive(project_id)
-    return requested(project_id)
+    create_projects(project_id)
+    return request_cleanup(project_id)
 
 
 def test_follow_up_of_a_first_life_leaves_the_files_of_the_second(bucket: Bucket) -> None:
     bucket.upload("proj_1")
-    first = delete("proj_1")
+    first = clean_up_project("proj_1")
     due = first.children.earliest("next_attempt_at")
     key = bucket.upload("proj_1")
-    second = requested("proj_1")
+    second = request_cleanup("proj_1")
     with transaction.atomic():
-        assert second.claim()
+        assert second.acquire_lease()
     second.block("too much")
     # As if a worker had had it when the second deletion was asked for.
     facts = {"status": "pending", "next_attempt_at": timezone.now()}
-    CleanupOperation.objects.filter(pk=due.pk).update(**facts)
-    due = run(due)
+    Cleanup.objects.filter(pk=due.pk).update(**facts)
+    due = run_until_idle(due)
     assert due.status == Status.SUPERSEDED
-    assert "created and deleted again" in due.error
+    assert "created and deleted again" in due.message
     assert bucket.keys() == {key}
 
 
@@ -441,87 +437,87 @@ def test_cleanup_whose_project_had_another_life_meanwhile_sends_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = bucket.upload("proj_1")
-    made = list[CleanupOperation]()
-    between_plan_and_batch(monkeypatch, lambda: made.append(reborn()))
-    first = delete("proj_1")
-    assert (first.status, outcomes(first)) == (Status.SUPERSEDED, {key: "protected"})
+    made = list[Cleanup]()
+    act_before_batch(monkeypatch, lambda: made.append(reborn()))
+    first = clean_up_project("proj_1")
+    assert (first.status, read_outcomes(first)) == (Status.SUPERSEDED, {key: "kept"})
     assert bucket.keys() == {key}
-    assert (run(made[0]).status, bucket.keys()) == (Status.CLEAN, set())
-    check(bucket)
+    assert (run_until_idle(made[0]).status, bucket.keys()) == (Status.CLEAN, set())
+    check_promises(bucket)
 
 
 def test_cleanup_without_a_deletion_on_record_keeps_everything(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     KnownProject.objects.all().delete()
-    operation = run(operation)
-    assert (operation.status, bucket.keys()) == (Status.SUPERSEDED, {key})
-    assert "not on record any more" in operation.error
+    cleanup = run_until_idle(cleanup)
+    assert (cleanup.status, bucket.keys()) == (Status.SUPERSEDED, {key})
+    assert "not on record any more" in cleanup.message
 
 
-@pytest.mark.parametrize("status", ["pending", "running", "blocked", "incomplete", "failed"])
+@pytest.mark.parametrize("status", ["pending", "running", "blocked", "retrying", "failed"])
 def test_next_deletion_supersedes_the_open_cleanup(bucket: Bucket, status: str) -> None:
     key = bucket.upload("proj_1")
-    first = requested("proj_1")
+    first = request_cleanup("proj_1")
     an_hour_ago = timezone.now() - timedelta(hours=1)
     lease = {"lease_token": uuid4(), "lease_until": an_hour_ago} if status == "running" else {}
-    CleanupOperation.objects.filter(pk=first.pk).update(status=status, **lease)
+    Cleanup.objects.filter(pk=first.pk).update(status=status, **lease)
     item = {"key": key, "identity": key, "found_in": "both", "size": 4}
-    CleanupItem.objects.create(operation=first, **item)
+    CleanupItem.objects.create(cleanup=first, **item)
     R2Object.objects.update(state="deleting")
     second = reborn()
     first.refresh_from_db()
     assert (first.status, first.enqueued_at) == (Status.PENDING, None)
-    assert CleanupOperation.objects.due().contains(first)
-    first = run(first)
-    assert (first.status, first.protected, first.protected_bytes) == ("superseded", 1, 4)
+    assert Cleanup.objects.due().contains(first)
+    first = run_until_idle(first)
+    assert (first.status, first.kept, first.kept_bytes) == ("superseded", 1, 4)
     assert first.next_attempt_at is None and first.finished_at
     assert R2Object.objects.get().state == "stored"
-    assert [*CleanupOperation.objects.of_project("proj_1")] == [second]
-    assert run(second).status == Status.CLEAN
-    check(bucket)
+    assert [*Cleanup.objects.of_project("proj_1")] == [second]
+    assert run_until_idle(second).status == Status.CLEAN
+    check_promises(bucket)
 
 
 def test_next_deletion_changes_no_item_of_the_open_cleanup(bucket: Bucket) -> None:
     """There may be a million of them, and the person who deletes waits."""
     bucket.upload("proj_1")
-    first = requested("proj_1")
-    alive("proj_1")
+    first = request_cleanup("proj_1")
+    create_projects("proj_1")
     with CaptureQueriesContext(connection) as captured:
         Project.objects.get(pk="proj_1").delete()
     asked = " ".join(query["sql"] for query in captured.captured_queries)
     assert "storage_audit_cleanupitem" not in asked
-    second = CleanupOperation.objects.of_project("proj_1").latest("created_at")
-    assert (second != first, run(second).status) == (True, Status.CLEAN)
+    second = Cleanup.objects.of_project("proj_1").latest("created_at")
+    assert (second != first, run_until_idle(second).status) == (True, Status.CLEAN)
     first.refresh_from_db()
     assert first.status == Status.SUPERSEDED
 
 
 def test_cleanup_that_a_worker_has_is_superseded_when_the_next_is_taken(bucket: Bucket) -> None:
     bucket.upload("proj_1")
-    first = requested("proj_1")
+    first = request_cleanup("proj_1")
     with transaction.atomic():
-        assert first.claim()
+        assert first.acquire_lease()
     second = reborn()
     first.refresh_from_db()
     assert first.status == Status.RUNNING
     with transaction.atomic():
         first.refresh_from_db()
         first.block("too much")
-    assert run(second).status == Status.CLEAN
+    assert run_until_idle(second).status == Status.CLEAN
     first.refresh_from_db()
     assert first.status == Status.SUPERSEDED
 
 
 def test_next_deletion_takes_over_the_buckets_of_the_open_cleanup(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     KnownProject.objects.update(deleted_at=timezone.now(), evidence="deleted")
     KnownProject.objects.update(deleted_at=None)
-    CleanupOperation.objects.request(
+    Cleanup.objects.request(
         kind="project", project_id="proj_1", bucket="other", trigger="deleted", status="blocked"
     )
     Project.objects.get().delete()
-    open_ones = CleanupOperation.objects.of_project("proj_1")
+    open_ones = Cleanup.objects.of_project("proj_1")
     assert {each.bucket for each in open_ones} == {"other", bucket.name}
     assert {each.status for each in open_ones} == {"pending"}
 
@@ -532,10 +528,10 @@ def test_next_deletion_takes_over_the_buckets_of_the_open_cleanup(bucket: Bucket
 def test_second_request_returns_the_open_cleanup(bucket: Bucket) -> None:
     first = reborn()
     assert requests.declare_deleted("proj_1") == [first]
-    assert requests.deletion_of("proj_1") == [first]
+    assert requests.cleanups_of_deletion("proj_1") == [first]
     messages = first.events.values_list("message", flat=True)
     assert "Requested again, and not over yet." in messages
-    assert run(first).status == Status.CLEAN
+    assert run_until_idle(first).status == Status.CLEAN
     [second] = requests.declare_deleted("proj_1")
     assert second != first
 
@@ -543,46 +539,44 @@ def test_second_request_returns_the_open_cleanup(bucket: Bucket) -> None:
 def test_second_request_tries_a_failed_cleanup_again(bucket: Bucket) -> None:
     first = reborn()
     late = {"status": "failed", "next_attempt_at": timezone.now() + timedelta(days=1)}
-    CleanupOperation.objects.filter(pk=first.pk).update(**late)
+    Cleanup.objects.filter(pk=first.pk).update(**late)
     [again] = requests.declare_deleted("proj_1")
-    assert (again.pk, run(again).status) == (first.pk, Status.CLEAN)
+    assert (again.pk, run_until_idle(again).status) == (first.pk, Status.CLEAN)
 
 
-def test_second_request_lifts_no_limit(bucket: Bucket, blocked: CleanupOperation) -> None:
+def test_second_request_lifts_no_limit(bucket: Bucket, blocked: Cleanup) -> None:
     assert requests.declare_deleted("proj_9") == [blocked]
-    assert (run(blocked).status, bucket.keys()) == (Status.BLOCKED, {KEY})
-    assert requests.force_delete_operation(blocked) == [blocked]
-    assert (run(blocked).status, bucket.keys()) == (Status.CLEAN, set())
+    assert (run_until_idle(blocked).status, bucket.keys()) == (Status.BLOCKED, {KEY})
+    assert requests.approve_or_retry(blocked) == [blocked]
+    assert (run_until_idle(blocked).status, bucket.keys()) == (Status.CLEAN, set())
 
 
 def test_forced_deletion_of_the_next_life_supersedes_a_blocked_cleanup(
-    bucket: Bucket, blocked: CleanupOperation
+    bucket: Bucket, blocked: Cleanup
 ) -> None:
-    alive("proj_9")
+    create_projects("proj_9")
     [forced] = force_delete("proj_9", "zoe")
-    assert run(forced).status == Status.CLEAN
+    assert run_until_idle(forced).status == Status.CLEAN
     blocked.refresh_from_db()
-    assert (blocked.status, forced.released_by) == (Status.SUPERSEDED, "zoe")
+    assert (blocked.status, forced.limits_waived_by) == (Status.SUPERSEDED, "zoe")
 
 
-def test_plan_does_not_run_beside_an_open_cleanup(
-    bucket: Bucket, blocked: CleanupOperation
-) -> None:
-    [plan] = requests.dry_run("proj_9")
-    plan = run(plan)
+def test_plan_does_not_run_beside_an_open_cleanup(bucket: Bucket, blocked: Cleanup) -> None:
+    [plan] = requests.request_preview("proj_9")
+    plan = run_until_idle(plan)
     with pytest.raises(IllegalTransition, match=f"Cleanup {blocked.pk} of project proj_9"):
-        requests.force_delete_operation(plan)
-    assert run(plan).status == Status.PLANNED
+        requests.approve_or_retry(plan)
+    assert run_until_idle(plan).status == Status.PLANNED
 
 
 def test_plan_of_an_earlier_deletion_is_refused(bucket: Bucket) -> None:
     bucket.put(KEY)
-    deleted("proj_9")
-    [plan] = requests.dry_run("proj_9")
-    plan = run(plan)
-    assert run(reborn("proj_9")).status == Status.CLEAN
+    record_deleted_projects("proj_9")
+    [plan] = requests.request_preview("proj_9")
+    plan = run_until_idle(plan)
+    assert run_until_idle(reborn("proj_9")).status == Status.CLEAN
     with pytest.raises(IllegalTransition, match="created and deleted again since plan"):
-        requests.force_delete_operation(plan)
+        requests.approve_or_retry(plan)
 
 
 def test_database_refuses_a_second_open_cleanup_of_a_deletion(bucket: Bucket) -> None:
@@ -590,8 +584,8 @@ def test_database_refuses_a_second_open_cleanup_of_a_deletion(bucket: Bucket) ->
     values: dict[str, Any] = {"kind": "project", "project_id": "proj_1", "bucket": bucket.name}
     values |= {"trigger": "deleted", "project_deleted_at": first.project_deleted_at}
     with pytest.raises(IntegrityError), transaction.atomic():
-        CleanupOperation.objects.request(**values)
-    CleanupOperation.objects.request(**values, parent=first)
+        Cleanup.objects.request(**values)
+    Cleanup.objects.request(**values, parent=first)
 
 
 # Findings of what is gone
@@ -605,15 +599,15 @@ def test_cleanup_resolves_the_findings_of_what_it_saw_gone(bucket: Bucket, kind:
     upload = {"upload_id": "u1"} if kind == "unfinished" else {}
     create_findings(bucket, key, kind=kind, project_id="proj_1", **upload)
     create_findings(bucket, OTHER_KEY, kind=kind, project_id="proj_1", **upload)
-    operation = delete("proj_1")
+    cleanup = clean_up_project("proj_1")
     notes = dict(Finding.objects.values_list("key", "note"))
-    gone = "" if kind == "unfinished" else f"deleted by operation {operation.pk}"
+    gone = "" if kind == "unfinished" else f"deleted by cleanup {cleanup.pk}"
     assert notes == {key: gone, OTHER_KEY: ""}
 
 
-def test_finding_of_a_scan_that_began_after_the_look_stays_open(bucket: Bucket) -> None:
+def test_finding_of_a_scan_that_began_after_the_listing_stays_open(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     later = timezone.now() + timedelta(hours=1)
     create_findings(bucket, key, project_id="proj_1", last_seen_at=later)
-    assert delete("proj_1").status == Status.CLEAN
+    assert clean_up_project("proj_1").status == Status.CLEAN
     assert open_findings() == {key: "orphaned"}

@@ -12,44 +12,51 @@ from pytest_django import Settings
 from storage_audit.bucket import prices, request_stats
 from storage_audit.cleanup import plan_summary, requests, runner
 from storage_audit.cleanup.admin import plan_page
-from storage_audit.cleanup.cleanup_text import NOT_WHILE_ALIVE
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import LeaseLost
-from storage_audit.findings.orphans import delete_orphans
+from storage_audit.findings.orphans import delete_objects
 from tests.admin_client import (
-    confirm,
+    confirm_action,
     count_queries,
-    person,
+    page_text,
     read_totals,
-    superuser,
-    text_of,
+    staff_client,
+    superuser_client,
     url_of_cleanup,
 )
 from tests.builders import add_items, create_cleanup, create_findings, list_ids
 from tests.keys import ESCAPED, HOSTILE, KEY, OTHER_KEY
-from tests.promises import again, alive, outcomes, reason, run, track
+from tests.promises import (
+    create_projects,
+    read_outcomes,
+    read_reason,
+    run_again,
+    run_until_idle,
+    track_key,
+)
 from tests.real_bucket import Bucket
 
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 MEDIA = "projects/proj_1/scenes/s1/media/"
 FLAT, AMBIGUOUS = "proj_1_s1_media.mp4", "proj_1_x_s1_media.mp4"
 BUTTON = 'value="Run exactly this plan"'
 
 
-def plan(project_id: str = "proj_1") -> CleanupOperation:
+def plan(project_id: str = "proj_1") -> Cleanup:
     """Of a project that is gone already, as that of a live one cannot be run."""
-    return run(requests.dry_run(project_id)[0])
+    return run_until_idle(requests.request_preview(project_id)[0])
 
 
-def execute(operation: CleanupOperation) -> CleanupOperation:
+def execute(cleanup: Cleanup) -> Cleanup:
     """Press the button, say yes, and let a worker take it."""
-    assert BUTTON in shown(operation)
-    confirm(superuser(), "cleanupoperation", "force_delete", operation.pk)
-    return runner.run(operation.pk)
+    assert BUTTON in shown(cleanup)
+    confirm_action(superuser_client(), "cleanup", "force_delete", cleanup.pk)
+    return runner.run_to_end(cleanup.pk)
 
 
-def shown(operation: CleanupOperation) -> str:
-    return text_of(superuser().get(url_of_cleanup(operation)))
+def shown(cleanup: Cleanup) -> str:
+    return page_text(superuser_client().get(url_of_cleanup(cleanup)))
 
 
 def named(part: dict[str, Any]) -> dict[str, tuple[int, int]]:
@@ -67,8 +74,8 @@ def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) ->
     bucket.put("projects/proj_1/scenes/s2/media/deep/er/c.srt", body=b"four")
     bucket.put(FLAT, body=b"seven ..")
     bucket.put("audio/proj_1/s1/no-type", body=b"12345")
-    operation = plan()
-    summary = operation.summary
+    cleanup = plan()
+    summary = cleanup.plan_summary
     assert summary["go"] == {"objects": 5, "bytes": 6017}
     assert named(summary["folders"]) == {
         "projects/proj_1/scenes/s1/": (2, 6000),
@@ -78,7 +85,7 @@ def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) ->
     }
     assert named(summary["types"]) == {"mp4": (3, 6008), "srt": (1, 4), "audio": (1, 5)}
     assert [size for size, _key in summary["largest"]] == [3000, 3000, 8, 5, 4]
-    text = shown(operation)
+    text = shown(cleanup)
     assert line("projects/proj_1/scenes/s1/", 2, "5.9 KB") in text
     assert line("(no folder)", 1, "8 bytes") in text
     assert line("mp4", 3, "5.9 KB") in text
@@ -88,40 +95,40 @@ def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) ->
 
 
 def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> None:
-    alive("proj_1_x")
+    create_projects("proj_1_x")
     bucket.put(FLAT)
     bucket.put(AMBIGUOUS, body=b"four")
-    track(bucket, f"{MEDIA}lost.mp4", "proj_1", size=5)
-    operation = plan()
-    assert outcomes(operation)[AMBIGUOUS] == "protected"
-    text = shown(operation)
+    track_key(bucket, f"{MEDIA}lost.mp4", "proj_1", size=5)
+    cleanup = plan()
+    assert read_outcomes(cleanup)[AMBIGUOUS] == "kept"
+    text = shown(cleanup)
     assert "<dd>1 object, 7 bytes</dd>" in text and "<dd>1 object, 4 bytes</dd>" in text
     assert (
         "1 tracked key has no object in the bucket: only its row goes."
         " It is counted below among those to be deleted."
     ) in text
-    assert read_totals(text)["planned"][0] == "2"
-    why = f"<strong>{reason(operation, AMBIGUOUS)}</strong> 1 object, 4 bytes,"
-    assert f'{why} <a href="?outcome=protected#items">protected</a>' in text
+    assert read_totals(text)["to_delete"][0] == "2"
+    why = f"<strong>{read_reason(cleanup, AMBIGUOUS)}</strong> 1 object, 4 bytes,"
+    assert f'{why} <a href="?outcome=kept#items">kept</a>' in text
     assert f'<li><code class="audit-key">{AMBIGUOUS}</code></li>' in text
 
 
 def test_many_folders_and_types_are_cut_and_none_is_lost(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_summary, "CHUNK", 7)
-    operation = create_cleanup("planned")
+    monkeypatch.setattr(plan_summary, "ITEMS_PER_QUERY", 7)
+    cleanup = create_cleanup("planned")
     for n in range(40):
-        add_items(operation, 1, key=f"projects/proj_1/scenes/s{n}/media/a.t{n}")
-    add_items(operation, 2, key="projects/proj_1/scenes/s7/media/b.t7", reason="")
-    folders = plan_summary.summarise(operation)["folders"]
+        add_items(cleanup, 1, key=f"projects/proj_1/scenes/s{n}/media/a.t{n}")
+    add_items(cleanup, 2, key="projects/proj_1/scenes/s7/media/b.t7", reason="")
+    folders = plan_summary.summarise_plan(cleanup)["folders"]
     assert folders["rows"][0]["name"] == "projects/proj_1/scenes/s7/"
     assert (len(folders["rows"]), folders["others"], folders["objects"]) == (30, 10, 10)
-    operation.found = 42
-    operation.save()
-    assert "… and 10 more, with 10 objects, 100 bytes." in shown(operation)
-    monkeypatch.setattr(plan_summary, "MOST", 20)
-    summary = plan_summary.summarise(operation)
+    cleanup.found = 42
+    cleanup.save()
+    assert "… and 10 more, with 10 objects, 100 bytes." in shown(cleanup)
+    monkeypatch.setattr(plan_summary, "MAX_GROUPS", 20)
+    summary = plan_summary.summarise_plan(cleanup)
     assert named(summary["folders"]) == {"projects/proj_1/scenes/": (42, 420)}
     assert sum(row["objects"] for row in summary["types"]["rows"]) == 42
 
@@ -132,35 +139,35 @@ def test_many_folders_and_types_are_cut_and_none_is_lost(
 def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bucket) -> None:
     keys = [f"{MEDIA}{n}.mp4" for n in range(4)]
     bucket.put(*keys, AMBIGUOUS, "proj_1_y_s1_media.mp4")
-    alive("proj_1_y")
-    operation = plan()
-    assert operation.summary["go"]["objects"] == 5
+    create_projects("proj_1_y")
+    cleanup = plan()
+    assert cleanup.plan_summary["go"]["objects"] == 5
     bucket.put(keys[0], body=b"overwritten")
     bucket.r2.remove(keys[1], bucket.name)
-    alive("proj_1_x")
+    create_projects("proj_1_x")
     bucket.put(f"{MEDIA}late.mp4")
-    operation = execute(operation)
+    cleanup = execute(cleanup)
     assert bucket.keys() == {
         keys[0],
         AMBIGUOUS,
         "proj_1_y_s1_media.mp4",
         f"{MEDIA}late.mp4",
     }
-    text = shown(operation)
+    text = shown(cleanup)
     for label, then, now in (
         ("Deleted", "5 objects, 35 bytes", "2 objects, 14 bytes"),
-        ("Already absent", "0 objects, 0 bytes", "1 object, 7 bytes"),
-        ("Protected", "1 object, 7 bytes", "4 objects, 28 bytes"),
+        ("Already gone", "0 objects, 0 bytes", "1 object, 7 bytes"),
+        ("Kept", "1 object, 7 bytes", "4 objects, 28 bytes"),
         ("Failed", "0 objects, 0 bytes", "0 objects, 0 bytes"),
     ):
         assert f'<th scope="row">{label}</th><td>{then}</td><td>{now}</td>' in text
     assert dropped_on(text) == {
-        keys[0]: reason(operation, keys[0]),
+        keys[0]: read_reason(cleanup, keys[0]),
         keys[1]: "It was not in the bucket any more.",
         AMBIGUOUS: "It could also belong to the live project proj_1_x. It goes with that project.",
-        f"{MEDIA}late.mp4": reason(operation, f"{MEDIA}late.mp4"),
+        f"{MEDIA}late.mp4": read_reason(cleanup, f"{MEDIA}late.mp4"),
     }
-    assert "overwritten after the plan" in reason(operation, keys[0])
+    assert "overwritten after the plan" in read_reason(cleanup, keys[0])
     assert "1 of these was not in the plan" in text
     assert "Run by anna." in text and BUTTON not in text
 
@@ -181,64 +188,64 @@ def test_plan_that_is_run_as_it_was_tells_that_and_costs_no_more_than_it_says(
     bucket.put(*(f"{MEDIA}{n}.mp4" for n in range(20)), "audio/proj_1/s1/a.mp4")
     bucket.put(FLAT, body=b"the largest")
     for key in (f"{MEDIA}lost.mp4", "elsewhere"):
-        track(bucket, key, "proj_1", size=5)
-    operation = plan()
-    with request_stats.take():
+        track_key(bucket, key, "proj_1", size=5)
+    cleanup = plan()
+    with request_stats.take_counts():
         pass
-    operation = execute(operation)
-    with request_stats.take() as taken:
-        took = prices.dollars((kind, n) for (kind, _result), n in taken.items())
-    assert (operation.status, operation.already_absent) == (Status.CLEAN, 2)
-    text = shown(operation)
+    cleanup = execute(cleanup)
+    with request_stats.take_counts() as taken:
+        took = prices.cost_in_dollars((kind, n) for (kind, _result), n in taken.items())
+    assert (cleanup.status, cleanup.already_gone) == (Status.CLEAN, 2)
+    text = shown(cleanup)
     assert "Nothing: what the plan was to delete is gone." in text
     assert "What the plan said" in text and line(FLAT, "11 bytes") in text
-    assert 0 < took <= prices.dollars(operation.summary["calls"].items()) < 2 * took
+    assert 0 < took <= prices.cost_in_dollars(cleanup.plan_summary["calls"].items()) < 2 * took
 
 
 def test_what_failed_dropped_out_but_not_what_the_plan_could_not_name(db: None) -> None:
     planned_at = timezone.now() - timedelta(hours=1)
-    operation = create_cleanup("pending", planned_at=planned_at, summary={"go": 1})
-    add_items(operation, 1, key="kept", outcome="failed", reason="Still in the bucket; no answer")
-    add_items(operation, 1, key="nameless", outcome="failed", reason="No request", escaped=True)
-    add_items(operation, 1, outcome="protected", reason="in doubt", changed_at=planned_at)
-    add_items(operation, 1, outcome="already_absent", found_in="tracked")
-    assert operation.claim()
-    plan_summary.add_dropped(operation)
-    [row] = operation.summary["dropped"]["rows"]
+    cleanup = create_cleanup("pending", planned_at=planned_at, plan_summary={"go": 1})
+    add_items(cleanup, 1, key="kept", outcome="failed", reason="Still in the bucket; no answer")
+    add_items(cleanup, 1, key="nameless", outcome="failed", reason="No request", escaped=True)
+    add_items(cleanup, 1, outcome="kept", reason="in doubt", changed_at=planned_at)
+    add_items(cleanup, 1, outcome="already_gone", found_in="tracked")
+    assert cleanup.acquire_lease()
+    plan_summary.add_dropped_items(cleanup)
+    [row] = cleanup.plan_summary["dropped"]["rows"]
     assert (row["name"], row["keys"]) == ("failed Still in the bucket; no answer", ["kept"])
 
 
 def test_a_run_that_is_not_over_says_so(db: None) -> None:
-    operation = create_cleanup("planned")
-    operation.summary = plan_summary.summarise(operation)
-    operation.save()
-    requests.force_delete_operation(operation)
-    text = shown(operation)
+    cleanup = create_cleanup("planned")
+    cleanup.plan_summary = plan_summary.summarise_plan(cleanup)
+    cleanup.save()
+    requests.approve_or_retry(cleanup)
+    text = shown(cleanup)
     assert "It is not over yet." in text and "Nothing: what the plan" not in text
 
 
 def test_plan_of_a_project_that_lives_again_says_why_it_all_stays(bucket: Bucket) -> None:
     bucket.put(FLAT)
-    operation = plan()
-    requests.force_delete_operation(operation)
-    alive("proj_1")
-    operation = run(operation)
-    assert operation.status == Status.SUPERSEDED and bucket.keys() == {FLAT}
-    assert dropped_on(shown(operation)) == {FLAT: escape(operation.error)}
+    cleanup = plan()
+    requests.approve_or_retry(cleanup)
+    create_projects("proj_1")
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.SUPERSEDED and bucket.keys() == {FLAT}
+    assert dropped_on(shown(cleanup)) == {FLAT: escape(cleanup.message)}
 
 
 def test_what_was_sent_and_never_answered_before_the_project_lives_again_dropped_out(
     bucket: Bucket,
 ) -> None:
     bucket.put(FLAT)
-    operation = plan()
-    requests.force_delete_operation(operation)
-    operation.items.update(outcome="deleting", calls=1, changed_at=timezone.now())
-    alive("proj_1")
-    operation = run(operation)
-    assert operation.status == Status.SUPERSEDED and bucket.keys() == {FLAT}
-    text = shown(operation)
-    assert dropped_on(text) == {FLAT: reason(operation, FLAT)}
+    cleanup = plan()
+    requests.approve_or_retry(cleanup)
+    cleanup.items.update(outcome="deleting", calls=1, changed_at=timezone.now())
+    create_projects("proj_1")
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.SUPERSEDED and bucket.keys() == {FLAT}
+    text = shown(cleanup)
+    assert dropped_on(text) == {FLAT: read_reason(cleanup, FLAT)}
     assert "Nothing: what the plan was to delete is gone." not in text
 
 
@@ -246,33 +253,33 @@ def test_plan_of_orphans_is_shown_run_and_told_of(bucket: Bucket, settings: Sett
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
     bucket.put(KEY, OTHER_KEY)
     found = create_findings(bucket, KEY, OTHER_KEY)
-    [operation] = delete_orphans(list_ids(found), dry_run=True).operations
-    operation = run(operation)
-    assert line("projects/proj_9/scenes/s1/", 2, "14 bytes") in shown(operation)
+    [cleanup] = delete_objects(list_ids(found), dry_run=True).cleanups
+    cleanup = run_until_idle(cleanup)
+    assert line("projects/proj_9/scenes/s1/", 2, "14 bytes") in shown(cleanup)
     bucket.put(OTHER_KEY, body=b"another")
-    operation = execute(operation)
+    cleanup = execute(cleanup)
     assert bucket.keys() == {OTHER_KEY}
-    assert dropped_on(shown(operation)) == {OTHER_KEY: reason(operation, OTHER_KEY)}
+    assert dropped_on(shown(cleanup)) == {OTHER_KEY: read_reason(cleanup, OTHER_KEY)}
 
 
 # Who may, and what stands in the way
 
 
 def test_who_may_not_run_it_sees_the_button_disabled_with_the_reason(db: None) -> None:
-    text = text_of(person().get(url_of_cleanup(create_cleanup("planned", dry_run=True))))
+    text = page_text(staff_client().get(url_of_cleanup(create_cleanup("planned", dry_run=True))))
     assert f"{BUTTON} disabled" in text
     assert "<small>You may not do this. Ask an administrator to add you" in text
 
 
 def test_plan_of_a_live_project_shows_the_button_disabled_with_the_reason(db: None) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     text = shown(create_cleanup("planned", project_id="proj_1", dry_run=True))
-    assert f"{BUTTON} disabled" in text and f"<small>{NOT_WHILE_ALIVE}</small>" in text
+    assert f"{BUTTON} disabled" in text and f"<small>{PROJECT_EXISTS_TEXT}</small>" in text
 
 
 def test_a_limit_is_said_to_be_lifted(db: None) -> None:
     lifted = "Running it lifts that limit, for this plan alone."
-    assert lifted in shown(create_cleanup("planned", error="2 are more than 1."))
+    assert lifted in shown(create_cleanup("planned", message="2 are more than 1."))
     assert lifted not in shown(create_cleanup("planned"))
 
 
@@ -292,70 +299,70 @@ def test_figures_are_written_under_the_lease_and_change_no_digest(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put(FLAT)
-    before, original = [], plan_summary.summarise
+    before, original = [], plan_summary.summarise_plan
 
-    def lose_the_lease(operation: CleanupOperation, *args: Any) -> dict[str, Any]:
-        before.append(operation.plan_digest)
-        CleanupOperation.objects.update(lease_until=timezone.now())
-        return original(operation)
+    def lose_the_lease(cleanup: Cleanup, *args: Any) -> dict[str, Any]:
+        before.append(cleanup.plan_digest)
+        Cleanup.objects.update(lease_until=timezone.now())
+        return original(cleanup)
 
-    monkeypatch.setattr(plan_summary, "summarise", lose_the_lease)
-    [operation] = requests.dry_run("proj_1")
-    assert runner.run_slice(operation.pk) is None
-    operation.refresh_from_db()
-    assert (operation.status, operation.summary) == (Status.RUNNING, {})
+    monkeypatch.setattr(plan_summary, "summarise_plan", lose_the_lease)
+    [cleanup] = requests.request_preview("proj_1")
+    assert runner.run_turn(cleanup.pk) is None
+    cleanup.refresh_from_db()
+    assert (cleanup.status, cleanup.plan_summary) == (Status.RUNNING, {})
     monkeypatch.undo()
-    operation = again(operation)
-    assert operation.status == Status.PLANNED and operation.summary["go"]["objects"] == 1
-    assert before == [operation.plan_digest] == [runner.digest(operation)]
+    cleanup = run_again(cleanup)
+    assert cleanup.status == Status.PLANNED and cleanup.plan_summary["go"]["objects"] == 1
+    assert before == [cleanup.plan_digest] == [runner.hash_plan(cleanup)]
 
 
 def test_the_lease_is_renewed_while_many_items_are_gone_through(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_summary, "CHUNK", 10)
-    operation, renewed = create_cleanup("running"), list[bool]()
-    add_items(operation, 40)
-    plan_summary.summarise(operation, lambda: renewed.append(True))
+    monkeypatch.setattr(plan_summary, "ITEMS_PER_QUERY", 10)
+    cleanup, renewed = create_cleanup("running"), list[bool]()
+    add_items(cleanup, 40)
+    plan_summary.summarise_plan(cleanup, lambda: renewed.append(True))
     assert len(renewed) == 4
     with pytest.raises(LeaseLost):
-        plan_summary.summarise(operation, operation.renew)
+        plan_summary.summarise_plan(cleanup, cleanup.renew)
 
 
 def test_a_plan_frozen_without_figures_is_summed_up_if_it_is_small(db: None) -> None:
-    operation = create_cleanup("planned", found=3)
-    add_items(operation, 3)
-    assert "<dd>3 objects, 30 bytes</dd>" in shown(operation)
-    CleanupOperation.objects.update(found=plan_page.FEW + 1)
-    text = shown(operation)
+    cleanup = create_cleanup("planned", found=3)
+    add_items(cleanup, 3)
+    assert "<dd>3 objects, 30 bytes</dd>" in shown(cleanup)
+    Cleanup.objects.update(found=plan_page.MAX_SUMMARISED_ITEMS + 1)
+    text = shown(cleanup)
     assert "too large to be summed up here" in text and BUTTON in text
 
 
 def test_keys_that_no_prefix_covers_cost_a_call_each_before_and_after(db: None) -> None:
-    near, alone = create_cleanup("planned", ranges=["a/"]), create_cleanup("planned")
-    add_items(near, 300, span=0)
+    near, alone = create_cleanup("planned", listed_prefixes=["a/"]), create_cleanup("planned")
+    add_items(near, 300, range_index=0)
     add_items(alone, 300)
-    costs = [plan_summary.summarise(each)["calls"]["ListObjectsV2"] for each in (near, alone)]
+    costs = [plan_summary.summarise_plan(each)["calls"]["ListObjectsV2"] for each in (near, alone)]
     assert costs[0] < 50 and 600 <= costs[1] < 650
 
 
 def test_time_is_told_by_the_latest_cleanups_with_the_same_strategy(db: None) -> None:
-    operation = create_cleanup("planned")
+    cleanup = create_cleanup("planned")
     usual = {"rate": 4000.0, "cleanups": 0}
     now = timezone.now()
     ended = {"started_at": now - timedelta(seconds=10), "finished_at": now}
     create_cleanup("clean", deleted=5000, found=5000, strategy="sequential", **ended)
     create_cleanup("clean", deleted=1, found=1, **ended)
-    assert plan_summary.speed(operation) == usual
+    assert plan_summary.measure_speed(cleanup) == usual
     create_cleanup("clean", deleted=2000, found=2000, **ended)
-    create_cleanup("clean_with_protected", deleted=4000, found=4000, **ended)
-    assert plan_summary.speed(operation) == {"rate": 300.0, "cleanups": 2}
+    create_cleanup("clean_with_kept", deleted=4000, found=4000, **ended)
+    assert plan_summary.measure_speed(cleanup) == {"rate": 300.0, "cleanups": 2}
     # One that an outage kept waiting for a day.
     waited = {"started_at": now - timedelta(days=1), "finished_at": now}
     create_cleanup("clean", deleted=2000, found=2000, **waited)
-    assert plan_summary.speed(operation) == {"rate": 200.0, "cleanups": 3}
-    operation.strategy = "wrangler_sequential"
-    assert plan_summary.speed(operation)["rate"] <= 1
+    assert plan_summary.measure_speed(cleanup) == {"rate": 200.0, "cleanups": 3}
+    cleanup.strategy = "wrangler_sequential"
+    assert plan_summary.measure_speed(cleanup)["rate"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -364,14 +371,14 @@ def test_time_is_told_by_the_latest_cleanups_with_the_same_strategy(db: None) ->
 )
 def test_time_is_told_in_words(objects: int, said: str) -> None:
     summary = {"go": {"objects": objects}, "speed": {"rate": 1000.0, "cleanups": 2}}
-    assert plan_page.takes(summary) == said
+    assert plan_page.estimated_time(summary) == said
 
 
 def test_hostile_keys_and_reasons_are_shown_as_text(db: None) -> None:
-    operation = create_cleanup("planned", found=2)
-    add_items(operation, 1, key=f"{HOSTILE}/{HOSTILE}", identity="a")
-    add_items(operation, 1, key=HOSTILE, identity="b", outcome="protected", reason=HOSTILE)
-    text = shown(operation)
+    cleanup = create_cleanup("planned", found=2)
+    add_items(cleanup, 1, key=f"{HOSTILE}/{HOSTILE}", identity="a")
+    add_items(cleanup, 1, key=HOSTILE, identity="b", outcome="kept", reason=HOSTILE)
+    text = shown(cleanup)
     assert f"<strong>{ESCAPED}</strong>" in text
     assert f'<li><code class="audit-key">{ESCAPED}</code></li>' in text
     folder, _slash, name = ESCAPED.rpartition("/")
@@ -383,17 +390,17 @@ def test_hostile_keys_and_reasons_are_shown_as_text(db: None) -> None:
 def test_page_costs_the_same_for_a_small_and_a_large_plan_and_sums_nothing_up(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client, costs, summarise = superuser(), list[int](), plan_summary.summarise
-    monkeypatch.setattr(plan_summary, "summarise", None)
-    for status in ("planned", "clean_with_protected"):
+    client, costs, summarise = superuser_client(), list[int](), plan_summary.summarise_plan
+    monkeypatch.setattr(plan_summary, "summarise_plan", None)
+    for status in ("planned", "clean_with_kept"):
         for n in (1, 60):
-            operation = create_cleanup(status, planned_at=timezone.now() - timedelta(hours=1))
+            cleanup = create_cleanup(status, planned_at=timezone.now() - timedelta(hours=1))
             for i in range(n):
                 key = f"projects/proj_1/scenes/s{i}/media/a.t{i}"
-                add_items(operation, 1, key=key, outcome="protected", reason=f"in doubt {i}")
-                add_items(operation, 1, key=f"{key}2")
-            summary = summarise(operation)
-            operation.summary = summary | {"dropped": summary["reasons"]}
-            operation.save()
-            costs.append(count_queries(client, url_of_cleanup(operation)))
+                add_items(cleanup, 1, key=key, outcome="kept", reason=f"in doubt {i}")
+                add_items(cleanup, 1, key=f"{key}2")
+            summary = summarise(cleanup)
+            cleanup.plan_summary = summary | {"dropped": summary["reasons"]}
+            cleanup.save()
+            costs.append(count_queries(client, url_of_cleanup(cleanup)))
     assert costs[0] == costs[1] and costs[2] == costs[3]

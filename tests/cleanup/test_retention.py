@@ -25,18 +25,18 @@ from django.db import connection, transaction
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.alerts.models import Incident
+from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import requests, retention
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.retention import Archive, ArchiveError
 from storage_audit.conf import conf
-from storage_audit.management.commands.prune_operations import Command
+from storage_audit.management.commands.prune_cleanups import Command
 from storage_audit.models import KnownProject
-from tests.admin_client import act, superuser, text_of, url_of_cleanup
+from tests.admin_client import page_text, run_action, superuser_client, url_of_cleanup
 from tests.paths import ROOT
 from tests.processes import database_url, read_service
-from tests.promises import delete, prune_cleanups, run
+from tests.promises import clean_up_project, prune_cleanups, run_until_idle
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
 
@@ -49,37 +49,37 @@ STRANGE = [
     "../../etc",
     "x" * 1024,
 ]
-Status = CleanupOperation.Status
-OPEN = sorted(set(Status.values) - {"clean", "clean_with_protected", "superseded"})
+Status = Cleanup.Status
+OPEN = sorted(set(Status.values) - {"clean", "clean_with_kept", "differs", "superseded"})
 
 
 def made(status: str = "clean", days: float = 401, keys: list[str] = STRANGE, **values: Any) -> Any:
-    """An operation that ended so many days ago, with its items and a timeline."""
+    """A cleanup that ended so many days ago, with its items and a timeline."""
     facts: dict[str, Any] = {"kind": "project", "project_id": "proj_1", "bucket": "tests"}
     ended = timezone.now() - timedelta(days=days)
-    books = {"found": len(keys), "already_absent": len(keys)}
-    facts |= {"finished_at": ended, "next_attempt_at": None, **books, **values}
-    operation = CleanupOperation.objects.request(status=status, trigger="deleted", **facts)
+    totals = {"found": len(keys), "already_gone": len(keys)}
+    facts |= {"finished_at": ended, "next_attempt_at": None, **totals, **values}
+    cleanup = Cleanup.objects.request(status=status, trigger="deleted", **facts)
     CleanupItem.objects.bulk_create(
         CleanupItem(
-            operation=operation,
+            cleanup=cleanup,
             key=key,
             identity=key,
             size=2**53 + 1,
             etag=secrets.token_hex(16),
             last_modified=timezone.now(),
             found_in="both",
-            outcome="already_absent",
+            outcome="already_gone",
         )
         for key in keys
     )
-    operation.record("closed", "Clean.", keys=keys, share=0.1, none=None)
-    return CleanupOperation.objects.get(pk=operation.pk)
+    cleanup.record("closed", "Clean.", keys=keys, share=0.1, none=None)
+    return Cleanup.objects.get(pk=cleanup.pk)
 
 
-def details(operation: CleanupOperation) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def details(cleanup: Cleanup) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All columns of its items and events but the number of the row."""
-    rows = [list(each.order_by("pk").values()) for each in (operation.items, operation.events)]
+    rows = [list(each.order_by("pk").values()) for each in (cleanup.items, cleanup.events)]
     for row in (row for group in rows for row in group):
         del row["id"]
     return rows[0], rows[1]
@@ -90,28 +90,28 @@ def lines(path: Path) -> list[Any]:
         return [json.loads(line) for line in packed]
 
 
-def assert_untouched(operation: CleanupOperation, before: object) -> None:
-    assert details(operation) == before
-    assert CleanupOperation.objects.get(pk=operation.pk).pruned_at is None
+def assert_untouched(cleanup: Cleanup, before: object) -> None:
+    assert details(cleanup) == before
+    assert Cleanup.objects.get(pk=cleanup.pk).pruned_at is None
 
 
-def test_operation_is_not_pruned_while_an_alert_of_it_is_open(tmp_path: Path) -> None:
-    operation = made()
-    Incident.objects.create(kind="lost", operation=operation, summary="1 file was deleted.")
-    before = details(operation)
+def test_cleanup_is_not_pruned_while_an_alert_of_it_is_open(tmp_path: Path) -> None:
+    cleanup = made()
+    Alert.objects.create(kind="lost", cleanup=cleanup, summary="1 file was deleted.")
+    before = details(cleanup)
     assert prune_cleanups(tmp_path) == []
-    assert_untouched(operation, before)
-    Incident.objects.end()
-    assert prune_cleanups(tmp_path) == [operation]
+    assert_untouched(cleanup, before)
+    Alert.objects.end()
+    assert prune_cleanups(tmp_path) == [cleanup]
 
 
-def test_details_go_to_an_archive_and_the_operation_stays(tmp_path: Path) -> None:
+def test_details_go_to_an_archive_and_the_cleanup_stays(tmp_path: Path) -> None:
     KnownProject.objects.create(pk="proj_1", evidence="deleted", deleted_at=timezone.now())
-    operation = made()
+    cleanup = made()
     [pruned] = prune_cleanups(tmp_path)
-    assert pruned == operation
-    assert details(operation) == ([], [])
-    kept = CleanupOperation.objects.get()
+    assert pruned == cleanup
+    assert details(cleanup) == ([], [])
+    kept = Cleanup.objects.get()
     assert (kept.status, kept.found, kept.project_id) == ("clean", len(STRANGE), "proj_1")
     assert kept.pruned_at
     assert KnownProject.objects.exists()
@@ -125,38 +125,38 @@ def test_details_go_to_an_archive_and_the_operation_stays(tmp_path: Path) -> Non
 def test_an_archive_can_be_loaded_and_brings_back_every_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "ROWS_AT_A_TIME", 2)
-    operation = made()
-    before, facts = details(operation), CleanupOperation.objects.values().get()
+    monkeypatch.setattr(retention, "ROWS_PER_BATCH", 2)
+    cleanup = made()
+    before, facts = details(cleanup), Cleanup.objects.values().get()
     [first] = prune_cleanups(tmp_path)
     # Rows that were made since, and may have the numbers of those that went.
     other = made(days=1)
     others = details(other)
     call_command("loaddata", tmp_path / first.archive, verbosity=0)
-    assert_untouched(operation, before)
-    assert CleanupOperation.objects.values().get(pk=operation.pk) == facts
+    assert_untouched(cleanup, before)
+    assert Cleanup.objects.values().get(pk=cleanup.pk) == facts
     assert details(other) == others
     [second] = prune_cleanups(tmp_path)
     assert (second.archive, second.archive_digest) == (first.archive, first.archive_digest)
 
 
 def test_a_row_of_a_restored_database_is_not_written_over_by_a_loaded_one(tmp_path: Path) -> None:
-    operation = made()
-    numbers = list(operation.items.values_list("pk", flat=True))
+    cleanup = made()
+    numbers = list(cleanup.items.values_list("pk", flat=True))
     prune_cleanups(tmp_path)
-    other = made(days=1, keys=["other"], found=1, already_absent=1)
+    other = made(days=1, keys=["other"], found=1, already_gone=1)
     other.items.update(id=numbers[0])
-    call_command("loaddata", tmp_path / CleanupOperation.objects.pruned().get().archive)
+    call_command("loaddata", tmp_path / Cleanup.objects.pruned().get().archive)
     assert other.items.get().key == "other"
-    assert operation.items.count() == len(STRANGE)
+    assert cleanup.items.count() == len(STRANGE)
 
 
 @pytest.mark.parametrize("status", OPEN)
 def test_what_is_open_is_never_pruned(tmp_path: Path, status: str) -> None:
-    operation = made(status, next_attempt_at=timezone.now())
-    before = details(operation)
+    cleanup = made(status, next_attempt_at=timezone.now())
+    before = details(cleanup)
     assert prune_cleanups(tmp_path) == []
-    assert_untouched(operation, before)
+    assert_untouched(cleanup, before)
     assert not list(tmp_path.glob("*.gz"))
 
 
@@ -167,43 +167,43 @@ def test_what_is_open_is_never_pruned(tmp_path: Path, status: str) -> None:
 def test_what_something_open_follows_is_never_pruned(
     tmp_path: Path, status: str, kind: str
 ) -> None:
-    operation = made()
-    made(status, parent=operation, kind=kind, next_attempt_at=timezone.now())
-    before = details(operation)
+    cleanup = made()
+    made(status, parent=cleanup, kind=kind, next_attempt_at=timezone.now())
+    before = details(cleanup)
     assert prune_cleanups(tmp_path) == []
-    assert_untouched(operation, before)
+    assert_untouched(cleanup, before)
 
 
 def test_what_ended_less_long_ago_is_not_pruned(tmp_path: Path) -> None:
-    operation = made(days=399)
-    before = details(operation)
+    cleanup = made(days=399)
+    before = details(cleanup)
     assert prune_cleanups(tmp_path) == []
-    assert_untouched(operation, before)
-    assert prune_cleanups(tmp_path, timedelta(days=398)) == [operation]
+    assert_untouched(cleanup, before)
+    assert prune_cleanups(tmp_path, timedelta(days=398)) == [cleanup]
 
 
-def test_a_look_that_found_differences_is_over_and_holds_up_nothing(tmp_path: Path) -> None:
-    operation = made("superseded")
-    look = made("incomplete", parent=operation, kind="verify")
-    assert set(prune_cleanups(tmp_path)) == {operation, look}
+def test_a_verification_that_found_differences_is_over_and_holds_up_nothing(tmp_path: Path) -> None:
+    cleanup = made("superseded")
+    look = made("differs", parent=cleanup, kind="verify")
+    assert set(prune_cleanups(tmp_path)) == {cleanup, look}
 
 
-def test_a_look_that_was_stopped_stays_and_holds_up_nothing(tmp_path: Path) -> None:
-    operation = made()
-    made("blocked", parent=operation, kind="verify")
-    assert prune_cleanups(tmp_path) == [operation]
+def test_a_stopped_verification_stays_and_holds_up_nothing(tmp_path: Path) -> None:
+    cleanup = made()
+    made("blocked", parent=cleanup, kind="verify")
+    assert prune_cleanups(tmp_path) == [cleanup]
 
 
-def test_a_real_cleanup_with_its_late_checks_can_be_pruned(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_real_cleanup_with_its_follow_ups_can_be_pruned(bucket: Bucket, tmp_path: Path) -> None:
     bucket.upload("proj_1")
-    operation = delete("proj_1")
+    cleanup = clean_up_project("proj_1")
     now = timezone.now()
     assert prune_cleanups(tmp_path, timedelta(days=-1)) == []
-    operation.children.update(next_attempt_at=now)
-    for child in operation.children.all():
-        run(child)
-    assert len(prune_cleanups(tmp_path, timedelta(days=-1))) == 1 + len(conf().late_checks)
-    assert list(retention.damaged(tmp_path)) == []
+    cleanup.children.update(next_attempt_at=now)
+    for child in cleanup.children.all():
+        run_until_idle(child)
+    assert len(prune_cleanups(tmp_path, timedelta(days=-1))) == 1 + len(conf().follow_up_checks)
+    assert list(retention.find_damaged_archives(tmp_path)) == []
 
 
 # What goes wrong
@@ -233,21 +233,21 @@ def after(patch: pytest.MonkeyPatch, name: str, effect: Callable[[Any], object])
 
 
 def test_a_full_disk_deletes_nothing(tmp_path: Path) -> None:
-    operation = made(keys=[secrets.token_hex(100) for _n in range(50)])
-    before = details(operation)
-    with small_files(), pytest.raises(ArchiveError, match=f"{operation.pk} .*File too large"):
+    cleanup = made(keys=[secrets.token_hex(100) for _n in range(50)])
+    before = details(cleanup)
+    with small_files(), pytest.raises(ArchiveError, match=f"{cleanup.pk} .*File too large"):
         prune_cleanups(tmp_path)
-    assert_untouched(operation, before)
+    assert_untouched(cleanup, before)
     assert not list(tmp_path.glob("*.gz"))
-    assert prune_cleanups(tmp_path) == [operation]
+    assert prune_cleanups(tmp_path) == [cleanup]
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_an_operation_that_cannot_be_exported_holds_up_no_other(tmp_path: Path) -> None:
+def test_a_cleanup_that_cannot_be_exported_holds_up_no_other(tmp_path: Path) -> None:
     first, second = made(days=500), made()
     before = details(first)
     (tmp_path / f"{first.pk}.part").mkdir()
-    out, err, code = run_command("prune_operations", "--to", str(tmp_path))
+    out, err, code = run_command("prune_cleanups", "--to", str(tmp_path))
     assert (out.count("exported to"), code) == (1, 1)
     assert "was not exported, and keeps its details: [Errno 21] Is a directory" in err
     assert_untouched(first, before)
@@ -289,72 +289,72 @@ def garble(path: Path) -> None:
 def test_an_archive_that_does_not_hold_what_was_written_deletes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
 ) -> None:
-    operation = made()
-    before = details(operation)
-    after(monkeypatch, "write", lambda archive: damage(tmp_path / archive.name))
-    with pytest.raises(ArchiveError, match=str(operation.pk)):
+    cleanup = made()
+    before = details(cleanup)
+    after(monkeypatch, "write_archive", lambda archive: damage(tmp_path / archive.name))
+    with pytest.raises(ArchiveError, match=str(cleanup.pk)):
         prune_cleanups(tmp_path)
-    assert_untouched(operation, before)
+    assert_untouched(cleanup, before)
 
 
 @pytest.mark.parametrize("rows", ["events", "items"])
 def test_rows_that_the_archive_lacks_are_not_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: str
 ) -> None:
-    operation = made()
+    cleanup = made()
 
     def add(archive: Archive) -> None:
         if rows == "events":
-            operation.record("late", "A worker said this in the last moment.")
+            cleanup.record("late", "A worker said this in the last moment.")
         else:
-            operation.items.create(key="late", identity="late", found_in="listed")
+            cleanup.items.create(key="late", identity="late", found_in="listed")
 
-    after(monkeypatch, "export", add)
-    with pytest.raises(ArchiveError, match=str(operation.pk)):
+    after(monkeypatch, "export_cleanup", add)
+    with pytest.raises(ArchiveError, match=str(cleanup.pk)):
         prune_cleanups(tmp_path)
-    assert (operation.items.count(), operation.events.count()) == (
+    assert (cleanup.items.count(), cleanup.events.count()) == (
         len(STRANGE) + (rows == "items"),
         2 + (rows == "events"),
     )
     monkeypatch.undo()
-    assert prune_cleanups(tmp_path) == [operation]
+    assert prune_cleanups(tmp_path) == [cleanup]
 
 
 def test_what_another_process_pruned_meanwhile_is_left_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, elsewhere = made(), tmp_path / "elsewhere"
+    cleanup, elsewhere = made(), tmp_path / "elsewhere"
     elsewhere.mkdir()
-    real, done = retention.export, list[CleanupOperation]()
+    real, done = retention.export_cleanup, list[Cleanup]()
 
-    def export(operation: CleanupOperation, folder: Path) -> Archive:
+    def export(cleanup: Cleanup, folder: Path) -> Archive:
         if folder == tmp_path:
             done.extend(prune_cleanups(elsewhere))
-        return real(operation, folder)
+        return real(cleanup, folder)
 
-    monkeypatch.setattr(retention, "export", export)
+    monkeypatch.setattr(retention, "export_cleanup", export)
     assert prune_cleanups(tmp_path) == []
-    assert done == [operation]
-    assert list(retention.damaged(elsewhere)) == []
+    assert done == [cleanup]
+    assert list(retention.find_damaged_archives(elsewhere)) == []
 
 
 def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
-    operation = made()
-    before = details(operation)
-    with retention.alone_in(tmp_path):
-        out, err, code = run_command("prune_operations", "--to", str(tmp_path))
+    cleanup = made()
+    before = details(cleanup)
+    with retention.lock_folder(tmp_path):
+        out, err, code = run_command("prune_cleanups", "--to", str(tmp_path))
     assert code == 1
     assert "Another process prunes into" in err
-    assert out == "Operations pruned: 0.\n"
-    assert_untouched(operation, before)
+    assert out == "Cleanups pruned: 0.\n"
+    assert_untouched(cleanup, before)
 
 
 def test_a_verification_that_begins_meanwhile_keeps_the_details(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    operation, about_to, result = made(), Event(), list[CleanupOperation]()
-    before = details(operation)
-    after(monkeypatch, "export", lambda archive: about_to.set())
+    cleanup, about_to, result = made(), Event(), list[Cleanup]()
+    before = details(cleanup)
+    after(monkeypatch, "export_cleanup", lambda archive: about_to.set())
 
     def in_a_thread() -> None:
         result.extend(prune_cleanups(tmp_path))
@@ -362,7 +362,7 @@ def test_a_verification_that_begins_meanwhile_keeps_the_details(
 
     pruning = Thread(target=in_a_thread)
     with transaction.atomic():
-        requests.verify_operation(operation)
+        requests.request_cleanup_verification(cleanup)
         pruning.start()
         assert about_to.wait(60)
         # It waits for our commit. A second is enough for one that does not.
@@ -370,7 +370,7 @@ def test_a_verification_that_begins_meanwhile_keeps_the_details(
         assert not result
     pruning.join()
     assert result == []
-    assert_untouched(operation, before)
+    assert_untouched(cleanup, before)
 
 
 # Killed at any moment
@@ -394,7 +394,7 @@ def trace(frame, event, argument):
     return trace
 
 sys.settrace(trace)
-call_command("prune_operations", "--to", folder)
+call_command("prune_cleanups", "--to", folder)
 """
 
 
@@ -415,23 +415,31 @@ def run_killed(folder: Path, function: str, after: int) -> int:
 def test_a_command_that_is_killed_again_and_again_loses_nothing_and_ends(tmp_path: Path) -> None:
     all_of = {each.pk: details(each) for each in (made(keys=["a", "b"]) for _n in range(30))}
     random = Random(4)
-    for function in ("prune", "alone_in", "write", "batches", "details", "sync", "forget") * 2:
+    for function in (
+        "prune_cleanups",
+        "lock_folder",
+        "write_archive",
+        "serialize_rows",
+        "read_detached_rows",
+        "sync_folder",
+        "delete_details",
+    ) * 2:
         assert run_killed(tmp_path, function, random.randint(1, 12)) == -signal.SIGKILL
-        assert list(retention.damaged(tmp_path)) == []
-        for operation in CleanupOperation.objects.all():
-            if not operation.pruned_at:
-                assert details(operation) == all_of[operation.pk]
+        assert list(retention.find_damaged_archives(tmp_path)) == []
+        for cleanup in Cleanup.objects.all():
+            if not cleanup.pruned_at:
+                assert details(cleanup) == all_of[cleanup.pk]
             else:
-                assert details(operation) == ([], [])
-                assert len(lines(tmp_path / operation.archive)) == 1 + 2 + 2
-    assert 0 < CleanupOperation.objects.pruned().count() < 30
+                assert details(cleanup) == ([], [])
+                assert len(lines(tmp_path / cleanup.archive)) == 1 + 2 + 2
+    assert 0 < Cleanup.objects.pruned().count() < 30
     assert run_killed(tmp_path, "nowhere", 0) == 0
     names = {path.name for path in tmp_path.iterdir()} - {".lock"}
-    assert names == set(CleanupOperation.objects.values_list("archive", flat=True))
+    assert names == set(Cleanup.objects.values_list("archive", flat=True))
     assert len(names) == 30
-    for operation in CleanupOperation.objects.all():
-        call_command("loaddata", tmp_path / operation.archive, verbosity=0)
-        assert details(operation) == all_of[operation.pk]
+    for cleanup in Cleanup.objects.all():
+        call_command("loaddata", tmp_path / cleanup.archive, verbosity=0)
+        assert details(cleanup) == all_of[cleanup.pk]
 
 
 # What a person sees
@@ -441,31 +449,31 @@ def test_the_command_says_what_it_would_do_and_what_it_did(tmp_path: Path) -> No
     to = ("--to", str(tmp_path))
     made()
     made(days=1)
-    assert run_command("prune_operations", *to, "--dry-run") == (
-        "Would export and delete 6 items and 2 events of 1 operations.\n",
+    assert run_command("prune_cleanups", *to, "--dry-run") == (
+        "Would export and delete 6 items and 2 events of 1 cleanups.\n",
         "",
         0,
     )
     assert CleanupItem.objects.count() == 12
-    assert OperationEvent.objects.count() == 4
+    assert CleanupEvent.objects.count() == 4
     assert list(tmp_path.iterdir()) == []
-    out, err, code = run_command("prune_operations", *to)
+    out, err, code = run_command("prune_cleanups", *to)
     assert (err, code) == ("", 0)
-    [pruned] = CleanupOperation.objects.pruned()
+    [pruned] = Cleanup.objects.pruned()
     suffix = pruned.archive.removeprefix(str(pruned.pk))
-    assert out == f"ID: exported to ID{suffix}\nOperations pruned: 1.\n"
-    assert run_command("prune_operations", *to)[0] == "Operations pruned: 0.\n"
+    assert out == f"ID: exported to ID{suffix}\nCleanups pruned: 1.\n"
+    assert run_command("prune_cleanups", *to)[0] == "Cleanups pruned: 0.\n"
 
 
 def test_the_command_reads_the_archives_again_when_asked(tmp_path: Path) -> None:
     to = ("--to", str(tmp_path), "--verify")
-    operations = [made(), made(), made()]
+    cleanups = [made(), made(), made()]
     prune_cleanups(tmp_path)
-    assert run_command("prune_operations", *to) == ("Archives as they were written: 3.\n", "", 0)
-    paths = [tmp_path / CleanupOperation.objects.get(pk=each.pk).archive for each in operations]
+    assert run_command("prune_cleanups", *to) == ("Archives as they were written: 3.\n", "", 0)
+    paths = [tmp_path / Cleanup.objects.get(pk=each.pk).archive for each in cleanups]
     swap(paths[0])
     paths[1].unlink()
-    out, err, code = run_command("prune_operations", *to)
+    out, err, code = run_command("prune_cleanups", *to)
     assert code == 1
     assert len(out.splitlines()) == 2
     assert "does not hold what was written" in out
@@ -479,14 +487,14 @@ def test_days_that_are_none_are_wrong_use(
 ) -> None:
     made()
     arguments = (f"--older-than={days}", "--to", str(tmp_path))
-    assert run_command("prune_operations", *arguments)[2] == 2
+    assert run_command("prune_cleanups", *arguments)[2] == 2
     assert "a number of days is a whole number from 1" in capsys.readouterr().err
     assert CleanupItem.objects.exists()
 
 
 def test_a_folder_that_is_not_there_is_wrong_use_and_is_not_made(tmp_path: Path) -> None:
     made()
-    _out, err, code = run_command("prune_operations", "--to", str(tmp_path / "not-mounted"))
+    _out, err, code = run_command("prune_cleanups", "--to", str(tmp_path / "not-mounted"))
     assert code == 2
     assert "Make it, or mount it." in err
     assert CleanupItem.objects.exists()
@@ -496,10 +504,10 @@ def test_a_folder_that_is_not_there_is_wrong_use_and_is_not_made(tmp_path: Path)
 def test_the_settings_say_how_long(tmp_path: Path, settings: Settings) -> None:
     made(days=3)
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "RETENTION": timedelta(days=2)}
-    assert run_command("prune_operations", "--to", str(tmp_path), "--older-than", "4")[0] == (
-        "Operations pruned: 0.\n"
+    assert run_command("prune_cleanups", "--to", str(tmp_path), "--older-than", "4")[0] == (
+        "Cleanups pruned: 0.\n"
     )
-    assert "Operations pruned: 1.\n" in run_command("prune_operations", "--to", str(tmp_path))[0]
+    assert "Cleanups pruned: 1.\n" in run_command("prune_cleanups", "--to", str(tmp_path))[0]
     usual = settings.STORAGE_AUDIT
     # Until then its items say which keys are barred.
     longer = {"RETENTION": timedelta(days=2), "DELETION_TIMEOUT": timedelta(days=3)}
@@ -512,33 +520,33 @@ def test_the_settings_say_how_long(tmp_path: Path, settings: Settings) -> None:
 def test_the_page_says_where_the_details_are_and_verifies_nothing_that_it_does_not_know(
     tmp_path: Path,
 ) -> None:
-    operation = made()
+    cleanup = made()
     prune_cleanups(tmp_path)
-    operation.refresh_from_db()
-    client = superuser()
-    shown = text_of(client.get(url_of_cleanup(operation)))
-    assert f"exported to the file {operation.archive} and deleted here" in shown
-    assert operation.archive_digest in shown
-    told = act(client, "cleanupoperation", "verify_cleanup", operation.pk)
+    cleanup.refresh_from_db()
+    client = superuser_client()
+    shown = page_text(client.get(url_of_cleanup(cleanup)))
+    assert f"exported to the file {cleanup.archive} and deleted here" in shown
+    assert cleanup.archive_digest in shown
+    told = run_action(client, "cleanup", "verify_cleanup", cleanup.pk)
     assert "does not know its objects any more" in told
-    assert CleanupOperation.objects.count() == 1
-    _out, err, code = run_command("verify_cleanup", str(operation.pk))
+    assert Cleanup.objects.count() == 1
+    _out, err, code = run_command("verify_cleanup", str(cleanup.pk))
     assert code == 2
-    assert operation.archive.removeprefix(str(operation.pk)) in err
-    call_command("loaddata", tmp_path / operation.archive, verbosity=0)
-    assert requests.verify_operation(operation).parent == operation
+    assert cleanup.archive.removeprefix(str(cleanup.pk)) in err
+    call_command("loaddata", tmp_path / cleanup.archive, verbosity=0)
+    assert requests.request_cleanup_verification(cleanup).parent == cleanup
 
 
-def test_a_verification_of_what_was_pruned_is_refused_by_its_late_check_too(tmp_path: Path) -> None:
+def test_a_verification_of_what_was_pruned_is_refused_by_its_follow_up_too(tmp_path: Path) -> None:
     look = made(kind="verify", parent=made())
     prune_cleanups(tmp_path)
     with pytest.raises(IllegalTransition, match=str(look.parent_id)):
-        requests.verify_operation(look)
+        requests.request_cleanup_verification(look)
 
 
 def test_the_timer_s_unit_calls_the_command_on_a_folder_that_systemd_makes() -> None:
     unit = read_service("prune")
     words = unit["ExecStart"].split()
     parsed = Command().create_parser(*words[1:3]).parse_args(words[3:])
-    assert words[2] == "prune_operations"
+    assert words[2] == "prune_cleanups"
     assert parsed.to == Path("/var/lib", unit["StateDirectory"])

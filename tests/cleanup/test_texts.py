@@ -11,15 +11,15 @@ from django.utils.html import escape
 from pytest_django import Settings
 
 from storage_audit.cleanup import cleanup_text
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.findings import finding_text
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.projects.admin.known_projects import KNOWN
+from storage_audit.projects.admin.known_projects import EVIDENCE_MEANINGS
 from storage_audit.scan import scan_text
 from storage_audit.scan.models import BucketScan
-from storage_audit.tracking.admin.files import TRACKED
-from tests.admin_client import page, superuser, text_of, url_of_cleanup
+from storage_audit.tracking.admin.files import STATE_TEXTS
+from tests.admin_client import admin_url, page_text, superuser_client, url_of_cleanup
 from tests.builders import create_cleanup, create_finding, create_row
 from tests.keys import ESCAPED, HOSTILE
 
@@ -29,15 +29,15 @@ State = Finding.State
 @pytest.mark.parametrize(
     ("known", "members"),
     [
-        (cleanup_text.MEANING, CleanupOperation.Status),
-        (cleanup_text.OUTCOMES, CleanupItem.Outcome),
-        (cleanup_text.DOING, CleanupOperation.Step),
-        (cleanup_text.TRIGGERS, CleanupOperation.Trigger),
-        (finding_text.DIFFERENCES, Kind),
-        (finding_text.FINDINGS, State),
-        (scan_text.SCANS, BucketScan.Status),
-        (TRACKED, R2Object.State),
-        (KNOWN, KnownProject.Evidence),
+        (cleanup_text.STATUS_MEANINGS, Cleanup.Status),
+        (cleanup_text.OUTCOME_TEXTS, CleanupItem.Outcome),
+        (cleanup_text.STEP_ACTIVITIES, Cleanup.Step),
+        (cleanup_text.TRIGGER_MEANINGS, Cleanup.Trigger),
+        (finding_text.KIND_TEXTS, Kind),
+        (finding_text.STATE_TEXTS, State),
+        (scan_text.STATUS_TEXTS, BucketScan.Status),
+        (STATE_TEXTS, R2Object.State),
+        (EVIDENCE_MEANINGS, KnownProject.Evidence),
     ],
 )
 def test_every_member_has_its_sentence(
@@ -52,14 +52,14 @@ def test_every_member_has_its_sentence(
 
 
 def shown_of(one: Finding) -> str:
-    return text_of(superuser().get(page("finding", "change", one.pk)))
+    return page_text(superuser_client().get(admin_url("finding", "change", one.pk)))
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("kind", Kind)
 def test_an_open_finding_says_what_it_means_and_what_to_do(kind: Kind) -> None:
     shown = shown_of(create_finding("a", kind.value))
-    means, step = finding_text.DIFFERENCES[kind]
+    means, step = finding_text.KIND_TEXTS[kind]
     assert f"{escape(str(means))}<br>Nobody has decided about it yet.<br>{step}" in shown
 
 
@@ -68,10 +68,10 @@ def test_an_orphan_that_may_be_deleted_says_so(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(hours=1)}
     old = timezone.now() - timedelta(days=30)
     one = create_finding("a", first_seen_at=old, last_modified=old)
-    assert str(finding_text.RIPE) in shown_of(one)
-    one.state = State.ACKNOWLEDGED
+    assert str(finding_text.MAY_BE_DELETED) in shown_of(one)
+    one.state = State.IGNORED
     one.save()
-    assert str(finding_text.RIPE) not in shown_of(one)
+    assert str(finding_text.MAY_BE_DELETED) not in shown_of(one)
 
 
 @pytest.mark.django_db
@@ -79,11 +79,11 @@ def test_an_orphan_that_may_be_deleted_says_so(settings: Settings) -> None:
     ("facts", "says"),
     [
         (
-            {"state": "acknowledged", "decided_by": "ben", "note": "ours"},
+            {"state": "ignored", "decided_by": "ben", "note": "ours"},
             "ben said that it may stay as it is, and why: “ours” Nothing is done",
         ),
-        ({"state": "acknowledged", "note": "ours"}, "Somebody said that it may stay as it is"),
-        ({"state": "acknowledged", "decided_by": HOSTILE, "note": HOSTILE}, f"{ESCAPED} said that"),
+        ({"state": "ignored", "note": "ours"}, "Somebody said that it may stay as it is"),
+        ({"state": "ignored", "decided_by": HOSTILE, "note": HOSTILE}, f"{ESCAPED} said that"),
         ({"state": "resolved", "note": "gone"}, "It is settled; the note says how."),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(
     facts: dict[str, Any], says: str
 ) -> None:
     shown = shown_of(create_finding("a", **facts))
-    means, step = finding_text.DIFFERENCES[Kind.ORPHANED]
+    means, step = finding_text.KIND_TEXTS[Kind.ORPHANED]
     assert str(means) in shown and says in shown
     assert str(step) not in shown and "<script>alert" not in shown
 
@@ -112,26 +112,26 @@ def test_a_finding_shows_no_field_that_says_nothing() -> None:
 @pytest.mark.parametrize("state", R2Object.State)
 def test_a_row_says_what_its_state_means(state: R2Object.State) -> None:
     tracked = create_row("a", state=state.value)
-    shown = text_of(superuser().get(page("r2object", "change", tracked.pk)))
-    assert escape(str(TRACKED[state])) in shown
+    shown = page_text(superuser_client().get(admin_url("r2object", "change", tracked.pk)))
+    assert escape(str(STATE_TEXTS[state])) in shown
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("evidence", KnownProject.Evidence)
 def test_a_known_id_says_what_its_evidence_means(evidence: KnownProject.Evidence) -> None:
     KnownProject.objects.create(pk="proj-1", evidence=evidence)
-    shown = text_of(superuser().get(page("knownproject", "change", "proj-1")))
-    assert escape(str(KNOWN[evidence])) in shown
+    shown = page_text(superuser_client().get(admin_url("knownproject", "change", "proj-1")))
+    assert escape(str(EVIDENCE_MEANINGS[evidence])) in shown
 
 
-# Operations
+# Cleanups
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("trigger", CleanupOperation.Trigger)
-def test_an_operation_says_who_or_what_asked_for_it(trigger: CleanupOperation.Trigger) -> None:
-    operation = create_cleanup()
-    CleanupOperation.objects.update(trigger=trigger)
-    assert escape(str(cleanup_text.TRIGGERS[trigger])) in text_of(
-        superuser().get(url_of_cleanup(operation))
+@pytest.mark.parametrize("trigger", Cleanup.Trigger)
+def test_a_cleanup_says_who_or_what_asked_for_it(trigger: Cleanup.Trigger) -> None:
+    cleanup = create_cleanup()
+    Cleanup.objects.update(trigger=trigger)
+    assert escape(str(cleanup_text.TRIGGER_MEANINGS[trigger])) in page_text(
+        superuser_client().get(url_of_cleanup(cleanup))
     )

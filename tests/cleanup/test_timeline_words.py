@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import storage_audit
-from storage_audit.cleanup.adaptive_batch import Pace
-from storage_audit.cleanup.field_words import COLUMNS, NAMES, words_for
-from storage_audit.ownership.key_format import FIELDS
+from storage_audit.cleanup.adaptive_batch import BatchSize
+from storage_audit.cleanup.field_words import COLUMN_WORDS, FIELD_WORDS, describe_field
+from storage_audit.ownership.key_format import FIELD_NAMES
 
 SOURCES = Path(storage_audit.__file__).parent.rglob("*.py")
 
@@ -21,11 +21,19 @@ def recorded() -> Iterator[str]:
 
 
 def test_each_name_has_words() -> None:
-    written = {*recorded(), *FIELDS, *Pace._fields, "request_id", "shown", "fewer", "doubted"}
+    written = {
+        *recorded(),
+        *FIELD_NAMES,
+        *BatchSize._fields,
+        "request_id",
+        "shown",
+        "fewer",
+        "doubted",
+    }
     assert {"second_look", "next_attempt", "ranges"} <= written
-    assert written <= NAMES.keys() | COLUMNS.keys()
+    assert written <= FIELD_WORDS.keys() | COLUMN_WORDS.keys()
 
 
 def test_a_name_without_words_is_shown_itself() -> None:
-    assert words_for("list_calls") == "list calls"
-    assert words_for("bell\x07") == "bell\\x07"
+    assert describe_field("list_calls") == "list calls"
+    assert describe_field("bell\x07") == "bell\\x07"

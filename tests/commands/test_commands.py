@@ -10,18 +10,18 @@ from django.utils import timezone
 from django_q.models import OrmQ
 from pytest_django import Settings
 
-from storage_audit.bucket.listing import Identity
+from storage_audit.bucket.listing import KeyIdentity
 from storage_audit.cleanup import runner, vanished_projects
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.plan import discover
+from storage_audit.cleanup.plan import discover_objects
 from storage_audit.management import scan_command
-from storage_audit.models import Installation, KnownProject, Project, R2Object
+from storage_audit.models import DatabaseIdentity, KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 from storage_audit.scan import worker
 from storage_audit.scan.models import BucketScan
-from tests.promises import alive
+from tests.promises import create_projects
 from tests.real_bucket import Bucket
 from tests.run_command import Terminal, run_command, run_json
 
@@ -29,9 +29,9 @@ OLD = ["projects/proj_1/scenes/s1/media/old.mp4", "proj_1_s1_media.mp4"]
 NO_ANSWER = "Could not connect to the endpoint URL"
 
 
-def delete(project_id: str) -> CleanupOperation:
+def delete(project_id: str) -> Cleanup:
     Project.objects.get(pk=project_id).delete()
-    return CleanupOperation.objects.latest("created_at")
+    return Cleanup.objects.latest("created_at")
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def test_backfill_reports_what_it_found(bucket: Bucket) -> None:
     assert run_command("backfill_r2") == (
         "4 objects (20 bytes) in bucket tests: 4 added, 0 updated, 0 unchanged.\n"
         "2 unrecognised:\n"
-        "  README.txt (no layout matches)\n"
-        "  evil\\x1b[2J (no layout matches)\n"
+        "  README.txt (no key format matches)\n"
+        "  evil\\x1b[2J (no key format matches)\n"
         "All of these are findings. To decide on them: the admin, or manage.py findings\n",
         "",
         0,
@@ -60,7 +60,7 @@ def test_backfill_as_a_dry_run_exits_with_0_and_writes_nothing(bucket: Bucket) -
     assert run_command("backfill_r2", "--dry-run", "--prefix", "READ") == (
         "1 objects (5 bytes) in bucket tests: 1 would be added, 0 would be updated, 0 unchanged.\n"
         "1 unrecognised:\n"
-        "  README.txt (no layout matches)\n",
+        "  README.txt (no key format matches)\n",
         "",
         0,
     )
@@ -70,10 +70,10 @@ def test_backfill_as_a_dry_run_exits_with_0_and_writes_nothing(bucket: Bucket) -
 def test_backfill_shows_the_first_of_many_and_prints_json(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scan_command, "SAMPLES", 1)
+    monkeypatch.setattr(scan_command, "SAMPLES_PER_KIND", 1)
     bucket.put("README.txt", "b", "\u202e")
     out, _err, _code = run_command("backfill_r2")
-    assert "  README.txt (no layout matches)\n  and 2 more\n" in out
+    assert "  README.txt (no key format matches)\n  and 2 more\n" in out
     facts, code = run_json("backfill_r2")
     assert code == 0
     assert facts.pop("scan_id") == "ID"
@@ -108,7 +108,7 @@ def test_backfill_shows_the_first_of_many_and_prints_json(
                 "kind": "unrecognised",
                 "key": "README.txt",
                 "project_id": None,
-                "evidence": "no layout matches",
+                "evidence": "no key format matches",
             }
         ],
     }
@@ -145,10 +145,10 @@ def test_backfill_that_is_interrupted_says_how_to_go_on(
 ) -> None:
     bucket.put("README.txt")
 
-    def interrupted(scan: BucketScan, identity: Identity) -> NoReturn:
+    def interrupted(scan: BucketScan, identity: KeyIdentity) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(worker, "end", interrupted)
+    monkeypatch.setattr(worker, "conclude_scan", interrupted)
     assert run_command("backfill_r2") == (
         "",
         "CommandError: Interrupted after 1 objects. What was written stays. To go on from there"
@@ -166,9 +166,9 @@ def test_backfill_that_is_interrupted_says_how_to_go_on(
         ["cleanup_project"],
         ["cleanup_project", "1"],
         ["cleanup_project", "proj_proj_1", "--declare-deleted"],
-        ["cleanup_project", "proj_1", "--plan", "1"],
+        ["cleanup_project", "proj_1", "--run-plan", "1"],
         ["cleanup_project", "proj_1", "--dry-run", "--declare-deleted"],
-        ["cleanup_project", "proj_1", "--plan", str(uuid4())],
+        ["cleanup_project", "proj_1", "--run-plan", str(uuid4())],
         ["verify_cleanup"],
         ["verify_cleanup", "proj_1"],
         ["verify_cleanup", str(uuid4())],
@@ -180,7 +180,7 @@ def test_wrong_use_exits_with_2_and_asks_for_nothing(
     out, err, code = run_command(*arguments)
     assert (out, code) == ("", 2)
     assert err or "error: " in capsys.readouterr().err
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
     assert not KnownProject.objects.exists()
 
 
@@ -203,15 +203,15 @@ def test_cleanup_of_an_id_that_nobody_knows_asks_for_a_declaration(bucket: Bucke
     assert "--declare-deleted" in err
     assert run_command("cleanup_project", "proj_1", "--sync", "--declare-deleted") == (
         "Cleanup ID, project proj_1, bucket tests: clean.\n"
-        "Found 2: 2 deleted, 0 already absent, 0 protected, 0 failed.\n",
+        "Found 2: 2 deleted, 0 already gone, 0 kept, 0 failed.\n",
         "",
         0,
     )
     assert bucket.keys() == set()
-    operation = CleanupOperation.objects.get(parent=None)
-    assert operation.trigger == "declared"
-    assert operation.requested_by
-    assert operation.origin.startswith("command on ")
+    cleanup = Cleanup.objects.get(parent=None)
+    assert cleanup.trigger == "declared"
+    assert cleanup.requested_by
+    assert cleanup.origin.startswith("command on ")
 
 
 def test_cleanup_leaves_the_work_to_the_queue_unless_told_otherwise(
@@ -236,8 +236,8 @@ def test_cleanup_leaves_the_work_to_the_queue_unless_told_otherwise(
     assert bucket.keys() == set()
 
 
-def test_cleanup_that_looks_again_later_says_how_it_goes_on(
-    bucket: Bucket, unhurried: None
+def test_cleanup_that_checks_again_later_says_how_it_goes_on(
+    bucket: Bucket, with_pauses: None
 ) -> None:
     bucket.r2.remove(bucket.upload("proj_1"))
     delete("proj_1")
@@ -246,17 +246,17 @@ def test_cleanup_that_looks_again_later_says_how_it_goes_on(
     assert "again in a minute" in out and "sweep_cleanups --sync" in out
 
 
-def test_cleanup_that_keeps_protected_objects_exits_with_0_and_warns(bucket: Bucket) -> None:
+def test_cleanup_that_keeps_objects_exits_with_0_and_warns(bucket: Bucket) -> None:
     for project_id in ("proj_1", "proj_1_x"):
         Project.objects.create(pk=project_id)
     bucket.put("proj_1_x_s1_media.mp4", OLD[0])
     delete("proj_1")
     assert run_command("cleanup_project", "proj_1", "--sync") == (
-        "Cleanup ID, project proj_1, bucket tests: clean, some protected.\n"
-        "Found 2: 1 deleted, 0 already absent, 1 protected, 0 failed.\n"
-        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
+        "Cleanup ID, project proj_1, bucket tests: clean, some kept.\n"
+        "Found 2: 1 deleted, 0 already gone, 1 kept, 0 failed.\n"
+        "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
         " It goes with that project.\n",
-        "Operation ID kept 1 protected objects: a person must decide on them.\n",
+        "Cleanup ID kept 1 objects: a person must decide on them.\n",
         0,
     )
 
@@ -267,34 +267,34 @@ def test_cleanup_that_leaves_something_exits_with_1_and_names_its_deletion_id(
     key = "projects/proj_1/scenes/s1/media/a\n/../b.mp4"
     bucket.put(key)
     out, err, code = run_command("cleanup_project", "proj_1", "--sync", "--declare-deleted")
-    assert (err, code) == ("CommandError: Not finished: operation ID.\n", 1)
+    assert (err, code) == ("CommandError: Not finished: cleanup ID.\n", 1)
     assert "  failed: projects/proj_1/scenes/s1/media/a\\n/../b.mp4: " in out
     assert "Undeletable" in out
     facts, code = run_json("cleanup_project", "proj_1", "--sync")
     assert code == 1
-    [operation] = facts["operations"]
-    assert (operation["status"], operation["objects"]["failed"]) == ("incomplete", 1)
-    assert operation["staying"][0]["key"] == key
+    [cleanup] = facts["cleanups"]
+    assert (cleanup["status"], cleanup["objects"]["failed"]) == ("retrying", 1)
+    assert cleanup["staying"][0]["key"] == key
 
 
 def test_cleanup_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
     out, err, code = run_command("cleanup_project", "proj_1", "--sync", "--declare-deleted")
-    assert (err, code) == ("CommandError: Not finished: operation ID.\n", 1)
+    assert (err, code) == ("CommandError: Not finished: cleanup ID.\n", 1)
     assert NO_ANSWER in out
 
 
 def test_cleanup_waits_while_another_one_of_the_project_is_worked_on(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
-    operation = delete("proj_1")
-    runner.run(operation.pk)
+    cleanup = delete("proj_1")
+    runner.run_to_end(cleanup.pk)
     bucket.put(*OLD)
-    check = operation.children.earliest("next_attempt_at")
-    CleanupOperation.objects.filter(pk=check.pk).update(next_attempt_at=timezone.now())
+    check = cleanup.children.earliest("next_attempt_at")
+    Cleanup.objects.filter(pk=check.pk).update(next_attempt_at=timezone.now())
     with transaction.atomic():
-        assert check.claim()
+        assert check.acquire_lease()
     out, err, code = run_command("cleanup_project", "proj_1", "--sync")
-    assert "Another operation of this project is being worked on; this follows." in out
-    assert (err, code) == ("CommandError: Not finished: operation ID.\n", 1)
+    assert "Another cleanup of this project is being worked on; this follows." in out
+    assert (err, code) == ("CommandError: Not finished: cleanup ID.\n", 1)
     assert bucket.keys() == set(OLD)
 
 
@@ -307,61 +307,62 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
         "  to be deleted: proj_1_s1_media.mp4: flat: proj_1\n"
         "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
         "Would keep 1 objects.\n"
-        "  protected: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
+        "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
         " It goes with that project.\n"
-        "To run exactly this plan: manage.py cleanup_project proj_1 --plan ID --declare-deleted\n",
+        "To run exactly this plan: manage.py cleanup_project proj_1 --run-plan ID"
+        " --declare-deleted\n",
         "",
         0,
     )
     assert len(bucket.keys()) == 3
     bucket.put("audio/proj_1/s1/later.mp3")
-    plan = str(CleanupOperation.objects.get().pk)
-    assert run_command("cleanup_project", "proj_2", "--plan", plan)[2] == 2
-    _out, err, code = run_command("cleanup_project", "proj_1", "--plan", plan, "--sync")
+    plan = str(Cleanup.objects.get().pk)
+    assert run_command("cleanup_project", "proj_2", "--run-plan", plan)[2] == 2
+    _out, err, code = run_command("cleanup_project", "proj_1", "--run-plan", plan, "--sync")
     assert (code, len(bucket.keys())) == (2, 4)
     assert "No deletion of a project proj_1 is on record." in err
     out, _err, code = run_command(
-        "cleanup_project", "proj_1", "--plan", plan, "--sync", "--declare-deleted"
+        "cleanup_project", "proj_1", "--run-plan", plan, "--sync", "--declare-deleted"
     )
     assert code == 0
     assert "2 deleted" in out
     assert bucket.keys() == {"proj_1_x_s1_media.mp4", "audio/proj_1/s1/later.mp3"}
-    assert run_command("cleanup_project", "proj_1", "--plan", plan)[2] == 2
+    assert run_command("cleanup_project", "proj_1", "--run-plan", plan)[2] == 2
 
 
 def test_plan_of_a_project_gone_without_a_signal_runs_as_its_hint_says(bucket: Bucket) -> None:
-    alive("proj_1", "proj_3")
+    create_projects("proj_1", "proj_3")
     bucket.upload("proj_1")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
     out, _err, _code = run_command("cleanup_project", "proj_1", "--dry-run")
-    plan = str(CleanupOperation.objects.get(status="planned").pk)
-    assert "cleanup_project proj_1 --plan ID --declare-deleted\n" in out
-    declared = ("--plan", plan, "--sync", "--declare-deleted")
-    assert run_command("cleanup_project", "proj_1", "--plan", plan, "--sync")[2] == 2
+    plan = str(Cleanup.objects.get(status="planned").pk)
+    assert "cleanup_project proj_1 --run-plan ID --declare-deleted\n" in out
+    declared = ("--run-plan", plan, "--sync", "--declare-deleted")
+    assert run_command("cleanup_project", "proj_1", "--run-plan", plan, "--sync")[2] == 2
     assert run_command("cleanup_project", "proj_2", *declared)[2] == 2
-    assert not KnownProject.objects.said().exists() and bucket.keys()
+    assert not KnownProject.objects.deletion_reported().exists() and bucket.keys()
     out, err, code = run_command("cleanup_project", "proj_1", *declared)
     assert ("1 deleted" in out, err, code) == (True, "", 0)
     assert not bucket.keys()
 
 
 def test_plan_beside_a_cleanup_that_waits_names_that_cleanup(bucket: Bucket) -> None:
-    alive("proj_1", "proj_3")
+    create_projects("proj_1", "proj_3")
     bucket.upload("proj_1")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
-    vanished_projects.notice()
+    vanished_projects.check_vanished_projects()
     out, _err, _code = run_command("cleanup_project", "proj_1", "--dry-run")
     assert "Cleanup ID of the project is not over, so this plan cannot run." in out
-    assert "--plan" not in out
-    plan = str(CleanupOperation.objects.get(status="planned").pk)
-    assert run_command("cleanup_project", "proj_1", "--plan", plan, "--declare-deleted")[2] == 2
-    assert not KnownProject.objects.said().exists() and bucket.keys()
+    assert "--run-plan" not in out
+    plan = str(Cleanup.objects.get(status="planned").pk)
+    assert run_command("cleanup_project", "proj_1", "--run-plan", plan, "--declare-deleted")[2] == 2
+    assert not KnownProject.objects.deletion_reported().exists() and bucket.keys()
 
 
 def test_plan_that_is_refused_declares_nothing_deleted(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1", "proj_3")
+    create_projects("proj_1", "proj_3")
     bucket.upload("proj_1")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
     run_command("cleanup_project", "proj_1", "--dry-run")
@@ -369,11 +370,13 @@ def test_plan_that_is_refused_declares_nothing_deleted(
     def refuse(*args: Any, **kwargs: Any) -> NoReturn:
         raise IllegalTransition("This plan has expired.")
 
-    monkeypatch.setattr(CleanupOperation, "execute", refuse)
-    plan = str(CleanupOperation.objects.get().pk)
-    _out, err, code = run_command("cleanup_project", "proj_1", "--plan", plan, "--declare-deleted")
+    monkeypatch.setattr(Cleanup, "run_plan", refuse)
+    plan = str(Cleanup.objects.get().pk)
+    _out, err, code = run_command(
+        "cleanup_project", "proj_1", "--run-plan", plan, "--declare-deleted"
+    )
     assert ("This plan has expired." in err, code) == (True, 2)
-    assert not KnownProject.objects.said().exists() and bucket.keys()
+    assert not KnownProject.objects.deletion_reported().exists() and bucket.keys()
 
 
 def test_a_dry_run_of_a_live_project_says_how_to_go_on(bucket: Bucket) -> None:
@@ -383,8 +386,8 @@ def test_a_dry_run_of_a_live_project_says_how_to_go_on(bucket: Bucket) -> None:
     assert out.endswith("The project exists. Delete it in the admin to let them go.\n")
     facts, code = run_json("cleanup_project", "proj_1", "--dry-run")
     assert code == 0
-    assert facts["operations"][0]["would_delete"] == [key]
-    assert facts["operations"][0]["objects"]["planned"] == 1
+    assert facts["cleanups"][0]["would_delete"] == [key]
+    assert facts["cleanups"][0]["objects"]["to_delete"] == 1
     assert bucket.keys() == {key}
 
 
@@ -406,7 +409,7 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
         "proj_1 in bucket tests: 1 in step, 1 missing, 1 untracked.\n"
         "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked: begin a backfill.\n"
         f"  failed: {missing}: Tracked, but not in the bucket. Upload it again, or untrack it.\n",
-        "CommandError: Not in step; details in operation ID.\n",
+        "CommandError: Not in step; details in cleanup ID.\n",
         1,
     )
     facts, code = run_json("verify_cleanup", "proj_1")
@@ -417,17 +420,17 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
 def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     bucket.put(*OLD)
-    deletion_id = str(runner.run(delete("proj_1").pk).pk)
+    deletion_id = str(runner.run_to_end(delete("proj_1").pk).pk)
     assert run_command("verify_cleanup", deletion_id) == (
-        "proj_1 in bucket tests: 0 left behind, 2 seen absent.\n",
+        "proj_1 in bucket tests: 0 leftover, 2 confirmed gone.\n",
         "",
         0,
     )
     bucket.put(OLD[1])
     assert run_command("verify_cleanup", deletion_id) == (
-        "proj_1 in bucket tests: 1 left behind, 1 seen absent.\n"
+        "proj_1 in bucket tests: 1 leftover, 1 confirmed gone.\n"
         "  failed: proj_1_s1_media.mp4: Still in the bucket. Clean up after its project again.\n",
-        "CommandError: Not in step; details in operation ID.\n",
+        "CommandError: Not in step; details in cleanup ID.\n",
         1,
     )
 
@@ -442,7 +445,7 @@ def test_verify_of_what_is_no_text_exits_with_2(
 
 @pytest.mark.parametrize("folder", ["x" * 300, "a\0b", "nowhere"])
 def test_prune_into_what_can_be_no_folder_exits_with_2(db: None, folder: str) -> None:
-    out, err, code = run_command("prune_operations", "--to", folder)
+    out, err, code = run_command("prune_cleanups", "--to", folder)
     assert (out, code) == ("", 2)
     assert "There is no folder" in err
 
@@ -450,21 +453,21 @@ def test_prune_into_what_can_be_no_folder_exits_with_2(db: None, folder: str) ->
 def test_verify_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
     Project.objects.create(pk="proj_1")
     out, err, code = run_command("verify_cleanup", "proj_1")
-    assert (err, code) == ("CommandError: Not in step; details in operation ID.\n", 1)
+    assert (err, code) == ("CommandError: Not in step; details in cleanup ID.\n", 1)
     assert NO_ANSWER in out
 
 
-def test_sweep_enqueues_what_was_forgotten_and_notices_what_vanished(bucket: Bucket) -> None:
+def test_sweep_enqueues_what_was_forgotten_and_detects_what_vanished(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.upload("proj_2")
     delete("proj_1")
     OrmQ.objects.all().delete()
-    CleanupOperation.objects.update(enqueued_at=None)
+    Cleanup.objects.update(enqueued_at=None)
     Project.objects.filter(pk="proj_2")._raw_delete("default")
     assert run_command("sweep_cleanups") == (
         "Projects found gone without a signal: 1.\n"
-        "Their cleanups are blocked until a person releases them.\n"
-        "Operations enqueued: 1.\n",
+        "Their cleanups are blocked until a person approves them.\n"
+        "Cleanups enqueued: 1.\n",
         "",
         0,
     )
@@ -475,14 +478,14 @@ def test_sweep_without_a_worker_runs_what_is_due(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     delete("proj_1")
     assert run_command("sweep_cleanups", "--sync") == (
-        "Projects found gone without a signal: 0.\nID: clean.\nOperations run: 1.\n",
+        "Projects found gone without a signal: 0.\nID: clean.\nCleanups run: 1.\n",
         "",
         0,
     )
     assert bucket.keys() == set()
 
 
-def test_sweep_goes_on_after_an_operation_that_breaks(
+def test_sweep_goes_on_after_a_cleanup_that_breaks(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for project_id in ("proj_1", "proj_2"):
@@ -490,24 +493,24 @@ def test_sweep_goes_on_after_an_operation_that_breaks(
         delete(project_id)
 
     def breaks_on_the_first(work: Any) -> None:
-        if work.operation.project_id == "proj_1":
+        if work.cleanup.project_id == "proj_1":
             raise RuntimeError
-        discover(work)
+        discover_objects(work)
 
-    monkeypatch.setattr(runner, "discover", breaks_on_the_first)
+    monkeypatch.setattr(runner, "discover_objects", breaks_on_the_first)
     out, err, code = run_command("sweep_cleanups", "--sync")
     assert code == 1
-    assert out.endswith("ID: clean.\nOperations run: 2.\n")
+    assert out.endswith("ID: clean.\nCleanups run: 2.\n")
     assert err == (
         "CommandError: 1 of them stopped with an error that is in the log and will be tried again:"
         " ID\n"
     )
 
 
-def test_claim_says_whose_the_bucket_is_now(bucket: Bucket) -> None:
+def test_connecting_says_whose_the_bucket_is_now(bucket: Bucket) -> None:
     bucket.wipe()
-    assert run_command("claim_bucket") == (
-        "Bucket tests belongs to installation ID.\n"
+    assert run_command("connect_bucket") == (
+        "Bucket tests belongs to database ID.\n"
         "The store takes Unicode spellings of a key for different objects.\n"
         "Next: manage.py backfill_r2 writes down what is in the bucket.\n",
         "",
@@ -515,28 +518,30 @@ def test_claim_says_whose_the_bucket_is_now(bucket: Bucket) -> None:
     )
 
 
-def test_claim_takes_a_bucket_from_another_installation_only_when_told_to(bucket: Bucket) -> None:
-    Installation.objects.all().delete()
-    assert run_command("claim_bucket") == (
+def test_connecting_takes_a_bucket_from_another_database_only_when_told_to(bucket: Bucket) -> None:
+    DatabaseIdentity.objects.all().delete()
+    assert run_command("connect_bucket") == (
         "",
-        "CommandError: Bucket tests belongs to another installation.\n",
+        "CommandError: Bucket tests belongs to another database.\n",
         1,
     )
-    assert run_command("claim_bucket", "--take-over")[2] == 0
-    bucket_marker.check(bucket.name)
+    assert run_command("connect_bucket", "--take-over")[2] == 0
+    bucket_marker.check_bucket(bucket.name)
 
 
-def test_claim_that_cannot_reach_the_bucket_is_one_line_and_exits_with_1(unreachable: None) -> None:
-    out, err, code = run_command("claim_bucket")
+def test_connecting_that_cannot_reach_the_bucket_is_one_line_and_exits_with_1(
+    unreachable: None,
+) -> None:
+    out, err, code = run_command("connect_bucket")
     assert (out, code) == ("", 1)
     assert re.fullmatch(rf"CommandError: .*{NO_ANSWER}.*\n", err)
 
 
-def test_claim_of_a_bucket_that_the_store_does_not_have_exits_with_2(
+def test_connecting_a_bucket_that_the_store_does_not_have_exits_with_2(
     bucket: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "BUCKET": "nowhere"}
-    assert run_command("claim_bucket") == (
+    assert run_command("connect_bucket") == (
         "",
         "CommandError: The store has no bucket nowhere. Create it, or correct the bucket or the"
         " address in the settings.\n",
@@ -545,6 +550,6 @@ def test_claim_of_a_bucket_that_the_store_does_not_have_exits_with_2(
 
 
 def test_keys_are_printed_so_that_a_terminal_obeys_nothing() -> None:
-    assert visible("é 🦊") == "é 🦊"
-    assert visible("\x1b[2J\r\n\0") == "\\x1b[2J\\r\\n\\x00"
-    assert visible("\u202e\u2028\udcff") == "\\u202e\\u2028\\udcff"
+    assert printable_text("é 🦊") == "é 🦊"
+    assert printable_text("\x1b[2J\r\n\0") == "\\x1b[2J\\r\\n\\x00"
+    assert printable_text("\u202e\u2028\udcff") == "\\u202e\\u2028\\udcff"

@@ -1,4 +1,4 @@
-"""`deletion_log`: an operation whole, from its tables, and what becomes of it while one looks."""
+"""`deletion_log`: a cleanup whole, from its tables, and what becomes of it while one looks."""
 
 import json
 import os
@@ -16,22 +16,22 @@ from django.db import transaction
 from django.utils import timezone
 
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.management.commands import deletion_log
 from tests.builders import create_cleanup
 from tests.paths import ROOT
 from tests.processes import database_url
-from tests.promises import requested
+from tests.promises import request_cleanup
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
 
-Status = CleanupOperation.Status
-OVER = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED, Status.SUPERSEDED, Status.PLANNED)
+Status = Cleanup.Status
+OVER = (Status.CLEAN, Status.CLEAN_WITH_KEPT, Status.SUPERSEDED, Status.PLANNED)
 pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
 
 
-def printed(operation: CleanupOperation, *options: str) -> tuple[list[dict[str, Any]], int]:
-    out, _err, code = run_command("deletion_log", str(operation.pk), "--json", *options)
+def printed(cleanup: Cleanup, *options: str) -> tuple[list[dict[str, Any]], int]:
+    out, _err, code = run_command("deletion_log", str(cleanup.pk), "--json", *options)
     return [json.loads(line) for line in out.splitlines()], code
 
 
@@ -39,20 +39,20 @@ def of_type(kind: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [line for line in lines if line["type"] == kind]
 
 
-def end(operation: CleanupOperation, status: str, **values: Any) -> None:
-    CleanupOperation.objects.filter(pk=operation.pk).update(
+def end(cleanup: Cleanup, status: str, **values: Any) -> None:
+    Cleanup.objects.filter(pk=cleanup.pk).update(
         status=status, **{"next_attempt_at": None, **values}
     )
 
 
 @pytest.fixture
-def done(bucket: Bucket) -> CleanupOperation:
+def done(bucket: Bucket) -> Cleanup:
     bucket.upload("proj_1")
     bucket.put("projects/proj_1/scenes/s1/media/\x1b[2K.mp4")
-    return runner.run(requested("proj_1").pk)
+    return runner.run_to_end(request_cleanup("proj_1").pk)
 
 
-def test_it_prints_an_operation_whole(done: CleanupOperation) -> None:
+def test_it_prints_a_cleanup_whole(done: Cleanup) -> None:
     out, err, code = run_command("deletion_log", str(done.pk))
     assert (err, code) == ("", 0)
     for fact in ("project: proj_1", "bucket: tests", "strategy: many objects in a call"):
@@ -65,7 +65,7 @@ def test_it_prints_an_operation_whole(done: CleanupOperation) -> None:
     for event, line in zip(done.events.all(), timeline.splitlines(), strict=True):
         assert line.startswith(f"  {event.at.isoformat(' ', 'milliseconds')}  {event.step}: ")
         assert event.message in line
-    assert rest.count("late check ID: pending, ") == 3
+    assert rest.count("follow-up check ID: pending, ") == 3
     for line in ("  found: 2 objects, 11 bytes", "  deleted: 2 objects, 11 bytes"):
         assert line in rest.replace("\xa0", " ").splitlines()
     assert rest.splitlines()[-2:] == [
@@ -74,14 +74,14 @@ def test_it_prints_an_operation_whole(done: CleanupOperation) -> None:
     ]
 
 
-def test_it_prints_items_to_those_who_ask(done: CleanupOperation) -> None:
+def test_it_prints_items_to_those_who_ask(done: Cleanup) -> None:
     assert ".mp4" not in run_command("deletion_log", str(done.pk))[0]
     out = run_command("deletion_log", str(done.pk), "--items")[0]
     assert "  deleted: projects/proj_1/scenes/s1/media/\\x1b[2K.mp4: Deleted" in out.splitlines()
     assert out.count(".mp4") == 2
 
 
-def test_each_line_of_json_is_an_object(done: CleanupOperation) -> None:
+def test_each_line_of_json_is_an_object(done: Cleanup) -> None:
     lines, code = printed(done, "--items")
     assert code == 0
     events = of_type("event", lines)
@@ -90,24 +90,24 @@ def test_each_line_of_json_is_an_object(done: CleanupOperation) -> None:
     assert {line["key"] for line in of_type("item", lines)} == {i.key for i in done.items.all()}
     assert {line["id"] for line in of_type("child", lines)} == {"ID"}
     assert len(of_type("child", lines)) == 3
-    assert lines[-1]["type"] == "operation"
+    assert lines[-1]["type"] == "cleanup"
     facts = lines[-1]
     assert (facts["status"], facts["deleted"], facts["deleted_bytes"]) == ("clean", 2, 11)
     assert facts["project_id"] == "proj_1"
 
 
-def test_books_of_what_is_open_are_what_its_items_say(bucket: Bucket) -> None:
+def test_totals_of_an_open_cleanup_are_what_its_items_say(bucket: Bucket) -> None:
     bucket.put("projects/proj_1/scenes/s1/media/a.mp4")
     made = create_cleanup(project_id="proj_1", dry_run=True)
-    runner.run(made.pk)
+    runner.run_to_end(made.pk)
     lines, _code = printed(made)
     assert (lines[-1]["status"], lines[-1]["found"]) == ("planned", 1)
 
 
-def test_nothing_is_changed(done: CleanupOperation) -> None:
-    before = [list(CleanupOperation.objects.values()), list(done.events.values())]
+def test_nothing_is_changed(done: Cleanup) -> None:
+    before = [list(Cleanup.objects.values()), list(done.events.values())]
     run_command("deletion_log", str(done.pk), "--items", "--follow")
-    assert [list(CleanupOperation.objects.values()), list(done.events.values())] == before
+    assert [list(Cleanup.objects.values()), list(done.events.values())] == before
 
 
 def test_what_is_pruned_says_where_it_is() -> None:
@@ -128,11 +128,13 @@ def test_an_id_that_is_none_is_wrong_use(given: str, capsys: pytest.CaptureFixtu
 # To follow
 
 
-@pytest.mark.parametrize("status", [s for s in Status if s not in ("pending", "running")])
-def test_it_ends_when_the_operation_is_at_rest(status: str) -> None:
+@pytest.mark.parametrize(
+    "status", [s for s in Status if s not in ("pending", "running", "retrying")]
+)
+def test_it_ends_when_the_cleanup_is_at_rest(status: str) -> None:
     made = (
         create_cleanup(project_id="proj_1", kind="verify")
-        if status == "incomplete"
+        if status == "differs"
         else create_cleanup(project_id="proj_1")
     )
     end(made, status)
@@ -148,7 +150,7 @@ def test_one_that_fails_is_followed_no_further_and_one_that_is_tried_soon_is(
     made = create_cleanup(project_id="proj_1")
     end(made, "failed", next_attempt_at=soon)
     assert printed(made, "--follow")[1] == 1
-    end(made, "incomplete", next_attempt_at=soon)
+    end(made, "retrying", next_attempt_at=soon)
     monkeypatch.setattr(time, "sleep", lambda seconds: end(made, "clean"))
     assert printed(made, "--follow")[1] == 0
 
@@ -176,7 +178,9 @@ def test_each_event_is_printed_once_and_in_order_also_one_that_is_committed_late
     assert [line["step"] for line in of_type("event", printed(made)[0])][0] == "late"
 
 
-def test_what_changes_while_one_looks_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_while_the_log_is_printed_are_said_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = create_cleanup(project_id="proj_1")
     monkeypatch.setattr(time, "sleep", lambda seconds: end(made, "clean", attempts=2))
     head, _, rest = run_command("deletion_log", str(made.pk), "--follow")[0].partition(
@@ -189,9 +193,9 @@ def test_what_changes_while_one_looks_is_said_at_the_end(monkeypatch: pytest.Mon
 
 
 @contextmanager
-def following(operation: CleanupOperation) -> Iterator["subprocess.Popen[str]"]:
+def following(cleanup: Cleanup) -> Iterator["subprocess.Popen[str]"]:
     environment = os.environ | {"DATABASE_URL": database_url()}
-    argv = [sys.executable, "manage.py", "deletion_log", str(operation.pk), "--follow", "--json"]
+    argv = [sys.executable, "manage.py", "deletion_log", str(cleanup.pk), "--follow", "--json"]
     environment["DJANGO_SETTINGS_MODULE"] = "autoshorts.settings"
     with subprocess.Popen(
         argv, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -213,7 +217,7 @@ def test_another_process_follows_what_happens_here_until_it_is_told_to_stop() ->
         child.send_signal(signal.SIGINT)
         assert child.wait(20) == 130
         assert "goes on" in child.stderr.read()
-    assert deletion_log.POLL <= 1
+    assert deletion_log.POLL_SECONDS <= 1
 
 
 def test_it_ends_quietly_when_its_reader_has_read_enough() -> None:

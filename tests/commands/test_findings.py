@@ -13,20 +13,20 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import exports
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 from tests.builders import create_findings, create_orphans, read_states
 from tests.keys import FOLDER, KEY, OTHER_KEY
-from tests.promises import alive, check, track
+from tests.promises import check_promises, create_projects, track_key
 from tests.real_bucket import Bucket
 from tests.run_command import Terminal, run_command, run_json
 from tests.strange_keys import STRANGE_ORPHANS
 
 pytestmark = pytest.mark.usefixtures("young_orphans_may_go")
 
-DELETE = ["findings", "--kind", "orphaned", "--delete-orphans"]
+DELETE = ["findings", "--kind", "orphaned", "--delete"]
 
 
 def keys_listed(*options: str) -> list[str]:
@@ -40,11 +40,11 @@ def keys_listed(*options: str) -> list[str]:
 
 def test_open_findings_are_listed_in_the_order_of_keys(bucket: Bucket) -> None:
     create_orphans(bucket, OTHER_KEY, KEY)
-    create_orphans(bucket, "kept", state="acknowledged", note="mine", project_id=None)
+    create_orphans(bucket, "kept", state="ignored", note="mine", project_id=None)
     line = "orphaned: {} (7 bytes, proj_9, tests): hierarchical\n"
     assert run_command("findings") == (line.format(KEY) + line.format(OTHER_KEY), "", 0)
-    out, _err, _code = run_command("findings", "--state", "acknowledged")
-    assert out == "orphaned (acknowledged): kept (7 bytes, tests): hierarchical mine\n"
+    out, _err, _code = run_command("findings", "--state", "ignored")
+    assert out == "orphaned (ignored): kept (7 bytes, tests): hierarchical mine\n"
 
 
 def test_the_options_choose(bucket: Bucket) -> None:
@@ -65,7 +65,7 @@ def test_what_a_terminal_would_obey_is_written_out(bucket: Bucket) -> None:
     out, _err, _code = run_command("findings")
     assert all(char.isprintable() or char == "\n" for char in out)
     for key in STRANGE_ORPHANS:
-        assert visible(key) in out
+        assert printable_text(key) in out
     assert set(keys_listed()) == set(STRANGE_ORPHANS)
 
 
@@ -77,7 +77,7 @@ def test_nothing_in_the_csv_is_a_formula(bucket: Bucket) -> None:
     rows = list(csv.DictReader(StringIO(out)))
     assert code == 0 and len(rows) == len(hostile)
     for row in rows:
-        assert not any(value.startswith(exports.FORMULA) for value in row.values())
+        assert not any(value.startswith(exports.FORMULA_STARTS) for value in row.values())
         assert "".join(row.values()).isprintable()
     cells = {row["key"] for row in rows}
     assert {"'=cmd()", "'+1", "'-1", "'@sum", "'\\tx", "'\\rx", 'a"b,c', "<b>", "\\x1b[2J"} == cells
@@ -96,17 +96,17 @@ def test_the_list_is_one_query_however_long(bucket: Bucket) -> None:
 # Acts
 
 
-def test_findings_are_acknowledged_and_reopened(bucket: Bucket) -> None:
+def test_findings_are_ignored_and_reopened(bucket: Bucket) -> None:
     create_orphans(bucket, KEY, OTHER_KEY)
     asked = ["findings", "--key", KEY]
-    assert run_command(*asked, "--acknowledge", "ours") == ("Findings dealt with: 1.\n", "", 0)
+    assert run_command(*asked, "--ignore", "ours") == ("Findings dealt with: 1.\n", "", 0)
     found = Finding.objects.get(key=KEY)
-    assert (found.state, found.note) == ("acknowledged", "ours") and found.decided_by
+    assert (found.state, found.note) == ("ignored", "ours") and found.decided_by
     assert run_command(*asked, "--reopen") == ("Findings dealt with: 1.\n", "", 0)
     assert read_states() == {KEY: "open", OTHER_KEY: "open"}
 
 
-def test_orphans_are_deleted_by_an_operation_of_the_queue(bucket: Bucket) -> None:
+def test_orphans_are_deleted_by_a_cleanup_of_the_queue(bucket: Bucket) -> None:
     create_orphans(bucket, KEY, OTHER_KEY)
     OrmQ.objects.all().delete()
     assert run_command(*DELETE) == (
@@ -128,16 +128,16 @@ def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket)
     assert run_command(*DELETE, "--sync") == (
         "Findings dealt with: 1.\n"
         "Deletion ID, proj_9, bucket tests: clean.\n"
-        "Found 1: 1 deleted, 0 already absent, 0 protected, 0 failed.\n"
+        "Found 1: 1 deleted, 0 already gone, 0 kept, 0 failed.\n"
         f"  left: {OTHER_KEY}: Nobody knows how old it is.\n",
         "CommandError: Left as they are: 1 findings.\n",
         1,
     )
     assert read_states() == {KEY: "resolved", OTHER_KEY: "open"}
     assert bucket.keys() == {OTHER_KEY}
-    operation = CleanupOperation.objects.get(parent=None)
-    assert operation.requested_by and operation.origin.startswith("command on ")
-    check(bucket)
+    cleanup = Cleanup.objects.get(parent=None)
+    assert cleanup.requested_by and cleanup.origin.startswith("command on ")
+    check_promises(bucket)
 
 
 def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> None:
@@ -148,61 +148,61 @@ def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> No
         "Would delete 1 objects.\n"
         f"  to be deleted: {KEY}: hierarchical\n"
         "Would keep 0 objects.\n"
-        "To run exactly this plan: manage.py findings --plan ID\n",
+        "To run exactly this plan: manage.py findings --run-plan ID\n",
         "",
         0,
     )
     assert bucket.keys() == {KEY}
-    plan = str(CleanupOperation.objects.get().pk)
+    plan = str(Cleanup.objects.get().pk)
     for choice in (["--key", OTHER_KEY], ["--state", "open"], ["--csv"]):
-        _out, err, code = run_command("findings", "--plan", plan, "--sync", *choice)
+        _out, err, code = run_command("findings", "--run-plan", plan, "--sync", *choice)
         assert code == 2 and err
     assert bucket.keys() == {KEY}
-    out, _err, code = run_command("findings", "--plan", plan, "--sync")
+    out, _err, code = run_command("findings", "--run-plan", plan, "--sync")
     assert code == 0 and "1 deleted" in out
     assert not bucket.keys()
-    assert run_command("findings", "--plan", plan)[2] == 2
+    assert run_command("findings", "--run-plan", plan)[2] == 2
 
 
 def test_a_plan_of_a_project_that_lives_again_is_refused(bucket: Bucket) -> None:
     create_orphans(bucket, KEY)
     run_command(*DELETE, "--dry-run")
-    alive("proj_9")
-    plan = str(CleanupOperation.objects.get().pk)
-    _out, err, code = run_command("findings", "--plan", plan, "--sync")
+    create_projects("proj_9")
+    plan = str(Cleanup.objects.get().pk)
+    _out, err, code = run_command("findings", "--run-plan", plan, "--sync")
     assert code == 2 and "Project proj_9 exists" in err
     assert bucket.keys() == {KEY}
 
 
-def test_what_is_blocked_exits_with_1_and_says_how_to_release_it(
+def test_blocked_cleanup_exits_with_1_and_says_how_to_approve_it(
     bucket: Bucket, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
     create_orphans(bucket, KEY)
     out, err, code = run_command(*DELETE, "--sync")
-    assert code == 1 and "release_cleanup ID" in out and "Not finished" in err
+    assert code == 1 and "approve_cleanup ID" in out and "Not finished" in err
 
 
-def test_objects_are_adopted_tracked_and_untracked(bucket: Bucket) -> None:
-    alive("proj_1")
+def test_objects_are_assigned_tracked_and_untracked(bucket: Bucket) -> None:
+    create_projects("proj_1")
     create_orphans(bucket, KEY)
     create_orphans(bucket, OTHER_KEY, kind="untracked")
-    track(bucket, "gone", "proj_9")
+    track_key(bucket, "gone", "proj_9")
     create_findings(bucket, "gone", kind="missing")
     done = ("Findings dealt with: 1.\n", "", 0)
-    assert run_command("findings", "--key", KEY, "--adopt", "proj_1") == done
+    assert run_command("findings", "--key", KEY, "--assign", "proj_1") == done
     assert run_command("findings", "--kind", "untracked", "--track") == done
     assert run_command("findings", "--kind", "missing", "--untrack") == done
     rows = R2Object.objects.values_list("key", "project_id", "source")
-    assert set(rows) == {(KEY, "proj_1", "adopted"), (OTHER_KEY, "proj_9", "backfill")}
+    assert set(rows) == {(KEY, "proj_1", "assigned"), (OTHER_KEY, "proj_9", "backfill")}
 
 
-def test_acknowledged_file_is_not_tracked_and_the_command_says_what_to_do(bucket: Bucket) -> None:
-    [one] = create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
-    out, err, code = run_command("findings", "--key", KEY, "--state", "acknowledged", "--track")
-    told = f"Somebody acknowledged finding {one.pk} about this file. Reopen that finding first."
+def test_ignored_file_is_not_tracked_and_the_command_says_what_to_do(bucket: Bucket) -> None:
+    [one] = create_orphans(bucket, KEY, kind="untracked", state="ignored", note="ours")
+    out, err, code = run_command("findings", "--key", KEY, "--state", "ignored", "--track")
+    told = f"Somebody ignored finding {one.pk} about this file. Reopen that finding first."
     assert told in out + err and code == 1
-    assert read_states() == {KEY: "acknowledged"}
+    assert read_states() == {KEY: "ignored"}
 
 
 def test_json_tells_all_of_an_act(bucket: Bucket) -> None:
@@ -212,11 +212,11 @@ def test_json_tells_all_of_an_act(bucket: Bucket) -> None:
     assert code == 1
     assert facts["done"] == 1
     assert facts["left"] == [{"key": OTHER_KEY, "reason": "Nobody knows how old it is."}]
-    assert facts["operations"][0]["objects"]["deleted"] == 1
+    assert facts["cleanups"][0]["objects"]["deleted"] == 1
 
 
 def test_only_the_first_that_are_left_are_shown(bucket: Bucket, monkeypatch: Any) -> None:
-    monkeypatch.setattr("storage_audit.management.commands.findings.SHOWN", 1)
+    monkeypatch.setattr("storage_audit.management.commands.findings.KEYS_SHOWN", 1)
     create_orphans(bucket, KEY, OTHER_KEY, last_modified=None)
     out, _err, _code = run_command(*DELETE)
     assert out.count("  left: ") == 1 and "  and 1 more; --json tells of all.\n" in out
@@ -225,12 +225,12 @@ def test_only_the_first_that_are_left_are_shown(bucket: Bucket, monkeypatch: Any
 @pytest.mark.parametrize(
     "options",
     [
-        ["--delete-orphans"],
-        ["--kind", "orphaned", "--acknowledge", " "],
-        ["--kind", "orphaned", "--acknowledge", ""],
-        ["--kind", "orphaned", "--adopt", "proj_9"],
-        ["--kind", "orphaned", "--adopt", ""],
-        ["--kind", "orphaned", "--adopt", "proj_1", "--dry-run"],
+        ["--delete"],
+        ["--kind", "orphaned", "--ignore", " "],
+        ["--kind", "orphaned", "--ignore", ""],
+        ["--kind", "orphaned", "--assign", "proj_9"],
+        ["--kind", "orphaned", "--assign", ""],
+        ["--kind", "orphaned", "--assign", "proj_1", "--dry-run"],
         ["--kind", "orphaned", "--track", "--untrack"],
         ["--kind", "orphaned", "--track", "--csv"],
         ["--kind", "orphaned", "--track", "--sync"],
@@ -238,20 +238,20 @@ def test_only_the_first_that_are_left_are_shown(bucket: Bucket, monkeypatch: Any
         ["--csv", "--json"],
         ["--kind", "strange"],
         ["--key", "\udcff"],
-        ["--plan", "1"],
-        ["--plan", str(uuid4())],
+        ["--run-plan", "1"],
+        ["--run-plan", str(uuid4())],
     ],
 )
 def test_wrong_use_exits_with_2_and_changes_nothing(
     bucket: Bucket, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     create_orphans(bucket, KEY)
     out, err, code = run_command("findings", *options)
     assert (out, code) == ("", 2)
     assert err or "error: " in capsys.readouterr().err
     assert read_states() == {KEY: "open"} and bucket.keys() == {KEY}
-    assert not R2Object.objects.exists() and not CleanupOperation.objects.exists()
+    assert not R2Object.objects.exists() and not Cleanup.objects.exists()
 
 
 def test_a_store_that_cannot_be_reached_exits_with_1(bucket: Bucket, settings: Settings) -> None:
@@ -259,7 +259,7 @@ def test_a_store_that_cannot_be_reached_exits_with_1(bucket: Bucket, settings: S
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "http://127.0.0.1:9"}
     out, err, code = run_command(*DELETE)
     assert (out, code) == ("", 1) and "Could not connect" in err
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("yes ", 0), ("", 1), ("no", 1)])

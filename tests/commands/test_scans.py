@@ -19,21 +19,21 @@ from storage_audit.cleanup import limits
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.scan.models import BucketScan, ScanShard, Sighting
+from storage_audit.scan.models import BucketScan, PendingFinding, ScanShard
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
-from tests.faults.matching import is_listing, is_listing_at, on, then
+from tests.faults.matching import is_listing, is_listing_at, rule_for, run_before
 from tests.faults.proxy import FaultyStore
 from tests.processes import Command
 from tests.real_bucket import Bucket
 from tests.run_command import run_command, run_json
-from tests.scan.listing_in_memory import begin_in_four_parts, list_open_findings
+from tests.scan.listing_in_memory import list_open_findings, start_four_parts
 
 OLD = "projects/proj_1/scenes/s1/media/old.mp4"
 
 
-def sighted() -> set[tuple[str, str]]:
-    return set(Sighting.objects.values_list("key", "kind"))
+def read_pending_findings() -> set[tuple[str, str]]:
+    return set(PendingFinding.objects.values_list("key", "kind"))
 
 
 def let_pass(**ago: float) -> None:
@@ -41,7 +41,7 @@ def let_pass(**ago: float) -> None:
     R2Object.objects.update(updated_at=timezone.now() - timedelta(**ago))
 
 
-def differ(bucket: Bucket) -> dict[str, str]:
+def make_findings(bucket: Bucket) -> dict[str, str]:
     """A difference of each kind that is quickly made; the keys by their kinds."""
     missing, changed, same = (bucket.upload("proj_1", f"{n}.mp4") for n in "abc")
     let_pass(hours=1)
@@ -61,8 +61,8 @@ def differ(bucket: Bucket) -> dict[str, str]:
 # Reconcile
 
 
-def test_reconcile_shows_each_difference_and_writes_findings_but_no_row(bucket: Bucket) -> None:
-    keys = differ(bucket)
+def test_reconcile_shows_each_finding_and_writes_no_row(bucket: Bucket) -> None:
+    keys = make_findings(bucket)
     before = list(R2Object.objects.order_by("pk").values())
     out, err, code = run_command("reconcile_r2")
     assert (err, code) == ("", 0)
@@ -78,7 +78,7 @@ def test_reconcile_shows_each_difference_and_writes_findings_but_no_row(bucket: 
         "1 changed:",
         f"  {keys['changed']} (4 bytes by its row, 18 in the bucket)",
         "1 unrecognised:",
-        "  README.txt (no layout matches)",
+        "  README.txt (no key format matches)",
         "All of these are findings. To decide on them: the admin, or manage.py findings",
     ]
     assert list_open_findings() == {(key, kind) for kind, key in keys.items() if kind}
@@ -95,7 +95,7 @@ def test_reconcile_of_a_bucket_in_step_says_so_and_names_no_findings(bucket: Buc
 
 
 def test_a_dry_run_shows_the_same_and_writes_no_finding(bucket: Bucket) -> None:
-    differ(bucket)
+    make_findings(bucket)
     dry, _err, code = run_command("reconcile_r2", "--dry-run")
     assert code == 0
     assert not Finding.objects.exists()
@@ -110,7 +110,7 @@ def test_a_dry_run_shows_the_same_and_writes_no_finding(bucket: Bucket) -> None:
         (["--prefix", "projects/"], {OLD, "projects/proj_2/scenes/s1/media/a.mp4"}),
     ],
 )
-def test_only_a_project_or_a_prefix_is_looked_at(
+def test_only_a_project_or_a_prefix_is_scanned(
     bucket: Bucket, arguments: list[str], listed: set[str]
 ) -> None:
     for project_id in ("proj_1", "proj_2"):
@@ -122,17 +122,17 @@ def test_only_a_project_or_a_prefix_is_looked_at(
     assert list_open_findings() == {(key, "untracked") for key in listed}
 
 
-# A partial look
+# A partial scan
 
 
-def test_since_looks_up_what_was_written_lately_and_nothing_follows(bucket: Bucket) -> None:
-    keys = differ(bucket)
+def test_since_selects_what_was_written_lately_and_nothing_follows(bucket: Bucket) -> None:
+    keys = make_findings(bucket)
     R2Object.objects.filter(key=keys[""]).update(updated_at=timezone.now() - timedelta(days=9))
     out, err, code = run_command("reconcile_r2", "--since", "1 00:00:00")
     assert (err, code) == ("", 0)
     head, caveat, *lines = out.splitlines()
     assert head == "1 objects (18 bytes) in bucket tests: 0 as the table says."
-    assert caveat.startswith("This was a partial look, only at rows written since 2")
+    assert caveat.startswith("This was a partial scan, only of rows written since 2")
     assert lines == [
         "1 missing:",
         f"  {keys['missing']} (a row tracks it, and no listing shows it)",
@@ -143,7 +143,7 @@ def test_since_looks_up_what_was_written_lately_and_nothing_follows(bucket: Buck
     done = BucketScan.objects.get()
     assert (done.status, done.is_partial) == ("complete", True)
     assert (done.listed, done.unchanged, done.missing, done.changed) == (1, 0, 1, 1)
-    assert done.before() is None and start_scan().before() is None
+    assert done.previous_scan() is None and start_scan().previous_scan() is None
 
 
 def test_since_sees_what_belongs_to_a_deleted_project(bucket: Bucket) -> None:
@@ -151,7 +151,7 @@ def test_since_sees_what_belongs_to_a_deleted_project(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     bucket.upload("proj_2")
     Project.objects.filter(pk="proj_1")._raw_delete("default")
-    KnownProject.objects.saw_deleted("proj_1", timezone.now(), "deleted")
+    KnownProject.objects.record_deleted("proj_1", timezone.now(), "deleted")
     facts, code = run_json("reconcile_r2", "--since", today)
     assert (code, facts["is_partial"], facts["orphaned"]) == (0, True, 1)
     assert [sample["key"] for sample in facts["samples"]] == [key]
@@ -174,38 +174,40 @@ def test_since_stays_in_its_prefix_and_counts_its_requests(
 ) -> None:
     for project_id in ("proj_1", "proj_2"):
         bucket.upload(project_id)
-    store.seen.clear()
+    store.requests.clear()
     facts, _code = run_json("reconcile_r2", "--since", "1:00:00", "--prefix", "projects/proj_2/")
     assert (facts["listed"], facts["requests"]) == (1, 1)
-    looks = [each for each in store.asked(is_listing) if not each.query.get("prefix")]
+    looks = [each for each in store.find_requests(is_listing) if not each.query.get("prefix")]
     assert len(looks) == 1
 
 
 def test_since_of_rows_far_apart_asks_for_no_more_than_it_may(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PAGE", 1)
+    monkeypatch.setattr(s3, "PAGE_SIZE", 1)
     keys = [bucket.upload(f"proj_{letter}") for letter in "abcd"]
-    begun = start_scan(purpose="reconcile", since=timezone.now() - timedelta(hours=1), ceiling=4)
-    BucketScan.objects.update(ceiling=2)
+    begun = start_scan(
+        purpose="reconcile", since=timezone.now() - timedelta(hours=1), max_requests=4
+    )
+    BucketScan.objects.update(max_requests=2)
     begun.refresh_from_db()
     for _batch in work_on_scan(begun):
         pass
     assert (begun.status, begun.requests, begun.listed) == ("stopped", 2, 2)
-    out, _err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "9")
+    out, _err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--max-requests", "9")
     assert code == 0
     assert out.startswith(f"{len(keys)} objects")
 
 
-def test_an_earlier_partial_look_is_forgotten(bucket: Bucket) -> None:
-    differ(bucket)
+def test_an_earlier_partial_scan_is_forgotten(bucket: Bucket) -> None:
+    make_findings(bucket)
     for _each in range(2):
         run_command("reconcile_r2", "--since", "2:00:00")
-        assert {kind for _key, kind in sighted()} == {"missing", "changed"}
-    assert Sighting.objects.values("scan").distinct().count() == 1
+        assert {kind for _key, kind in read_pending_findings()} == {"missing", "changed"}
+    assert PendingFinding.objects.values("scan").distinct().count() == 1
 
 
-def test_a_partial_look_of_which_nothing_is_there_is_not_believed(bucket: Bucket) -> None:
+def test_a_partial_scan_that_finds_nothing_is_not_believed(bucket: Bucket) -> None:
     for n in range(25):
         row = {"bucket": bucket.name, "key": f"gone/{n}", "size": 1, "etag": "e"}
         R2Object.objects.create(**row, source="upload", state="stored")
@@ -214,10 +216,10 @@ def test_a_partial_look_of_which_nothing_is_there_is_not_believed(bucket: Bucket
     assert "The listing shows 0 objects where about 25 should be" in err
 
 
-def test_a_partial_look_is_not_held_against_the_whole_bucket(
+def test_a_partial_scan_is_not_held_against_the_whole_bucket(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "FEW", 0)
+    monkeypatch.setattr(limits, "TOLERATED_MISSING_OBJECTS", 0)
     for letter in "abcd":
         bucket.upload(f"proj_{letter}")
     let_pass(days=2)
@@ -228,18 +230,18 @@ def test_a_partial_look_is_not_held_against_the_whole_bucket(
     assert run_json("reconcile_r2", "--since", "1 00:00:00", "--cost")[0]["objects"] == 1
 
 
-# Cost and ceiling
+# Cost and limit
 
 
 def test_cost_is_told_before_anything_is_listed(bucket: Bucket, store: FaultyStore) -> None:
     bucket.upload("proj_1")
-    store.seen.clear()
+    store.requests.clear()
     assert run_command("reconcile_r2", "--cost") == (
         "About 1 objects, 1 requests (R2: Class A), $0.0000.\n",
         "",
         0,
     )
-    assert not store.seen
+    assert not store.requests
     assert not BucketScan.objects.exists() and not ScanShard.objects.exists()
     run_command("backfill_r2")
     facts, code = run_json("backfill_r2", "--cost")
@@ -253,28 +255,28 @@ def test_a_scan_that_would_take_more_than_it_may_is_not_begun(
     bucket: Bucket, settings: Settings
 ) -> None:
     bucket.upload("proj_1")
-    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_CEILING": 0}
-    for more in ([], ["--ceiling", "0"]):
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_MAX_REQUESTS": 0}
+    for more in ([], ["--max-requests", "0"]):
         out, err, code = run_command("reconcile_r2", *more)
         assert (out, code) == ("", 2)
         assert err.startswith("CommandError: 1 objects take 1 requests, about $0.00; a scan may")
-        assert err.endswith("Add --ceiling.\n")
+        assert err.endswith("Add --max-requests.\n")
     assert not BucketScan.objects.exists()
-    assert run_command("reconcile_r2", "--ceiling", "1")[2] == 0
+    assert run_command("reconcile_r2", "--max-requests", "1")[2] == 0
 
 
-def test_a_scan_stops_at_its_ceiling_and_goes_on_with_a_higher_one(
+def test_a_scan_stops_at_its_request_limit_and_goes_on_with_a_higher_one(
     bucket: Bucket, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_LANES": 1}
-    begun = begin_in_four_parts(bucket, ceiling=1)
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_CONCURRENCY": 1}
+    begun = start_four_parts(bucket, max_requests=1)
     _out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk))
     assert code == 1
-    assert "as many as it may. Resume it with a higher ceiling. To go on from there" in err
+    assert "as many as it may. Resume it with a higher limit. To go on from there" in err
     begun.refresh_from_db()
     assert (begun.status, begun.requests) == ("stopped", 1)
     assert not Finding.objects.exists()
-    assert run_command("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "100")[2] == 0
+    assert run_command("reconcile_r2", "--resume", str(begun.pk), "--max-requests", "100")[2] == 0
     assert len(list_open_findings()) == 4
 
 
@@ -282,12 +284,14 @@ def test_a_scan_stops_at_its_ceiling_and_goes_on_with_a_higher_one(
 
 
 def test_ctrl_c_stops_at_a_page_and_resume_ends_with_all_findings(
-    bucket: Bucket, way: FaultyStore, tmp_path: Path
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, listing = begin_in_four_parts(bucket), Event()
-    way.rules.append(on(is_listing_at("f"), then(listing.set, lambda: time.sleep(3)), times=1))
+    begun, listing = start_four_parts(bucket), Event()
+    worker_proxy.rules.append(
+        rule_for(is_listing_at("f"), run_before(listing.set, lambda: time.sleep(3)), times=1)
+    )
     arguments = ["reconcile_r2", "--resume", str(begun.pk)]
-    with Command(tmp_path, *arguments, R2_ENDPOINT_URL=way.url) as command:
+    with Command(tmp_path, *arguments, R2_ENDPOINT_URL=worker_proxy.url) as command:
         command.wait_until(lambda: listing.is_set() and begun.shards.filter(complete=True).exists())
         os.kill(command.pid, signal.SIGINT)
         assert command.wait() == 130
@@ -304,16 +308,18 @@ def test_ctrl_c_stops_at_a_page_and_resume_ends_with_all_findings(
     begun.refresh_from_db()
     assert (begun.status, begun.listed, begun.unrecognised) == ("complete", 4, 4)
     assert len(list_open_findings()) == 4
-    assert len(way.asked(is_listing_at("c"))) == 1
+    assert len(worker_proxy.find_requests(is_listing_at("c"))) == 1
 
 
 def test_a_killed_command_is_followed_by_one_that_resumes(
-    bucket: Bucket, way: FaultyStore, tmp_path: Path
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, listing = begin_in_four_parts(bucket), Event()
-    way.rules.append(on(is_listing_at("c"), then(listing.set, lambda: time.sleep(9)), times=1))
+    begun, listing = start_four_parts(bucket), Event()
+    worker_proxy.rules.append(
+        rule_for(is_listing_at("c"), run_before(listing.set, lambda: time.sleep(9)), times=1)
+    )
     with Command(
-        tmp_path, "reconcile_r2", "--resume", str(begun.pk), R2_ENDPOINT_URL=way.url
+        tmp_path, "reconcile_r2", "--resume", str(begun.pk), R2_ENDPOINT_URL=worker_proxy.url
     ) as command:
         command.wait_until(lambda: listing.is_set() and begun.shards.filter(complete=True).exists())
         os.killpg(command.pid, signal.SIGKILL)
@@ -329,15 +335,15 @@ def test_a_killed_command_is_followed_by_one_that_resumes(
 
 def test_a_scan_that_failed_goes_on_where_it_was(bucket: Bucket, store: FaultyStore) -> None:
     bucket.put("README.txt")
-    bucket.r2.remove(bucket_marker.MARKER, bucket.name)
+    bucket.r2.remove(bucket_marker.MARKER_KEY, bucket.name)
     _out, err, code = run_command("backfill_r2")
     assert code == 1
-    assert "holds no marker of this installation" in err
-    bucket_marker.claim(bucket.name)
+    assert "holds no marker of this database" in err
+    bucket_marker.connect_bucket(bucket.name)
     assert run_command("backfill_r2", "--resume", str(BucketScan.objects.get().pk)) == (
         "1 objects (7 bytes) in bucket tests: 1 added, 0 updated, 0 unchanged.\n"
         "1 unrecognised:\n"
-        "  README.txt (no layout matches)\n"
+        "  README.txt (no key format matches)\n"
         "All of these are findings. To decide on them: the admin, or manage.py findings\n",
         "",
         0,
@@ -385,11 +391,11 @@ def test_what_cannot_be_resumed_says_why(bucket: Bucket, values: Any, says: str)
 def test_a_scan_that_nobody_worked_on_for_an_hour_says_that_it_starts_again(
     bucket: Bucket, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_LANES": 1}
-    begun = begin_in_four_parts(bucket, ceiling=1)
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SCAN_CONCURRENCY": 1}
+    begun = start_four_parts(bucket, max_requests=1)
     assert run_command("reconcile_r2", "--resume", str(begun.pk))[2] == 1
     BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
-    out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--ceiling", "100")
+    out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--max-requests", "100")
     assert code == 0, err
     assert err == (
         "Nobody worked on this scan for more than an hour, so it starts again from the beginning."
@@ -427,9 +433,9 @@ def test_a_scan_is_resumed_as_it_was_begun(
         ["--since", "0001-01-01T00:00:00+14:00"],
         ["--since", "-1 00:00:00"],
         ["--since", "9999999999 00:00:00"],
-        ["--ceiling", "-1"],
-        ["--ceiling", "1.5"],
-        ["--ceiling", "9" * 30],
+        ["--max-requests", "-1"],
+        ["--max-requests", "1.5"],
+        ["--max-requests", "9" * 30],
         ["--workers", "101"],
         ["--workers", "two"],
     ],
@@ -469,7 +475,7 @@ def test_workers_are_refused_where_there_are_none(bucket: Bucket, settings: Sett
 
 
 def test_a_store_with_an_order_of_its_own_is_told_of(bucket: Bucket) -> None:
-    keys = differ(bucket)
+    keys = make_findings(bucket)
     bucket.set_marker(lists_in_key_order=False)
     out, _err, code = run_command("reconcile_r2")
     assert code == 0

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from devtools.processes import Child, StartError, stop_on_signals
 from tests.paths import ROOT
 
-KEYS = 1_000_000
+FUZZ_KEYS = 1_000_000
 
 EPILOG = """\
 It starts its own store, database, clusters, web server and people at the admin, with a network
@@ -26,7 +26,7 @@ examples:
   make test-crash ARGS="--only seaweedfs-postgresql --kills 200"
 
 exit codes:
-  0  every operation ended, no object was deleted wrongly, none was left behind
+  0  every cleanup ended, no object was deleted wrongly, none was left behind
   1  it is not so; the lines with WRONG say what
   2  wrong use; and make says 2 for every code but 0
 
@@ -52,13 +52,13 @@ def command_line() -> ArgumentParser:
     )
     parser.add_argument(
         "--only",
-        choices=[name for name, _argv in parts(0, 0)],
+        choices=[name for name, _argv in list_parts(0, 0)],
         help="play one part (default: all of them)",
     )
     return parser
 
 
-def parts(seed: int, kills: int) -> Iterator[tuple[str, list[str]]]:
+def list_parts(seed: int, kills: int) -> Iterator[tuple[str, list[str]]]:
     """Each by its name, with the arguments for Python."""
 
     def crash(store: str, database: str, kills: int, strategy: str = "batch") -> list[str]:
@@ -68,7 +68,7 @@ def parts(seed: int, kills: int) -> Iterator[tuple[str, list[str]]]:
     yield "r2-postgresql", crash("r2", "postgresql", kills - 2 * (kills // 5))
     yield "seaweedfs-postgresql", crash("seaweedfs", "postgresql", kills // 5)
     yield "r2-sqlite", crash("r2", "sqlite", kills // 5, "parallel")
-    yield "ownership", ["-m", "tests.ownership.fuzz", "--keys", str(KEYS), "--seed", str(seed)]
+    yield "ownership", ["-m", "tests.ownership.fuzz", "--keys", str(FUZZ_KEYS), "--seed", str(seed)]
     histories = [
         "-m",
         "pytest",
@@ -85,7 +85,7 @@ def main() -> None:
     print(f"Seed: {seed}. To repeat: make test-crash ARGS='--seed {seed}'", flush=True)
     failed = []
     with stop_on_signals():
-        for name, argv in parts(seed, options.kills):
+        for name, argv in list_parts(seed, options.kills):
             if options.only in (None, name):
                 print(f"\n== {name}", flush=True)
                 env = {**os.environ, "HYPOTHESIS_PROFILE": "crash"}

@@ -13,18 +13,18 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 
-from storage_audit.cleanup.models import CleanupOperation
-from tests.crash.people import Person, retried
-from tests.crash.services import Cluster, Program, Service, one_of
+from storage_audit.cleanup.models import Cleanup
+from tests.crash.people import Person, retry_query
+from tests.crash.services import Cluster, Program, Service, choose_pid
 from tests.crash.site import Site
 from tests.crash.world import World
 
-RESUMES_WITHIN = 120.0  # seconds
+RESUME_TIMEOUT_SECONDS = 120.0  # seconds
 # So long that its lease is over and another worker goes on with the work.
-SLEEP = 130.0
+SLEEP_SECONDS = 130.0
 # Longer than a turn, which a slow machine may need to its end.
-IDLE = 100.0
-WORK_WITHIN = 20.0
+IDLE_SECONDS = 100.0
+WORK_TIMEOUT_SECONDS = 20.0
 COMMANDS = [
     ["backfill_r2"],
     ["sweep_cleanups", "--sync"],
@@ -47,36 +47,36 @@ class Chaos:
     order: Random
     kills: Counter[str] = field(default_factory=Counter)
     stuck: int = 0
-    released: int = 0
+    approved: int = 0
     stops: int = 0
     sleepers: int = 0
-    longest_resume: float = 0
+    longest_resume_seconds: float = 0
     asleep: Cluster | None = None
 
     def run(self, kills: int, at_once: int, title: str) -> None:
         """Storms with calms between them, until there were so many kills."""
         while (left := kills - self.kills.total()) > 0:
             self.person.busy.set()
-            with self.one_asleep() if self.may_sleep() else nullcontext():
+            with self.freeze_cluster() if self.may_sleep() else nullcontext():
                 self.storm(min(at_once, left))
             self.person.busy.clear()
             self.site.heal()
-            self.calm()
+            self.wait_for_calm()
             text = f"{title}: {self.kills.total()} of {kills} kills, longest resume so far"
-            print(f"{text} {self.longest_resume:.0f} s", flush=True)
+            print(f"{text} {self.longest_resume_seconds:.0f} s", flush=True)
 
     def may_sleep(self) -> bool:
         return len(self.site.clusters) > 1 and self.order.random() < 0.5
 
-    def come_to_rest(self, within: float) -> None:
+    def finish_all(self, within: float) -> None:
         """Let everything end with nothing in its way; people release what is blocked."""
         ends = time.monotonic() + within
         while time.monotonic() < ends:
             self.restart_stuck()
-            for operation in CleanupOperation.objects.filter(status="blocked"):
-                operation.release("the crash job")
-                self.released += 1
-            if not unfinished().exists():
+            for cleanup in Cleanup.objects.filter(status="blocked"):
+                cleanup.approve("the crash job")
+                self.approved += 1
+            if not unfinished_cleanups().exists():
                 return
             time.sleep(1)
 
@@ -84,38 +84,38 @@ class Chaos:
         """So many kills, each a few seconds after what the one before it hit is back."""
         wanted = self.kills.total() + kills
         while self.kills.total() < wanted:
-            self.one_way()()
+            self.choose_way()()
             time.sleep(self.random.uniform(0, 2))
             self.site.heal()
             time.sleep(self.random.uniform(0.5, 2.5))
 
-    def one_way(self) -> Callable[[], None]:
+    def choose_way(self) -> Callable[[], None]:
         # Chance alone may interrupt no deletion, and nothing is put to the proof then.
         if not self.kills:
             return self.kill_busy_cluster
-        ways = self.ways()
+        ways = self.list_ways()
         [way] = self.order.choices(list(ways), list(ways.values()))
         return way
 
     @contextmanager
-    def one_asleep(self) -> Iterator[None]:
+    def freeze_cluster(self) -> Iterator[None]:
         """Freeze a whole cluster for longer than its leases last, and let it wake up again."""
         self.asleep = cluster = self.site.clusters[0]
-        cluster.wait_for_work(WORK_WITHIN)
-        wakes = time.monotonic() + SLEEP
-        processes = [cluster.pid, *cluster.children()]
-        send(signal.SIGSTOP, processes)
+        cluster.wait_for_work(WORK_TIMEOUT_SECONDS)
+        wakes = time.monotonic() + SLEEP_SECONDS
+        processes = [cluster.pid, *cluster.list_children()]
+        send_signal(signal.SIGSTOP, processes)
         try:
             yield
             time.sleep(max(0, wakes - time.monotonic()))
         finally:
-            send(signal.SIGCONT, processes)
+            send_signal(signal.SIGCONT, processes)
             self.asleep = None
         self.sleepers += 1
         # Or it would be taken for stuck, and killed before it has done anything.
-        cluster.look_afresh()
+        cluster.reset_idle_time()
 
-    def calm(self) -> None:
+    def wait_for_calm(self) -> None:
         """Wait until all work that was interrupted goes on, and take the time of that."""
         began = time.monotonic()
         leases = running_leases()
@@ -123,21 +123,21 @@ class Chaos:
             began = time.monotonic() if self.restart_stuck() else began
             now = running_leases()
             leases = {id: lease for id, lease in leases.items() if now.get(id) == lease}
-            self.longest_resume = max(self.longest_resume, time.monotonic() - began)
-            if time.monotonic() > began + 2 * RESUMES_WITHIN:
+            self.longest_resume_seconds = max(self.longest_resume_seconds, time.monotonic() - began)
+            if time.monotonic() > began + 2 * RESUME_TIMEOUT_SECONDS:
                 return
             time.sleep(0.5)
 
     def restart_stuck(self) -> bool:
         """Start clusters again that do nothing any more, though there are sweeps to do."""
-        stuck = [cluster for cluster in self.site.clusters if cluster.is_idle(IDLE)]
+        stuck = [cluster for cluster in self.site.clusters if cluster.is_idle(IDLE_SECONDS)]
         for cluster in stuck:
             cluster.kill()
         self.site.heal()
         self.stuck += len(stuck)
         return bool(stuck)
 
-    def ways(self) -> dict[Callable[[], None], int]:
+    def list_ways(self) -> dict[Callable[[], None], int]:
         ways = {
             self.kill_worker: 5,
             self.kill_cluster: 3,
@@ -155,17 +155,17 @@ class Chaos:
         return ways
 
     def kill_worker(self) -> None:
-        self._kill_one(self.one_awake().children, "a cluster's process")
+        self._kill_one(self.choose_awake().list_children, "a cluster's process")
 
     def kill_cluster(self) -> None:
-        self._kill(self.one_awake(), "a cluster")
+        self._kill(self.choose_awake(), "a cluster")
 
     def kill_busy_cluster(self) -> None:
-        cluster = self.one_awake()
-        cluster.wait_for_work(WORK_WITHIN)
+        cluster = self.choose_awake()
+        cluster.wait_for_work(WORK_TIMEOUT_SECONDS)
         self._kill(cluster, "a cluster")
 
-    def one_awake(self) -> Cluster:
+    def choose_awake(self) -> Cluster:
         """A sleeper must live to wake up."""
         return self.random.choice([c for c in self.site.clusters if c is not self.asleep])
 
@@ -173,7 +173,7 @@ class Chaos:
         if self.random.random() < 0.3:
             self._kill(self.site.web, "the web server")
         else:
-            self._kill_one(self.site.web.children, "a web process")
+            self._kill_one(self.site.web.list_children, "a web process")
 
     def kill_store(self) -> None:
         self._kill(self.site.store, "the object store")
@@ -191,19 +191,19 @@ class Chaos:
     def kill_connection(self) -> None:
         """One process of the server: it then ends all others, and starts afresh by itself."""
         assert self.site.database
-        self._kill_one(self.site.database.backends, "a connection's process")
+        self._kill_one(self.site.database.list_backends, "a connection's process")
 
     def kill_command(self) -> None:
         template = self.random.choice(COMMANDS)
         gone = self.person.gone or ["proj_never"]
         names = {
-            "relative": self.person.relative(),
+            "relative": self.person.choose_relative(),
             "gone": self.random.choice(gone),
         }
-        command = self.site.command(*(word.format(**names) for word in template))
+        command = self.site.start_command(*(word.format(**names) for word in template))
         # Most of the time goes into starting; half of them come to their end.
         time.sleep(self.random.uniform(0.5, 6))
-        if command.running:
+        if command.is_running:
             command.kill()
             self.kills["a command"] += 1
 
@@ -211,23 +211,23 @@ class Chaos:
         """Of files into projects that stay, into those that are deleted next, and into those that
         were created again."""
         person = self.person
-        ids = [person.relative(), *person.victims[-2:], *person.reborn[-2:]]
-        lives = {id: self.world.lives(id) for id in ids}
-        upload = self.site.program("uploads", "-m", "tests.crash.uploads", *ids)
+        ids = [person.choose_relative(), *person.victims[-2:], *person.recreated[-2:]]
+        lives = {id: self.world.count_lives(id) for id in ids}
+        upload = self.site.start_program("uploads", "-m", "tests.crash.uploads", *ids)
         time.sleep(self.random.uniform(2, 6))
-        if upload.running:
+        if upload.is_running:
             upload.kill()
             self.kills["an upload"] += 1
-        self.learn(upload, lives)
+        self.record_uploads(upload, lives)
 
-    def learn(self, upload: Program, lives: dict[str, int]) -> None:
+    def record_uploads(self, upload: Program, lives: dict[str, int]) -> None:
         """But for projects that came to life again meanwhile: who knows in which life it was."""
-        for line in upload.said.splitlines():
+        for line in upload.log_text.splitlines():
             if line.startswith("saved "):
                 _saved, key, etag = line.split()
-                id = self.world.life_of(key).id
-                if self.world.lives(id) == lives[id]:
-                    self.world.saved(key, etag)
+                id = self.world.find_life(key).id
+                if self.world.count_lives(id) == lives[id]:
+                    self.world.record_saved(key, etag)
 
     def stop_cluster(self) -> None:
         """Ask it to end as a new version does; it must hand over."""
@@ -240,23 +240,23 @@ class Chaos:
         self.kills[name] += 1
 
     def _kill_one(self, pids: Callable[[], list[int]], name: str) -> None:
-        if pid := one_of(pids, self.random):
+        if pid := choose_pid(pids, self.random):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.kills[name] += 1
 
 
-def unfinished() -> QuerySet[CleanupOperation]:
-    return CleanupOperation.objects.exclude(CleanupOperation.OVER).exclude(status="planned")
+def unfinished_cleanups() -> QuerySet[Cleanup]:
+    return Cleanup.objects.exclude(Cleanup.OVER).exclude(status="planned")
 
 
-def send(number: signal.Signals, pids: list[int]) -> None:
+def send_signal(number: signal.Signals, pids: list[int]) -> None:
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def running_leases() -> dict[UUID, tuple[UUID | None, datetime | None]]:
-    running = CleanupOperation.objects.filter(status="running")
-    rows = retried(lambda: list(running.values_list("pk", "lease_token", "lease_until")))
+    running = Cleanup.objects.filter(status="running")
+    rows = retry_query(lambda: list(running.values_list("pk", "lease_token", "lease_until")))
     return {id: (token, until) for id, token, until in rows}

@@ -6,11 +6,11 @@ from threading import Lock
 
 from devtools.http_reply import Reply
 from tests.crash.world import World
-from tests.faults.matching import is_delete_batch, is_delete_single, keys_sent
+from tests.faults.matching import is_delete_batch, is_delete_single, sent_keys
 from tests.faults.proxy import Request
 
 # In place of a project, for deletions that follow those of tracking rows.
-ROWS = "rows"
+ROWS_OWNER = "rows"
 
 
 @dataclass
@@ -20,32 +20,32 @@ class Observer:
 
     world: World
     bucket: str
-    wrong: list[str] = field(default_factory=list)
+    wrong_keys: list[str] = field(default_factory=list)
     batches: int = 0
     batches_again: int = 0
-    again: Counter[str] = field(default_factory=Counter)
+    sent_again: Counter[str] = field(default_factory=Counter)
     _answered: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     _lock: Lock = field(default_factory=Lock)
 
     def __call__(self, request: Request, of_store: Reply | None, reply: Reply) -> None:
-        if not (keys := self._deletes(request)):
+        if not (keys := self._deleted_keys(request)):
             return
         with self._lock:
             self.batches += 1
-            self.wrong += [key for key in keys if not self.world.may_go(key)]
-            owner = self.world.life_of(keys[0]).id if not self._of_rows(keys) else ROWS
+            self.wrong_keys += [key for key in keys if not self.world.may_delete(key)]
+            owner = self.world.find_life(keys[0]).id if not self._is_of_rows(keys) else ROWS_OWNER
             repeated = self._answered[owner].intersection(keys)
             self.batches_again += bool(repeated)
-            self.again[owner] += len(repeated)
+            self.sent_again[owner] += len(repeated)
             if of_store is reply and reply.status in (200, 204):
                 self._answered[owner].update(keys)
 
-    def _of_rows(self, keys: list[str]) -> bool:
+    def _is_of_rows(self, keys: list[str]) -> bool:
         return not self.world.doomed_rows.isdisjoint(keys)
 
-    def _deletes(self, request: Request) -> list[str]:
+    def _deleted_keys(self, request: Request) -> list[str]:
         if is_delete_batch(request):
-            return keys_sent(request)
+            return sent_keys(request)
         if is_delete_single(request):
             return [request.path.partition(f"/{self.bucket}/")[2]]
         return []

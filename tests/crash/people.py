@@ -14,20 +14,20 @@ from django.urls import reverse
 
 from devtools.demo.browser import Browser, Refused
 from devtools.demo.site import USER
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project, R2Object
 from tests.crash.site import Site
 from tests.crash.world import World
 
-OPEN_AT_ONCE = 6
-PATIENCE = 90.0  # seconds
+MAX_OPEN_CLEANUPS = 6
+DATABASE_TIMEOUT_SECONDS = 90.0  # seconds
 
 T = TypeVar("T")
 
 
-def retried(ask: Callable[[], T]) -> T:
+def retry_query(ask: Callable[[], T]) -> T:
     """Ask the database until it answers, as it may be down just now."""
-    ends = time.monotonic() + PATIENCE
+    ends = time.monotonic() + DATABASE_TIMEOUT_SECONDS
     while True:
         try:
             close_old_connections()
@@ -50,7 +50,7 @@ class Person(Thread):
         self.busy, self.stopped = Event(), Event()
         self.done, self.failed = Counter[str](), Counter[str]()
         self.victims, self.gone = list(families), list[str]()
-        self.reborn = list[str]()
+        self.recreated = list[str]()
         self._site, self._world, self._families = site, world, families
         self._random = Random(seed)
         self._browser: Browser | None = None
@@ -63,18 +63,18 @@ class Person(Thread):
             self.delete_rows: 2,
             self.dry_run: 2,
             self.verify: 2,
-            self.bring_back: 2,
+            self.recreate_project: 2,
         }
         while not self.stopped.is_set():
             if self.busy.wait(0.5):
                 [way] = self._random.choices(list(ways), list(ways.values()))
-                self.try_to(way)
+                self.try_action(way)
                 self.stopped.wait(self._random.uniform(0, 1.5))
 
-    def try_to(self, way: Callable[[], None]) -> None:
+    def try_action(self, way: Callable[[], None]) -> None:
         name = way.__name__
         try:
-            if len(self.victims) < 2 or self.enough_to_do():
+            if len(self.victims) < 2 or self.has_enough_work():
                 return
             way()
         except (OSError, HTTPException, Refused, DatabaseError) as error:
@@ -83,10 +83,10 @@ class Person(Thread):
         else:
             self.done[name] += 1
 
-    def enough_to_do(self) -> bool:
-        waiting = CleanupOperation.objects.exclude(trigger="late_check")
+    def has_enough_work(self) -> bool:
+        waiting = Cleanup.objects.exclude(trigger="follow_up")
         waiting = waiting.filter(status__in=["pending", "running"])
-        return retried(waiting.count) >= OPEN_AT_ONCE
+        return retry_query(waiting.count) >= MAX_OPEN_CLEANUPS
 
     def send(self, name: str, *args: str, **fields: str | list[str]) -> None:
         if self._browser is None:
@@ -97,7 +97,7 @@ class Person(Thread):
 
     def next_victim(self) -> str:
         id = self.victims.pop()
-        self._world.asked(id)
+        self._world.allow_deletion(id)
         self.gone.append(id)
         return id
 
@@ -105,16 +105,16 @@ class Person(Thread):
         id = self.next_victim()
         self.send("project_delete", quote(id), post="yes")
 
-    def select(self, action: str, ids: list[str], model: str = "project") -> None:
+    def run_action(self, action: str, ids: list[str], model: str = "project") -> None:
         self.send(f"{model}_changelist", action=action, _selected_action=ids, post="yes")
 
     def delete_some(self) -> None:
-        self.select("delete_selected", [self.next_victim() for _each in range(2)])
+        self.run_action("delete_selected", [self.next_victim() for _each in range(2)])
 
     def force_delete(self) -> None:
-        self.select("force_delete", [self.next_victim()])
+        self.run_action("force_delete", [self.next_victim()])
 
-    def relative(self) -> str:
+    def choose_relative(self) -> str:
         return self._random.choice(self._families[self._random.choice(list(self._families))])
 
     def delete_rows(self) -> None:
@@ -122,23 +122,23 @@ class Person(Thread):
         rows = R2Object.objects.filter(project_id__in=relatives, source="backfill")
         chosen = self._random.sample(list(rows.order_by("pk")), 2)
         self._world.doomed_rows.update(row.key for row in chosen)
-        self.select("delete_selected", [str(row.pk) for row in chosen], "r2object")
+        self.run_action("delete_selected", [str(row.pk) for row in chosen], "r2object")
 
     def dry_run(self) -> None:
-        self.select("dry_run_cleanup", [self._random.choice(self.victims)])
+        self.run_action("dry_run_cleanup", [self._random.choice(self.victims)])
 
     def verify(self) -> None:
-        self.select("verify_cleanup", [self.relative()])
+        self.run_action("verify_cleanup", [self.choose_relative()])
 
-    def bring_back(self) -> None:
+    def recreate_project(self) -> None:
         """Create a deleted project again, as long as its cleanup may still run."""
         id = self.gone[-1] if self.gone else None
-        if id is None or id in self.reborn or Project.objects.filter(pk=id).exists():
+        if id is None or id in self.recreated or Project.objects.filter(pk=id).exists():
             return
         try:
             self.send("project_add", id=id, title="Again")
         finally:
             # Without an answer we have to look: both ends of it are right.
-            if retried(Project.objects.filter(pk=id).exists):
-                self._world.born(id)
-                self.reborn.append(id)
+            if retry_query(Project.objects.filter(pk=id).exists):
+                self._world.start_life(id)
+                self.recreated.append(id)

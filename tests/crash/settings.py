@@ -1,5 +1,5 @@
 """The demo's settings with short pauses between attempts, so that hours of retries and days of
-late checks pass in minutes. Lease, turn and queue are as in production."""
+follow-up checks pass in minutes. Lease, turn and queue are as in production."""
 
 from datetime import timedelta
 
@@ -10,10 +10,10 @@ STORAGE_AUDIT |= {
     # Sixteen such calls are a batch: a project has several.
     "BATCH_SIZE": 3,
     "LIMIT_OBJECTS": 5000,
-    "FIRST_RETRY": timedelta(seconds=3),
-    "LONGEST_RETRY": timedelta(seconds=15),
-    "FAILED_RETRY": timedelta(seconds=30),
-    "LATE_CHECKS": (timedelta(seconds=75),),
+    "RETRY_FIRST": timedelta(seconds=3),
+    "RETRY_LONGEST": timedelta(seconds=15),
+    "RETRY_FAILED_EVERY": timedelta(seconds=30),
+    "FOLLOW_UP_CHECKS": (timedelta(seconds=75),),
     # An upload whose process was killed is no upload any more when the last of them looks.
     "UPLOAD_TIMEOUT": timedelta(seconds=40),
 }

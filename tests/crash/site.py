@@ -25,7 +25,7 @@ from tests.crash.services import (
     Program,
     Service,
     Web,
-    insist,
+    start_with_retries,
 )
 from tests.faults.proxy import FaultyStore, faulty_store
 
@@ -53,13 +53,13 @@ class Site:
         """Start what does not run, and return when all of it is ready."""
         for service in self.services:
             if not service.is_ready():
-                insist(service)
+                start_with_retries(service)
 
-    def command(self, *argv: str) -> Program:
+    def start_command(self, *argv: str) -> Program:
         """A `manage.py` command, started."""
-        return self.program(argv[0], "manage.py", *argv)
+        return self.start_program(argv[0], "manage.py", *argv)
 
-    def program(self, name: str, *argv: str) -> Program:
+    def start_program(self, name: str, *argv: str) -> Program:
         program = Program(name, [sys.executable, *argv], os.environ, self.folder)
         program.start()
         return program
@@ -78,7 +78,8 @@ def running_site(folder: Path, store: str, database: str, strategy: str) -> Iter
         server = stack.enter_context(running_server()) if database == "postgresql" else None
         url = server.url if server else "sqlite:///" + quote(str(folder / "db.sqlite3"))
         replace_environment(
-            {**environment(variables, network.url, url), "CLEANUP_STRATEGY": strategy}, home=folder
+            {**crash_environment(variables, network.url, url), "CLEANUP_STRATEGY": strategy},
+            home=folder,
         )
         password = set_up_django()
         names = ["cluster-1", "cluster-2"] if server else ["cluster-1"]
@@ -99,7 +100,7 @@ def running_site(folder: Path, store: str, database: str, strategy: str) -> Iter
         yield site
 
 
-def environment(store: dict[str, str], network: str, database: str) -> dict[str, str]:
+def crash_environment(store: dict[str, str], network: str, database: str) -> dict[str, str]:
     return {
         **WITHOUT_ENV_FILE,
         **store,
@@ -120,7 +121,7 @@ def set_up_django() -> str:
 
     from storage_audit.ownership import bucket_marker
 
-    bucket_marker.claim(BUCKET)
+    bucket_marker.connect_bucket(BUCKET)
     password = secrets.token_urlsafe(12)
     User.objects.create_superuser(USER, password=password)
     return password

@@ -1,4 +1,4 @@
-"""The crash job sees what it is to see; the job itself is `make test-crash`."""
+"""The crash job sees what it is to see; the bulk job itself is `make test-crash`."""
 
 import os
 import subprocess
@@ -12,15 +12,15 @@ import pytest
 
 from devtools.processes import Child, StartError
 from storage_audit.models import Project
-from tests.crash.__main__ import parts
+from tests.crash.__main__ import list_parts
 from tests.crash.chaos import Chaos
 from tests.crash.observer import Observer
 from tests.crash.people import Person
-from tests.crash.services import Cluster, Program, insist
+from tests.crash.services import Cluster, Program, start_with_retries
 from tests.crash.verdict import Verdict
 from tests.crash.world import World
 from tests.paths import ROOT
-from tests.promises import alive, delete, late_check
+from tests.promises import clean_up_project, create_projects, run_follow_up
 from tests.real_bucket import Bucket
 
 KEY = "projects/proj_1/scenes/s1/media/a.mp4"
@@ -42,11 +42,11 @@ def chaos(tmp_path: Path, world: World, person: Person) -> Chaos:
 
 
 def problems(chaos: Chaos) -> list[str]:
-    return list(Verdict(chaos.world, Observer(chaos.world, "bucket"), chaos, {}).problems())
+    return list(Verdict(chaos.world, Observer(chaos.world, "bucket"), chaos, {}).list_problems())
 
 
 def test_the_histories_are_found() -> None:
-    argv = dict(parts(seed=1, kills=1))["histories"]
+    argv = dict(list_parts(seed=1, kills=1))["histories"]
     subprocess.run([sys.executable, *argv, "--collect-only"], cwd=ROOT, check=True)
 
 
@@ -59,7 +59,7 @@ def test_what_does_not_start_at_first_is_started_again(monkeypatch: pytest.Monke
             raise error
 
     monkeypatch.setattr("tests.crash.services.time.sleep", lambda seconds: None)
-    insist(cast(Any, SimpleNamespace(start=start)))
+    start_with_retries(cast(Any, SimpleNamespace(start=start)))
     assert not list(outcomes)
 
 
@@ -69,7 +69,7 @@ def test_a_program_started_again_leaves_nothing_of_the_one_before(tmp_path: Path
     program = Program("program", [sys.executable, "-c", orphaning], os.environ, tmp_path)
     program.start()
     assert cast(Child, program.child).wait() == 0
-    orphan = Path("/proc", program.said.strip())
+    orphan = Path("/proc", program.log_text.strip())
     assert orphan.exists()
     program.start()
     assert not orphan.exists()
@@ -79,12 +79,12 @@ def test_a_program_started_again_leaves_nothing_of_the_one_before(tmp_path: Path
 
 def test_a_cluster_that_slept_is_not_taken_for_stuck_at_once(tmp_path: Path) -> None:
     class Quiet(Cluster):
-        said = ""
+        log_text = ""
 
     cluster = Quiet("cluster", os.environ, tmp_path)
     cluster._taken_at -= 200
     assert cluster.is_idle(100)
-    cluster.look_afresh()
+    cluster.reset_idle_time()
     assert not cluster.is_idle(100)
 
 
@@ -92,38 +92,38 @@ def test_a_sleeper_is_left_to_sleep(chaos: Chaos) -> None:
     one, other = object(), object()
     chaos.site = cast(Any, SimpleNamespace(clusters=[one, other]))
     chaos.asleep = cast(Any, one)
-    assert {chaos.one_awake() for _try in range(20)} == {other}
+    assert {chaos.choose_awake() for _try in range(20)} == {other}
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("seconds, is_late", [(120, False), (121, True)])
 def test_work_that_resumes_late_is_noticed(chaos: Chaos, seconds: float, is_late: bool) -> None:
-    chaos.longest_resume = seconds
+    chaos.longest_resume_seconds = seconds
     assert (f"work resumed only after {seconds} s" in problems(chaos)) == is_late
 
 
 def test_of_an_upload_nobody_knows_in_which_life_of_its_project_it_was(
     chaos: Chaos, world: World
 ) -> None:
-    world.born("proj_1")
+    world.start_life("proj_1")
     key = "projects/proj_1/scenes/s9/media/a.mp4"
-    upload = cast(Any, SimpleNamespace(said=f"try {key}\nsaved {key} etag\n"))
-    lives = {"proj_1": world.lives("proj_1")}
-    world.born("proj_1")
-    chaos.learn(upload, lives)
-    assert world.should({"proj_1"}, set()) == ({}, set())
-    chaos.learn(upload, {"proj_1": world.lives("proj_1")})
-    assert world.should({"proj_1"}, set()) == ({key: "etag"}, set())
+    upload = cast(Any, SimpleNamespace(log_text=f"try {key}\nsaved {key} etag\n"))
+    lives = {"proj_1": world.count_lives("proj_1")}
+    world.start_life("proj_1")
+    chaos.record_uploads(upload, lives)
+    assert world.expected_end({"proj_1"}, set()) == ({}, set())
+    chaos.record_uploads(upload, {"proj_1": world.count_lives("proj_1")})
+    assert world.expected_end({"proj_1"}, set()) == ({key: "etag"}, set())
 
 
 @pytest.mark.django_db
-def test_a_project_that_was_not_deleted_is_not_born_again(person: Person, world: World) -> None:
+def test_a_project_that_was_not_deleted_is_not_recreated(person: Person, world: World) -> None:
     """Whoever asked for its deletion got no answer, and nothing came of it."""
-    world.born("proj_1")
+    world.start_life("proj_1")
     Project.objects.create(pk="proj_1")
     person.gone.append("proj_1")
-    person.bring_back()
-    assert world.lives("proj_1") == 1
+    person.recreate_project()
+    assert world.count_lives("proj_1") == 1
 
 
 @pytest.mark.django_db
@@ -131,24 +131,24 @@ def test_a_run_in_which_nothing_was_interrupted_proves_nothing(chaos: Chaos) -> 
     assert problems(chaos) == ["no deletion was interrupted, so that nothing was put to the proof"]
 
 
-def test_an_operation_that_ended_twice_is_noticed(bucket: Bucket, chaos: Chaos) -> None:
-    alive("proj_1")
-    operation = delete("proj_1")
-    twice = f"ended 2 times: {operation.pk}"
+def test_a_cleanup_that_ended_twice_is_noticed(bucket: Bucket, chaos: Chaos) -> None:
+    create_projects("proj_1")
+    cleanup = clean_up_project("proj_1")
+    twice = f"ended 2 times: {cleanup.pk}"
     assert twice not in problems(chaos)
-    operation.record("closed", "clean")
+    cleanup.record("closed", "clean")
     assert twice in problems(chaos)
 
 
 def test_an_object_that_was_called_gone_and_is_there_is_noticed(
     bucket: Bucket, chaos: Chaos, world: World
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(KEY)
     world.planted.add(KEY)
-    operation = delete("proj_1")
+    cleanup = clean_up_project("proj_1")
     called_gone = f"called gone, and was there: {KEY}"
     assert called_gone not in problems(chaos)
     bucket.put(KEY)
-    late_check(operation)
+    run_follow_up(cleanup)
     assert called_gone in problems(chaos)

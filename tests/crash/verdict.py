@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 from django.db.models import F, Sum
 
-from devtools.demo.report import shown
-from storage_audit.cleanup.adaptive_batch import MOST
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
+from devtools.demo.report import escape_key
+from storage_audit.cleanup.adaptive_batch import LARGEST_BATCH
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, Project
-from storage_audit.ownership.bucket_marker import MARKER
-from tests.crash.chaos import RESUMES_WITHIN, Chaos, unfinished
-from tests.crash.observer import ROWS, Observer
-from tests.crash.world import UPLOADED, World
+from storage_audit.ownership.bucket_marker import MARKER_KEY
+from tests.crash.chaos import RESUME_TIMEOUT_SECONDS, Chaos, unfinished_cleanups
+from tests.crash.observer import ROWS_OWNER, Observer
+from tests.crash.world import UPLOAD_PATTERN, World
 
-DELETIONS = ("deleted", "forced")
+DELETION_TRIGGERS = ("deleted", "forced")
 # Of each of these one worker may have had one batch under way.
-INTERRUPTIONS = ("takeover", "incomplete", "failed", "blocked")
+INTERRUPTION_STEPS = ("takeover", "retrying", "failed", "blocked")
 
 
 @dataclass
@@ -32,121 +32,129 @@ class Verdict:
 
     def __post_init__(self) -> None:
         self.living = set(Project.objects.values_list("pk", flat=True))
-        self.stays, self.goes = self.world.should(self.living, set(rows_deleted(self.world)))
-        self.touched = sorted(
-            key for key, etag in self.stays.items() if self.objects.get(key, (0, ""))[1] != etag
+        self.must_stay, self.must_go = self.world.expected_end(
+            self.living, set(list_deleted_rows(self.world))
         )
-        self.left = sorted(key for key in self.objects if key in self.goes or self.is_left(key))
+        self.changed = sorted(
+            key for key, etag in self.must_stay.items() if self.objects.get(key, (0, ""))[1] != etag
+        )
+        self.leftover = sorted(
+            key for key in self.objects if key in self.must_go or self.is_leftover(key)
+        )
 
-    def is_left(self, key: str) -> bool:
+    def is_leftover(self, key: str) -> bool:
         """An upload of which nobody knows whether it succeeded, into a project that is gone."""
-        named = UPLOADED.match(key)
+        named = UPLOAD_PATTERN.match(key)
         return (
-            key not in self.stays and bool(named) and self.world.life_of(key).id not in self.living
+            key not in self.must_stay
+            and bool(named)
+            and self.world.find_life(key).id not in self.living
         )
 
     @property
     def deleted(self) -> int:
-        return CleanupOperation.objects.aggregate(all=Sum("deleted"))["all"] or 0
+        return Cleanup.objects.aggregate(all=Sum("deleted"))["all"] or 0
 
     @property
     def taken_over(self) -> int:
-        return OperationEvent.objects.filter(step="takeover").count()
+        return CleanupEvent.objects.filter(step="takeover").count()
 
     @property
-    def refused(self) -> int:
+    def lost_leases(self) -> int:
         """How often a worker stopped as its lease was over."""
         logs = (log.read_text(errors="replace") for log in self.chaos.site.folder.glob("*.log"))
         return sum(log.count("LeaseLost: ") for log in logs)
 
     @property
     def false_deletions(self) -> list[str]:
-        return sorted({*self.touched, *self.observer.wrong})
+        return sorted({*self.changed, *self.observer.wrong_keys})
 
-    def problems(self) -> Iterator[str]:
+    def list_problems(self) -> Iterator[str]:
         yield from (
-            f"deleted or changed, and should not be: {shown(k)}" for k in self.false_deletions
+            f"deleted or changed, and should not be: {escape_key(k)}" for k in self.false_deletions
         )
-        yield from (f"left behind: {shown(key)}" for key in self.left)
-        yield from (f"nobody put it there: {shown(key)}" for key in self.strange())
-        yield from self.unfinished()
-        yield from self.miscounted()
-        yield from self.ended_twice()
-        yield from self.called_gone()
-        yield from self.redone()
+        yield from (f"left behind: {escape_key(key)}" for key in self.leftover)
+        yield from (f"nobody put it there: {escape_key(key)}" for key in self.find_strange())
+        yield from self.find_unfinished()
+        yield from self.find_miscounted()
+        yield from self.find_ended_twice()
+        yield from self.find_wrongly_gone()
+        yield from self.find_redone()
         if not self.deleted or not self.taken_over:
             yield "no deletion was interrupted, so that nothing was put to the proof"
-        if self.chaos.longest_resume > RESUMES_WITHIN:
-            yield f"work resumed only after {self.chaos.longest_resume:.0f} s"
+        if self.chaos.longest_resume_seconds > RESUME_TIMEOUT_SECONDS:
+            yield f"work resumed only after {self.chaos.longest_resume_seconds:.0f} s"
 
-    def strange(self) -> list[str]:
-        known = self.stays.keys() | self.goes | {MARKER}
+    def find_strange(self) -> list[str]:
+        known = self.must_stay.keys() | self.must_go | {MARKER_KEY}
         # What a project that lives again had before may be there or not: it is the new one's.
-        return [key for key in self.objects if key not in known and not self.world.life_of(key).id]
+        return [
+            key for key in self.objects if key not in known and not self.world.find_life(key).id
+        ]
 
-    def unfinished(self) -> Iterator[str]:
-        for operation in unfinished():
-            yield f"not ended: {operation.pk}, {operation.status}: {operation.error}"
-        open_books = CleanupOperation.objects.exclude(
-            found=F("deleted") + F("already_absent") + F("protected") + F("failed")
+    def find_unfinished(self) -> Iterator[str]:
+        for cleanup in unfinished_cleanups():
+            yield f"not ended: {cleanup.pk}, {cleanup.status}: {cleanup.message}"
+        open_books = Cleanup.objects.exclude(
+            found=F("deleted") + F("already_gone") + F("kept") + F("failed")
         )
-        yield from (f"the books do not close: {operation.pk}" for operation in open_books)
+        yield from (f"the totals do not close: {cleanup.pk}" for cleanup in open_books)
 
-    def miscounted(self) -> Iterator[str]:
-        """Each deletion that was committed has made one operation, and nothing else has."""
+    def find_miscounted(self) -> Iterator[str]:
+        """Each deletion that was committed has made one cleanup, and nothing else has."""
         made = Counter(
-            CleanupOperation.objects.filter(kind="project", trigger__in=DELETIONS).values_list(
+            Cleanup.objects.filter(kind="project", trigger__in=DELETION_TRIGGERS).values_list(
                 "project_id", flat=True
             )
         )
-        for id in self.world.ids():
-            wanted = self.world.lives(id) - (id in self.living)
+        for id in self.world.list_ids():
+            wanted = self.world.count_lives(id) - (id in self.living)
             if made[id] != wanted:
-                yield f"{id} was deleted {wanted} times and has {made[id]} operations"
+                yield f"{id} was deleted {wanted} times and has {made[id]} cleanups"
         alive = KnownProject.objects.filter(deleted_at=None).values_list("pk", flat=True)
         yield from (
             f"not known to be as it is: {id}" for id in self.living.symmetric_difference(alive)
         )
-        for operation in CleanupOperation.objects.filter(trigger="vanished"):
-            yield f"{operation.pk} was made for a deletion that had its own operation"
+        for cleanup in Cleanup.objects.filter(trigger="vanished"):
+            yield f"{cleanup.pk} was made for a deletion that had its own cleanup"
 
-    def ended_twice(self) -> Iterator[str]:
+    def find_ended_twice(self) -> Iterator[str]:
         """As when a worker that slept past its lease went on writing."""
-        ends = OperationEvent.objects.filter(step="closed").values_list("operation", flat=True)
+        ends = CleanupEvent.objects.filter(step="closed").values_list("cleanup", flat=True)
         yield from (f"ended {n} times: {pk}" for pk, n in Counter(ends).items() if n > 1)
 
-    def called_gone(self) -> Iterator[str]:
-        """Of one operation, though the next one found it and deleted it."""
-        items = CleanupItem.objects.filter(operation__kind="project")
-        gone = items.filter(outcome__in=["deleted", "already_absent"])
+    def find_wrongly_gone(self) -> Iterator[str]:
+        """Of one cleanup, though the next one found it and deleted it."""
+        items = CleanupItem.objects.filter(cleanup__kind="project")
+        gone = items.filter(outcome__in=["deleted", "already_gone"])
         first = dict(gone.order_by("-changed_at").values_list("key", "changed_at"))
-        deleted = items.filter(outcome="deleted").values_list("key", "operation__started_at")
+        deleted = items.filter(outcome="deleted").values_list("key", "cleanup__started_at")
         yield from (
-            f"called gone, and was there: {shown(key)}"
+            f"called gone, and was there: {escape_key(key)}"
             for key, began in deleted
             if key in self.world.planted and began and began > first[key]
         )
 
-    def redone(self) -> Iterator[str]:
+    def find_redone(self) -> Iterator[str]:
         """At most the two batches on their way, for each worker that was interrupted."""
-        batches = 2 * conf().batch_size * MOST["batch"].calls
-        events = OperationEvent.objects.filter(step__in=INTERRUPTIONS)
+        batches = 2 * conf().batch_size * LARGEST_BATCH["batch"].calls
+        events = CleanupEvent.objects.filter(step__in=INTERRUPTION_STEPS)
         interrupted = Counter(
-            ROWS if kind == "objects" else id
-            for kind, id in events.values_list("operation__kind", "operation__project_id")
+            ROWS_OWNER if kind == "objects" else id
+            for kind, id in events.values_list("cleanup__kind", "cleanup__project_id")
         )
-        for id, keys in self.observer.again.items():
+        for id, keys in self.observer.sent_again.items():
             if keys > batches * interrupted[id]:
                 yield f"{id}: {keys} keys sent again, with {interrupted[id]} interruptions"
 
 
-def rows_deleted(world: World) -> list[str]:
-    """The keys whose rows people deleted, by the operations that this made."""
-    items = CleanupItem.objects.filter(operation__kind="objects", key__in=world.doomed_rows)
+def list_deleted_rows(world: World) -> list[str]:
+    """The keys whose rows people deleted, by the cleanups that this made."""
+    items = CleanupItem.objects.filter(cleanup__kind="objects", key__in=world.doomed_rows)
     return list(items.values_list("key", flat=True))
 
 
-def table(verdict: Verdict, faults: Counter[str], title: str) -> str:
+def render_table(verdict: Verdict, faults: Counter[str], title: str) -> str:
     chaos, observer = verdict.chaos, verdict.observer
     rows: list[tuple[str, object]] = [("kills", chaos.kills.total())]
     rows += [(f"  of {name}", number) for name, number in sorted(chaos.kills.items())]
@@ -159,17 +167,17 @@ def table(verdict: Verdict, faults: Counter[str], title: str) -> str:
         ("people's actions", chaos.person.done.total()),
         ("people's actions that failed", chaos.person.failed.total()),
         *((f"  {name}", number) for name, number in sorted(chaos.person.failed.items())),
-        ("operations", CleanupOperation.objects.count()),
-        ("  released by a person", chaos.released),
+        ("cleanups", Cleanup.objects.count()),
+        ("  released by a person", chaos.approved),
         ("  taken over from a worker that was gone", verdict.taken_over),
-        ("  left by a worker whose lease was over", verdict.refused),
+        ("  left by a worker whose lease was over", verdict.lost_leases),
         ("objects deleted", verdict.deleted),
-        ("objects that had to stay", len(verdict.stays)),
+        ("objects that had to stay", len(verdict.must_stay)),
         ("delete calls", observer.batches),
         ("batches redone", observer.batches_again),
-        ("longest resume", f"{chaos.longest_resume:.0f} s"),
+        ("longest resume", f"{chaos.longest_resume_seconds:.0f} s"),
         ("false deletions", len(verdict.false_deletions)),
-        ("left behind", len(verdict.left)),
+        ("left behind", len(verdict.leftover)),
     ]
     width = max(len(name) for name, _value in rows) + 1
     lines = [f"{name + ':':{width}} {value:>7}" for name, value in rows]

@@ -11,9 +11,9 @@ from threading import RLock
 
 # By the time a deletion call is sent, its proof may be this old: whoever brings an id back to life
 # may still lose what was deleted with it.
-WINDOW = 40.0  # seconds
+PROOF_WINDOW_SECONDS = 40.0  # seconds
 
-HISTORICAL = [
+KEY_TEMPLATES = [
     "projects/{id}/scenes/s1/media/{n}.mp4",
     "projects/proj_{id}/scenes/s2/media/{n} old.mp4",
     "audio/{id}/s1/{n}.mp3",
@@ -22,13 +22,13 @@ HISTORICAL = [
     "proj_{id}_s{n}_media.mp4",
 ]
 # Names that look like a victim's and are nobody's.
-STRANGERS = ["{id}_notes.txt", "{id}/a.mp4", "backup/projects/{id}/s1.tar"]
-RELATIVES = ["{id}_x", "{id}x", "{id}0"]
+STRANGER_TEMPLATES = ["{id}_notes.txt", "{id}/a.mp4", "backup/projects/{id}/s1.tar"]
+RELATIVE_TEMPLATES = ["{id}_x", "{id}x", "{id}0"]
 # SeaweedFS keeps folders: none of its names is a file too, and it lists `a/b` before `a-b`.
 NOT_IN_FOLDERS = ["projects/{id}"]
 NOT_IN_ORDER = ["{id}-2"]
 NOBODY = ""
-UPLOADED = re.compile("projects/(proj_[^/]+)/")
+UPLOAD_PATTERN = re.compile("projects/(proj_[^/]+)/")
 
 
 @dataclass(eq=False)
@@ -37,8 +37,8 @@ class Life:
     somebody may have deleted it; `over` is the moment at which the id came to life again."""
 
     id: str
-    asked: bool = False
-    over: float | None = None
+    may_delete: bool = False
+    ended_at: float | None = None
     etags: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,8 +47,8 @@ class World:
     that were there from the start, and that nobody writes again."""
 
     def __init__(self, seed: int, *, has_folders: bool) -> None:
-        self._strangers = STRANGERS if has_folders else STRANGERS + NOT_IN_FOLDERS
-        self._relatives = RELATIVES if has_folders else RELATIVES + NOT_IN_ORDER
+        self._strangers = STRANGER_TEMPLATES if has_folders else STRANGER_TEMPLATES + NOT_IN_FOLDERS
+        self._relatives = RELATIVE_TEMPLATES if has_folders else RELATIVE_TEMPLATES + NOT_IN_ORDER
         self._random = Random(seed)
         self._lock = RLock()
         self._numbers = count(1)
@@ -57,7 +57,7 @@ class World:
         self.doomed_rows: set[str] = set()
         self.planted: set[str] = set()
 
-    def family(self) -> tuple[str, list[str], dict[str, bytes]]:
+    def add_family(self) -> tuple[str, list[str], dict[str, bytes]]:
         """A new victim, live projects whose keys look like its own, and the objects of them all."""
         id = f"proj_{next(self._numbers)}v"
         relatives = [name.format(id=id) for name in self._relatives]
@@ -71,51 +71,53 @@ class World:
         return id, relatives, objects
 
     def _objects(self, id: str, size: int) -> Iterator[tuple[str, bytes]]:
-        life = self.born(id)
+        life = self.start_life(id)
         for n in range(size):
             yield from self._object(
-                HISTORICAL[n % len(HISTORICAL)].format(id=id, n=n), life
+                KEY_TEMPLATES[n % len(KEY_TEMPLATES)].format(id=id, n=n), life
             ).items()
 
     def _object(self, key: str, life: Life) -> dict[str, bytes]:
         content = f"{key} {self._random.random()}".encode()
         self.planted.add(key)
-        self.saved(key, md5(content, usedforsecurity=False).hexdigest(), life)
+        self.record_saved(key, md5(content, usedforsecurity=False).hexdigest(), life)
         return {key: content}
 
-    def born(self, id: str) -> Life:
+    def start_life(self, id: str) -> Life:
         with self._lock:
             lives = self._lives.setdefault(id, [])
             if lives:
-                lives[-1].over = time.monotonic()
+                lives[-1].ended_at = time.monotonic()
             lives.append(Life(id))
             return lives[-1]
 
-    def asked(self, id: str) -> None:
+    def allow_deletion(self, id: str) -> None:
         """From now on its objects may go."""
-        self._lives[id][-1].asked = True
+        self._lives[id][-1].may_delete = True
 
-    def saved(self, key: str, etag: str, life: Life | None = None) -> None:
+    def record_saved(self, key: str, etag: str, life: Life | None = None) -> None:
         with self._lock:
-            life = life or self.life_of(key)
+            life = life or self.find_life(key)
             self._owners[key] = life
             life.etags[key] = etag
 
-    def life_of(self, key: str) -> Life:
+    def find_life(self, key: str) -> Life:
         """That of an upload of which we know no more than its key is the last of its project."""
         with self._lock:
-            named = UPLOADED.match(key)
+            named = UPLOAD_PATTERN.match(key)
             last = self._lives.get(named[1] if named else NOBODY, self._lives[NOBODY])[-1]
             return self._owners.get(key, last)
 
-    def may_go(self, key: str) -> bool:
+    def may_delete(self, key: str) -> bool:
         """Whether anybody has asked for anything that would delete this object."""
-        life = self.life_of(key)
-        if key in self.doomed_rows or self._lives[life.id][-1].asked:
+        life = self.find_life(key)
+        if key in self.doomed_rows or self._lives[life.id][-1].may_delete:
             return True
-        return life.over is not None and time.monotonic() < life.over + WINDOW
+        return life.ended_at is not None and time.monotonic() < life.ended_at + PROOF_WINDOW_SECONDS
 
-    def should(self, living: set[str], rows_deleted: set[str]) -> tuple[dict[str, str], set[str]]:
+    def expected_end(
+        self, living: set[str], rows_deleted: set[str]
+    ) -> tuple[dict[str, str], set[str]]:
         """What must be in the bucket at the end, with its etag, and what must not be."""
         stays, goes = dict[str, str](), set(rows_deleted)
         for id, lives in self._lives.items():
@@ -125,8 +127,8 @@ class World:
                 goes |= {key for life in lives for key in life.etags}
         return {key: etag for key, etag in stays.items() if key not in goes}, goes
 
-    def lives(self, id: str) -> int:
+    def count_lives(self, id: str) -> int:
         return len(self._lives[id])
 
-    def ids(self) -> set[str]:
+    def list_ids(self) -> set[str]:
         return self._lives.keys() - {NOBODY}

@@ -22,33 +22,40 @@ from pytest_django import Settings
 
 from autoshorts import urls
 from storage_audit import tasks
-from storage_audit.alerts.models import Delivery, Incident, Notice
+from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.attention import (
     find_verifications_with_leftovers,
     select_waiting_for_person,
 )
-from storage_audit.cleanup.models import CleanupOperation, OperationEvent
+from storage_audit.cleanup.models import Cleanup, CleanupEvent
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.admin import charts, next_steps
 from storage_audit.dashboard.admin.charts import Series
 from storage_audit.dashboard.daily_figures import OTHER_TYPES, Amount
 from storage_audit.dashboard.models import DailyFigures
-from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.models import HealthReport
 from storage_audit.findings.models import Finding
-from storage_audit.models import Installation, KnownProject, Project
-from storage_audit.roles import VIEWER
+from storage_audit.models import DatabaseIdentity, KnownProject, Project
+from storage_audit.roles import VIEWER_PERMISSIONS
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
-from tests.admin_client import DASHBOARD, count_queries, person, superuser, text_of, words
+from tests.admin_client import (
+    DASHBOARD,
+    count_queries,
+    normalized_text,
+    page_text,
+    staff_client,
+    superuser_client,
+)
 from tests.builders import add_item, create_cleanup, create_finding, create_row, create_scan
 from tests.keys import ESCAPED, HOSTILE
-from tests.promises import alive, delete, run
+from tests.promises import clean_up_project, create_projects, run_until_idle
 from tests.real_bucket import Bucket
 
-LEFT_BEHIND = reverse("admin:storage_audit_left_behind")
-EVERYTHING = ("view_finding", "view_bucketscan", "view_diagnosis")
+LEFTOVER_URL = reverse("admin:storage_audit_leftovers")
+EVERYTHING = ("view_finding", "view_bucketscan", "view_healthreport")
 NOW = timezone.now()
 LONG_AGO = NOW - timedelta(days=9)
 
@@ -64,17 +71,17 @@ def on_time(db: None) -> None:
 @pytest.fixture
 def connected(db: None) -> None:
     """To a bucket, for tests that ask no store."""
-    Installation.objects.create(fingerprint="f")
+    DatabaseIdentity.objects.create(fingerprint="f")
 
 
-def remaining(*keys: str, **values: Any) -> CleanupOperation:
+def verification_with_leftovers(*keys: str, **values: Any) -> Cleanup:
     """A verification that found these of a deleted project."""
     given = {"kind": "verify", "finished_at": LONG_AGO, "next_attempt_at": None}
     given |= {"project_id": f"proj_{uuid4().hex}", "failed": len(keys), "found": len(keys)}
-    operation = create_cleanup("incomplete", **given | values)
+    cleanup = create_cleanup("differs", **given | values)
     for key in keys:
-        add_item(operation, key, reason=f"why {key} stays")
-    return operation
+        add_item(cleanup, key, reason=f"why {key} stays")
+    return cleanup
 
 
 def tile(shown: str, title: str) -> tuple[str, str, str]:
@@ -94,29 +101,29 @@ def listed(client: Client, url: str) -> int:
     return int(client.get(url).context["cl"].result_count)
 
 
-def left_behind() -> Amount:
-    return daily_figures.left_behind()
+def leftover_amount() -> Amount:
+    return daily_figures.count_leftovers()
 
 
 # What the tiles say, and where they lead
 
 
-def many_operations() -> None:
-    for status in CleanupOperation.Status.values:
+def create_many_cleanups() -> None:
+    for status in Cleanup.Status.values:
         for _each in range(2):
             create_cleanup(status)
     create_cleanup("planned", dry_run=True)
     create_cleanup("pending", kind="verify")
-    parent = CleanupOperation.objects.filter(status="clean").first()
+    parent = Cleanup.objects.filter(status="clean").first()
     create_cleanup("pending", parent=parent)
 
 
 def test_open_deletions_are_counted_with_the_age_of_the_oldest_and_lead_to_them(db: None) -> None:
-    many_operations()
-    create_cleanup("incomplete", created_at=NOW - timedelta(days=3, minutes=5))
-    client = superuser()
-    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Open deletions")
-    # Pending, running, incomplete, failed, blocked; no look, plan, or late check.
+    create_many_cleanups()
+    create_cleanup("retrying", created_at=NOW - timedelta(days=3, minutes=5))
+    client = superuser_client()
+    url, figure, said = tile(page_text(client.get(DASHBOARD)), "Open deletions")
+    # Pending, running, retrying, failed, blocked; no look, plan, or follow-up check.
     assert figure == "11"
     assert listed(client, url) == 11
     assert "The oldest was asked for 3 days" in said
@@ -124,74 +131,74 @@ def test_open_deletions_are_counted_with_the_age_of_the_oldest_and_lead_to_them(
 
 def test_a_plan_is_as_old_as_its_run(db: None) -> None:
     ran = create_cleanup("pending", created_at=LONG_AGO)
-    OperationEvent.objects.create(operation=ran, step="run", at=NOW - timedelta(hours=2))
-    assert daily_figures.open_deletions() == (1, NOW - timedelta(hours=2))
+    CleanupEvent.objects.create(cleanup=ran, step="run", at=NOW - timedelta(hours=2))
+    assert daily_figures.count_open_deletions() == (1, NOW - timedelta(hours=2))
 
 
 def test_what_waits_for_a_person_is_counted_and_leads_to_it(db: None) -> None:
-    many_operations()
-    client = superuser()
-    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Waiting for a person")
+    create_many_cleanups()
+    client = superuser_client()
+    url, figure, said = tile(page_text(client.get(DASHBOARD)), "Waiting for a person")
     assert (figure, listed(client, url)) == ("4", 4)
     assert "decide" in said
 
 
-def test_a_blocked_look_waits_until_it_was_repeated(db: None) -> None:
+def test_a_blocked_verification_waits_until_it_was_repeated(db: None) -> None:
     """Nobody can release it, and it would be shown for ever."""
     create_cleanup("blocked", kind="verify", created_at=LONG_AGO)
     deletion = create_cleanup("clean", project_id="proj_other")
     of_deletion = {"kind": "verify", "project_id": None, "parent": deletion}
     create_cleanup("blocked", **of_deletion, created_at=LONG_AGO)
-    assert select_waiting_for_person(CleanupOperation.objects.all()).count() == 2
+    assert select_waiting_for_person(Cleanup.objects.all()).count() == 2
     create_cleanup("pending", kind="verify", project_id="proj_unrelated")
-    assert select_waiting_for_person(CleanupOperation.objects.all()).count() == 2
+    assert select_waiting_for_person(Cleanup.objects.all()).count() == 2
     create_cleanup("clean", kind="verify")
     create_cleanup("pending", **of_deletion)
-    assert not select_waiting_for_person(CleanupOperation.objects.all()).exists()
+    assert not select_waiting_for_person(Cleanup.objects.all()).exists()
 
 
-def test_left_behind_has_each_object_once_with_its_size(db: None) -> None:
+def test_leftover_files_have_each_object_once_with_its_size(db: None) -> None:
     create_finding("a", size=100)
     create_finding("b", size=None)
-    create_finding("acknowledged", state="acknowledged")
+    create_finding("ignored", state="ignored")
     create_finding("gone", state="resolved")
     create_finding("doubted", kind="ambiguous")
     # Known as a finding, and to another verification as well.
-    first = remaining("a", "c", "d")
-    remaining("c", "d")
-    add_item(first, "settled", "already_absent")
+    first = verification_with_leftovers("a", "c", "d")
+    verification_with_leftovers("c", "d")
+    add_item(first, "settled", "already_gone")
     # Covered by an open cleanup, or not deleting at all.
     nothing: dict[str, Any] = {}
     for status, values in (
-        *((status, nothing) for status in ("blocked", "running", "incomplete", "failed")),
+        *((status, nothing) for status in ("blocked", "running", "retrying", "failed")),
         ("clean", {"failed": 0, "found": 0}),
-        ("incomplete", {"dry_run": True}),
-        ("incomplete", {"kind": "verify"}),
+        ("retrying", {"dry_run": True}),
+        ("retrying", {"kind": "verify"}),
     ):
         add_item(create_cleanup(status, **values), f"{status} {sorted(values)}")
-    assert left_behind() == (4, 100 + 0 + 10 + 10)
-    client = superuser()
-    url, figure, _said = tile(text_of(client.get(DASHBOARD)), "Left behind")
+    assert leftover_amount() == (4, 100 + 0 + 10 + 10)
+    client = superuser_client()
+    url, figure, _said = tile(page_text(client.get(DASHBOARD)), "Leftover files")
     assert figure == "4 objects"
     keys = [left.key for left in client.get(url).context["rows"]]
     assert keys == ["a", "b", "c", "d"]
 
 
-@pytest.mark.parametrize("status", ["pending", "running", "blocked", "incomplete", "failed"])
-def test_files_that_an_open_cleanup_covers_are_not_left_behind(db: None, status: str) -> None:
-    remaining("a", project_id="proj_1")
+@pytest.mark.parametrize("status", ["pending", "running", "blocked", "retrying", "failed"])
+def test_files_that_an_open_cleanup_covers_are_not_leftover(db: None, status: str) -> None:
+    verification_with_leftovers("a", project_id="proj_1")
     create_finding("b", project_id="proj_1")
     create_finding("c", project_id="proj_2")
     cleanup = create_cleanup(status, project_id="proj_1")
     named = create_cleanup(status, kind="orphans", project_id=None)
-    add_item(named, "c", "planned")
+    add_item(named, "c", "to_delete")
     create_cleanup(status, project_id="proj_1", bucket="other")
-    assert left_behind().objects == 0
-    assert Finding.objects.open().by_kind(10) == {}
-    named.items.mark("protected")
-    assert left_behind().objects == 1
-    CleanupOperation.objects.filter(pk=cleanup.pk).update(status="clean")
-    assert left_behind().objects == 3
+    assert leftover_amount().objects == 0
+    assert Finding.objects.open().count_by_kind(10) == {}
+    named.items.mark("kept")
+    assert leftover_amount().objects == 1
+    Cleanup.objects.filter(pk=cleanup.pk).update(status="clean")
+    assert leftover_amount().objects == 3
 
 
 def test_waiting_follow_up_check_covers_nothing_until_it_begins(db: None) -> None:
@@ -201,19 +208,19 @@ def test_waiting_follow_up_check_covers_nothing_until_it_begins(db: None) -> Non
     )
     create_cleanup("planned", project_id="proj_1", dry_run=True)
     create_cleanup("blocked", project_id="proj_1", kind="verify")
-    assert left_behind().objects == 1
-    CleanupOperation.objects.filter(pk=check.pk).update(status="running")
-    assert left_behind().objects == 0
+    assert leftover_amount().objects == 1
+    Cleanup.objects.filter(pk=check.pk).update(status="running")
+    assert leftover_amount().objects == 0
 
 
 def test_the_same_key_in_two_buckets_is_two_objects_and_two_spellings_are_one(db: None) -> None:
     create_finding("k", bucket="other")
-    remaining("k")
-    assert left_behind().objects == 2
+    verification_with_leftovers("k")
+    assert leftover_amount().objects == 2
     composed, decomposed = "caf\u00e9", "cafe\u0301"
     create_finding(composed)
-    add_item(remaining(), decomposed, identity=composed)
-    assert left_behind().objects == 3
+    add_item(verification_with_leftovers(), decomposed, identity=composed)
+    assert leftover_amount().objects == 3
 
 
 @pytest.mark.parametrize(
@@ -225,45 +232,45 @@ def test_the_same_key_in_two_buckets_is_two_objects_and_two_spellings_are_one(db
         (0, 0.015, "€0.00 a month"),
     ],
 )
-def test_left_behind_is_told_in_money(
+def test_leftover_files_are_priced(
     db: None, settings: Settings, size: int, price: float, said: str
 ) -> None:
     changed = {"PRICE_PER_GB": price, "CURRENCY": "€"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | changed
     create_finding("a", size=size)
-    assert said in tile(text_of(superuser().get(DASHBOARD)), "Left behind")[2]
+    assert said in tile(page_text(superuser_client().get(DASHBOARD)), "Leftover files")[2]
 
 
 @pytest.mark.parametrize("found", [slice(0), slice(None), slice(0, None, 2)])
-def test_each_left_behind_object_is_reached_with_its_reason_page_by_page(
-    db: None, found: slice
-) -> None:
+def test_each_leftover_file_is_reached_with_its_reason_page_by_page(db: None, found: slice) -> None:
     keys = [f"k{n:03}" for n in range(120)]
     for key in keys[found]:
         create_finding(key, evidence=f"why {key} stays")
-    remaining(*sorted({*keys} - {*keys[found]}))
-    client = superuser()
-    url: str = tile(text_of(client.get(DASHBOARD)), "Left behind")[0]
+    verification_with_leftovers(*sorted({*keys} - {*keys[found]}))
+    client = superuser_client()
+    url: str = tile(page_text(client.get(DASHBOARD)), "Leftover files")[0]
     seen: list[str] = []
     while url:
         answer = client.get(url)
-        seen += re.findall("why (k[0-9]+) stays", words(answer))
-        more = re.findall(r'<a href="(\?after=[^"]*)">Next page', words(answer))
-        url = LEFT_BEHIND + unescape(more[0]) if more else ""
+        seen += re.findall("why (k[0-9]+) stays", normalized_text(answer))
+        more = re.findall(r'<a href="(\?after=[^"]*)">Next page', normalized_text(answer))
+        url = LEFTOVER_URL + unescape(more[0]) if more else ""
     assert seen == keys
 
 
 def test_a_key_that_many_buckets_have_goes_over_pages(db: None) -> None:
     """With one beside it that is only shown so, at the very end of a page."""
     for n in range(60):
-        create_finding("k", bucket=f"b{n:02}") if n % 2 else remaining("k", bucket=f"b{n:02}")
+        create_finding("k", bucket=f"b{n:02}") if n % 2 else verification_with_leftovers(
+            "k", bucket=f"b{n:02}"
+        )
     create_finding("k", bucket="b49", escaped=True)
-    client, seen, url = superuser(), list[str](), LEFT_BEHIND
+    client, seen, url = superuser_client(), list[str](), LEFTOVER_URL
     while url:
         answer = client.get(url)
         seen += [left.bucket for left in answer.context["rows"]]
-        more = re.findall(r'<a href="(\?after=[^"]*)">Next page', text_of(answer))
-        url = LEFT_BEHIND + unescape(more[0]) if more else ""
+        more = re.findall(r'<a href="(\?after=[^"]*)">Next page', page_text(answer))
+        url = LEFTOVER_URL + unescape(more[0]) if more else ""
     assert seen == sorted([*(f"b{n:02}" for n in range(60)), "b49"])
 
 
@@ -271,23 +278,23 @@ def test_its_pages_lead_back_as_they_lead_on(db: None) -> None:
     """Beside the end of a page there are two in a place."""
     keys = [f"k{n:03}" for n in range(120)]
     for n, key in enumerate(keys):
-        create_finding(key) if n % 2 else remaining(key)
+        create_finding(key) if n % 2 else verification_with_leftovers(key)
     create_finding("k070", escaped=True)
-    client, back, url = superuser(), list[str](), f"{LEFT_BEHIND}?after=k999"
-    assert "There is nothing here any more." in text_of(client.get(url))
-    url = f"{LEFT_BEHIND}?before=k999"
+    client, back, url = superuser_client(), list[str](), f"{LEFTOVER_URL}?after=k999"
+    assert "There is nothing here any more." in page_text(client.get(url))
+    url = f"{LEFTOVER_URL}?before=k999"
     while url:
         answer = client.get(url)
         back = [left.key for left in answer.context["rows"]] + back
-        shown = text_of(answer)
+        shown = page_text(answer)
         more = re.findall(r'<a href="(\?before=[^"]*)">Previous page', shown)
         assert bool(more) == ('<a href="?">First page' in shown)
-        url = LEFT_BEHIND + unescape(more[0]) if more else ""
+        url = LEFTOVER_URL + unescape(more[0]) if more else ""
     assert back == sorted([*keys, "k070"])
     on = unescape(re.findall(r'<a href="(\?after=[^"]*)">Next page', shown)[0])
-    shown = text_of(client.get(LEFT_BEHIND + on))
+    shown = page_text(client.get(LEFTOVER_URL + on))
     [url] = re.findall(r'<a href="(\?before=[^"]*)">Previous page', shown)
-    again = client.get(LEFT_BEHIND + unescape(url)).context["rows"]
+    again = client.get(LEFTOVER_URL + unescape(url)).context["rows"]
     assert [left.key for left in again] == back[: len(again)]
 
 
@@ -296,17 +303,17 @@ def test_its_pages_lead_back_as_they_lead_on(db: None) -> None:
 )
 def test_a_place_that_no_database_holds_leads_to_the_first_page(db: None, query: str) -> None:
     create_finding("k")
-    answer = superuser().get(f"{LEFT_BEHIND}?{query}")
+    answer = superuser_client().get(f"{LEFTOVER_URL}?{query}")
     assert answer.status_code == 200
     assert [left.key for left in answer.context["rows"]] == ["k"]
     assert answer.context["is_first"]
 
 
 def test_what_a_verification_found_is_where_its_link_leads(db: None) -> None:
-    add_item(remaining("failed-one"), "absent-one", "already_absent")
-    client = superuser()
+    add_item(verification_with_leftovers("failed-one"), "absent-one", "already_gone")
+    client = superuser_client()
     links = re.findall(
-        r'<a href="([^"]*)#items">Its verification', text_of(client.get(LEFT_BEHIND))
+        r'<a href="([^"]*)#items">Its verification', page_text(client.get(LEFTOVER_URL))
     )
     [items] = [client.get(unescape(url)).context["items"] for url in links]
     assert [shown["key"] for shown in items] == ["failed-one"]
@@ -317,33 +324,33 @@ def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> No
     create_finding("a", **ripe, evidence="flat: proj_1; no project proj_1 was ever known")
     create_finding("b", last_modified=LONG_AGO)
     create_finding("c", **ripe)
-    operation = create_cleanup("running", kind="orphans")
-    add_item(operation, "c", outcome="planned")
+    cleanup = create_cleanup("running", kind="orphans")
+    add_item(cleanup, "c", outcome="to_delete")
     create_finding("e\u0301", **ripe)
-    add_item(operation, "e\u0301", outcome="planned", identity="\u00e9")
-    add_item(create_cleanup("running", kind="orphans", bucket="other"), "a", outcome="planned")
-    add_item(create_cleanup("planned", kind="orphans", dry_run=True), "a", outcome="planned")
-    answer = superuser().get(LEFT_BEHIND)
+    add_item(cleanup, "e\u0301", outcome="to_delete", identity="\u00e9")
+    add_item(create_cleanup("running", kind="orphans", bucket="other"), "a", outcome="to_delete")
+    add_item(create_cleanup("planned", kind="orphans", dry_run=True), "a", outcome="to_delete")
+    answer = superuser_client().get(LEFTOVER_URL)
     reasons = {left.key: left.reason for left in answer.context["rows"]}
     known = "Its project is no more, or was never known, and no cleanup took it. "
     assert all(reason.startswith(known) for reason in reasons.values())
     assert "It may be deleted: “Delete orphans”" in reasons["a"]
     assert "It is seen only since" in reasons["b"] and "It may be deleted" not in reasons["b"]
     # The database takes the two spellings for two objects.
-    assert f"Cleanup {operation.pk} covers this file and is running." in reasons.pop("e\u0301")
+    assert f"Cleanup {cleanup.pk} covers this file and is running." in reasons.pop("e\u0301")
     assert reasons.keys() == {"a", "b"}
-    assert '<span class="quiet">flat: proj_1; no project proj_1 was' in text_of(answer)
+    assert '<span class="quiet">flat: proj_1; no project proj_1 was' in page_text(answer)
 
 
-def test_the_page_of_what_is_left_behind_shows_hostile_keys_as_text(db: None) -> None:
+def test_the_page_of_leftover_files_shows_hostile_keys_as_text(db: None) -> None:
     for key in (f"{n:02}{HOSTILE}&after=#?%" for n in range(60)):
         create_finding(key, evidence=HOSTILE, bucket=HOSTILE)
-    remaining("zz" + HOSTILE)
-    client = superuser()
-    shown = text_of(client.get(LEFT_BEHIND))
+    verification_with_leftovers("zz" + HOSTILE)
+    client = superuser_client()
+    shown = page_text(client.get(LEFTOVER_URL))
     assert ESCAPED in shown
     [after] = re.findall(r'<a href="(\?after=[^"]*)">Next page', shown)
-    second = text_of(client.get(LEFT_BEHIND + unescape(after)))
+    second = page_text(client.get(LEFTOVER_URL + unescape(after)))
     for text in (shown, second):
         assert "<script>alert" not in text
     assert len(re.findall('<th scope="row">', second)) == 11
@@ -353,34 +360,34 @@ def test_the_last_complete_scan_of_the_whole_bucket_is_told_and_overdue_after_tw
     db: None, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"RECONCILE_EVERY": timedelta(hours=6)}
-    client = superuser()
-    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Last complete scan")
+    client = superuser_client()
+    url, figure, said = tile(page_text(client.get(DASHBOARD)), "Last complete scan")
     assert figure == "never"
     whole = create_scan(
         finished_at=timezone.now() - timedelta(hours=11), listed=7, listed_bytes=2048
     )
     for values in ({"prefix": "a/"}, {"dry_run": True}, {"status": "failed"}, {"bucket": "other"}):
         create_scan(**values)
-    url, figure, said = tile(text_of(client.get(DASHBOARD)), "Last complete scan")
+    url, figure, said = tile(page_text(client.get(DASHBOARD)), "Last complete scan")
     assert figure == "11 hours ago"
     assert "7 objects, 2.0 KB" in said and "overdue" not in said
     assert url == reverse("admin:storage_audit_bucketscan_change", args=[whole.pk])
     BucketScan.objects.update(finished_at=timezone.now() - timedelta(hours=13))
-    assert "overdue" in tile(text_of(client.get(DASHBOARD)), "Last complete scan")[2]
+    assert "overdue" in tile(page_text(client.get(DASHBOARD)), "Last complete scan")[2]
 
 
 def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -> None:
     OrmQ.objects.create(key="autoshorts", payload="x", lock=timezone.now())
-    client = superuser()
-    figure, said = tile(text_of(client.get(DASHBOARD)), "Worker and queue")[1:]
+    client = superuser_client()
+    figure, said = tile(page_text(client.get(DASHBOARD)), "Worker and queue")[1:]
     assert figure == "on time" and "1 task waits for a worker." in said
     Schedule.objects.update(next_run=timezone.now() - timedelta(hours=1))
-    shown = text_of(client.get(DASHBOARD))
+    shown = page_text(client.get(DASHBOARD))
     figure, said = tile(shown, "Worker and queue")[1:]
     assert figure == "late" and "No worker runs: the sweep is 60 minutes late." in said
     assert "start the worker again" in shown
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
-    assert tile(text_of(client.get(DASHBOARD)), "Worker and queue")[1] == "none"
+    assert tile(page_text(client.get(DASHBOARD)), "Worker and queue")[1] == "none"
 
 
 # What needs a person
@@ -388,21 +395,22 @@ def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -
 
 def test_before_anything_ran_the_board_says_so_and_calls_nothing_well(db: None) -> None:
     Schedule.objects.update(task=None)
-    client = superuser()
-    shown = text_of(client.get(DASHBOARD))
+    client = superuser_client()
+    shown = page_text(client.get(DASHBOARD))
     figure, said = tile(shown, "Worker and queue")[1:]
     assert figure == "not started" and "No worker has run yet." in said
-    figure, said = tile(shown, "Left behind")[1:]
+    figure, said = tile(shown, "Leftover files")[1:]
     assert figure == "not known" and "The bucket has not been scanned yet." in said
-    assert "This database is not connected to a bucket" in shown and "claim_bucket" in shown
+    assert "This database is not connected to a bucket" in shown and "connect_bucket" in shown
     daily_figures.take_figures()
-    chart = text_of(client.get(DASHBOARD)).split("<h3>Left behind</h3>")[1].split("</section>")[0]
+    shown = page_text(client.get(DASHBOARD))
+    chart = shown.split("<h3>Leftover files</h3>")[1].split("</section>")[0]
     assert "<svg" not in chart and "No figures for these days yet" in chart
     create_finding("a")  # Whatever scan found it did not have to end well.
     BucketScan.objects.update(status="failed")
-    assert tile(text_of(client.get(DASHBOARD)), "Left behind")[1] == "1 object"
-    Installation.objects.create(fingerprint="f")
-    assert "not connected to a bucket" not in text_of(client.get(DASHBOARD))
+    assert tile(page_text(client.get(DASHBOARD)), "Leftover files")[1] == "1 object"
+    DatabaseIdentity.objects.create(fingerprint="f")
+    assert "not connected to a bucket" not in page_text(client.get(DASHBOARD))
 
 
 def test_figures_of_a_day_to_come_are_not_the_latest(db: None) -> None:
@@ -412,16 +420,16 @@ def test_figures_of_a_day_to_come_are_not_the_latest(db: None) -> None:
     assert daily_figures.take_figures() and not daily_figures.take_figures()
 
 
-def test_the_chart_of_what_is_left_behind_ends_with_the_figure_of_the_tile(db: None) -> None:
+def test_the_chart_of_leftover_files_ends_with_the_figure_of_the_tile(db: None) -> None:
     create_scan()
-    DailyFigures.objects.take(
-        tracked=0, tracked_bytes=0, left_behind=307, left_behind_bytes=9, file_types={}
+    DailyFigures.objects.record_today(
+        tracked=0, tracked_bytes=0, leftover=307, leftover_bytes=9, file_types={}
     )
     create_finding("a", size=2048)
-    shown = text_of(superuser().get(DASHBOARD))
-    assert tile(shown, "Left behind")[1] == "1 object"
+    shown = page_text(superuser_client().get(DASHBOARD))
+    assert tile(shown, "Leftover files")[1] == "1 object"
     today = timezone.localdate().isoformat()
-    chart = shown.split("<h3>Left behind</h3>")[1].split("</section>")[0]
+    chart = shown.split("<h3>Leftover files</h3>")[1].split("</section>")[0]
     assert f'<th scope="row">{today}</th><td>1</td><td>2.0 KB</td>' in chart
     assert "Counted just now." in chart
 
@@ -429,28 +437,28 @@ def test_the_chart_of_what_is_left_behind_ends_with_the_figure_of_the_tile(db: N
 def test_nothing_needs_a_person_where_all_is_well(connected: None, db: None) -> None:
     create_scan()
     create_cleanup("clean")
-    create_cleanup("incomplete")
-    assert "Nothing needs you." in text_of(superuser().get(DASHBOARD))
+    create_cleanup("retrying")
+    assert "Nothing needs you." in page_text(superuser_client().get(DASHBOARD))
 
 
 def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     blocked = create_cleanup(
-        "blocked", error="1,204 objects are more than 1,000.", created_at=LONG_AGO
+        "blocked", message="1,204 objects are more than 1,000.", created_at=LONG_AGO
     )
-    failed = create_cleanup("failed", error="AccessDenied")
-    broken = create_scan(status="failed", error="The listing broke off.")
+    failed = create_cleanup("failed", message="AccessDenied")
+    broken = create_scan(status="failed", message="The listing broke off.")
     create_finding("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
     create_finding("b", kind="missing")
-    wrong = Diagnosis.objects.create(
+    wrong = HealthReport.objects.create(
         context="web", host="h", pid=1, at=LONG_AGO, probes=[PROBE | {"status": "wrong"}]
     )
-    client = superuser()
-    shown = text_of(client.get(DASHBOARD)).partition("Needs you")[2].partition("Over time")[0]
+    client = superuser_client()
+    shown = page_text(client.get(DASHBOARD)).partition("Needs you")[2].partition("Over time")[0]
     for url, said in {
-        change("cleanupoperation", blocked.pk): ["1,204 objects are more than", "force-delete it"],
-        change("cleanupoperation", failed.pk): ["AccessDenied", "try again"],
+        change("cleanup", blocked.pk): ["1,204 objects are more than", "force-delete it"],
+        change("cleanup", failed.pk): ["AccessDenied", "try again"],
         change("bucketscan", broken.pk): ["The listing broke off.", "then scan again."],
-        change("diagnosis", wrong.pk): ["The last diagnosis", "examine again"],
+        change("healthreport", wrong.pk): ["The last health report", "examine again"],
     }.items():
         entry = entry_of(shown, url)
         assert all(escape(text) in entry for text in said), entry
@@ -466,15 +474,15 @@ def test_who_may_scan_is_led_to_it_and_others_are_told_who_may(connected: None, 
         begin = f'href="{reverse("admin:storage_audit_bucketscan_add")}{purpose}"'
         if not purpose:
             create_scan(status="failed")
-        shown = text_of(superuser().get(DASHBOARD))
+        shown = page_text(superuser_client().get(DASHBOARD))
         assert begin in shown and "manage.py" not in shown
         User.objects.filter(username="ben").delete()
-        shown = text_of(allowed("view_cleanupoperation", "view_bucketscan").get(DASHBOARD))
+        shown = page_text(allowed("view_cleanup", "view_bucketscan").get(DASHBOARD))
         assert begin not in shown and "Somebody in the group “Storage operator” may." in shown
 
 
 def steps(client: Client) -> list[str]:
-    shown = text_of(client.get(DASHBOARD))
+    shown = page_text(client.get(DASHBOARD))
     return [re.sub("<.*?>", "", each) for each in re.findall('audit-step">(.*?)</p>', shown)]
 
 
@@ -485,15 +493,17 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
     create_cleanup("blocked")
     create_cleanup("failed")
     create_cleanup("blocked", kind="verify", project_id="proj_other")
-    remaining("x", project_id="proj_b")
+    verification_with_leftovers("x", project_id="proj_b")
     create_scan(status="failed")
     create_finding("a", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
-    for kind in next_steps.FOR_STEP:
+    for kind in next_steps.STEP_PERMISSIONS:
         create_finding("b", kind=kind)
-    Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}])
+    HealthReport.objects.create(
+        context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}]
+    )
     given_up()
-    told = steps(allowed(*VIEWER))
-    assert len(told) == len(steps(superuser())) == 16
+    told = steps(allowed(*VIEWER_PERMISSIONS))
+    assert len(told) == len(steps(superuser_client())) == 16
     for begin, group in {
         "Check the figures.": "admin",
         "See what stands in the way": "admin",
@@ -503,21 +513,21 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
         "1 of them may be deleted": "admin",
         "Upload them again, or remove the rows.": "admin",
         "Track them": "operator",
-        "Adopt them into a project, or acknowledge": "operator",
+        "Assign them to a project, or ignore": "operator",
         "Abort them": "admin",
         "Do what it says first": "operator",
         "See which, mend the channel": "admin",
     }.items():
         [step] = [each for each in told if each.startswith(begin)]
         assert step.endswith(f" Somebody in the group “Storage {group}” may."), step
-    assert not [each for each in steps(superuser()) if "Somebody" in each]
+    assert not [each for each in steps(superuser_client()) if "Somebody" in each]
 
 
 def test_a_step_that_nobody_takes_names_no_group(connected: None, db: None) -> None:
     create_scan()
     create_finding("a")
     overdue()
-    told = steps(allowed("view_cleanupoperation", "view_finding", "view_incident"))
+    told = steps(allowed("view_cleanup", "view_finding", "view_alert"))
     assert len(told) == 2 and "Somebody" not in "".join(told)
 
 
@@ -540,46 +550,46 @@ def kind_need(shown: str, word: str) -> tuple[str, str]:
     return url.replace("&amp;", "&"), entry
 
 
-def test_only_the_first_ten_operations_are_shown_and_the_rest_counted(db: None) -> None:
+def test_only_the_first_ten_cleanups_are_shown_and_the_rest_counted(db: None) -> None:
     for _each in range(12):
         create_cleanup("blocked")
-    client = superuser()
-    shown = text_of(client.get(DASHBOARD))
+    client = superuser_client()
+    shown = page_text(client.get(DASHBOARD))
     assert shown.count("If they are right, force-delete it") == 10
     [url] = re.findall('href="([^"]*)">… and 2 more', shown)
     assert listed(client, url) == 12
 
 
-def overdue(number: int = 0) -> CleanupOperation:
-    operation = create_cleanup("incomplete", project_id=f"proj_slow{number}", created_at=LONG_AGO)
+def overdue(number: int = 0) -> Cleanup:
+    cleanup = create_cleanup("retrying", project_id=f"proj_slow{number}", created_at=LONG_AGO)
     began = NOW - timedelta(days=8, minutes=number)
-    Incident.objects.create(kind="overdue", operation=operation, summary="s", began_at=began)
-    return operation
+    Alert.objects.create(kind="overdue", cleanup=cleanup, summary="s", began_at=began)
+    return cleanup
 
 
 def given_up(days_ago: int = 0, recipient: str = "ann@example.com") -> None:
-    notice = Notice.objects.create(made_at=NOW - timedelta(days=days_ago))
-    lost = {"state": "given_up", "next_try_at": None, "recipient": recipient}
-    Delivery.objects.create(notice=notice, channel="email", **lost)
+    notification = Notification.objects.create(made_at=NOW - timedelta(days=days_ago))
+    lost = {"state": "given_up", "next_attempt_at": None, "recipient": recipient}
+    Delivery.objects.create(notification=notification, channel="email", **lost)
 
 
 def test_an_overdue_deletion_is_told_with_what_to_do_until_it_is_over(db: None) -> None:
-    operation, client = overdue(), superuser()
-    Incident.objects.create(kind="blocked", operation=create_cleanup("blocked"), summary="s")
-    shown = text_of(client.get(DASHBOARD))
+    cleanup, client = overdue(), superuser_client()
+    Alert.objects.create(kind="blocked", cleanup=create_cleanup("blocked"), summary="s")
+    shown = page_text(client.get(DASHBOARD))
     assert "Nothing needs you." not in shown
-    entry = entry_of(shown, change("cleanupoperation", operation.pk))
+    entry = entry_of(shown, change("cleanup", cleanup.pk))
     assert ">overdue</span>" in entry and ">proj_slow0</a>" in entry
     assert "for 1 week, 1 day" in entry and "Its timeline says what it waits for" in entry
-    Incident.objects.update(ended_at=NOW)
-    assert "overdue</span>" not in text_of(client.get(DASHBOARD))
+    Alert.objects.update(ended_at=NOW)
+    assert "overdue</span>" not in page_text(client.get(DASHBOARD))
 
 
 def test_of_many_overdue_deletions_the_oldest_are_shown_and_the_rest_counted(db: None) -> None:
     for number in range(12):
         overdue(number)
-    client = superuser()
-    shown = text_of(client.get(DASHBOARD))
+    client = superuser_client()
+    shown = page_text(client.get(DASHBOARD))
     assert [f">proj_slow{n}</a>" in shown for n in range(12)] == [False] * 2 + [True] * 10
     [url] = re.findall('href="([^"]*)">2 more deletions</a>', shown)
     assert listed(client, url.replace("&amp;", "&")) == 12
@@ -590,59 +600,64 @@ def test_messages_that_were_given_up_lately_are_told_of(db: None, settings: Sett
     given_up(29)
     given_up(31)
     given_up(recipient="left@example.com")
-    sent = {"state": "sent", "next_try_at": None, "sent_at": NOW, "recipient": "ann@example.com"}
-    Delivery.objects.create(notice=Notice.objects.create(), channel="email", **sent)
-    client = superuser()
-    assert "could not be sent" not in text_of(client.get(DASHBOARD)), "nobody is to be told"
+    sent = {
+        "state": "sent",
+        "next_attempt_at": None,
+        "sent_at": NOW,
+        "recipient": "ann@example.com",
+    }
+    Delivery.objects.create(notification=Notification.objects.create(), channel="email", **sent)
+    client = superuser_client()
+    assert "could not be sent" not in page_text(client.get(DASHBOARD)), "nobody is to be told"
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
-    url, entry = kind_need(text_of(client.get(DASHBOARD)), "not sent")
-    assert "2 messages about incidents could not be sent" in entry
+    url, entry = kind_need(page_text(client.get(DASHBOARD)), "not sent")
+    assert "2 messages about alerts could not be sent" in entry
     assert "send a test message" in entry
-    assert url == reverse("admin:storage_audit_incident_changelist")
+    assert url == reverse("admin:storage_audit_alert_changelist")
 
 
-def test_who_may_not_see_incidents_is_told_of_none(
+def test_who_may_not_see_alerts_is_told_of_none(
     connected: None, db: None, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
     overdue()
     given_up()
-    client = allowed("view_cleanupoperation")
-    assert "Nothing needs you." in text_of(client.get(DASHBOARD))
+    client = allowed("view_cleanup")
+    assert "Nothing needs you." in page_text(client.get(DASHBOARD))
     User.objects.get(username="ben").user_permissions.add(
-        Permission.objects.get(codename="view_incident")
+        Permission.objects.get(codename="view_alert")
     )
-    shown = text_of(client.get(DASHBOARD))
-    assert ">proj_slow0</a>" in shown and "1 message about incidents could not be sent" in shown
+    shown = page_text(client.get(DASHBOARD))
+    assert ">proj_slow0</a>" in shown and "1 message about alerts could not be sent" in shown
 
 
-def test_kept_objects_are_one_line_until_a_later_look_finds_none(db: None) -> None:
-    ended = {"protected": 2, "found": 2, "finished_at": LONG_AGO}
+def test_kept_objects_are_one_line_until_a_later_check_finds_none(db: None) -> None:
+    ended = {"kept": 2, "found": 2, "finished_at": LONG_AGO}
     long_over = {**ended, "finished_at": NOW - timedelta(days=31)}
-    create_cleanup("clean_with_protected", **long_over, project_id="proj_c")
-    create_cleanup("clean_with_protected", **ended)
-    create_cleanup("clean_with_protected", **{**ended, "finished_at": NOW})
-    create_cleanup("clean_with_protected", **ended, project_id="proj_b")
-    client = superuser()
-    shown = text_of(client.get(DASHBOARD))
+    create_cleanup("clean_with_kept", **long_over, project_id="proj_c")
+    create_cleanup("clean_with_kept", **ended)
+    create_cleanup("clean_with_kept", **{**ended, "finished_at": NOW})
+    create_cleanup("clean_with_kept", **ended, project_id="proj_b")
+    client = superuser_client()
+    shown = page_text(client.get(DASHBOARD))
     url, entry = kind_need(shown, "kept")
     assert "2 cleanups kept" in entry and "4 objects in all." in entry
-    assert "delete it in the Cloudflare dashboard, or acknowledge its finding" in entry
+    assert "delete it in the Cloudflare dashboard, or ignore its finding" in entry
     assert listed(client, url) == 2
     create_cleanup("clean", project_id="proj_b", kind="verify", finished_at=NOW)
-    assert "2 objects in all." in kind_need(text_of(client.get(DASHBOARD)), "kept")[1]
+    assert "2 objects in all." in kind_need(page_text(client.get(DASHBOARD)), "kept")[1]
 
 
 def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: Bucket) -> None:
     """A file that a verification found after the cleanup, and an orphan: both with reasons."""
     bucket.put("projects/proj_old/scenes/s1/media/old.mp4")
     Project.objects.create(pk="proj_1")
-    delete("proj_1")
-    bucket.r2.plant("projects/proj_1/scenes/s1/media/first\nsecond.mp4", b"content", bucket.name)
+    clean_up_project("proj_1")
+    bucket.r2.put("projects/proj_1/scenes/s1/media/first\nsecond.mp4", b"content", bucket.name)
     list(work_on_scan(start_scan("projects/proj_old/")))
     verify("proj_1")
-    client = superuser()
-    url = tile(text_of(client.get(DASHBOARD)), "Left behind")[0]
+    client = superuser_client()
+    url = tile(page_text(client.get(DASHBOARD)), "Leftover files")[0]
     rows = {left.key: left.reason for left in client.get(url).context["rows"]}
     assert sorted(rows) == [
         "projects/proj_1/scenes/s1/media/first\\nsecond.mp4",
@@ -651,91 +666,89 @@ def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: 
     assert all(rows.values()), rows
 
 
-def verify(project_id: str) -> CleanupOperation:
-    [asked] = requests.verify_project(project_id)
-    return run(asked)
+def verify(project_id: str) -> Cleanup:
+    [asked] = requests.request_verification(project_id)
+    return run_until_idle(asked)
 
 
 def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup(
     bucket: Bucket,
 ) -> None:
-    alive("proj_1")
-    assert delete("proj_1").status == "clean"
+    create_projects("proj_1")
+    assert clean_up_project("proj_1").status == "clean"
     key = "projects/proj_1/scenes/s1/media/back.mp4"
     bucket.put(key)
-    look, client = verify("proj_1"), superuser()
-    assert left_behind() == (1, 7)
-    entry = entry_of(text_of(client.get(DASHBOARD)), change("cleanupoperation", look.pk))
+    look, client = verify("proj_1"), superuser_client()
+    assert leftover_amount() == (1, 7)
+    entry = entry_of(page_text(client.get(DASHBOARD)), change("cleanup", look.pk))
     assert "1 object of proj_1 is still in bucket tests" in entry
-    [left] = client.get(LEFT_BEHIND).context["rows"]
+    [left] = client.get(LEFTOVER_URL).context["rows"]
     told = "Still in the bucket. Clean up after its project again."
-    assert (left.key, left.reason, left.told_by) == (key, told, look)
-    shown = text_of(client.get(change("cleanupoperation", look.pk)))
+    assert (left.key, left.reason, left.source) == (key, told, look)
+    shown = page_text(client.get(change("cleanup", look.pk)))
     [url] = re.findall('href="([^"]*)">Clean up after it again', shown)
-    assert 'name="project_id" value="proj_1"' in text_of(client.get(url))
+    assert 'name="project_id" value="proj_1"' in page_text(client.get(url))
     assert "disabled" not in shown.partition("Clean up after it again")[0][-300:]
     [again] = requests.declare_deleted("proj_1")
-    assert left_behind().objects == 0
-    assert run(again).status == "clean"
-    assert left_behind().objects == 0
-    assert "is still in bucket" not in text_of(client.get(DASHBOARD))
-    shown = text_of(client.get(change("cleanupoperation", look.pk)))
+    assert leftover_amount().objects == 0
+    assert run_until_idle(again).status == "clean"
+    assert leftover_amount().objects == 0
+    assert "is still in bucket" not in page_text(client.get(DASHBOARD))
+    shown = page_text(client.get(change("cleanup", look.pk)))
     assert "Clean up after it again" not in shown
 
 
-def test_only_a_later_look_at_the_whole_project_ends_what_a_verification_found(db: None) -> None:
+def test_only_a_later_check_of_the_whole_project_ends_what_a_verification_found(db: None) -> None:
     ended: dict[str, Any] = {"finished_at": LONG_AGO, "next_attempt_at": None, "kind": "verify"}
     ended["project_id"] = "proj_gone"
-    remaining("a", "b", **ended)
-    remaining("b", **ended | {"project_id": None})
-    assert left_behind().objects == 2
+    verification_with_leftovers("a", "b", **ended)
+    verification_with_leftovers("b", **ended | {"project_id": None})
+    assert leftover_amount().objects == 2
     objects = create_cleanup("clean", kind="objects", finished_at=NOW)
     create_cleanup("clean", kind="verify", parent=objects, finished_at=NOW)
     create_cleanup("superseded", finished_at=NOW)
     create_cleanup("clean", bucket="other", finished_at=NOW)
     create_cleanup("clean", finished_at=LONG_AGO - timedelta(days=1))
-    assert left_behind().objects == 2
-    remaining("b", **ended | {"finished_at": NOW})
+    assert leftover_amount().objects == 2
+    verification_with_leftovers("b", **ended | {"finished_at": NOW})
     assert find_verifications_with_leftovers().count() == 1
-    assert left_behind().objects == 1
-    create_cleanup(
-        "clean_with_protected", parent=create_cleanup("clean"), finished_at=timezone.now()
-    )
-    assert left_behind().objects == 0
+    assert leftover_amount().objects == 1
+    create_cleanup("clean_with_kept", parent=create_cleanup("clean"), finished_at=timezone.now())
+    assert leftover_amount().objects == 0
 
 
-def test_a_live_projects_differences_are_not_left_behind_even_when_it_is_deleted(
+def test_findings_of_a_live_project_are_not_leftover_even_when_it_is_deleted(
     bucket: Bucket,
 ) -> None:
     bucket.r2.remove(bucket.upload("proj_1"), bucket.name)
     assert verify("proj_1").failed == 1
-    assert left_behind().objects == 0
+    assert leftover_amount().objects == 0
     Project.objects.get().delete()
-    assert left_behind().objects == 0
+    assert leftover_amount().objects == 0
 
 
 # Who may see it
 
 
-def test_who_may_not_look_at_operations_sees_the_lists_and_whom_to_ask(db: None) -> None:
-    create_cleanup("blocked", error="secret reason")
+def test_who_may_not_view_cleanups_sees_the_lists_and_whom_to_ask(db: None) -> None:
+    create_cleanup("blocked", message="secret reason")
     User.objects.create_user("cleo", is_staff=True)
     client = Client()
     client.force_login(User.objects.get(username="cleo"))
     assert client.get(DASHBOARD).status_code == 404  # No model of ours is theirs.
-    assert "storage dashboard" not in text_of(client.get(reverse("admin:index")))
+    assert "storage dashboard" not in page_text(client.get(reverse("admin:index")))
     client = allowed("view_project")
-    shown = text_of(client.get(DASHBOARD))
+    shown = page_text(client.get(DASHBOARD))
     main = shown.partition('id="content-start"')[2]
     assert "add you to the group “Storage viewer”" in main
     assert "Known" not in shown and "Projects" in shown
     for hidden in ("audit-tile", "secret reason", "audit-chart"):
         assert hidden not in shown
-    assert "storage dashboard" not in text_of(client.get(reverse("admin:index")))
+    assert "storage dashboard" not in page_text(client.get(reverse("admin:index")))
 
 
 def allowed(*permissions: str) -> Client:
-    client = person()
+    client = staff_client()
     user = User.objects.get(username="ben")
     user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
     return client
@@ -743,35 +756,37 @@ def allowed(*permissions: str) -> Client:
 
 def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:
     create_finding("a", evidence="secret evidence")
-    create_scan(status="failed", error="secret message")
-    Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}])
-    client = allowed("view_cleanupoperation")
-    shown = text_of(client.get(DASHBOARD))
+    create_scan(status="failed", message="secret message")
+    HealthReport.objects.create(
+        context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}]
+    )
+    client = allowed("view_cleanup")
+    shown = page_text(client.get(DASHBOARD))
     titles = re.findall('audit-tile-title">(.*?) ?<', shown)
     assert titles == ["Open deletions", "Waiting for a person"]
-    for hidden in ("1 orphaned", "secret", "The last diagnosis", "file type"):
+    for hidden in ("1 orphaned", "secret", "The last health report", "file type"):
         assert hidden not in shown
-    assert client.get(LEFT_BEHIND).status_code == 403
+    assert client.get(LEFTOVER_URL).status_code == 403
     user = User.objects.get(username="ben")
     for permission in EVERYTHING:
         user.user_permissions.add(Permission.objects.get(codename=permission))
-    shown = text_of(client.get(DASHBOARD))
+    shown = page_text(client.get(DASHBOARD))
     assert len(re.findall('audit-tile-title">', shown)) == 5
-    assert "secret evidence" in text_of(client.get(LEFT_BEHIND))
+    assert "secret evidence" in page_text(client.get(LEFTOVER_URL))
 
 
 def test_the_home_of_the_admin_tells_it_in_a_line_and_no_other_app_does(db: None) -> None:
     create_cleanup("blocked")
     create_finding("a", size=10**9)
-    client = superuser()
-    shown = text_of(client.get(reverse("admin:index")))
+    client = superuser_client()
+    shown = page_text(client.get(reverse("admin:index")))
     panel = shown.partition('class="audit-panel"')[2].partition("</section>")[0]
     plain = re.sub("<.*?>", "", panel)
     assert "Waiting for a person: 1 decide" in plain
-    assert "Left behind: 1 object" in plain
+    assert "Leftover files: 1 object" in plain
     assert f'<a href="{DASHBOARD}">Open the storage dashboard</a>' in panel
-    assert "audit-panel" not in text_of(client.get(reverse("admin:app_list", args=["auth"])))
-    assert "audit-panel" not in text_of(client.get(DASHBOARD))
+    assert "audit-panel" not in page_text(client.get(reverse("admin:app_list", args=["auth"])))
+    assert "audit-panel" not in page_text(client.get(DASHBOARD))
 
 
 class OtherSite(AdminSite):
@@ -782,7 +797,7 @@ newsroom = OtherSite(name="newsroom")
 for model, pages in admin.site._registry.items():
     newsroom.register(model, type(pages))
 bare = OtherSite(name="bare")
-bare.register(CleanupOperation, type(admin.site._registry[CleanupOperation]))
+bare.register(Cleanup, type(admin.site._registry[Cleanup]))
 urlpatterns = [path("newsroom/", newsroom.urls), path("bare/", bare.urls), *urls.urlpatterns]
 
 
@@ -790,14 +805,14 @@ urlpatterns = [path("newsroom/", newsroom.urls), path("bare/", bare.urls), *urls
 def test_it_works_on_another_site_and_leads_to_its_pages(db: None) -> None:
     create_finding("a")
     create_cleanup("blocked")
-    client = superuser()
-    shown = text_of(client.get("/newsroom/storage_audit/"))
+    client = superuser_client()
+    shown = page_text(client.get("/newsroom/storage_audit/"))
     links = [
         url for url, _text in re.findall('<li class="audit-tile [^"]*"><a href="(.*?)">(.)', shown)
     ]
     assert len(links) == 5
     assert all(url.startswith("/newsroom/") for url in links)
-    shown = text_of(client.get("/bare/storage_audit/"))
+    shown = page_text(client.get("/bare/storage_audit/"))
     assert len(re.findall("audit-tile-title", shown)) == 2
 
 
@@ -806,25 +821,25 @@ def test_it_works_on_another_site_and_leads_to_its_pages(db: None) -> None:
 
 def add_rows(numbers: Iterable[int]) -> None:
     for n in numbers:
-        for status in CleanupOperation.Status.values:
+        for status in Cleanup.Status.values:
             create_cleanup(status, project_id=f"proj_{n}", finished_at=NOW - timedelta(days=n % 20))
-        remaining(f"left{n}")
+        verification_with_leftovers(f"left{n}")
         create_finding(f"k{n}")
         create_finding(f"k{n}", kind="missing")
         create_row(f"r{n}", file_type=f"t{n}")
         day = NOW.date() - timedelta(days=n)
         DailyFigures.objects.create(day=day, taken_at=NOW, file_types={f"t{n}": [1, 1]}, **ZERO)
-        Diagnosis.objects.create(context="web", host="h", pid=1, probes=[PROBE])
+        HealthReport.objects.create(context="web", host="h", pid=1, probes=[PROBE])
         overdue(n)
         given_up(n)
 
 
-ZERO = {"tracked": 0, "tracked_bytes": 0, "left_behind": 0, "left_behind_bytes": 0}
+ZERO = {"tracked": 0, "tracked_bytes": 0, "leftover": 0, "leftover_bytes": 0}
 
 
-@pytest.mark.parametrize("url", [DASHBOARD, reverse("admin:index"), LEFT_BEHIND])
+@pytest.mark.parametrize("url", [DASHBOARD, reverse("admin:index"), LEFTOVER_URL])
 def test_many_rows_cost_as_many_queries_as_few(db: None, url: str) -> None:
-    client = superuser()
+    client = superuser_client()
     add_rows([0])
     few = count_queries(client, url)
     add_rows(range(1, 12))
@@ -832,15 +847,15 @@ def test_many_rows_cost_as_many_queries_as_few(db: None, url: str) -> None:
 
 
 @pytest.mark.parametrize("url", [DASHBOARD, reverse("admin:index")])
-def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
+def test_no_page_waits_for_a_count_of_many_leftover_files(
     db: None, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    monkeypatch.setattr(daily_figures, "MUCH", 4)
-    monkeypatch.setattr(next_steps, "FINDINGS_COUNTED", 2)
-    remaining("a", "b")
+    monkeypatch.setattr(daily_figures, "MAX_COUNTED_LEFTOVERS", 4)
+    monkeypatch.setattr(next_steps, "MAX_COUNTED_FINDINGS", 2)
+    verification_with_leftovers("a", "b")
     create_finding("c", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
     create_finding("d")
-    client = superuser()
+    client = superuser_client()
     assert "4 objects" in said_of(client, url)
     create_finding("e")
     assert "about 4 objects or more" in said_of(client, url)
@@ -849,7 +864,7 @@ def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
     create_finding("f")
     assert "5 objects, as of 20 minutes ago" in said_of(client, url)
     with CaptureQueriesContext(connection) as captured:
-        shown = text_of(client.get(url))
+        shown = page_text(client.get(url))
     items = [each["sql"] for each in captured if "storage_audit_cleanupitem" in each["sql"]]
     assert all("LIMIT 3" in sql for sql in items)
     counts = [each["sql"] for each in captured if "COUNT" in each["sql"]]
@@ -859,36 +874,36 @@ def test_where_much_is_left_behind_no_page_waits_for_a_count_of_it(
 
 
 def said_of(client: Client, url: str) -> str:
-    """What the page says of what is left behind, with or without a tile."""
-    plain = re.sub("<.*?>", " ", text_of(client.get(url)))
-    return " ".join(plain.split()).partition("Left behind")[2][:100]
+    """What the page says about leftover files, with or without a tile."""
+    plain = re.sub("<.*?>", " ", page_text(client.get(url)))
+    return " ".join(plain.split()).partition("Leftover files")[2][:100]
 
 
 def test_no_request_reads_the_table_of_objects(db: None) -> None:
-    client = superuser()
-    for url in (DASHBOARD, reverse("admin:index"), LEFT_BEHIND):
+    client = superuser_client()
+    for url in (DASHBOARD, reverse("admin:index"), LEFTOVER_URL):
         with CaptureQueriesContext(connection) as captured:
-            text_of(client.get(url))
+            page_text(client.get(url))
         assert not [each for each in captured if "storage_audit_r2object" in each["sql"]]
 
 
 def test_hostile_names_are_shown_as_text_and_nothing_is_inline(db: None) -> None:
-    create_cleanup("blocked", project_id=HOSTILE, error=HOSTILE)
+    create_cleanup("blocked", project_id=HOSTILE, message=HOSTILE)
     types = {HOSTILE[:40]: [1, 1], OTHER_TYPES: [2, 2], "": [1, 0]}
     DailyFigures.objects.create(day=NOW.date(), taken_at=NOW, **ZERO, file_types=types)
     create_finding(HOSTILE)
-    create_scan(status="failed", error=HOSTILE)
+    create_scan(status="failed", message=HOSTILE)
     for url in (
         DASHBOARD,
         DASHBOARD + "?days=90",
         DASHBOARD + f"?days={HOSTILE}",
         reverse("admin:index"),
     ):
-        shown = text_of(superuser().get(url))
+        shown = page_text(superuser_client().get(url))
         assert "<script>alert" not in shown
         main = shown.partition('id="content-start"')[2]
         assert not re.findall(r"<[^>]* (?:style|on[a-z]+)=|<style|<script(?! src)", main)
-    assert text_of(superuser().get(DASHBOARD)).count(ESCAPED) >= 3
+    assert page_text(superuser_client().get(DASHBOARD)).count(ESCAPED) >= 3
 
 
 # The charts
@@ -900,7 +915,7 @@ def ended(days_ago: int, status: str, number: int = 1, **values: Any) -> None:
 
 
 def charts_on(client: Client, query: str = "") -> dict[str, str]:
-    parts = text_of(client.get(DASHBOARD + query)).split('<section class="audit-figure">')[1:]
+    parts = page_text(client.get(DASHBOARD + query)).split('<section class="audit-figure">')[1:]
     return {
         re.findall("<h3>(.*?)</h3>", part)[0]: part.partition("</section>")[0] for part in parts
     }
@@ -916,19 +931,19 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
 ) -> None:
     ended(0, "clean", 3, deleted=1, found=1, deleted_bytes=1024, found_bytes=1024)
     ended(0, "failed")
-    ended(29, "clean_with_protected", 2)
-    ended(30, "incomplete", 5)
-    # No deletions of their own; but what a late check deleted is freed as well.
+    ended(29, "clean_with_kept", 2)
+    ended(30, "retrying", 5)
+    # No deletions of their own; but what a follow-up check deleted is freed as well.
     ended(0, "clean", kind="verify")
-    parent = CleanupOperation.objects.filter(status="clean").first()
+    parent = Cleanup.objects.filter(status="clean").first()
     late = {"deleted": 1, "found": 1, "deleted_bytes": 2048, "found_bytes": 2048}
     ended(0, "clean", parent=parent, **late)
     today = timezone.localdate()
-    client = superuser()
+    client = superuser_client()
     shown = charts_on(client)
     deletions, freed = shown["Deletions by outcome, a day"], shown["Bytes freed, a day"]
-    assert table_of(deletions)[0][:3] == ["Day", "Clean", "Clean, some protected"]
-    for text in ("clean: 3", "clean, some protected: 2", "incomplete: 0", "failed: 1"):
+    assert table_of(deletions)[0][:3] == ["Day", "Clean", "Clean, some kept"]
+    for text in ("clean: 3", "clean, some kept: 2", "retrying: 0", "failed: 1"):
         assert f"</svg> {text}</li>" in deletions
     assert f"<title>{today}: 3 clean</title>" in deletions
     rows = {day: figures for day, *figures in table_of(deletions)}
@@ -939,7 +954,7 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
     assert "In all: 5.0 KB" in freed
     longer = charts_on(client, "?days=90")["Deletions by outcome, a day"]
     assert len(table_of(longer)) == 91
-    assert "</svg> incomplete: 5</li>" in longer
+    assert "</svg> retrying: 5</li>" in longer
 
 
 def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> None:
@@ -947,7 +962,7 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
     create_row("a", file_type="mp4")
     ended(0, "clean")
     daily_figures.take_figures()
-    shown = charts_on(superuser())
+    shown = charts_on(superuser_client())
     assert len(shown) == 6
     named = []
     for title, chart in shown.items():
@@ -961,22 +976,22 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
 
 
 def test_bars_are_as_high_as_their_share(db: None) -> None:
-    drawn = charts.stacked("n", "t", "s", ["a", "b"], [Series("x", "solid", [5, 12])])
+    drawn = charts.draw_stacked_bars("n", "t", "s", ["a", "b"], [Series("x", "solid", [5, 12])])
     heights = re.findall('height="([0-9.]+)"', drawn)
     assert heights == ["38.0", "91.2"]
-    assert [charts.ceiling(n) for n in (0, 1, 3, 11, 500, 501)] == [1, 1, 5, 20, 500, 1000]
-    assert charts.ceiling(1500, 1024) == 2048
-    assert charts.ceiling(1024**3, 1024) == 1024**3
+    assert [charts.round_up(n) for n in (0, 1, 3, 11, 500, 501)] == [1, 1, 5, 20, 500, 1000]
+    assert charts.round_up(1500, 1024) == 2048
+    assert charts.round_up(1024**3, 1024) == 1024**3
 
 
 def test_a_line_goes_through_the_days_that_were_counted(db: None) -> None:
-    drawn = charts.line("n", "t", "s", ["a", "b", "c"], [2, None, 1])
+    drawn = charts.draw_line("n", "t", "s", ["a", "b", "c"], [2, None, 1])
     assert 'points="108.7,12.0 303.3,88.0"' in drawn
     assert "<title>c: 1</title>" in drawn
 
 
 def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> None:
-    client = superuser()
+    client = superuser_client()
     title = "Objects and bytes by file type"
     assert "They are counted once an hour." in charts_on(client)[title]
     create_row("a", file_type="mp4", size=3000)
@@ -1005,7 +1020,7 @@ def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_to
     db: None,
 ) -> None:
     titles = [f"Tracked {what} over time, by file type" for what in ("objects", "bytes")]
-    client, today = superuser(), timezone.localdate()
+    client, today = superuser_client(), timezone.localdate()
     assert all("They are counted once an hour." in charts_on(client)[title] for title in titles)
     counted(40, avi=[9, 9 * 1024**3])
     counted(-1, mkv=[9, 9 * 1024**3])  # As after a change of TIME_ZONE.
@@ -1030,13 +1045,13 @@ def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_to
 
 def test_file_types_over_time_have_no_part_for_others_where_there_are_none(db: None) -> None:
     counted(0, mp4=[2, 4096])
-    chart = charts_on(superuser())["Tracked bytes over time, by file type"]
+    chart = charts_on(superuser_client())["Tracked bytes over time, by file type"]
     assert table_of(chart)[0] == ["Day", "mp4"] and "all others" not in chart
 
 
 def test_where_nothing_is_tracked_that_is_drawn(db: None) -> None:
     counted(0)
-    chart = charts_on(superuser())["Tracked objects over time, by file type"]
+    chart = charts_on(superuser_client())["Tracked objects over time, by file type"]
     assert table_of(chart)[1:] == [[str(timezone.localdate()), "0"]]
 
 
@@ -1059,7 +1074,7 @@ def test_the_sweep_counts_once_an_hour_and_keeps_one_row_a_day(db: None) -> None
     tasks.sweep()
     first = DailyFigures.objects.get()
     assert (first.tracked, first.tracked_bytes) == (1, 5)
-    assert (first.left_behind, first.left_behind_bytes) == (1, 7)
+    assert (first.leftover, first.leftover_bytes) == (1, 7)
     create_row("b", size=5)
     tasks.sweep()
     assert DailyFigures.objects.get().tracked == 1
@@ -1072,14 +1087,14 @@ def test_the_sweep_counts_once_an_hour_and_keeps_one_row_a_day(db: None) -> None
 
 
 def test_two_sweeps_at_once_make_one_row(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = daily_figures.by_file_type
+    count = daily_figures.amounts_by_type
 
     def while_another_sweeps() -> dict[str, Amount]:
         monkeypatch.undo()
         assert daily_figures.take_figures()
         return count()
 
-    monkeypatch.setattr(daily_figures, "by_file_type", while_another_sweeps)
+    monkeypatch.setattr(daily_figures, "amounts_by_type", while_another_sweeps)
     assert daily_figures.take_figures()
     assert DailyFigures.objects.count() == 1
 
@@ -1089,7 +1104,7 @@ def test_a_count_that_fails_stops_nothing_else_and_is_logged(
 ) -> None:
     late = create_cleanup("pending", next_attempt_at=LONG_AGO)
     Project.objects.bulk_create([Project(pk="proj_unseen")])
-    monkeypatch.setattr(daily_figures, "by_file_type", lambda: 1 / 0)
+    monkeypatch.setattr(daily_figures, "amounts_by_type", lambda: 1 / 0)
     assert tasks.sweep() == {"vanished": 0, "enqueued": 1}
     late.refresh_from_db()
     assert late.enqueued_at

@@ -12,19 +12,19 @@ from pytest_django import Settings
 from devtools.cloudflare_api import CloudflareApi
 from storage_audit.bucket import prices, s3
 from storage_audit.cleanup import delete_batches
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import STRATEGIES
 from storage_audit.debug import strategy_benchmark
-from storage_audit.debug.strategy_benchmark import Run
+from storage_audit.debug.strategy_benchmark import BenchmarkRun
 from storage_audit.management.commands import compare_strategies
 from storage_audit.models import KnownProject
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
-from storage_audit.ownership.owner import layouts
-from tests.faults.kinds import KINDS
-from tests.faults.matching import is_delete_single, on
+from storage_audit.ownership.owner import get_key_formats
+from tests.faults.kinds import FAULT_KINDS
+from tests.faults.matching import is_delete_single, rule_for
 from tests.faults.proxy import FaultyStore
-from tests.promises import Status, again, check, make_due
+from tests.promises import Status, check_promises, make_due, run_again
 from tests.real_bucket import Bucket
 from tests.run_command import run_command, run_json
 
@@ -44,21 +44,21 @@ def test_every_strategy_empties_a_project_of_the_same_shape(
     neighbours: Bucket, cloudflare_api: CloudflareApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A slow machine has the time that wrangler needs there; the lease is longer still.
-    monkeypatch.setattr(delete_batches, "PROOF_LASTS", 50.0)
+    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", 50.0)
     facts, code = run_json("compare_strategies", "--objects", "3")
-    assert (code, facts["objects"], facts["prices_of"]) == (0, 3, prices.PRICES_OF)
+    assert (code, facts["objects"], facts["prices_of"]) == (0, 3, prices.PRICES_DATE)
     by_strategy = {each["strategy"]: each for each in facts["runs"]}
     assert tuple(by_strategy) == STRATEGIES
     for strategy, each in by_strategy.items():
-        operation = CleanupOperation.objects.get(project_id=each["project_id"], parent=None)
-        assert (operation.strategy, operation.deleted, operation.discovery) == (
+        cleanup = Cleanup.objects.get(project_id=each["project_id"], parent=None)
+        assert (cleanup.strategy, cleanup.deleted, cleanup.discovery) == (
             strategy,
             3,
             "listed",
         )
         assert (each["status"], each["left"], each["errors"]) == ("clean", 0, 0), each
         assert each["seconds"] > 0 and each["objects_per_second"] > 0
-        assert operation.children.count() == 3
+        assert cleanup.children.count() == 3
     made = {strategy: made_calls(each) for strategy, each in by_strategy.items()}
     assert {s: made[s].get("DeleteObjects", 0) for s in made} == dict.fromkeys(STRATEGIES, 0) | {
         "batch": 1
@@ -68,21 +68,21 @@ def test_every_strategy_empties_a_project_of_the_same_shape(
     assert [made[s].get("wrangler", 0) for s in STRATEGIES] == [0, 0, 0, 4, 4]
     batch, single = by_strategy["batch"], by_strategy["sequential"]
     assert batch["cost_usd"] - single["cost_usd"] == pytest.approx(4.5e-6)
-    check(neighbours)
+    check_promises(neighbours)
 
 
 def made_calls(each: dict[str, Any]) -> dict[str, int]:
     return {call["kind"]: call["calls"] for call in each["calls"]}
 
 
-def test_keys_are_of_every_layout_and_of_no_other_project(db: None) -> None:
-    project_id = strategy_benchmark.made_up_id()
-    keys = strategy_benchmark.keys_of(project_id, 2 * len(DEFAULT_TEMPLATES))
-    readings = [reading for key in keys for reading in layouts().readings(key)]
-    assert {reading.layout for reading in readings} == set(DEFAULT_TEMPLATES)
+def test_keys_are_of_every_key_format_and_of_no_other_project(db: None) -> None:
+    project_id = strategy_benchmark.random_project_id()
+    keys = strategy_benchmark.benchmark_keys(project_id, 2 * len(DEFAULT_TEMPLATES))
+    readings = [reading for key in keys for reading in get_key_formats().parse_key(key)]
+    assert {reading.key_format for reading in readings} == set(DEFAULT_TEMPLATES)
     assert {reading.project for reading in readings} == {project_id}
     assert len(set(keys)) == len(keys)
-    assert project_id != strategy_benchmark.made_up_id()
+    assert project_id != strategy_benchmark.random_project_id()
 
 
 def test_it_shows_them_side_by_side_and_says_before_what_it_does(neighbours: Bucket) -> None:
@@ -91,21 +91,21 @@ def test_it_shows_them_side_by_side_and_says_before_what_it_does(neighbours: Buc
     )
     assert code == 0
     head, *lines = out.splitlines()
-    assert head.split() == " ".join(compare_strategies.HEAD).split()
+    assert head.split() == " ".join(compare_strategies.TABLE_HEAD).split()
     assert [line.split()[0] for line in lines[:2]] == ["batch", "parallel"]
     assert all(re.search(r" 0 +0\.000\d{3} +0  ID$", line) for line in lines[:2]), out
     assert "1 DeleteObjects ok" in lines[2] and "2 DeleteObject ok" in lines[3]
-    assert prices.PRICES_OF in out and "a late check lists the same prefixes again" in out
+    assert prices.PRICES_DATE in out and "a follow-up check lists the same prefixes again" in out
     first, *ids = err.splitlines()[:3]
     assert first.startswith("Writes 2 objects for each of 2 projects into bucket tests at http://")
-    made = CleanupOperation.objects.filter(parent=None).order_by("created_at")
+    made = Cleanup.objects.filter(parent=None).order_by("created_at")
     assert ids == [f"  {each.project_id} for {each.strategy}" for each in made]
 
 
 def test_what_cannot_run_here_is_no_error_of_the_others(
     neighbours: Bucket, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"WRANGLER": "/no/such/wrangler"}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"WRANGLER_PATH": "/no/such/wrangler"}
     facts, code = run_json("compare_strategies", "--objects", "1", "--strategies", "wrangler,batch")
     missing, batch = facts["runs"]
     assert (code, batch["status"]) == (0, "clean")
@@ -120,105 +120,105 @@ def test_what_cannot_run_here_is_no_error_of_the_others(
         strategy_benchmark.obstacle_to_wrangler(3)
         == "Wrangler is not started for more than 2 objects."
     )
-    assert CleanupOperation.objects.filter(parent=None).count() == 1
+    assert Cleanup.objects.filter(parent=None).count() == 1
 
 
 def test_what_a_strategy_leaves_is_counted_and_then_cleaned_up(
     store: FaultyStore, neighbours: Bucket
 ) -> None:
-    store.rules.append(on(is_delete_single, KINDS["access-denied"].answer))
+    store.rules.append(rule_for(is_delete_single, FAULT_KINDS["access-denied"].answer))
     arguments = ("compare_strategies", "--objects", "2", "--strategies", "sequential")
     out, err, code = run_command(*arguments)
     assert (code, err.splitlines()[-1][:12]) == (1, "CommandError")
     assert re.search(r"^sequential .* [1-9]\d* +0\.000\d{3} +2  ID$", out, re.MULTILINE), out
-    assert "sequential: incomplete. 2 objects remain" in out
-    assert "sequential: what it left was then cleaned up by operation ID: clean" in out
+    assert "sequential: retrying. 2 objects remain" in out
+    assert "sequential: what it left was then cleaned up by cleanup ID: clean" in out
 
 
-def test_what_was_not_looked_for_is_not_called_gone(
+def test_objects_that_were_not_listed_are_not_called_gone(
     store: FaultyStore, neighbours: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_arguments: object) -> int:
         raise KeyboardInterrupt
 
-    store.rules.append(on(is_delete_single, KINDS["access-denied"].answer))
-    monkeypatch.setattr(strategy_benchmark, "count_left", interrupted)
+    store.rules.append(rule_for(is_delete_single, FAULT_KINDS["access-denied"].answer))
+    monkeypatch.setattr(strategy_benchmark, "count_remaining", interrupted)
     arguments = ("compare_strategies", "--objects", "1", "--strategies", "sequential")
     _out, err, code = run_command(*arguments)
     assert (code, "Nothing that was written is left" in err) == (130, False)
     monkeypatch.undo()
     store.rules.clear()
-    (operation,) = CleanupOperation.objects.filter(parent=None)
-    assert again(operation).status == Status.CLEAN
+    (cleanup,) = Cleanup.objects.filter(parent=None)
+    assert run_again(cleanup).status == Status.CLEAN
 
 
 def test_speed_errors_and_cost_follow_from_what_was_seen() -> None:
-    tried = Run("batch", "proj_1", 3, seconds=2.0, left=1)
-    tried.calls.update({("DeleteObject", "ok"): 3, ("ListObjectsV2", "ok"): 2})
-    tried.calls.update(
+    tried = BenchmarkRun("batch", "proj_1", 3, seconds=2.0, objects_left=1)
+    tried.request_counts.update({("DeleteObject", "ok"): 3, ("ListObjectsV2", "ok"): 2})
+    tried.request_counts.update(
         {("GetObject", "SlowDown"): 1, ("ListMultipartUploads", "NotImplemented"): 1}
     )
-    assert (tried.speed, tried.errors) == (1.0, 1)
-    assert tried.cost == pytest.approx((3 * 4.50 + 0.36) / 1e6)
+    assert (tried.objects_per_second, tried.error_count) == (1.0, 1)
+    assert tried.cost_usd == pytest.approx((3 * 4.50 + 0.36) / 1e6)
 
 
 def test_what_is_seen_to_be_left_counts_more_than_what_the_cleanup_says() -> None:
-    tried = Run("batch", "proj_1", 3, operation=CleanupOperation(status=Status.CLEAN))
-    assert tried.succeeded
-    tried.left = 1
-    assert not tried.succeeded
+    tried = BenchmarkRun("batch", "proj_1", 3, cleanup=Cleanup(status=Status.CLEAN))
+    assert tried.is_successful
+    tried.objects_left = 1
+    assert not tried.is_successful
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_whatever_stops_it_leaves_its_objects_to_an_operation(
+def test_whatever_stops_it_leaves_its_objects_to_a_cleanup(
     neighbours: Bucket, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
-    real, written = s3.write, list[str]()
+    real, written = s3.write_object, list[str]()
 
     def write(bucket: str, key: str, body: bytes) -> None:
         if written:
             raise KeyboardInterrupt
         assert not connection.in_atomic_block
-        assert CleanupOperation.objects.get().status == Status.PENDING
+        assert Cleanup.objects.get().status == Status.PENDING
         assert not due()
         real(bucket, key, body)
         written.append(key)
 
-    monkeypatch.setattr(s3, "write", write)
-    monkeypatch.setattr(strategy_benchmark, "WRITERS", 1)
+    monkeypatch.setattr(s3, "write_object", write)
+    monkeypatch.setattr(strategy_benchmark, "WRITER_THREADS", 1)
     if killed:  # Nothing runs any more then.
-        monkeypatch.setattr(CleanupOperation, "make_due", lambda operation: None)
+        monkeypatch.setattr(Cleanup, "make_due", lambda cleanup: None)
     _out, err, code = run_command("compare_strategies", "--strategies", "batch")
     assert code == 130
-    assert "Interrupted. Operation ID deletes what was written" in err
+    assert "Interrupted. Cleanup ID deletes what was written" in err
     assert neighbours.facts(written[0])
     monkeypatch.undo()
     if killed:
         assert not due()
-        assert CleanupOperation.objects.due(-strategy_benchmark.HOLD).exists()
-        make_due(CleanupOperation.objects.get())
+        assert Cleanup.objects.due(-strategy_benchmark.MAX_WRITE_TIME).exists()
+        make_due(Cleanup.objects.get())
     assert run_command("sweep_cleanups", "--sync")[2] == 0
-    operation = CleanupOperation.objects.get(parent=None)
-    assert (operation.status, operation.deleted) == (Status.CLEAN, 1)
+    cleanup = Cleanup.objects.get(parent=None)
+    assert (cleanup.status, cleanup.deleted) == (Status.CLEAN, 1)
 
 
 def due() -> bool:
-    return CleanupOperation.objects.due().exists()
+    return Cleanup.objects.due().exists()
 
 
 def test_a_worker_that_is_quicker_is_waited_for(
     neighbours: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = list[CleanupOperation]()
+    taken = list[Cleanup]()
 
-    def take(operation: CleanupOperation) -> None:
-        make_due(operation)
+    def take(cleanup: Cleanup) -> None:
+        make_due(cleanup)
         with transaction.atomic():
-            assert operation.claim()
-        taken.append(operation)
+            assert cleanup.acquire_lease()
+        taken.append(cleanup)
 
-    monkeypatch.setattr(CleanupOperation, "make_due", take)
-    monkeypatch.setattr(strategy_benchmark, "sleep", lambda seconds: taken.pop().hand_over())
+    monkeypatch.setattr(Cleanup, "make_due", take)
+    monkeypatch.setattr(strategy_benchmark, "sleep", lambda seconds: taken.pop().return_lease())
     facts, code = run_json("compare_strategies", "--objects", "1", "--strategies", "batch")
     assert (code, facts["runs"][0]["status"]) == (0, "clean")
 
@@ -248,7 +248,7 @@ def test_a_bucket_elsewhere_is_written_to_only_by_its_name(
     _out, err, exit_code = run_command("compare_strategies", *arguments)
     assert exit_code == code
     assert ("name the bucket: --yes-write-to tests" in err) == bool(code)
-    assert CleanupOperation.objects.exists() == (code == 0)
+    assert Cleanup.objects.exists() == (code == 0)
 
 
 def test_an_address_with_a_password_is_refused_and_not_shown(
@@ -259,22 +259,22 @@ def test_an_address_with_a_password_is_refused_and_not_shown(
     out, err, code = run_command("compare_strategies", "--objects", "1", "--yes-write-to=tests")
     assert code and "without a user name or password" in err, err
     assert not [text for text in ("anna", "pass@") if text in out + err]
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
 def test_nothing_is_written_where_it_could_be_somebody_elses(
     neighbours: Bucket, settings: Settings
 ) -> None:
     usual = settings.STORAGE_AUDIT
-    settings.STORAGE_AUDIT = usual | {"PROJECT_ID": "[0-9]+"}
+    settings.STORAGE_AUDIT = usual | {"PROJECT_ID_PATTERN": "[0-9]+"}
     _out, err, code = run_command("compare_strategies")
     assert (code, "so nothing is written" in err) == (2, True)
     settings.STORAGE_AUDIT = usual
-    marker = neighbours.r2.read(bucket_marker.MARKER, neighbours.name)
-    neighbours.r2.remove(bucket_marker.MARKER, neighbours.name)
+    marker = neighbours.r2.read(bucket_marker.MARKER_KEY, neighbours.name)
+    neighbours.r2.remove(bucket_marker.MARKER_KEY, neighbours.name)
     _out, err, code = run_command("compare_strategies")
-    neighbours.put(bucket_marker.MARKER, body=marker)
+    neighbours.put(bucket_marker.MARKER_KEY, body=marker)
     assert (code, "no marker" in err) == (1, True)
     for wrong in ("--objects=0", "--objects=10001", "--strategies=batch,nope"):
         assert run_command("compare_strategies", wrong)[2] == 2
-    assert not CleanupOperation.objects.exists() and not KnownProject.objects.exists()
+    assert not Cleanup.objects.exists() and not KnownProject.objects.exists()

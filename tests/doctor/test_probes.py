@@ -23,7 +23,7 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.http_reply import Reply
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import wrangler
-from storage_audit.bucket.cloudflare_api import list_page
+from storage_audit.bucket.cloudflare_api import list_api_page
 from storage_audit.bucket.errors import BucketForbidden
 from storage_audit.conf import conf
 from storage_audit.doctor import (
@@ -35,13 +35,13 @@ from storage_audit.doctor import (
     run_checks,
     versions,
 )
-from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.models import HealthReport
 from storage_audit.doctor.probe_result import Result, Status
-from storage_audit.doctor.run_checks import examine
+from storage_audit.doctor.run_checks import run_probes
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from tests.database import LATEST_MIGRATION, lock_table
-from tests.faults.kinds import HTML, changed, error
+from tests.faults.kinds import HTML_REPLY, change_reply, error_xml
 from tests.faults.matching import (
     Matches,
     is_delete_single,
@@ -49,40 +49,43 @@ from tests.faults.matching import (
     is_listing_under,
     is_plain,
     is_read,
-    on,
+    rule_for,
 )
-from tests.faults.pages import with_contents
+from tests.faults.pages import with_entries
 from tests.faults.proxy import FaultyStore, Forward, Request, Rule
 from tests.network import faulty_network
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 from tests.run_command import run_command, run_json
 
-Told = dict[str, dict[str, Any]]
+ProbeResults = dict[str, dict[str, Any]]
 WRANGLER = {"STRATEGY": "wrangler"}
 OPENS_NOTHING = "The API token is right, and opens nothing in the account that is set."
-REFUSED = Reply(403, error("AccessDenied"))
+REFUSED = Reply(403, error_xml("AccessDenied"))
 TWENTY_MINUTES = timedelta(minutes=20)
 # Those of production, before `at_its_pace`.
-LOOK, PATIENCE = wrangler.LOOK, run_checks.PATIENCE
+WRANGLER_TIMEOUT_SECONDS, PROBE_TIMEOUT_SECONDS = (
+    wrangler.QUERY_TIMEOUT_SECONDS,
+    run_checks.PROBE_TIMEOUT_SECONDS,
+)
 
 
 @pytest.fixture(autouse=True)
-def at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a worker is to answer, it has been there before we ask. A slow machine has the time
     that it needs, where a test does not say otherwise."""
     monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(0))
-    monkeypatch.setattr(wrangler, "LOOK", 60.0)
-    monkeypatch.setattr(run_checks, "PATIENCE", 130.0)
-    monkeypatch.setattr(run_checks, "ALTOGETHER", 400.0)
+    monkeypatch.setattr(wrangler, "QUERY_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(run_checks, "PROBE_TIMEOUT_SECONDS", 130.0)
+    monkeypatch.setattr(run_checks, "RUN_TIMEOUT_SECONDS", 400.0)
 
 
-def examined() -> Told:
+def probe_results() -> ProbeResults:
     """The results of the probes, by their names."""
-    return {each["name"]: each for each in examine("shell", uuid4()).probes}
+    return {each["name"]: each for each in run_probes("shell", uuid4()).probes}
 
 
-def with_status(told: Told, status: Status = Status.WRONG) -> dict[str, str]:
+def with_status(told: ProbeResults, status: Status = Status.WRONG) -> dict[str, str]:
     return {name: each["summary"] for name, each in told.items() if each["status"] == status}
 
 
@@ -98,7 +101,7 @@ def is_head(request: Request) -> bool:
     return request.method == "HEAD"
 
 
-def of_canary(matches: Matches) -> Matches:
+def is_of_probe(matches: Matches) -> Matches:
     return lambda request: matches(request) and "doctor-" in f"{request.path}{request.query}"
 
 
@@ -144,7 +147,7 @@ def test_nothing_is_wrong_and_nothing_is_left(
     store.rules.append(store_with_a_clock)
     bucket.put("stranger")
     before = bucket.facts()
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {}
     # Local R2 is no R2 in this; and somebody may be editing the code at this moment.
     warnings = with_status(told, Status.WARNING)
@@ -152,12 +155,12 @@ def test_nothing_is_wrong_and_nothing_is_left(
     assert warnings.keys() <= {"versions"}
     assert with_status(told, Status.NOT_CHECKED) == {}
     assert bucket.facts() == before
-    touched = {request.path for request in store.asked(is_change)}
+    touched = {request.path for request in store.find_requests(is_change)}
     assert touched
     (deleted,) = (target for method, target, _ in cloudflare_api.requests if method == "DELETE")
     assert f"/{OWN_PREFIX}doctor-" in deleted
     assert all(f"/{OWN_PREFIX}" in path and "installation" not in path for path in touched)
-    kept = json.dumps(Diagnosis.objects.get().probes)
+    kept = json.dumps(HealthReport.objects.get().probes)
     ours = (conf().secret_access_key, conf().access_key_id, conf().api_token)
     for secret in (*ours, settings.SECRET_KEY):
         assert secret not in kept
@@ -168,7 +171,7 @@ def test_nothing_is_wrong_and_nothing_is_left(
 
 def test_no_token(bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"API_TOKEN": ""}
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {"login": "wrangler is not logged in: there is no token."}
     assert "CLOUDFLARE_API_TOKEN" in told["login"]["advice"]
 
@@ -176,12 +179,12 @@ def test_no_token(bucket: Bucket, cloudflare_api: CloudflareApi, settings: Setti
 def test_wrong_token(bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"API_TOKEN": "x" * 40}
     text = "Cloudflare does not know the API token."
-    assert with_status(examined()) == {"login": text, "API": text}
+    assert with_status(probe_results()) == {"login": text, "API": text}
 
 
 def test_wrong_account(bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"ACCOUNT_ID": "0" * 32}
-    wrong = with_status(examined())
+    wrong = with_status(probe_results())
     ours, theirs = "0" * 32, f"Local R2 ({cloudflare_api.account_id})"
     assert wrong == {
         "login": f"The account {ours} is none of those that the login sees: {theirs}.",
@@ -194,7 +197,7 @@ def test_a_token_without_the_permission_is_no_unknown_one(
 ) -> None:
     token = {"API_TOKEN": cloudflare_api.token_without_r2}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | token
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {"login": OPENS_NOTHING, "API": OPENS_NOTHING}
     assert "Workers R2 Storage" in told["login"]["advice"]
     assert told["login"]["facts"]["accounts"] == cloudflare_api.account_id
@@ -203,22 +206,22 @@ def test_a_token_without_the_permission_is_no_unknown_one(
 def test_a_wrong_account_of_a_token_that_may_not_see_its_own(
     bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings
 ) -> None:
-    cloudflare_api.tells_accounts = False
+    cloudflare_api.lists_accounts = False
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"ACCOUNT_ID": "0" * 32}
-    assert with_status(examined()) == {"login": OPENS_NOTHING, "API": OPENS_NOTHING}
+    assert with_status(probe_results()) == {"login": OPENS_NOTHING, "API": OPENS_NOTHING}
 
 
 def test_an_account_that_cannot_be(
     bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings
 ) -> None:
-    cloudflare_api.tells_accounts = False
+    cloudflare_api.lists_accounts = False
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"ACCOUNT_ID": "mine"}
     text = "Cloudflare has no account of such an id."
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {"login": text, "API": text}
     assert "R2_ACCOUNT_ID" in told["API"]["advice"]
     with pytest.raises(BucketForbidden):
-        list_page(conf().bucket, "")
+        list_api_page(conf().bucket, "")
 
 
 def test_a_token_that_may_only_read(
@@ -226,9 +229,9 @@ def test_a_token_that_may_only_read(
 ) -> None:
     token = {"API_TOKEN": cloudflare_api.read_only_token}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | token
-    assert examined()["login"]["status"] == Status.OK
+    assert probe_results()["login"]["status"] == Status.OK
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {"login": "wrangler sees the bucket, and may not delete in it."}
     assert "Workers R2 Storage: Edit" in told["login"]["advice"]
 
@@ -243,9 +246,9 @@ def test_a_bucket_that_wrangler_does_not_list(
     others = [f"bucket-{number:02}" for number in range(20)]
     monkeypatch.setattr(cloudflare_api.r2, "buckets", [*others, bucket.name])
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER
-    assert with_status(examined()) == {}
+    assert with_status(probe_results()) == {}
     monkeypatch.setattr(cloudflare_api.r2, "buckets", others)
-    told = examined()
+    told = probe_results()
     text = f"wrangler does not see bucket {bucket.name}, nor the marker in it, but bucket-00, "
     assert with_status(told)["login"].startswith(text)
     assert "R2_BUCKET_NAME" in told["login"]["advice"]
@@ -253,41 +256,41 @@ def test_a_bucket_that_wrangler_does_not_list(
 
 def test_wrong_bucket(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "no-such-bucket"}
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {
         "access": "There is no such bucket in this account and jurisdiction."
     }
     assert "R2_BUCKET_NAME" in told["access"]["advice"]
-    assert {"canary", "traits", "marker"} <= with_status(told, Status.NOT_CHECKED).keys()
+    assert {"round trip", "traits", "marker"} <= with_status(told, Status.NOT_CHECKED).keys()
 
 
 def test_another_bucket_of_ours(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "empty"}
-    wrong = with_status(examined())
+    wrong = with_status(probe_results())
     assert wrong.keys() == {"marker"}
-    assert "holds no marker of this installation" in wrong["marker"]
+    assert "holds no marker of this database" in wrong["marker"]
 
 
 def test_read_only_key(store: FaultyStore, bucket: Bucket) -> None:
-    store.rules.append(on(is_change, REFUSED))
-    told = examined()
+    store.rules.append(rule_for(is_change, REFUSED))
+    told = probe_results()
     text = "The access key may read the bucket, and may not write to it."
-    assert with_status(told) == {"canary": text}
-    assert "Object Read & Write" in told["canary"]["advice"]
+    assert with_status(told) == {"round trip": text}
+    assert "Object Read & Write" in told["round trip"]["advice"]
 
 
 @pytest.mark.parametrize("needed", [True, False])
 def test_no_wrangler(bucket: Bucket, settings: Settings, needed: bool) -> None:
-    gone = {"WRANGLER": "no-such-program", "STRATEGY": "wrangler" if needed else "batch"}
+    gone = {"WRANGLER_PATH": "no-such-program", "STRATEGY": "wrangler" if needed else "batch"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | gone
-    told = with_status(examined(), Status.WRONG if needed else Status.NOT_CHECKED)
+    told = with_status(probe_results(), Status.WRONG if needed else Status.NOT_CHECKED)
     assert told["wrangler"].startswith("wrangler is missing: there is no program 'no-such-program'")
 
 
 def test_old_wrangler(bucket: Bucket, settings: Settings, tmp_path: Path) -> None:
     path = program(tmp_path, "echo ' ⛅️ wrangler 3.114.0'")
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": path}
-    wrong = with_status(examined())
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER_PATH": path}
+    wrong = with_status(probe_results())
     assert wrong.keys() == {"wrangler"}
     assert f"wrangler is too old: {path} is 3.114.0" in wrong["wrangler"]
 
@@ -301,21 +304,21 @@ def test_a_wrangler_that_hangs_is_ended(
     answers: str,
     probe: str,
 ) -> None:
-    assert 2 * LOOK < PATIENCE
-    monkeypatch.setattr(wrangler, "LOOK", 3.0)
+    assert 2 * WRANGLER_TIMEOUT_SECONDS < PROBE_TIMEOUT_SECONDS
+    monkeypatch.setattr(wrangler, "QUERY_TIMEOUT_SECONDS", 3.0)
     script = (
         f'[ "$1" = {answers} ] && echo 4.164.0 && exit; echo $$ > {tmp_path}/pid; exec sleep 333'
     )
     path = program(tmp_path, script)
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER": path}
-    told = examined()
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER_PATH": path}
+    told = probe_results()
     hangs = {probe: "wrangler does not come to an end, and was killed."}
     assert with_status(told) == hangs
     assert "wrangler whoami" in told[probe]["advice"]
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"STRATEGY": "batch"}
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {}
     assert with_status(told, Status.NOT_CHECKED).items() >= hangs.items()
 
@@ -335,7 +338,7 @@ def test_skewed_clock(store: FaultyStore, bucket: Bucket) -> None:
     """The store's refusal is local R2's own."""
     store.rules.append(store_with_a_clock)
     with our_clock_back(TWENTY_MINUTES):
-        told = examined()
+        told = probe_results()
     wrong = with_status(told)
     assert wrong.pop("clock").startswith("The clock of this machine is off by -1")
     # By our clock the next sweep is 20 minutes away.
@@ -350,7 +353,7 @@ def test_skewed_clock(store: FaultyStore, bucket: Bucket) -> None:
 def test_a_clock_that_is_a_little_off_is_a_warning(store: FaultyStore, bucket: Bucket) -> None:
     store.rules.append(store_with_a_clock)
     with our_clock_back(timedelta(minutes=2)):
-        told = examined()
+        told = probe_results()
     assert with_status(told) == {}
     assert "off by -1" in with_status(told, Status.WARNING)["clock"]
 
@@ -370,68 +373,73 @@ def test_wrong_keys_are_told_apart(
 ) -> None:
     """As local R2 answers them."""
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | values
-    wrong = with_status(examined())
+    wrong = with_status(probe_results())
     assert wrong.keys() == {"access"}
     assert text in wrong["access"]
 
 
 REFUSALS: dict[str, tuple[Matches, Reply | Rule, str, str]] = {
     "a key for another bucket": (is_listing, REFUSED, "access", "may not do this in this bucket"),
-    "no R2": (is_listing, Reply(403, error("NotEntitled")), "access", "R2 is not switched on"),
-    "a sign-in page": (is_listing, HTML, "access", "The store gave no proper answer"),
+    "no R2": (is_listing, Reply(403, error_xml("NotEntitled")), "access", "R2 is not switched on"),
+    "a sign-in page": (is_listing, HTML_REPLY, "access", "The store gave no proper answer"),
     "no S3": (is_listing, Reply(200), "access", "What answers is not an S3 store"),
     "a website": (is_listing, Reply(404), "access", "What answers is not an S3 store"),
     "no HeadBucket": (is_head, Reply(403), "access", "and HeadBucket is refused"),
-    "an outage": (is_listing, Reply(503, error("ServiceUnavailable")), "access", "proper answer"),
+    "an outage": (
+        is_listing,
+        Reply(503, error_xml("ServiceUnavailable")),
+        "access",
+        "proper answer",
+    ),
     "a lock": (
         is_delete_single,
-        Reply(403, error("ObjectLockedByBucketPolicy")),
-        "canary",
+        Reply(403, error_xml("ObjectLockedByBucketPolicy")),
+        "round trip",
         "A lock rule of the bucket keeps objects from being deleted",
     ),
-    "no deletion": (is_delete_single, REFUSED, "canary", "may not delete"),
-    "a lie": (is_delete_single, Reply(204), "canary", "The store contradicts itself"),
-    "another content": (of_canary(is_read), Reply(200, b"cached"), "canary", "contradicts"),
+    "no deletion": (is_delete_single, REFUSED, "round trip", "may not delete"),
+    "a lie": (is_delete_single, Reply(204), "round trip", "The store contradicts itself"),
+    "another content": (is_of_probe(is_read), Reply(200, b"cached"), "round trip", "contradicts"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSALS)
 def test_refusals_are_told_apart(store: FaultyStore, bucket: Bucket, kind: str) -> None:
     matches, answer, probe, text = REFUSALS[kind]
-    store.rules.append(on(matches, answer))
-    told = examined()
+    store.rules.append(rule_for(matches, answer))
+    told = probe_results()
     assert text in with_status(told)[probe], told[probe]
     assert told[probe]["advice"]
     assert all(name == probe for name in with_status(told))
 
 
-def test_a_canary_that_cannot_be_deleted_is_named(store: FaultyStore, bucket: Bucket) -> None:
-    store.rules.append(on(is_delete_single, REFUSED))
-    summary = with_status(examined())["canary"]
-    (left,) = own_objects(bucket) - {bucket_marker.MARKER}
-    assert f"Left behind, delete it by hand: {left}." in summary
+def test_a_probe_object_that_cannot_be_deleted_is_named(store: FaultyStore, bucket: Bucket) -> None:
+    store.rules.append(rule_for(is_delete_single, REFUSED))
+    summary = with_status(probe_results())["round trip"]
+    (left,) = own_objects(bucket) - {bucket_marker.MARKER_KEY}
+    assert f"Still in the bucket, delete it by hand: {left}." in summary
 
 
-def test_no_canary_is_left_when_something_fails(store: FaultyStore, bucket: Bucket) -> None:
-    store.rules.append(on(of_canary(is_read), Reply(500, error("InternalError"))))
-    assert "canary" in with_status(examined())
-    assert own_objects(bucket) == {bucket_marker.MARKER}
+def test_no_probe_object_is_left_when_something_fails(store: FaultyStore, bucket: Bucket) -> None:
+    store.rules.append(rule_for(is_of_probe(is_read), Reply(500, error_xml("InternalError"))))
+    assert "round trip" in with_status(probe_results())
+    assert own_objects(bucket) == {bucket_marker.MARKER_KEY}
 
 
 def test_what_two_objects_leave_is_named_and_one_does_not_keep_the_other(
     store: FaultyStore, bucket: Bucket
 ) -> None:
-    store.rules.append(on(lambda request: is_deletion_of(request, "-b"), REFUSED))
-    warning = with_status(examined(), Status.WARNING)["traits"]
-    (left,) = own_objects(bucket) - {bucket_marker.MARKER}
+    store.rules.append(rule_for(lambda request: is_deletion_of(request, "-b"), REFUSED))
+    warning = with_status(probe_results(), Status.WARNING)["traits"]
+    (left,) = own_objects(bucket) - {bucket_marker.MARKER_KEY}
     assert left.endswith("-b")
-    assert f"Left behind, delete it by hand: {left}." in warning
+    assert f"Still in the bucket, delete it by hand: {left}." in warning
 
 
 def test_of_two_spellings_one_does_not_keep_the_other(store: FaultyStore, bucket: Bucket) -> None:
-    store.rules.append(on(lambda request: is_deletion_of(request, "\u00e9"), REFUSED))
-    assert "traits" in with_status(examined())
-    (left,) = own_objects(bucket) - {bucket_marker.MARKER}
+    store.rules.append(rule_for(lambda request: is_deletion_of(request, "\u00e9"), REFUSED))
+    assert "traits" in with_status(probe_results())
+    (left,) = own_objects(bucket) - {bucket_marker.MARKER_KEY}
     assert left.endswith("\u00e9")
 
 
@@ -439,29 +447,30 @@ def is_deletion_of(request: Request, end: str) -> bool:
     return is_plain(request, "DELETE") and request.path.endswith(end)
 
 
-def test_what_ended_examinations_left_is_deleted_an_hour_later(
+def test_objects_of_ended_health_checks_are_deleted_an_hour_later(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("doctor-{}", "doctor-{}-b", "doctor-{}/b", "probe-{}-\u00e9", "probe-{}-e\u0301")
     left = {OWN_PREFIX + name.format(uuid4()) for name in names}
     foreign = {f"{OWN_PREFIX}doctor-who", f"{OWN_PREFIX}doctor-{uuid4()}-notes", "doctor-"}
     bucket.put(*left, *foreign)
-    assert roundtrip_probe.canary().status == Status.OK
+    assert roundtrip_probe.probe_roundtrip().status == Status.OK
     assert bucket.keys() == left | foreign
-    monkeypatch.setattr(roundtrip_probe, "OLD", -timedelta(minutes=1))
-    assert roundtrip_probe.canary().status == Status.OK
+    monkeypatch.setattr(roundtrip_probe, "MAX_PROBE_AGE", -timedelta(minutes=1))
+    assert roundtrip_probe.probe_roundtrip().status == Status.OK
     assert bucket.keys() == foreign
 
 
 def test_a_broken_answer_is_no_wrong_order(store: FaultyStore, bucket: Bucket) -> None:
-    store.rules.append(on(of_canary(is_listing), HTML))
-    summary = roundtrip_probe.traits().summary
-    assert summary.startswith("The store gave no proper answer. It may be that .storage_audit/doc")
+    store.rules.append(rule_for(is_of_probe(is_listing), HTML_REPLY))
+    summary = roundtrip_probe.probe_store_traits().summary
+    expected = "The store gave no proper answer. Maybe still in the bucket: .storage_audit/doc"
+    assert summary.startswith(expected)
 
 
 def test_a_name_that_no_bucket_has(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "tests/media"}
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {"network": "R2 has no bucket of such a name."}
     assert "R2_BUCKET_NAME" in told["network"]["advice"]
 
@@ -478,7 +487,9 @@ def test_another_jurisdiction(
 
     def everywhere(request: Request, forward: Forward) -> Reply:
         here = ".eu." in request.headers["Host"]
-        return Reply(200) if here else Reply(404 if code == "NoSuchBucket" else 403, error(code))
+        return (
+            Reply(200) if here else Reply(404 if code == "NoSuchBucket" else 403, error_xml(code))
+        )
 
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -486,7 +497,7 @@ def test_another_jurisdiction(
     r2 = f"http://{'a' * 32}.r2.cloudflarestorage.com"
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": r2}
     store.rules.append(everywhere)
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {
         "access": "The bucket is in another jurisdiction: in eu, and not in none."
     }
@@ -500,7 +511,7 @@ def test_ways_that_lead_to_no_store(bucket: Bucket, settings: Settings) -> None:
         ("http://127.0.0.1:9", "The store gave no proper answer."),
     ):
         settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": address}
-        told = examined()
+        told = probe_results()
         assert with_status(told).keys() == {"network"}
         assert text in told["network"]["summary"]
         assert "R2_ENDPOINT_URL" in told["network"]["advice"]
@@ -512,8 +523,8 @@ def test_a_store_in_another_order(
 ) -> None:
     before = seaweedfs.keys()
     with faulty_network(seaweedfs):
-        told = examined()
-    assert told["canary"]["status"] == Status.OK
+        told = probe_results()
+    assert told["round trip"]["status"] == Status.OK
     assert "does not list keys in the order of their bytes" in with_status(told)["traits"]
     assert seaweedfs.keys() == before
 
@@ -534,7 +545,7 @@ def test_mistakes_that_can_be_seen_in_the_settings(
 ) -> None:
     r2 = {"ENDPOINT_URL": f"http://{'a' * 32}.r2.cloudflarestorage.com"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | r2 | values
-    result = environment.settings_of_app()
+    result = environment.probe_settings()
     assert result.status == Status.WRONG
     assert text in result.summary
 
@@ -549,10 +560,10 @@ def test_a_store_that_hangs_does_not_hang_the_doctor(
         time.sleep(5)
         return forward()
 
-    monkeypatch.setattr(run_checks, "PATIENCE", 3.0)
+    monkeypatch.setattr(run_checks, "PROBE_TIMEOUT_SECONDS", 3.0)
     store.rules.append(hangs)
     began = time.monotonic()
-    told = examined()
+    told = probe_results()
     assert time.monotonic() - began < 15
     assert with_status(told) == {"network": "No answer within 3 seconds."}
     assert told["database"]["status"] == Status.OK
@@ -562,8 +573,8 @@ def test_a_store_that_hangs_does_not_hang_the_doctor(
 def test_no_probe_begins_when_there_is_no_time_left(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_checks, "ALTOGETHER", 0.0)
-    told = examined()
+    monkeypatch.setattr(run_checks, "RUN_TIMEOUT_SECONDS", 0.0)
+    told = probe_results()
     assert {each["status"] for each in told.values()} == {Status.NOT_CHECKED}
 
 
@@ -577,11 +588,11 @@ def test_a_probe_that_has_not_its_whole_time_does_not_begin(
         raise AssertionError
 
     names = ("database", "second")
-    probes = tuple(run_checks.Probe(name, hangs, leaves=f"See {name}.") for name in names)
+    probes = tuple(run_checks.Probe(name, hangs, leftover_hint=f"See {name}.") for name in names)
     monkeypatch.setattr(run_checks, "PROBES", probes)
-    monkeypatch.setattr(run_checks, "PATIENCE", 0.2)
-    monkeypatch.setattr(run_checks, "ALTOGETHER", 0.3)
-    told = examined()
+    monkeypatch.setattr(run_checks, "PROBE_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(run_checks, "RUN_TIMEOUT_SECONDS", 0.3)
+    told = probe_results()
     assert with_status(told) == {"database": "No answer within 0 seconds. See database."}
     assert with_status(told, Status.NOT_CHECKED).keys() == {"second"}
 
@@ -590,8 +601,8 @@ def test_a_probe_that_fails_stops_no_other(bucket: Bucket, monkeypatch: pytest.M
     def fails(*args: object) -> None:
         raise RuntimeError(f"unexpected {conf().secret_access_key}")
 
-    monkeypatch.setattr(bucket_marker, "probe", fails)
-    told = examined()
+    monkeypatch.setattr(bucket_marker, "probe_traits", fails)
+    told = probe_results()
     assert with_status(told) == {"traits": "RuntimeError: unexpected [redacted]"}
     assert told["marker"]["status"] == Status.OK
 
@@ -609,9 +620,9 @@ def test_a_login_that_only_this_user_has(
 ) -> None:
     """Of a program that stands for a wrangler after `wrangler login`."""
     path = after_login(tmp_path)
-    ours = {"WRANGLER": path, "ACCOUNT_ID": "a" * 32}
+    ours = {"WRANGLER_PATH": path, "ACCOUNT_ID": "a" * 32}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {}
     warning = with_status(told, Status.WARNING)["login"]
     assert warning == "wrangler is logged in as the user of this process, without a token."
@@ -621,9 +632,9 @@ def test_a_login_that_only_this_user_has(
 def test_no_cleanup_goes_by_a_wrangler_that_would_have_to_guess_the_account(
     bucket: Bucket, settings: Settings, tmp_path: Path
 ) -> None:
-    ours = {"WRANGLER": after_login(tmp_path)}
+    ours = {"WRANGLER_PATH": after_login(tmp_path)}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
-    wrong = with_status(examined())
+    wrong = with_status(probe_results())
     text = "Whose bucket it is, is not known to wrangler. Set R2_ACCOUNT_ID."
     assert wrong == {"login": text}
 
@@ -633,9 +644,9 @@ def test_a_login_to_another_account_is_wrong_only_where_it_is_needed(
     bucket: Bucket, settings: Settings, tmp_path: Path, needed: bool
 ) -> None:
     path = after_login(tmp_path, '{"id": "b", "name": "Personal"}')
-    ours = {"WRANGLER": path, "STRATEGY": "wrangler" if needed else "batch"}
+    ours = {"WRANGLER_PATH": path, "STRATEGY": "wrangler" if needed else "batch"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | ours
-    told = examined()
+    told = probe_results()
     text = "The account (not set) is none of those that the login sees: Personal (b)."
     assert with_status(told) == ({"login": text} if needed else {})
     assert told["login"]["summary"] == text
@@ -648,19 +659,19 @@ def test_a_refusal_without_a_code_is_one_too(
     path = after_login(
         tmp_path, deletes="echo '[ERROR] Failed to fetch /x - 403: Forbidden;' >&2; exit 1"
     )
-    ours = {"WRANGLER": path, "ACCOUNT_ID": "a" * 32}
+    ours = {"WRANGLER_PATH": path, "ACCOUNT_ID": "a" * 32}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
     text = "wrangler sees the bucket, and may not delete in it."
-    assert with_status(examined()) == {"login": text}
+    assert with_status(probe_results()) == {"login": text}
 
 
 def test_calls_of_wrangler_that_took_all_the_time(
     bucket: Bucket, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wrangler, "SHORTEST", 2 * wrangler.LOOK)
-    ours = {"WRANGLER": after_login(tmp_path), "ACCOUNT_ID": "a" * 32}
+    monkeypatch.setattr(wrangler, "MIN_CALL_SECONDS", 2 * wrangler.QUERY_TIMEOUT_SECONDS)
+    ours = {"WRANGLER_PATH": after_login(tmp_path), "ACCOUNT_ID": "a" * 32}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
-    told = examined()
+    told = probe_results()
     assert with_status(told) == {}
     late = with_status(told, Status.NOT_CHECKED)["login"]
     assert late == "The calls of wrangler took all the time there is."
@@ -678,12 +689,12 @@ def after_login(
     )
 
 
-def test_s3_and_the_api_look_into_different_buckets(
+def test_s3_and_the_api_use_different_buckets(
     store: FaultyStore, bucket: Bucket, cloudflare_api: CloudflareApi
 ) -> None:
-    without = changed(lambda xml: with_contents(xml, []))
-    store.rules.append(on(is_listing_under(bucket_marker.MARKER), without))
-    wrong = with_status(examined())
+    without = change_reply(lambda xml: with_entries(xml, []))
+    store.rules.append(rule_for(is_listing_under(bucket_marker.MARKER_KEY), without))
+    wrong = with_status(probe_results())
     assert wrong.keys() == {"marker", "same bucket"}
     assert "do not look into the same bucket" in wrong["same bucket"]
 
@@ -691,8 +702,8 @@ def test_s3_and_the_api_look_into_different_buckets(
 def test_the_api_is_not_blamed_for_s3(
     store: FaultyStore, bucket: Bucket, cloudflare_api: CloudflareApi
 ) -> None:
-    assert cloudflare_probes.api().status == Status.OK
-    assert not store.seen
+    assert cloudflare_probes.probe_api().status == Status.OK
+    assert not store.requests
 
 
 def test_code_that_is_newer_than_the_process(
@@ -701,13 +712,13 @@ def test_code_that_is_newer_than_the_process(
     """Also when it was unpacked with times of another day."""
     module = tmp_path / "models.py"
     module.write_text("old")
-    monkeypatch.setattr(versions, "CODE", tmp_path)
-    monkeypatch.setattr(versions, "LOADED", loaded := versions.code()[0])
-    assert versions.versions().status == Status.OK
+    monkeypatch.setattr(versions, "CODE_FOLDER", tmp_path)
+    monkeypatch.setattr(versions, "LOADED_DIGEST", loaded := versions.read_code_state()[0])
+    assert versions.probe_versions().status == Status.OK
     before = module.stat()
     module.write_text("new")
     os.utime(module, ns=(before.st_atime_ns, before.st_mtime_ns))
-    result = versions.versions()
+    result = versions.probe_versions()
     assert result.status == Status.WARNING
     assert result.advice.startswith("Restart it")
     assert result.facts["code"] == loaded
@@ -716,23 +727,23 @@ def test_code_that_is_newer_than_the_process(
 @pytest.mark.parametrize(
     ("limit", "value", "text"),
     [
-        ("SCARCE_MEMORY", 2**60, "memory"),
-        ("MOST_OPEN", 0.0, "open files and connections"),
+        ("SCARCE_MEMORY_BYTES", 2**60, "memory"),
+        ("MAX_OPEN_FILES_SHARE", 0.0, "open files and connections"),
     ],
 )
 def test_what_is_nearly_used_up(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: float, text: str
 ) -> None:
-    assert host_probes.resources().status == Status.OK
+    assert host_probes.probe_resources().status == Status.OK
     monkeypatch.setattr(host_probes, limit, value)
-    result = host_probes.resources()
+    result = host_probes.probe_resources()
     assert (result.status, result.summary) == (Status.WARNING, f"Nearly used up: {text}.")
 
 
 @pytest.mark.only_on("sqlite")
 def test_disks_that_are_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_probes, "SCARCE_DISK", 2**60)
-    summary = host_probes.resources().summary
+    monkeypatch.setattr(host_probes, "SCARCE_DISK_BYTES", 2**60)
+    summary = host_probes.probe_resources().summary
     for what in ("temporary files", "the application", "the database"):
         assert f"disk space for {what}" in summary
 
@@ -741,9 +752,9 @@ def test_disks_that_are_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_connections_of_the_server_that_are_nearly_used_up(
     db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert host_probes.database().status == Status.OK
-    monkeypatch.setattr(host_probes, "MOST_CONNECTIONS", 0.0)
-    result = host_probes.database()
+    assert host_probes.probe_database().status == Status.OK
+    monkeypatch.setattr(host_probes, "MAX_CONNECTIONS_SHARE", 0.0)
+    result = host_probes.probe_database()
     assert result.status == Status.WARNING
     assert "max_connections" in result.advice
 
@@ -763,10 +774,10 @@ def test_migrations_that_were_not_applied(bucket: Bucket) -> None:
     assert problem["probe"] == "database"
     assert problem["summary"] == f"The database lacks migrations: storage_audit.{LATEST_MIGRATION}."
     assert problem["advice"] == "Run: manage.py migrate"
-    assert not Diagnosis.objects.exists()
+    assert not HealthReport.objects.exists()
 
 
-@pytest.mark.parametrize("table", ["django_q_ormq", "storage_audit_diagnosis"])
+@pytest.mark.parametrize("table", ["django_q_ormq", "storage_audit_healthreport"])
 def test_a_database_that_keeps_us_waiting_keeps_the_doctor_from_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
@@ -785,13 +796,13 @@ def test_a_database_that_keeps_us_waiting_keeps_the_doctor_from_nothing(
     for name in also:
         assert wrong[name]["summary"].startswith("The database does not answer: ")
     (report,) = facts["reports"]
-    assert {each["name"]: each["status"] for each in report["probes"]}["canary"] == "ok"
-    assert not Diagnosis.objects.exists()
+    assert {each["name"]: each["status"] for each in report["probes"]}["round trip"] == "ok"
+    assert not HealthReport.objects.exists()
 
 
 def test_a_sweep_that_nobody_scheduled(bucket: Bucket) -> None:
     Schedule.objects.all().delete()
-    assert with_status(examined()).keys() == {"schedule", "worker"}
+    assert with_status(probe_results()).keys() == {"schedule", "worker"}
 
 
 def test_without_a_queue_no_worker_is_asked(bucket: Bucket, settings: Settings) -> None:
@@ -811,7 +822,7 @@ def test_why_it_works_in_the_shell_and_not_in_the_worker(
     """The worker was started with the environment of another day."""
     monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(seconds=60))
     with Cluster(tmp_path, R2_BUCKET_NAME="empty", DEBUG="true") as cluster:
-        cluster.wait_until(lambda: "ready for work" in cluster.said)
+        cluster.wait_until(lambda: "ready for work" in cluster.log_text)
         facts, code = run_json("r2_doctor")
     assert code == 1
     assert [each["context"] for each in facts["reports"]] == ["shell", "worker"]

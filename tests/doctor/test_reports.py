@@ -19,25 +19,25 @@ from pytest_django import Settings
 from storage_audit import tasks
 from storage_audit.doctor import compare_processes, run_checks, store_probes
 from storage_audit.doctor.compare_processes import WORKER_ANSWERS_WITHIN, Comparison
-from storage_audit.doctor.environment import Variable, environment, variables
-from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.environment import Variable, probe_environment, read_environment
+from storage_audit.doctor.models import HealthReport
 from storage_audit.doctor.probe_result import Result, Status
-from storage_audit.doctor.run_checks import examine, examine_everywhere
-from tests.admin_client import page, person, superuser, text_of
+from storage_audit.doctor.run_checks import run_probes, run_probes_everywhere
+from tests.admin_client import admin_url, page_text, staff_client, superuser_client
 from tests.database import LATEST_MIGRATION, lock_table
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
 
-Context = Diagnosis.Context
+Context = HealthReport.Context
 OK, WRONG = Status.OK, Status.WRONG
 RED = Result(OK, "It is red.", facts={"colour": "red"})
 DIFFERS = '<tr class="audit-differs">'
 
 
-def report(context: str, run: UUID, *results: tuple[str, Result], **values: Any) -> Diagnosis:
-    probes = [result.stored(name) for name, result in results]
+def report(context: str, run: UUID, *results: tuple[str, Result], **values: Any) -> HealthReport:
+    probes = [result.to_json(name) for name, result in results]
     facts = {"host": "a", "pid": 1, **values}
-    return Diagnosis.objects.create(run=run, context=context, probes=probes, **facts)
+    return HealthReport.objects.create(run=run, context=context, probes=probes, **facts)
 
 
 def colour(value: str, status: Status = OK, **readings: Any) -> tuple[str, Result]:
@@ -60,8 +60,8 @@ def test_the_latest_runs_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None
     runs = [uuid4() for _ in range(5)]
     for run_id in runs:
         for context in Context.values:
-            examine(context, run_id)
-    kept = Diagnosis.objects.values_list("run", flat=True)
+            run_probes(context, run_id)
+    kept = HealthReport.objects.values_list("run", flat=True)
     assert sorted(map(str, kept)) == sorted(map(str, runs[-3:] * 3))
 
 
@@ -69,7 +69,7 @@ def test_the_latest_runs_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.django_db
-def test_facts_that_differ_are_differences_and_readings_are_not() -> None:
+def test_only_settings_that_differ_are_highlighted() -> None:
     run_id = uuid4()
     asked = report("shell", run_id, colour("red", took=1), ("same", RED))
     report("worker", run_id, colour("blue", took=2), ("same", RED))
@@ -115,7 +115,7 @@ def test_the_latest_report_of_a_web_server_is_shown_and_decides_nothing(
     asked = report("shell", run_id, colour("red"))
     report("worker", run_id, colour("red"))
     compared = Comparison.of(asked)
-    assert [each.context for each in compared.diagnoses] == ["shell", "worker", "web"]
+    assert [each.context for each in compared.reports] == ["shell", "worker", "web"]
     assert [each for problem in compared.problems for each in problem.processes] == told
     assert not compared.is_wrong
     assert compared.rows[0].differs
@@ -128,7 +128,7 @@ def test_the_earlier_report_of_a_silent_worker_shows_why_it_may_be_silent() -> N
     compared = Comparison.of(report("shell", uuid4(), colour("blue"), at=now))
     assert [each.values for each in compared.differences] == [["blue", "red"]]
     assert [each.processes for each in compared.problems] == [[]]
-    assert compared.is_silent and compared.is_wrong
+    assert compared.is_worker_silent and compared.is_wrong
 
 
 @pytest.mark.django_db
@@ -161,14 +161,14 @@ def test_a_variable_says_where_it_comes_from(folder: Path, monkeypatch: pytest.M
     (folder / ".env").write_text(
         "# mine\nexport R2_BUCKET_NAME='media'\nCLOUDFLARE_ACCOUNT_ID = \"abc\"\nOTHER=1\nbroken\n"
     )
-    found = environment()
+    found = read_environment()
     assert str(found["R2_BUCKET_NAME"]) == "media (env file)"
     assert str(found["CLEANUP_LIMIT_SHARE"]) == "0.1 (set by the program)"
     assert str(found["R2_JURISDICTION"]) == "not set (default)"
     assert found["PATH"] == Variable(True, os.environ["PATH"], "environment")
     assert not found["CLOUDFLARE_ACCOUNT_ID"].is_set
     assert "OTHER" not in found
-    result = variables()
+    result = probe_environment()
     assert result.status == Status.WARNING
     assert f"{folder}/.env sets what this process does not have: CLOUDFLARE_AC" in result.summary
     assert "Restart the process" in result.advice and "in another folder" in result.advice
@@ -180,10 +180,10 @@ def test_what_a_file_leaves_empty_is_as_if_it_were_not_in_it(
     monkeypatch.delenv("CLOUDFLARE_API_TOKEN", raising=False)
     monkeypatch.setenv("R2_ACCOUNT_ID", "")
     (folder / ".env").write_text('CLOUDFLARE_API_TOKEN=\nR2_ACCOUNT_ID=""\n')
-    found = environment()
+    found = read_environment()
     for name in ("CLOUDFLARE_API_TOKEN", "R2_ACCOUNT_ID"):
         assert str(found[name]) == "not set (default)"
-    assert variables().status == Status.OK
+    assert probe_environment().status == Status.OK
 
 
 @pytest.mark.parametrize(
@@ -204,10 +204,10 @@ def test_of_a_secret_only_so_much_is_shown_that_two_can_be_compared(
     shown = []
     for secret in ("first-secret", "second-secret", "first-secret"):
         monkeypatch.setenv(name, secret)
-        variable = environment()[name]
+        variable = read_environment()[name]
         assert variable.is_set
         assert secret not in str(variable)
-        shown.append(variable.shown)
+        shown.append(variable.visible_value)
     assert shown[0] == shown[2] != shown[1]
 
 
@@ -218,8 +218,8 @@ def test_a_proxy_keeps_its_password(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "https://r2.example.com"}
     monkeypatch.setenv("HTTPS_PROXY", f"{scheme}{user}@proxy:3128")
-    for result in (variables(), store_probes.network()):
-        kept = str(result.stored("environment"))
+    for result in (probe_environment(), store_probes.probe_network()):
+        kept = str(result.to_json("environment"))
         assert "@proxy:3128" in kept
         assert "hid" not in kept
 
@@ -229,23 +229,23 @@ def test_a_proxy_keeps_its_password(
 
 @pytest.fixture
 def client(bucket: Bucket) -> Client:
-    return superuser()
+    return superuser_client()
 
 
-def test_the_button_examines_here_and_asks_a_worker(client: Client) -> None:
-    listed = text_of(client.get(page("diagnosis")))
-    assert f'action="{page("diagnosis", "add")}"' in listed
-    answer = client.post(page("diagnosis", "add"))
-    made = Diagnosis.objects.get()
+def test_the_button_runs_the_health_check_here_and_asks_a_worker(client: Client) -> None:
+    listed = page_text(client.get(admin_url("healthreport")))
+    assert f'action="{admin_url("healthreport", "add")}"' in listed
+    answer = client.post(admin_url("healthreport", "add"))
+    made = HealthReport.objects.get()
     assert (made.context, made.pid) == ("web", os.getpid())
-    assert answer.headers["Location"] == page("diagnosis", "change", made.pk)
+    assert answer.headers["Location"] == admin_url("healthreport", "change", made.pk)
     assert "storage_audit.tasks.diagnose" in OrmQ.objects.get().func()
     assert LogEntry.objects.get().object_id == str(made.pk)
-    shown = text_of(client.get(answer.headers["Location"]))
+    shown = page_text(client.get(answer.headers["Location"]))
     assert "The queue worker has been asked too." in shown
     assert '<meta http-equiv="refresh" content="3">' in shown
     assert tasks.diagnose(*OrmQ.objects.get().task["args"])
-    shown = text_of(client.get(answer.headers["Location"]))
+    shown = page_text(client.get(answer.headers["Location"]))
     assert "http-equiv" not in shown
     assert "Nothing is wrong." in shown
     assert "Nowhere: what they see and may do is the same." in shown
@@ -255,34 +255,34 @@ def test_the_button_examines_here_and_asks_a_worker(client: Client) -> None:
 def test_a_worker_that_comes_too_late_goes_on_to_its_deletions(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    examine_everywhere(Diagnosis.Context.SHELL)
+    run_probes_everywhere(HealthReport.Context.SHELL)
     run, asked_at = OrmQ.objects.get().task["args"]
     late = asked_at - WORKER_ANSWERS_WITHIN
     assert tasks.diagnose(run, late) == "too late"
-    assert "Too late to diagnose: asked 0:00:3" in caplog.text
-    assert Diagnosis.objects.get().context == Diagnosis.Context.SHELL
+    assert "Too late for the health check: asked 0:00:3" in caplog.text
+    assert HealthReport.objects.get().context == HealthReport.Context.SHELL
 
 
-def test_who_may_only_examine_is_told_that_it_is_done(bucket: Bucket) -> None:
-    answer = person("add_diagnosis").post(page("diagnosis", "add"), follow=True)
-    assert "Examined: the report is kept." in text_of(answer)
-    assert Diagnosis.objects.get().context == "web"
+def test_who_may_only_run_health_checks_is_told_that_it_is_done(bucket: Bucket) -> None:
+    answer = staff_client("add_healthreport").post(admin_url("healthreport", "add"), follow=True)
+    assert "Examined: the report is kept." in page_text(answer)
+    assert HealthReport.objects.get().context == "web"
 
 
-def test_who_may_only_look_has_a_button_that_says_whom_to_ask(bucket: Bucket) -> None:
+def test_viewers_have_a_button_that_says_whom_to_ask(bucket: Bucket) -> None:
     made = report("web", uuid4(), colour("red"))
-    client = person("view_diagnosis")
-    for url in (page("diagnosis"), page("diagnosis", "change", made.pk)):
-        shown = text_of(client.get(url))
+    client = staff_client("view_healthreport")
+    for url in (admin_url("healthreport"), admin_url("healthreport", "change", made.pk)):
+        shown = page_text(client.get(url))
         assert 'value="Examine now" disabled> <small>You may not do this.' in shown
         assert shown.count("Examine now") == 1
-    assert client.post(page("diagnosis", "add")).status_code == 403
-    assert Diagnosis.objects.count() == 1
+    assert client.post(admin_url("healthreport", "add")).status_code == 403
+    assert HealthReport.objects.count() == 1
 
 
-def test_a_look_examines_nothing(client: Client) -> None:
-    assert "Examine now" in text_of(client.get(page("diagnosis", "add")))
-    assert not Diagnosis.objects.exists()
+def test_opening_the_page_runs_no_health_check(client: Client) -> None:
+    assert "Examine now" in page_text(client.get(admin_url("healthreport", "add")))
+    assert not HealthReport.objects.exists()
 
 
 def test_the_page_marks_what_differs_and_escapes_it(client: Client) -> None:
@@ -290,14 +290,14 @@ def test_the_page_marks_what_differs_and_escapes_it(client: Client) -> None:
     strange = "<b>\x1b[2J"
     asked = report("web", run_id, colour("red"))
     report("worker", run_id, colour(strange, WRONG, answer="<i>no</i>"), host="far")
-    shown = text_of(client.get(page("diagnosis", "change", asked.pk)))
+    shown = page_text(client.get(admin_url("healthreport", "change", asked.pk)))
     assert "Something is wrong." in shown
     assert "Mend &lt;b&gt;\\x1b[2J." in shown
     assert "&lt;i&gt;no&lt;/i&gt;" in shown
     assert "process 1 on far" in shown
     assert shown.count(DIFFERS) == 2
     assert re.search(r"Queue worker</span> <code.*?>&lt;b&gt;", shown, re.I)
-    listed = text_of(client.get(page("diagnosis")))
+    listed = page_text(client.get(admin_url("healthreport")))
     assert '<span class="audit-status audit-wrong">1 wrong</span>' in listed
 
 
@@ -305,18 +305,18 @@ def test_a_database_that_lacks_migrations_is_told_at_once(client: Client) -> Non
     recorder = MigrationRecorder(connection)
     recorder.record_unapplied("storage_audit", LATEST_MIGRATION)
     try:
-        answer = client.post(page("diagnosis", "add"), follow=True)
+        answer = client.post(admin_url("healthreport", "add"), follow=True)
     finally:
         recorder.record_applied("storage_audit", LATEST_MIGRATION)
-    assert "The database lacks migrations" in text_of(answer)
+    assert "The database lacks migrations" in page_text(answer)
 
 
 def test_a_report_that_the_database_does_not_take_is_told_at_once(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with lock_table(monkeypatch, "storage_audit_diagnosis"):
-        answer = client.post(page("diagnosis", "add"))
-    shown = text_of(client.get(answer.headers["Location"]))
+    with lock_table(monkeypatch, "storage_audit_healthreport"):
+        answer = client.post(admin_url("healthreport", "add"))
+    shown = page_text(client.get(answer.headers["Location"]))
     assert "end the transaction that another process keeps open" in shown
     assert ("this report is not kept" in shown) == (connection.vendor == "postgresql")
 

@@ -9,9 +9,9 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from threading import Event
 
 from devtools.processes import Stopped, stop_on_signals
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import FAULT_KINDS
 from tests.faults.proxy import faulty_store
-from tests.faults.seeded import Seeded
+from tests.faults.seeded import SeededFaults
 
 EPILOG = """\
 examples:
@@ -52,7 +52,7 @@ def command_line() -> ArgumentParser:
     )
     parser.add_argument(
         "--fault",
-        type=rate,
+        type=parse_rate,
         action="append",
         default=[],
         metavar="'NAME RATE'",
@@ -62,14 +62,14 @@ def command_line() -> ArgumentParser:
     return parser
 
 
-def rate(text: str) -> tuple[str, float]:
+def parse_rate(text: str) -> tuple[str, float]:
     name, _space, number = text.partition(" ")
     return name, float(number)
 
 
-def serve(upstream: str, port: int, seeded: Seeded) -> None:
+def run_proxy(upstream: str, port: int, seeded: SeededFaults) -> None:
     """Serve until a signal comes. Raises OSError when the port is taken."""
-    with stop_on_signals(), faulty_store(upstream, port, keep=0) as store:
+    with stop_on_signals(), faulty_store(upstream, port, kept_requests=0) as store:
         store.rules.append(seeded)
         print(f"{store.url}\nCtrl-C ends it.", flush=True)
         try:
@@ -84,11 +84,11 @@ if __name__ == "__main__":
     parser = command_line()
     options = parser.parse_args()
     if options.list:
-        for name, fault in KINDS.items():
-            print(f"{name:20} {fault.says}")
+        for name, fault in FAULT_KINDS.items():
+            print(f"{name:20} {fault.explanation}")
         sys.exit()
     try:
-        serve(options.upstream, options.port, Seeded(options.seed, dict(options.fault)))
+        run_proxy(options.upstream, options.port, SeededFaults(options.seed, dict(options.fault)))
     except ValueError as error:
         parser.error(str(error))
     except OSError as error:

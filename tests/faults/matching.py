@@ -11,7 +11,7 @@ from tests.faults.proxy import Forward, Request, Rule
 Matches = Callable[[Request], bool]
 
 
-def on(matches: Matches, *answers: Reply | Rule, times: int | None = None) -> Rule:
+def rule_for(matches: Matches, *answers: Reply | Rule, times: int | None = None) -> Rule:
     """Give these answers in turn to the requests that match, the last one again and again; after
     `times` of them step aside."""
     count, counting = 0, Lock()
@@ -30,7 +30,7 @@ def on(matches: Matches, *answers: Reply | Rule, times: int | None = None) -> Ru
     return rule
 
 
-def then(*effects: Callable[[], object]) -> Rule:
+def run_before(*effects: Callable[[], object]) -> Rule:
     """Let something else happen in the world just before the request reaches the store."""
 
     def rule(request: Request, forward: Forward) -> None:
@@ -55,7 +55,7 @@ def is_listing_under(prefix: str) -> Matches:
 def is_listing_at(*keys: str) -> Matches:
     """The first page of a listing of all keys that goes on at one of these."""
     under = is_listing_under("")
-    return lambda request: under(request) and request.place in keys
+    return lambda request: under(request) and request.start_key in keys
 
 
 def is_later_page(request: Request) -> bool:
@@ -75,7 +75,7 @@ def is_delete_batch(request: Request) -> bool:
 
 
 def is_delete_single(request: Request) -> bool:
-    """An object's deletion; that of the probes of claim_bucket is not meant."""
+    """An object's deletion; that of the probes of connect_bucket is not meant."""
     name = request.path.rpartition("/")[2]
     return is_plain(request, "DELETE") and not name.startswith("probe-")
 
@@ -94,6 +94,6 @@ def is_plain(request: Request, method: str) -> bool:
     return request.method == method and names <= {"x-id"}
 
 
-def keys_sent(request: Request) -> list[str]:
+def sent_keys(request: Request) -> list[str]:
     """The keys that a DeleteObjects call names."""
     return [unescape(key) for key in re.findall("<Key>(.*?)</Key>", request.body.decode(), re.S)]

@@ -28,16 +28,16 @@ from xml.sax.saxutils import unescape
 from devtools.http_reply import Reply
 
 # More than a call that deletes 1,000 keys. What is larger goes through in pieces.
-KEPT_BODY = 8 << 20
-PIECE = 1 << 16
-PAGES_KEPT = 64
-STORE_TIMEOUT = 60.0  # seconds
+MAX_BODY_BYTES = 8 << 20
+PIECE_BYTES = 1 << 16
+MAX_KEPT_PAGES = 64
+STORE_TIMEOUT_SECONDS = 60.0  # seconds
 # What makes the place where a listing begins unlike all others.
 NONCE = re.compile("\U0010ffff[0-9a-f]{16}")
-OF_ONE_CONNECTION = {"connection", "keep-alive", "proxy-connection"}
+HOP_BY_HOP_HEADERS = {"connection", "keep-alive", "proxy-connection"}
 
 
-RESET = Reply(0)
+RESET_REPLY = Reply(0)
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Request:
     target: str
     headers: dict[str, str]
     body: bytes
-    follows: Reply | None = None
-    past: Reply | None = None
+    previous_page: Reply | None = None
+    first_answer: Reply | None = None
 
     @property
     def query(self) -> dict[str, str]:
@@ -58,7 +58,7 @@ class Request:
         return {name: values[0] for name, values in pairs.items()}
 
     @property
-    def place(self) -> str:
+    def start_key(self) -> str:
         """The key at which a listing begins; the application names a text just before it."""
         start = self.query.get("start-after", "")
         if not (nonce := NONCE.search(start)):
@@ -95,15 +95,15 @@ class FaultyStore:
     """`rules` are asked in order; `seen` lists the latest requests, as they came."""
 
     url: str
-    seen: deque[Request]
+    requests: deque[Request]
     observers: list[Observer] = field(default_factory=list)
     rules: list[Rule] = field(default_factory=list)
 
-    def asked(self, matches: Callable[[Request], bool]) -> list[Request]:
-        return [request for request in list(self.seen) if matches(request)]
+    def find_requests(self, matches: Callable[[Request], bool]) -> list[Request]:
+        return [request for request in list(self.requests) if matches(request)]
 
     def answer(self, request: Request, forward: Forward) -> Reply:
-        self.seen.append(request)
+        self.requests.append(request)
         answers = (rule(request, forward) for rule in list(self.rules))
         reply = next(filter(None, answers), None) or forward()
         for observer in self.observers:
@@ -113,7 +113,11 @@ class FaultyStore:
 
 @contextmanager
 def faulty_store(
-    endpoint_url: str, port: int = 0, *, keep: int = 10_000, observers: Iterable[Observer] = ()
+    endpoint_url: str,
+    port: int = 0,
+    *,
+    kept_requests: int = 10_000,
+    observers: Iterable[Observer] = (),
 ) -> Iterator[FaultyStore]:
     """Stand in front of this store, on a port of 127.0.0.1, for as long as the block lasts.
 
@@ -122,7 +126,7 @@ def faulty_store(
     parts = urlsplit(endpoint_url)
     with _Server(("127.0.0.1", port), _Handler) as server:
         url = f"http://127.0.0.1:{server.server_port}{parts.path}"
-        server.store = FaultyStore(url, deque(maxlen=keep), list(observers))
+        server.store = FaultyStore(url, deque(maxlen=kept_requests), list(observers))
         server.upstream = parts.netloc
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -187,13 +191,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         headers = dict(self.headers.items())
-        pieces = _pieces(headers, self.rfile)
-        start = _start(pieces)
+        pieces = _read_pieces(headers, self.rfile)
+        start = _read_start(pieces)
         # Not `self.path`, where slashes at the start are folded.
         target = self.requestline.split()[1]
-        body = start if len(start) <= KEPT_BODY else b""
+        body = start if len(start) <= MAX_BODY_BYTES else b""
         pages = self.server.pages
-        before, past = pages.before(target), pages.first(target)
+        before, past = pages.find_previous(target), pages.find_first(target)
         request = Request(self.command, target, headers, body, before, past)
         forward = Forward(lambda: self.upstream.send(request, chain([start], pieces)))
         reply = self.server.store.answer(request, forward)
@@ -201,12 +205,12 @@ class _Handler(BaseHTTPRequestHandler):
             pass  # An answer that comes before the end of the body would be lost.
         if forward.reply:
             pages.remember(target, forward.reply)
-        self.give(reply)
+        self.send_reply(reply)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 
-    def give(self, reply: Reply) -> None:
-        self.close_connection |= reply.status == 0 or reply.announced is not None
+    def send_reply(self, reply: Reply) -> None:
+        self.close_connection |= reply.status == 0 or reply.announced_length is not None
         if reply.status == 0:
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -217,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             self.end_headers()
             return
-        self.send_header("Content-Length", str(reply.announced or len(reply.body)))
+        self.send_header("Content-Length", str(reply.announced_length or len(reply.body)))
         self.end_headers()
         self.wfile.write(reply.body)
 
@@ -229,7 +233,7 @@ class _Upstream:
     """The connection to the store that goes with one of a client."""
 
     def __init__(self, address: str) -> None:
-        self._connection = HTTPConnection(address, timeout=STORE_TIMEOUT)
+        self._connection = HTTPConnection(address, timeout=STORE_TIMEOUT_SECONDS)
 
     def send(self, request: Request, body: Iterable[bytes]) -> Reply:
         """Send it on as it came, with the Host that its signature covers."""
@@ -240,7 +244,7 @@ class _Upstream:
             return self._exchange(request, body)
         except (OSError, HTTPException):
             self.close()
-            return RESET
+            return RESET_REPLY
 
     def _exchange(self, request: Request, body: Iterable[bytes]) -> Reply:
         connection = self._connection
@@ -248,11 +252,11 @@ class _Upstream:
             request.method, request.target, skip_host=True, skip_accept_encoding=True
         )
         for name, value in request.headers.items():
-            if name.lower() not in OF_ONE_CONNECTION:
+            if name.lower() not in HOP_BY_HOP_HEADERS:
                 connection.putheader(name, value)
         connection.endheaders(body, encode_chunked=_is_chunked(request.headers))
         response = connection.getresponse()
-        dropped = OF_ONE_CONNECTION | {"transfer-encoding"}
+        dropped = HOP_BY_HOP_HEADERS | {"transfer-encoding"}
         if request.method != "HEAD":
             dropped.add("content-length")
         kept = ((n, v) for n, v in response.getheaders() if n.lower() not in dropped)
@@ -271,13 +275,13 @@ class _Pages:
         self._by_target: OrderedDict[str, Reply] = OrderedDict()
         self._lock = Lock()
 
-    def before(self, target: str) -> Reply | None:
+    def find_previous(self, target: str) -> Reply | None:
         if "continuation-token=" not in target:
             return None
         token = parse_qs(urlsplit(target).query).get("continuation-token", [""])[0]
         return self._by_token.get(token)
 
-    def first(self, target: str) -> Reply | None:
+    def find_first(self, target: str) -> Reply | None:
         return self._by_target.get(NONCE.sub("", unquote(target)))
 
     def remember(self, target: str, reply: Reply) -> None:
@@ -289,49 +293,49 @@ class _Pages:
             if token:
                 self._by_token[unescape(token[1].decode())] = reply
             for kept in (self._by_token, self._by_target):
-                while len(kept) > PAGES_KEPT:
+                while len(kept) > MAX_KEPT_PAGES:
                     kept.popitem(last=False)
 
 
-def _header(headers: Mapping[str, str], name: str) -> str:
+def _find_header(headers: Mapping[str, str], name: str) -> str:
     return next((value for each, value in headers.items() if each.lower() == name), "")
 
 
 def _is_chunked(headers: Mapping[str, str]) -> bool:
-    return _header(headers, "transfer-encoding").lower() == "chunked"
+    return _find_header(headers, "transfer-encoding").lower() == "chunked"
 
 
-def _start(pieces: Iterator[bytes]) -> bytes:
+def _read_start(pieces: Iterator[bytes]) -> bytes:
     """All of it, or more than KEPT_BODY."""
     start = bytearray()
-    while len(start) <= KEPT_BODY and (piece := next(pieces, b"")):
+    while len(start) <= MAX_BODY_BYTES and (piece := next(pieces, b"")):
         start += piece
     return bytes(start)
 
 
-def _pieces(headers: Mapping[str, str], source: BufferedIOBase) -> Iterator[bytes]:
+def _read_pieces(headers: Mapping[str, str], source: BufferedIOBase) -> Iterator[bytes]:
     """The body of a request. Raises ConnectionResetError when the client breaks off."""
     if not _is_chunked(headers):
-        yield from _exactly(int(_header(headers, "content-length") or 0), source)
+        yield from _read_exactly(int(_find_header(headers, "content-length") or 0), source)
         return
-    while size := int(_line(source).partition(b";")[0], 16):
-        yield from _exactly(size, source)
-        _line(source)
-    while _line(source).strip():
+    while size := int(_read_line(source).partition(b";")[0], 16):
+        yield from _read_exactly(size, source)
+        _read_line(source)
+    while _read_line(source).strip():
         pass
 
 
-def _exactly(length: int, source: BufferedIOBase) -> Iterator[bytes]:
+def _read_exactly(length: int, source: BufferedIOBase) -> Iterator[bytes]:
     while length:
-        piece = source.read(min(length, PIECE))
+        piece = source.read(min(length, PIECE_BYTES))
         if not piece:
             raise ConnectionResetError
         length -= len(piece)
         yield piece
 
 
-def _line(source: BufferedIOBase) -> bytes:
-    line = source.readline(PIECE)
+def _read_line(source: BufferedIOBase) -> bytes:
+    line = source.readline(PIECE_BYTES)
     if not line.endswith(b"\n"):
         raise ConnectionResetError
     return line

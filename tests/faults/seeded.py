@@ -6,11 +6,11 @@ from random import Random
 from threading import Lock
 
 from devtools.http_reply import Reply
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import FAULT_KINDS
 from tests.faults.proxy import Forward, Request
 
 
-class Seeded:
+class SeededFaults:
     """A rule that spoils requests: each with at most one fault of those that fit it, of each kind
     with its rate (0 to 1). One number is drawn for a request, whatever it is.
 
@@ -19,7 +19,7 @@ class Seeded:
     """
 
     def __init__(self, seed: int, rates: Mapping[str, float]) -> None:
-        if unknown := sorted(rates.keys() - KINDS):
+        if unknown := sorted(rates.keys() - FAULT_KINDS):
             raise ValueError(f"no such fault: {', '.join(unknown)}")
         if min(rates.values(), default=0) < 0 or sum(rates.values()) > 1:
             raise ValueError("rates are 0 or more, and 1 or less in all")
@@ -30,20 +30,20 @@ class Seeded:
         self._lock = Lock()
 
     def __call__(self, request: Request, forward: Forward) -> Reply | None:
-        name = self._chosen(request) if self.enabled else None
+        name = self._choose_fault(request) if self.enabled else None
         if name is None:
             return None
-        reply = KINDS[name].answer(request, forward)
+        reply = FAULT_KINDS[name].answer(request, forward)
         if reply is not None:
             with self._lock:
                 self.counts[name] += 1
         return reply
 
-    def _chosen(self, request: Request) -> str | None:
+    def _choose_fault(self, request: Request) -> str | None:
         with self._lock:
             drawn = self._random.random()
         for name, rate in self.rates.items():
-            if KINDS[name].fits(request):
+            if FAULT_KINDS[name].fits(request):
                 drawn -= rate
                 if drawn < 0:
                     return name

@@ -20,16 +20,16 @@ from devtools.http_reply import Reply
 from devtools.seaweedfs import SeaweedFS
 from devtools.store import Store
 from tests.faults import kinds
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import FAULT_KINDS
 from tests.faults.matching import (
     is_delete_batch,
     is_listing,
     is_plain,
-    keys_sent,
-    on,
+    rule_for,
+    sent_keys,
 )
 from tests.faults.proxy import FaultyStore, Forward, Request, faulty_store
-from tests.faults.seeded import Seeded
+from tests.faults.seeded import SeededFaults
 from tests.real_bucket import BUCKETS
 
 # What it asks is no database.
@@ -66,15 +66,15 @@ def proxy(origin: Store, running: FaultyStore) -> Iterator[FaultyStore]:
     for key in origin.keys(BUCKET):
         origin.remove(key, BUCKET)
     for key in KEYS:
-        origin.plant(key, b"content", BUCKET)
-    running.seen.clear()
+        origin.put(key, b"content", BUCKET)
+    running.requests.clear()
     yield running
     running.rules.clear()
     running.observers.clear()
 
 
 def spoil(proxy: FaultyStore, name: str) -> None:
-    proxy.rules.append(on(KINDS[name].fits, KINDS[name].answer))
+    proxy.rules.append(rule_for(FAULT_KINDS[name].fits, FAULT_KINDS[name].answer))
 
 
 def listed(client: "S3Client", **how: Any) -> list[str]:
@@ -136,12 +136,12 @@ def forge(request: Any, **kwargs: Any) -> None:
 def test_bodies_larger_than_what_is_kept_pass_both_ways(
     origin: Store, proxy: FaultyStore, client: "S3Client", monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.faults.proxy.KEPT_BODY", 1 << 20)
+    monkeypatch.setattr("tests.faults.proxy.MAX_BODY_BYTES", 1 << 20)
     body = bytes(range(256)) * (3 << 12)
     client.put_object(Bucket=BUCKET, Key="large", Body=body)
     received = client.get_object(Bucket=BUCKET, Key="large")["Body"].read()
     assert hashlib.sha256(received).digest() == hashlib.sha256(body).digest()
-    (put,) = proxy.asked(lambda request: is_plain(request, "PUT"))
+    (put,) = proxy.find_requests(lambda request: is_plain(request, "PUT"))
     assert put.body == b""
 
 
@@ -168,11 +168,11 @@ def test_a_connection_serves_many_requests(proxy: FaultyStore, client: "S3Client
 
 
 def test_only_the_latest_requests_are_remembered(origin: Store, proxy: FaultyStore) -> None:
-    with faulty_store(origin.environment["R2_ENDPOINT_URL"], keep=2) as forgetful:
+    with faulty_store(origin.environment["R2_ENDPOINT_URL"], kept_requests=2) as forgetful:
         client = origin.client(forgetful.url)
         for key in KEYS[:3]:
             read(client, key)
-        assert [request.path.rpartition("/")[2] for request in forgetful.seen] == ["1", "2"]
+        assert [request.path.rpartition("/")[2] for request in forgetful.requests] == ["1", "2"]
 
 
 def test_observer_is_told_of_both_answers(
@@ -180,14 +180,17 @@ def test_observer_is_told_of_both_answers(
 ) -> None:
     told: list[tuple[Request, Reply | None, Reply]] = []
     proxy.observers.append(lambda *answers: told.append(answers))
-    proxy.rules += [on(is_delete_batch, KINDS["reset-after"].answer), on(is_listing, Reply(503))]
+    proxy.rules += [
+        rule_for(is_delete_batch, FAULT_KINDS["reset-after"].answer),
+        rule_for(is_listing, Reply(503)),
+    ]
     with pytest.raises(BROKEN):
         delete(client, *KEYS[:2])
     with pytest.raises(ClientError):
         listed(client)
     client.get_object(Bucket=BUCKET, Key=KEYS[2])
     (deletion, obeyed, broken), (_listing, unasked, refused), (_read, passed, same) = told
-    assert keys_sent(deletion) == KEYS[:2]
+    assert sent_keys(deletion) == KEYS[:2]
     assert obeyed is not None and (obeyed.status, broken.status) == (200, 0)
     assert unasked is None and refused.status == 503
     assert passed is same
@@ -205,7 +208,7 @@ def test_a_client_that_goes_away_and_one_that_speaks_no_http_stop_nothing(
 
 def test_a_store_that_is_down_is_a_broken_connection_until_it_is_back(tmp_path: Path) -> None:
     with SeaweedFS(tmp_path, [BUCKET]) as store:
-        store.plant("kept", b"content")
+        store.put("kept", b"content")
         with faulty_store(store.environment["R2_ENDPOINT_URL"]) as proxy:
             client = store.client(proxy.url)
             statuses: list[int] = []
@@ -215,7 +218,7 @@ def test_a_store_that_is_down_is_a_broken_connection_until_it_is_back(tmp_path: 
             with pytest.raises(BROKEN):
                 listed(client)
             assert statuses == [200, 0]
-            store.start_again()
+            store.restart()
             assert listed(client) == ["kept"]
 
 
@@ -260,7 +263,7 @@ def test_answers_of_the_edge_are_html(proxy: FaultyStore, client: "S3Client") ->
     assert status == 520 and body.startswith(b"<!DOCTYPE html>")
 
 
-@pytest.mark.parametrize("name, body", [("empty-body", b""), ("html", kinds.PAGE_OF_HTML)])
+@pytest.mark.parametrize("name, body", [("empty-body", b""), ("html", kinds.HTML_BODY)])
 def test_bodies_of_others_come_with_200(
     proxy: FaultyStore, client: "S3Client", name: str, body: bytes
 ) -> None:
@@ -382,14 +385,14 @@ RATES = {"slow-down": 0.2, "reset-before": 0.1, "page-backwards": 0.3}
 
 def struck(seed: int, rates: dict[str, float], requests: list[Request]) -> list[int]:
     """The status that each gets; 200 where nothing strikes it."""
-    seeded = Seeded(seed, rates)
+    seeded = SeededFaults(seed, rates)
     forward = Forward(lambda: Reply(200))
     return [(seeded(request, forward) or Reply(200)).status for request in requests]
 
 
 def test_a_seed_repeats_itself_and_no_other(proxy: FaultyStore, client: "S3Client") -> None:
     read(client, KEYS[0])
-    requests = list(proxy.seen) * 1000
+    requests = list(proxy.requests) * 1000
     once = struck(7, RATES, requests)
     assert struck(7, RATES, requests) == once
     assert struck(8, RATES, requests) != once
@@ -400,7 +403,7 @@ def test_a_seed_repeats_itself_and_no_other(proxy: FaultyStore, client: "S3Clien
 def test_a_seeded_rule_counts_what_struck_and_can_be_switched_off(
     proxy: FaultyStore, client: "S3Client"
 ) -> None:
-    seeded = Seeded(1, {"access-denied": 0.5, "page-again": 0.5})
+    seeded = SeededFaults(1, {"access-denied": 0.5, "page-again": 0.5})
     proxy.rules.append(seeded)
     for _n in range(20):
         try:
@@ -420,7 +423,7 @@ def test_a_seeded_rule_counts_what_struck_and_can_be_switched_off(
 @pytest.mark.parametrize("rates", [{"rain": 0.1}, {"html": -0.1}, {"html": 0.6, "kept": 0.6}])
 def test_impossible_rates_are_refused(rates: dict[str, float]) -> None:
     with pytest.raises(ValueError):
-        Seeded(1, rates)
+        SeededFaults(1, rates)
 
 
 def command(*argv: str) -> list[str]:
@@ -429,7 +432,7 @@ def command(*argv: str) -> list[str]:
 
 def test_by_hand_it_lists_the_faults() -> None:
     listing = subprocess.run(command("--list"), capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in listing.stdout.splitlines()] == list(KINDS)
+    assert [line.split()[0] for line in listing.stdout.splitlines()] == list(FAULT_KINDS)
 
 
 def test_by_hand_it_strikes_and_counts(origin: Store, proxy: FaultyStore) -> None:

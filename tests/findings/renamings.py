@@ -9,7 +9,7 @@ from storage_audit.findings import rename
 from storage_audit.findings.models import Finding
 from storage_audit.findings.rename_plan import Renaming
 from tests.builders import create_findings
-from tests.promises import check
+from tests.promises import check_promises
 from tests.real_bucket import Bucket
 
 OLD, NEW = "projects/proj_proj_1/scenes/s1/media/", "projects/proj_1/scenes/s1/media/"
@@ -23,21 +23,21 @@ def create_misnamed(bucket: Bucket, *keys: str, project_id: str = "proj_1") -> l
 
 def rename_findings(*findings: Finding) -> list[Renaming]:
     fresh = Finding.objects.filter(pk__in=[finding.pk for finding in findings])
-    return list(rename.rename(fresh))
+    return list(rename.rename_each(fresh))
 
 
 def assert_kept(bucket: Bucket, finding: Finding, *keys: str) -> None:
     assert bucket.keys() == set(keys or [A])
     finding.refresh_from_db()
     assert finding.state == "open"
-    check(bucket)
+    check_promises(bucket)
 
 
 class Crash(BaseException):
     pass
 
 
-def before(
+def patch_before(
     patch: pytest.MonkeyPatch, module: Any, name: str, *effects: Callable[[], object]
 ) -> None:
     original, todo = getattr(module, name), list(effects)
@@ -50,5 +50,5 @@ def before(
     patch.setattr(module, name, patched)
 
 
-def crash() -> None:
+def raise_crash() -> None:
     raise Crash

@@ -14,10 +14,10 @@ from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import frame, multipart, s3
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import is_too_long
-from storage_audit.bucket.multipart import Upload
+from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.cleanup import delete_batches
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.open_decisions import why_covered
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.open_decisions import covered_reason
 from storage_audit.conf import conf
 from storage_audit.findings import abort_uploads
 from storage_audit.findings.models import Finding
@@ -25,23 +25,23 @@ from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.scan import unfinished_uploads
-from storage_audit.scan.models import BucketScan, Sighting
+from storage_audit.scan.models import BucketScan, PendingFinding
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
-from tests.faults.kinds import changed, error
-from tests.faults.matching import is_abort, is_listing, is_uploads_listing, on
+from tests.faults.kinds import change_reply, error_xml
+from tests.faults.matching import is_abort, is_listing, is_uploads_listing, rule_for
 from tests.faults.pages import (
-    empty,
-    first,
-    of_another_bucket,
-    of_another_prefix,
+    empty_page,
+    insert_first,
+    other_bucket_page,
+    other_prefix_page,
     with_field,
     with_text,
     without_field,
 )
 from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.network import faulty_network
-from tests.promises import alive, deleted, track
+from tests.promises import create_projects, record_deleted_projects, track_key
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
 
@@ -62,7 +62,7 @@ def tree(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bu
     bucket = Bucket(seaweedfs)
     bucket.wipe()
     end_all(bucket)
-    bucket_marker.claim(bucket.name)
+    bucket_marker.connect_bucket(bucket.name)
     return bucket
 
 
@@ -87,17 +87,17 @@ def begin(bucket: Bucket, *keys: str) -> None:
 
 
 def there(bucket: Bucket) -> list[str]:
-    pages = multipart.unfinished(bucket.name, "")
+    pages = multipart.list_unfinished_uploads(bucket.name, "")
     assert pages is not None
     return sorted(upload.key for page in pages for upload in page)
 
 
-def sighted(
+def find_uploads(
     bucket: Bucket, *prefixes: str, older_than: timedelta = AT_ONCE
-) -> list[Sighting] | None:
+) -> list[PendingFinding] | None:
     scan = BucketScan.objects.create(bucket=bucket.name)
-    seen = unfinished_uploads.sightings(scan, prefixes or [""], older_than)
-    return None if seen is None else Sighting.objects.bulk_create(seen)
+    seen = unfinished_uploads.find_unfinished(scan, prefixes or [""], older_than)
+    return None if seen is None else PendingFinding.objects.bulk_create(seen)
 
 
 def findings(bucket: Bucket) -> list[Finding]:
@@ -109,24 +109,24 @@ def findings(bucket: Bucket) -> list[Finding]:
             last_scan=seen.scan,
             **{name: getattr(seen, name) for name in names},
         )
-        for seen in sighted(bucket) or ()
+        for seen in find_uploads(bucket) or ()
     ]
 
 
 def aborted(*found: Finding) -> list[str]:
     """How each is resolved, or why it is not."""
     fresh = Finding.objects.filter(pk__in=[finding.pk for finding in found]).order_by("key", "pk")
-    return [one.resolution or one.objection for one in abort_uploads.abort(fresh)]
+    return [one.resolution or one.objection for one in abort_uploads.abort_each(fresh)]
 
 
 # Found
 
 
-def test_each_unfinished_upload_is_sighted_with_its_owner(tree: Bucket) -> None:
-    alive("proj_1")
-    deleted("proj_2")
+def test_each_unfinished_upload_is_found_with_its_owner(tree: Bucket) -> None:
+    create_projects("proj_1")
+    record_deleted_projects("proj_2")
     begin(tree, KEY, KEY, "projects/proj_2/scenes/s1/media/a", "stranger", ".storage_audit/own")
-    seen = sighted(tree)
+    seen = find_uploads(tree)
     assert seen is not None
     told = [(one.kind, one.key, one.project_id, one.evidence) for one in seen]
     assert sorted(told) == sorted(
@@ -139,7 +139,7 @@ def test_each_unfinished_upload_is_sighted_with_its_owner(tree: Bucket) -> None:
                 "proj_2",
                 "hierarchical: proj_2; project proj_2 was deleted",
             ),
-            ("unfinished", "stranger", None, "no layout matches"),
+            ("unfinished", "stranger", None, "no key format matches"),
         ]
     )
     assert len({one.upload_id for one in seen}) == 4
@@ -147,21 +147,21 @@ def test_each_unfinished_upload_is_sighted_with_its_owner(tree: Bucket) -> None:
     assert len(age) == 4 and max(age) < timedelta(minutes=1)
 
 
-def test_uploads_that_are_not_old_are_not_sighted(tree: Bucket) -> None:
+def test_uploads_that_are_not_old_are_not_found(tree: Bucket) -> None:
     begin(tree, KEY)
-    assert sighted(tree, older_than=conf().upload_timeout) == []
+    assert find_uploads(tree, older_than=conf().upload_timeout) == []
 
 
-def test_only_what_is_asked_for_is_sighted(tree: Bucket) -> None:
+def test_only_uploads_under_the_given_prefixes_are_found(tree: Bucket) -> None:
     begin(tree, "a/1", "b/1", "c/1")
-    seen = sighted(tree, "a/", "c/")
+    seen = find_uploads(tree, "a/", "c/")
     assert seen is not None
     assert sorted(one.key for one in seen) == ["a/1", "c/1"]
 
 
 def test_store_that_cannot_list_uploads_says_nothing_of_them(bucket: Bucket) -> None:
     """Local R2 answers NotImplemented."""
-    assert sighted(bucket) is None
+    assert find_uploads(bucket) is None
 
 
 def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore) -> None:
@@ -181,10 +181,10 @@ def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore)
         body = f"<ListMultipartUploadsResult>{more}{next_one}{entry}</ListMultipartUploadsResult>"
         return Reply(200, body.encode())
 
-    frame.expect(tree.name, ())  # The pages are made by hand.
-    proxy.rules.append(on(is_uploads_listing, page))
+    frame.set_expected_fields(tree.name, ())  # The pages are made by hand.
+    proxy.rules.append(rule_for(is_uploads_listing, page))
     scan = BucketScan.objects.create(bucket=tree.name)
-    seen = unfinished_uploads.sightings(scan, [""], AT_ONCE)
+    seen = unfinished_uploads.find_unfinished(scan, [""], AT_ONCE)
     assert seen is not None
     for number in range(1, 6):
         assert next(seen).key == str(number)
@@ -195,25 +195,25 @@ def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore)
 def test_listing_that_does_not_get_on_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
     body = """<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>a
 </NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker></ListMultipartUploadsResult>"""
-    frame.expect(tree.name, ())
-    proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
+    frame.set_expected_fields(tree.name, ())
+    proxy.rules.append(rule_for(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(InvalidResponse):
-        sighted(tree)
+        find_uploads(tree)
 
 
 FOLDER = "<CommonPrefixes><Prefix>a/</Prefix></CommonPrefixes>"
 FOREIGN: dict[str, Callable[[str], str]] = {
-    "another bucket": of_another_bucket,
-    "another prefix": of_another_prefix,
+    "another bucket": other_bucket_page,
+    "another prefix": other_prefix_page,
     "no bucket": lambda xml: without_field(xml, "Bucket"),
     "no prefix": lambda xml: without_field(xml, "Prefix"),
     "a later page": lambda xml: with_field(xml, "KeyMarker", "a/9"),
     "a later upload": lambda xml: with_field(xml, "UploadIdMarker", "u"),
     "folders": lambda xml: with_field(xml, "Delimiter", "/"),
-    "common prefixes": lambda xml: first(xml, FOLDER),
+    "common prefixes": lambda xml: insert_first(xml, FOLDER),
     "an end in capitals": lambda xml: with_field(xml, "IsTruncated", "FALSE"),
     "no end": lambda xml: without_field(xml, "IsTruncated"),
-    "two ends": lambda xml: first(xml, "<IsTruncated>true</IsTruncated>"),
+    "two ends": lambda xml: insert_first(xml, "<IsTruncated>true</IsTruncated>"),
     "another root": lambda xml: xml.replace("ListMultipartUploadsResult", "ListBucketResult"),
     "an upload twice": lambda xml: re.sub("(<Upload>.*</Upload>)", r"\1\1", xml),
     "an upload elsewhere": lambda xml: xml.replace("<Key>a/", "<Key>b/"),
@@ -226,16 +226,16 @@ FOREIGN: dict[str, Callable[[str], str]] = {
 
 def test_page_of_another_request_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
     begin(tree, "a/1")
-    frame.expect(tree.name, bucket_marker.check(tree.name).echoes)
+    frame.set_expected_fields(tree.name, bucket_marker.check_bucket(tree.name).echoes)
     believed = []
     for name, change in FOREIGN.items():
-        proxy.rules[:] = [on(is_uploads_listing, changed(change))]
+        proxy.rules[:] = [rule_for(is_uploads_listing, change_reply(change))]
         with suppress(InvalidResponse):
-            sighted(tree, "a/")
+            find_uploads(tree, "a/")
             believed.append(name)
     assert believed == []
     proxy.rules.clear()
-    assert len(sighted(tree, "a/") or ()) == 1
+    assert len(find_uploads(tree, "a/") or ()) == 1
 
 
 @pytest.mark.parametrize("keys", [("b", "a"), ("a", "c"), ("0", "b")])
@@ -248,10 +248,10 @@ def test_uploads_of_several_pages_are_in_order(
     body = f"""<ListMultipartUploadsResult><Bucket>tests</Bucket><IsTruncated>true</IsTruncated>
         <EncodingType>url</EncodingType><NextKeyMarker>b</NextKeyMarker>
         <NextUploadIdMarker>u</NextUploadIdMarker>{entries}</ListMultipartUploadsResult>"""
-    frame.expect(tree.name, ())
-    proxy.rules.append(on(is_uploads_listing, Reply(200, body.encode())))
+    frame.set_expected_fields(tree.name, ())
+    proxy.rules.append(rule_for(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(InvalidResponse, match="order"):
-        multipart.page_of("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})
+        multipart.list_upload_page("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})
 
 
 # Aborted
@@ -269,16 +269,16 @@ def test_old_upload_is_aborted_and_no_other(tree: Bucket, old: None) -> None:
     assert not there(tree) and not Finding.objects.unresolved().exists()
 
 
-def test_upload_whose_finding_is_acknowledged_is_not_aborted(tree: Bucket, old: None) -> None:
+def test_upload_whose_finding_is_ignored_is_not_aborted(tree: Bucket, old: None) -> None:
     begin(tree, KEY)
     [found] = findings(tree)
-    Finding.objects.all().acknowledge("ours", "zoe")
-    assert aborted(found) == ["It is acknowledged. To abort the upload, reopen the finding first."]
+    Finding.objects.all().ignore("ours", "zoe")
+    assert aborted(found) == ["It is ignored. To abort the upload, reopen the finding first."]
     assert there(tree) == [KEY]
 
 
 @pytest.mark.parametrize("part", ["listing", "abortion"])
-def test_upload_that_is_acknowledged_meanwhile_is_not_aborted(
+def test_upload_that_is_ignored_meanwhile_is_not_aborted(
     tree: Bucket, old: None, proxy: FaultyStore, part: str
 ) -> None:
     """While its own upload is looked for, or the one before is aborted."""
@@ -286,11 +286,13 @@ def test_upload_that_is_acknowledged_meanwhile_is_not_aborted(
     found = sorted(findings(tree), key=lambda finding: finding.key)
 
     def acknowledge(request: Request, forward: Forward) -> Reply:
-        Finding.objects.filter(key=LATER).acknowledge("ours", "zoe")
+        Finding.objects.filter(key=LATER).ignore("ours", "zoe")
         return forward()
 
-    proxy.rules.append(on(is_abort if part == "abortion" else is_uploads_listing, acknowledge))
-    told = "It is acknowledged. To abort the upload, reopen the finding first."
+    proxy.rules.append(
+        rule_for(is_abort if part == "abortion" else is_uploads_listing, acknowledge)
+    )
+    told = "It is ignored. To abort the upload, reopen the finding first."
     assert aborted(*found[part == "listing" :])[-1] == told
     assert LATER in there(tree)
 
@@ -302,7 +304,7 @@ def test_key_that_no_request_can_name_is_too_long_only_beyond_what_a_key_can_be(
 
 def test_dry_run_aborts_nothing(tree: Bucket, old: None) -> None:
     begin(tree, KEY)
-    assert [one.objection for one in abort_uploads.abort(findings(tree), dry_run=True)] == [""]
+    assert [one.objection for one in abort_uploads.abort_each(findings(tree), dry_run=True)] == [""]
     assert there(tree) == [KEY]
     assert Finding.objects.get().state == "open"
 
@@ -328,7 +330,7 @@ def test_key_that_the_application_uploads_to_is_spared(
     tree: Bucket, old: None, settings: Settings
 ) -> None:
     begin(tree, KEY)
-    row = track(tree, KEY, "proj_1", state="uploading")
+    row = track_key(tree, KEY, "proj_1", state="uploading")
     found = findings(tree)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"UPLOAD_TIMEOUT": timedelta(seconds=1)}
     R2Object.objects.update(updated_at=timezone.now() + timedelta(seconds=60))
@@ -343,14 +345,14 @@ def test_key_that_the_application_uploads_to_is_spared(
 def test_upload_to_a_file_of_an_open_cleanup_is_not_aborted(tree: Bucket, old: None) -> None:
     begin(tree, KEY)
     found = findings(tree)
-    cleanup = CleanupOperation.objects.request(
+    cleanup = Cleanup.objects.request(
         kind="project", project_id="proj_1", bucket=tree.name, trigger="deleted"
     )
-    CleanupOperation.objects.update(status="blocked", next_attempt_at=None)
+    Cleanup.objects.update(status="blocked", next_attempt_at=None)
     cleanup.refresh_from_db()
-    assert aborted(*found) == [why_covered(cleanup)]
+    assert aborted(*found) == [covered_reason(cleanup)]
     assert there(tree) == [KEY]
-    CleanupOperation.objects.update(status="clean")
+    Cleanup.objects.update(status="clean")
     assert aborted(*found) == ["aborted"]
 
 
@@ -371,9 +373,9 @@ def test_upload_that_ends_just_before_is_not_called_aborted(
 
     def end(request: Request, forward: Forward) -> Reply:
         end_all(tree)
-        return Reply(404, error("NoSuchUpload"))
+        return Reply(404, error_xml("NoSuchUpload"))
 
-    proxy.rules.append(on(is_abort, end))
+    proxy.rules.append(rule_for(is_abort, end))
     [told] = aborted(*found)
     assert "not listed any more" in told
 
@@ -381,8 +383,8 @@ def test_upload_that_ends_just_before_is_not_called_aborted(
 def test_abortion_is_believed_when_it_is_seen(tree: Bucket, old: None, proxy: FaultyStore) -> None:
     begin(tree, KEY)
     found = findings(tree)
-    for answer in (Reply(204), Reply(403, error("AccessDenied"))):
-        proxy.rules[:] = [on(is_abort, answer)]
+    for answer in (Reply(204), Reply(403, error_xml("AccessDenied"))):
+        proxy.rules[:] = [rule_for(is_abort, answer)]
         [told] = aborted(*found)
         assert "still listed" in told
         assert ("AccessDenied" in told) == (answer.status == 403)
@@ -391,33 +393,33 @@ def test_abortion_is_believed_when_it_is_seen(tree: Bucket, old: None, proxy: Fa
     assert aborted(*found) == ["aborted"]
 
 
-def test_upload_is_not_aborted_by_a_process_that_was_stopped_after_its_look(
+def test_upload_is_not_aborted_by_a_process_that_was_stopped_after_its_listing(
     tree: Bucket, old: None, proxy: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(tree, KEY)
-    now, abort = [0.0], multipart.abort
+    now, abort = [0.0], multipart.abort_multipart
 
-    def stop_and_abort(bucket: str, upload: Upload) -> None:
-        now[0] += delete_batches.PROOF_LASTS + 1
+    def stop_and_abort(bucket: str, upload: MultipartUpload) -> None:
+        now[0] += delete_batches.RECHECK_VALID_SECONDS + 1
         abort(bucket, upload)
 
-    monkeypatch.setattr(multipart, "abort", stop_and_abort)
+    monkeypatch.setattr(multipart, "abort_multipart", stop_and_abort)
     for module in (delete_batches, s3):
-        monkeypatch.setattr(module, "monotonic", lambda: now[0])
+        monkeypatch.setattr(module, "monotonic_seconds", lambda: now[0])
     [told] = aborted(*findings(tree))
-    assert told.startswith("Not sent: the look before it is too old by now.")
-    assert not proxy.asked(is_abort) and there(tree) == [KEY]
+    assert told.startswith("Not sent: the check before it is too old by now.")
+    assert not proxy.find_requests(is_abort) and there(tree) == [KEY]
     assert Finding.objects.get().state == "open"
 
 
 def test_listing_that_fails_resolves_nothing(tree: Bucket, old: None, proxy: FaultyStore) -> None:
     begin(tree, KEY)
     found = findings(tree)
-    proxy.rules.append(on(is_uploads_listing, Reply(403, error("AccessDenied"))))
+    proxy.rules.append(rule_for(is_uploads_listing, Reply(403, error_xml("AccessDenied"))))
     with pytest.raises(StoreError):
         aborted(*found)
     assert Finding.objects.get().state == "open"
-    assert not proxy.asked(is_abort)
+    assert not proxy.find_requests(is_abort)
 
 
 def test_empty_copy_of_the_bucket_resolves_nothing(
@@ -428,11 +430,11 @@ def test_empty_copy_of_the_bucket_resolves_nothing(
 
     def show_nothing(request: Request, forward: Forward) -> Reply:
         answer = forward()
-        return Reply(answer.status, empty(answer.text).encode(), answer.headers)
+        return Reply(answer.status, empty_page(answer.text).encode(), answer.headers)
 
     def copy(request: Request, forward: Forward) -> Reply | None:
         if is_uploads_listing(request):
-            proxy.rules[:] = [on(is_listing, show_nothing)]
+            proxy.rules[:] = [rule_for(is_listing, show_nothing)]
             return show_nothing(request, forward)
         return None
 
@@ -447,7 +449,7 @@ def test_empty_copy_of_the_bucket_resolves_nothing(
 def test_nothing_is_aborted_in_another_bucket(tree: Bucket, old: None) -> None:
     begin(tree, KEY)
     found = findings(tree)
-    tree.r2.remove(bucket_marker.MARKER, tree.name)
+    tree.r2.remove(bucket_marker.MARKER_KEY, tree.name)
     with pytest.raises(CannotConclude):
         aborted(*found)
     assert there(tree) == [KEY]
@@ -498,9 +500,9 @@ def scanned() -> BucketScan:
 
 
 def test_a_scan_ends_with_the_unfinished_uploads(tree: Bucket, old: None) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     begin(tree, KEY)
-    assert (scanned().unfinished, scanned().uploads_looked_for) == (1, True)
+    assert (scanned().unfinished, scanned().uploads_listed) == (1, True)
     [finding] = Finding.objects.all()
     assert (finding.kind, finding.key, finding.project_id) == ("unfinished", KEY, "proj_1")
     end_all(tree)
@@ -509,10 +511,10 @@ def test_a_scan_ends_with_the_unfinished_uploads(tree: Bucket, old: None) -> Non
     assert finding.state == Finding.State.RESOLVED
 
 
-def test_what_was_not_looked_for_is_not_resolved(bucket: Bucket) -> None:
+def test_findings_outside_the_listing_are_not_resolved(bucket: Bucket) -> None:
     seen = BucketScan.objects.create(bucket=bucket.name, started_at=timezone.now())
     Finding.objects.create(
         bucket=bucket.name, key=KEY, kind="unfinished", first_scan=seen, last_scan=seen
     )
-    assert scanned().uploads_looked_for is False
+    assert scanned().uploads_listed is False
     assert Finding.objects.get().state == Finding.State.OPEN

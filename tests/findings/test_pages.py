@@ -12,17 +12,25 @@ from django_q.models import OrmQ
 
 from storage_audit import formats
 from storage_audit.bucket import multipart
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.concurrency import place
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.concurrency import acquire_slot
 from storage_audit.conf import conf
 from storage_audit.findings import action_result
 from storage_audit.findings.admin import action_pages
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from tests.admin_client import act, confirm, page, person, superuser, text_of, yes_to
+from tests.admin_client import (
+    admin_url,
+    confirm_action,
+    confirmation_fields,
+    page_text,
+    run_action,
+    staff_client,
+    superuser_client,
+)
 from tests.builders import create_findings, create_orphans, create_unlisted_findings, read_states
 from tests.keys import ESCAPED, FOLDER, HOSTILE, KEY, OTHER_KEY
-from tests.promises import alive, run
+from tests.promises import create_projects, run_until_idle
 from tests.real_bucket import Bucket
 
 pytestmark = pytest.mark.usefixtures("young_orphans_may_go")
@@ -30,9 +38,9 @@ pytestmark = pytest.mark.usefixtures("young_orphans_may_go")
 ACROSS = {"select_across": "1", "index": "0"}
 OLD, NEW = (f"projects/{name}/scenes/s1/media/a.mp4" for name in ("proj_proj_1", "proj_1"))
 # What has to be typed.
-TYPED = {"acknowledge": {"note": "ours"}, "adopt": {"project_id": "proj_1"}}
-ASKING = ["acknowledge", "delete_orphans", "adopt", "track", "untrack", "rename", "abort_uploads"]
-LOOKING = ["adopt", "track", "untrack", "rename", "abort_uploads"]
+TYPED = {"ignore": {"note": "ours"}, "assign": {"project_id": "proj_1"}}
+ASKING = ["ignore", "delete_objects", "assign", "track", "untrack", "rename", "abort_uploads"]
+CHECKING_ACTIONS = ["assign", "track", "untrack", "rename", "abort_uploads"]
 
 
 def pks(found: list[Finding]) -> list[int]:
@@ -40,7 +48,9 @@ def pks(found: list[Finding]) -> list[int]:
 
 
 def decide(action: str, found: list[Finding], **data: Any) -> str:
-    return confirm(superuser(), "finding", action, *pks(found), **{**TYPED.get(action, {}), **data})
+    return confirm_action(
+        superuser_client(), "finding", action, *pks(found), **{**TYPED.get(action, {}), **data}
+    )
 
 
 # Asking first
@@ -49,50 +59,53 @@ def decide(action: str, found: list[Finding], **data: Any) -> str:
 @pytest.mark.parametrize("action", ASKING)
 def test_a_page_asks_and_nothing_is_done_before(bucket: Bucket, action: str) -> None:
     found = create_orphans(bucket, KEY)
-    shown = act(superuser(), "finding", action, *pks(found))
+    shown = run_action(superuser_client(), "finding", action, *pks(found))
     assert f'value="{action}"' in shown
-    assert read_states() == {KEY: "open"} and not CleanupOperation.objects.exists()
+    assert read_states() == {KEY: "open"} and not Cleanup.objects.exists()
     assert bucket.keys() == {KEY}
 
 
-@pytest.mark.parametrize("action", [*ASKING, "reopen", "plan_deletion"])
+@pytest.mark.parametrize("action", [*ASKING, "reopen", "preview_deletion"])
 def test_an_address_does_nothing(bucket: Bucket, action: str) -> None:
-    [one] = create_orphans(bucket, KEY, state="acknowledged" if action == "reopen" else "open")
+    [one] = create_orphans(bucket, KEY, state="ignored" if action == "reopen" else "open")
     data: dict[str, Any] = {"action": action, "post": "yes", "figures": "1-7"}
     data |= {"_selected_action": one.pk, **TYPED.get(action, {})}
-    text_of(superuser().get(page("finding"), data, follow=True))
-    assert read_states() == {KEY: one.state} and not CleanupOperation.objects.exists()
+    page_text(superuser_client().get(admin_url("finding"), data, follow=True))
+    assert read_states() == {KEY: one.state} and not Cleanup.objects.exists()
 
 
 @pytest.mark.parametrize("action", ASKING)
 def test_hostile_keys_are_escaped_and_visible(
     bucket: Bucket, action: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "list_unfinished_uploads", lambda bucket, prefix: iter([[]]))
     kind = {"abort_uploads": "unfinished"}.get(action, "unrecognised")
     found = create_findings(bucket, HOSTILE, kind=kind, state="resolved", note=HOSTILE)
-    for shown in (act(superuser(), "finding", action, *pks(found)), decide(action, found)):
+    for shown in (
+        run_action(superuser_client(), "finding", action, *pks(found)),
+        decide(action, found),
+    ):
         assert ESCAPED in shown
         assert "<script>alert" not in shown and "\u202e" not in shown
 
 
-@pytest.mark.parametrize("action", ["acknowledge", "adopt", "track", "untrack"])
+@pytest.mark.parametrize("action", ["ignore", "assign", "track", "untrack"])
 def test_of_many_the_first_are_shown_and_the_rest_counted(db: None, action: str) -> None:
     found = create_unlisted_findings(*(f"{n:02}" for n in range(25)))
-    shown = act(superuser(), "finding", action, *pks(found))
-    assert all(f">{n:02}</code>" in shown for n in range(formats.SHOWN))
+    shown = run_action(superuser_client(), "finding", action, *pks(found))
+    assert all(f">{n:02}</code>" in shown for n in range(formats.MAX_LINES_SHOWN))
     assert ">20</code>" not in shown and "… and 5 more" in shown
 
 
 @pytest.mark.parametrize(
     ("facts", "fitting"),
     [
-        ({"kind": "orphaned"}, {"acknowledge", "plan_deletion", "delete_orphans", "adopt"}),
-        ({"kind": "missing"}, {"acknowledge", "untrack"}),
-        ({"kind": "untracked"}, {"acknowledge", "adopt", "track"}),
-        ({"kind": "misnamed"}, {"acknowledge", "rename"}),
-        ({"kind": "unfinished"}, {"acknowledge", "abort_uploads"}),
-        ({"kind": "missing", "state": "acknowledged"}, {"reopen"}),
+        ({"kind": "orphaned"}, {"ignore", "preview_deletion", "delete_objects", "assign"}),
+        ({"kind": "missing"}, {"ignore", "untrack"}),
+        ({"kind": "untracked"}, {"ignore", "assign", "track"}),
+        ({"kind": "misnamed"}, {"ignore", "rename"}),
+        ({"kind": "unfinished"}, {"ignore", "abort_uploads"}),
+        ({"kind": "missing", "state": "ignored"}, {"reopen"}),
         ({"kind": "missing", "state": "resolved"}, set()),
     ],
 )
@@ -102,8 +115,8 @@ def test_the_page_of_a_finding_offers_what_fits(
     """From Django 6.1 on it has Django's own form, with all of them."""
     monkeypatch.setattr("storage_audit.ui.model_admin.DJANGO_6_1", False)
     [one] = create_unlisted_findings("a", **facts)
-    shown = text_of(superuser().get(page("finding", "change", one.pk)))
-    offered = {a.name for a in action_pages.ACTS if f'name="action" value="{a.name}"' in shown}
+    shown = page_text(superuser_client().get(admin_url("finding", "change", one.pk)))
+    offered = {a.name for a in action_pages.ACTIONS if f'name="action" value="{a.name}"' in shown}
     assert offered == fitting
 
 
@@ -113,31 +126,31 @@ def test_the_page_of_a_finding_offers_what_fits(
 def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
     create_unlisted_findings(*(f"{n:03}" for n in range(120)))
     create_unlisted_findings("other", kind="missing")
-    client, url = superuser(), page("finding") + "?kind__exact=orphaned"
-    data: dict[str, Any] = {"action": "acknowledge", "_selected_action": "all", **ACROSS}
-    shown = text_of(client.post(url, data))
+    client, url = superuser_client(), admin_url("finding") + "?kind__exact=orphaned"
+    data: dict[str, Any] = {"action": "ignore", "_selected_action": "all", **ACROSS}
+    shown = page_text(client.post(url, data))
     assert shown.count('name="_selected_action"') == 1 and "… and 100 more" in shown
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', shown))
     create_unlisted_findings("new")
-    changed = text_of(client.post(url, fields | {"note": "ours"}, follow=True))
+    changed = page_text(client.post(url, fields | {"note": "ours"}, follow=True))
     assert "Nothing was done: your selection changed" in changed
     assert set(read_states().values()) == {"open"}
     Finding.objects.filter(key="new").delete()
-    assert "120 findings are acknowledged." in text_of(
+    assert "120 findings are ignored." in page_text(
         client.post(url, fields | {"note": "ours"}, follow=True)
     )
-    assert Finding.objects.filter(state="acknowledged", kind="orphaned").count() == 120
+    assert Finding.objects.filter(state="ignored", kind="orphaned").count() == 120
     assert read_states()["other"] == "open"
 
 
 def test_to_ask_costs_as_many_queries_for_all_as_for_one(db: None) -> None:
-    client, counts = superuser(), list[int]()
+    client, counts = superuser_client(), list[int]()
     for more in (1, 150):
         create_unlisted_findings(*(f"{more}-{n}" for n in range(more)))
-        for action in ("acknowledge", "delete_orphans"):
-            act(client, "finding", action, "all", **ACROSS)
+        for action in ("ignore", "delete_objects"):
+            run_action(client, "finding", action, "all", **ACROSS)
             with CaptureQueriesContext(connection) as captured:
-                act(client, "finding", action, "all", **ACROSS)
+                run_action(client, "finding", action, "all", **ACROSS)
             counts.append(len(captured))
     assert counts[:2] == counts[2:]
 
@@ -145,29 +158,29 @@ def test_to_ask_costs_as_many_queries_for_all_as_for_one(db: None) -> None:
 # Each decision
 
 
-def test_findings_are_acknowledged_with_a_note_and_reopened(db: None) -> None:
+def test_findings_are_ignored_with_a_note_and_reopened(db: None) -> None:
     found = [
         *create_unlisted_findings("a", "b"),
         *create_unlisted_findings("c", state="resolved", note="gone"),
     ]
-    shown = decide("acknowledge", found, note="made by <b>")
-    assert "2 findings are acknowledged." in shown
+    shown = decide("ignore", found, note="made by <b>")
+    assert "2 findings are ignored." in shown
     assert "1 finding is left as it is:" in shown
     assert "It is resolved: gone" in shown
     one = Finding.objects.get(key="a")
     assert (one.note, one.decided_by) == ("made by <b>", "anna")
-    assert "1 finding is open again." in act(superuser(), "finding", "reopen", one.pk)
-    assert read_states() == {"a": "open", "b": "acknowledged", "c": "resolved"}
+    assert "1 finding is open again." in run_action(superuser_client(), "finding", "reopen", one.pk)
+    assert read_states() == {"a": "open", "b": "ignored", "c": "resolved"}
 
 
 @pytest.mark.parametrize(
     ("action", "data"),
     [
-        ("acknowledge", {"note": "  "}),
-        ("acknowledge", {"note": "x" * 2001}),
-        ("adopt", {"project_id": ""}),
-        ("adopt", {"project_id": "<script>alert(1)</script>"}),
-        ("adopt", {"project_id": "a\0"}),
+        ("ignore", {"note": "  "}),
+        ("ignore", {"note": "x" * 2001}),
+        ("assign", {"project_id": ""}),
+        ("assign", {"project_id": "<script>alert(1)</script>"}),
+        ("assign", {"project_id": "a\0"}),
     ],
 )
 def test_what_is_typed_wrongly_is_asked_for_again(
@@ -184,22 +197,22 @@ def test_orphans_are_deleted_by_a_cleanup_to_follow(bucket: Bucket) -> None:
     create_orphans(bucket, KEY, OTHER_KEY)
     now = Finding.objects.earliest("pk").last_seen_at
     create_orphans(bucket, "young", first_seen_at=now)
-    create_orphans(bucket, "kept", state="acknowledged", note="mine")
+    create_orphans(bucket, "kept", state="ignored", note="mine")
     OrmQ.objects.all().delete()
     found = list(Finding.objects.all())
-    shown = act(superuser(), "finding", "delete_orphans", *pks(found))
+    shown = run_action(superuser_client(), "finding", "delete_objects", *pks(found))
     assert "2 objects, 14 bytes" in shown and "2 stay as they are" in shown
-    assert "It is acknowledged: mine" in shown and "It is seen only since" in shown
-    shown = decide("delete_orphans", found)
-    operation = CleanupOperation.objects.get()
-    assert page("cleanupoperation", "change", operation.pk) in shown
+    assert "It is ignored: mine" in shown and "It is seen only since" in shown
+    shown = decide("delete_objects", found)
+    cleanup = Cleanup.objects.get()
+    assert admin_url("cleanup", "change", cleanup.pk) in shown
     assert "2 findings are taken up. A cleanup is deleting the files" in shown
     assert "2 findings are left as they are:" in shown
     assert OrmQ.objects.count() == 1
-    assert LogEntry.objects.get().object_id == str(operation.pk)
-    assert run(operation).status == "clean"
+    assert LogEntry.objects.get().object_id == str(cleanup.pk)
+    assert run_until_idle(cleanup).status == "clean"
     assert bucket.keys() == {"young", "kept"}
-    again = act(superuser(), "finding", "delete_orphans", *pks(found))
+    again = run_action(superuser_client(), "finding", "delete_objects", *pks(found))
     assert "4 stay as they are" in again and 'type="submit" value="Yes' not in again
 
 
@@ -208,76 +221,81 @@ def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
     young = create_orphans(bucket, "young", first_seen_at=found[0].last_seen_at)
     chosen = pks(found + young)
     figures = re.findall(
-        'name="figures" value="(.*?)"', act(superuser(), "finding", "delete_orphans", *chosen)
+        'name="figures" value="(.*?)"',
+        run_action(superuser_client(), "finding", "delete_objects", *chosen),
     )
     Finding.objects.update(first_seen_at=found[0].first_seen_at)
     confirmed = {"post": "yes", "figures": figures[0]}
-    shown = act(superuser(), "finding", "delete_orphans", *chosen, **confirmed)
+    shown = run_action(superuser_client(), "finding", "delete_objects", *chosen, **confirmed)
     assert "Nothing was done: your selection changed" in shown
     assert "2 objects" in shown and 'name="post" value="yes"' in shown
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
 def test_page_asks_again_when_another_file_of_the_same_size_would_go(bucket: Bucket) -> None:
     one, young = create_orphans(bucket, KEY, OTHER_KEY)
     seen_once = young.last_seen_at
     Finding.objects.filter(pk=young.pk).update(first_seen_at=seen_once)
-    client, chosen = superuser(), pks([one, young])
-    asked = act(client, "finding", "delete_orphans", *chosen)
+    client, chosen = superuser_client(), pks([one, young])
+    asked = run_action(client, "finding", "delete_objects", *chosen)
     Finding.objects.filter(pk=young.pk).update(first_seen_at=one.first_seen_at)
     Finding.objects.filter(pk=one.pk).update(first_seen_at=seen_once)
-    again = act(client, "finding", "delete_orphans", *chosen, **yes_to(asked))
+    again = run_action(client, "finding", "delete_objects", *chosen, **confirmation_fields(asked))
     assert "Nothing was done: your selection changed" in again
     assert "1 object, 7 bytes" in asked and "1 object, 7 bytes" in again
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
 def test_page_asks_again_when_more_would_be_renamed_than_it_said(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     second = "projects/proj_proj_2/scenes/s1/media/a.mp4"
     found = create_orphans(bucket, OLD, kind="misnamed", project_id="proj_1")
     found += create_orphans(bucket, second, kind="misnamed", project_id="proj_2")
-    client, chosen = superuser(), pks(found)
-    asked = act(client, "finding", "rename", *chosen)
-    alive("proj_2")
-    again = act(client, "finding", "rename", *chosen, **yes_to(asked))
+    client, chosen = superuser_client(), pks(found)
+    asked = run_action(client, "finding", "rename", *chosen)
+    create_projects("proj_2")
+    again = run_action(client, "finding", "rename", *chosen, **confirmation_fields(asked))
     assert "1 stays as it is" in asked and "Nothing was done: your selection changed" in again
     assert bucket.keys() == {OLD, second}
 
 
 def test_page_asks_again_when_a_scan_found_another_object(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     [one] = create_findings(bucket, "report.bin", kind="unrecognised", project_id=None)
-    client = superuser()
-    asked = act(client, "finding", "adopt", one.pk)
+    client = superuser_client()
+    asked = run_action(client, "finding", "assign", one.pk)
     Finding.objects.update(size=4_000_000, etag="another")
-    again = act(client, "finding", "adopt", one.pk, **yes_to(asked), project_id="proj_1")
+    again = run_action(
+        client, "finding", "assign", one.pk, **confirmation_fields(asked), project_id="proj_1"
+    )
     assert "Nothing was done: your selection changed" in again and "3.8 MB" in again
     assert read_states() == {"report.bin": "open"} and not R2Object.objects.exists()
 
 
 def test_what_a_cleanup_is_to_delete_already_is_not_counted_again(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
-    decide("delete_orphans", found)
-    shown = act(superuser(), "finding", "delete_orphans", *pks(found))
+    decide("delete_objects", found)
+    shown = run_action(superuser_client(), "finding", "delete_objects", *pks(found))
     assert "covers this file and is pending" in shown and "0 objects" not in shown
-    decide("delete_orphans", found)
-    assert CleanupOperation.objects.count() == 1
+    decide("delete_objects", found)
+    assert Cleanup.objects.count() == 1
 
 
 def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
-    shown = act(person("view_finding", "dry_run_cleanup"), "finding", "plan_deletion", *pks(found))
+    shown = run_action(
+        staff_client("view_finding", "dry_run_cleanup"), "finding", "preview_deletion", *pks(found)
+    )
     assert "1 finding is taken up: a dry run deletes nothing" in shown
-    assert run(CleanupOperation.objects.get()).status == "planned"
+    assert run_until_idle(Cleanup.objects.get()).status == "planned"
     assert bucket.keys() == {KEY}
 
 
-def test_objects_are_adopted_into_a_live_project(bucket: Bucket) -> None:
+def test_objects_are_assigned_to_a_live_project(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
-    assert "There is no project proj_1" in decide("adopt", found)
+    assert "There is no project proj_1" in decide("assign", found)
     Project.objects.create(pk="proj_1")
-    assert "1 finding is adopted" in decide("adopt", found)
+    assert "1 finding is assigned" in decide("assign", found)
     assert R2Object.objects.get().project_id == "proj_1"
     assert read_states() == {KEY: "resolved"}
 
@@ -294,15 +312,13 @@ def test_objects_are_tracked_and_others_left_with_the_reason(bucket: Bucket) -> 
     assert R2Object.objects.get().key == KEY
 
 
-def test_acknowledged_file_is_not_tracked_and_the_page_says_what_to_do(bucket: Bucket) -> None:
-    found = create_orphans(bucket, KEY, kind="untracked", state="acknowledged", note="ours")
-    who = person("view_finding", "change_r2object")
-    shown = confirm(who, "finding", "track", *pks(found))
-    told = (
-        f"Somebody acknowledged finding {found[0].pk} about this file. Reopen that finding first."
-    )
+def test_ignored_file_is_not_tracked_and_the_page_says_what_to_do(bucket: Bucket) -> None:
+    found = create_orphans(bucket, KEY, kind="untracked", state="ignored", note="ours")
+    who = staff_client("view_finding", "change_r2object")
+    shown = confirm_action(who, "finding", "track", *pks(found))
+    told = f"Somebody ignored finding {found[0].pk} about this file. Reopen that finding first."
     assert told in shown
-    assert read_states() == {KEY: "acknowledged"} and not R2Object.objects.exists()
+    assert read_states() == {KEY: "ignored"} and not R2Object.objects.exists()
 
 
 def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
@@ -320,7 +336,7 @@ def test_misnamed_objects_are_renamed_as_the_page_said(bucket: Bucket) -> None:
         bucket, OLD, "projects/proj_proj_2/scenes/s1/media/a.mp4", kind="misnamed"
     )
     Finding.objects.update(project_id="proj_1")
-    shown = act(superuser(), "finding", "rename", *pks(found))
+    shown = run_action(superuser_client(), "finding", "rename", *pks(found))
     assert f"What becomes of it</span> {NEW}</td>" in shown and "1 stays as it is" in shown
     assert bucket.facts(OLD)
     shown = decide("rename", found)
@@ -330,7 +346,7 @@ def test_misnamed_objects_are_renamed_as_the_page_said(bucket: Bucket) -> None:
 
 def test_where_nothing_can_be_renamed_there_is_no_button(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
-    shown = act(superuser(), "finding", "rename", *pks(found))
+    shown = run_action(superuser_client(), "finding", "rename", *pks(found))
     assert "Nothing can be done: each of these stays as it is." in shown
     assert 'type="submit" value="Yes' not in shown
 
@@ -338,12 +354,16 @@ def test_where_nothing_can_be_renamed_there_is_no_button(bucket: Bucket) -> None
 def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local R2 cannot list them; tests/findings/test_abort_uploads.py has a store that can."""
     found = create_findings(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
-    asked = act(superuser(), "finding", "abort_uploads", *pks(found))
+    asked = run_action(superuser_client(), "finding", "abort_uploads", *pks(found))
     assert "The store cannot list unfinished uploads." in asked
-    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
-    again = act(superuser(), "finding", "abort_uploads", *pks(found), **yes_to(asked))
+    monkeypatch.setattr(multipart, "list_unfinished_uploads", lambda bucket, prefix: iter([[]]))
+    again = run_action(
+        superuser_client(), "finding", "abort_uploads", *pks(found), **confirmation_fields(asked)
+    )
     assert "Nothing was done: your selection changed" in again
-    assert "not listed any more" in act(superuser(), "finding", "abort_uploads", *pks(found))
+    assert "not listed any more" in run_action(
+        superuser_client(), "finding", "abort_uploads", *pks(found)
+    )
     assert "1 finding is resolved." in decide("abort_uploads", found)
     assert read_states() == {KEY: "resolved"}
 
@@ -353,7 +373,7 @@ def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.Monk
 
 def test_of_many_reasons_the_first_are_told_and_the_rest_counted(db: None) -> None:
     found = create_unlisted_findings(*(f"{n:02}" for n in range(25)), state="resolved", note="gone")
-    shown = decide("acknowledge", found)
+    shown = decide("ignore", found)
     assert "25 findings are left as they are:" in shown
     assert shown.count("It is resolved: gone") == 20 and "<br>… and 5 more" in shown
 
@@ -361,59 +381,65 @@ def test_of_many_reasons_the_first_are_told_and_the_rest_counted(db: None) -> No
 # What is refused
 
 
-@pytest.mark.parametrize("action", LOOKING)
-def test_so_many_are_looked_at_in_one_request(
+@pytest.mark.parametrize("action", CHECKING_ACTIONS)
+def test_one_request_checks_a_limited_number(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    monkeypatch.setattr(action_result, "AT_ONCE", 2)
+    monkeypatch.setattr(action_result, "MAX_FINDINGS_PER_REQUEST", 2)
     create_orphans(bucket, *"abc")
     for data in ({}, {"post": "yes", **TYPED.get(action, {})}):
         chosen = list(Finding.objects.values_list("pk", flat=True))
-        shown = act(superuser(), "finding", action, *chosen, **data)
+        shown = run_action(superuser_client(), "finding", action, *chosen, **data)
         assert "use manage.py findings" in shown
     assert read_states() == dict.fromkeys("abc", "open")
     Project.objects.create(pk="proj_1")
-    assert "use manage.py findings" not in act(superuser(), "finding", action, *chosen[:2])
+    assert "use manage.py findings" not in run_action(
+        superuser_client(), "finding", action, *chosen[:2]
+    )
 
 
-@pytest.mark.parametrize("action", ["track", "delete_orphans"])
+@pytest.mark.parametrize("action", ["track", "delete_objects"])
 def test_trouble_is_told_and_nothing_is_done(bucket: Bucket, action: str) -> None:
     found = create_orphans(bucket, KEY)
     with ExitStack() as all_places:
-        for _place in range(conf().api_waits):
-            all_places.enter_context(place())
-        assert "Try again in 5 seconds." in act(superuser(), "finding", action, *pks(found))
+        for _place in range(conf().api_concurrency):
+            all_places.enter_context(acquire_slot())
+        assert "Try again in 5 seconds." in run_action(
+            superuser_client(), "finding", action, *pks(found)
+        )
     bucket.wipe()
-    assert "claim_bucket" in decide(action, found)
-    assert read_states() == {KEY: "open"} and not CleanupOperation.objects.exists()
+    assert "connect_bucket" in decide(action, found)
+    assert read_states() == {KEY: "open"} and not Cleanup.objects.exists()
 
 
 def test_what_asks_nothing_of_the_store_needs_no_place_there(db: None) -> None:
     [one] = create_unlisted_findings("a")
     with ExitStack() as all_places:
-        for _place in range(conf().api_waits):
-            all_places.enter_context(place())
-        assert "1 finding is acknowledged." in decide("acknowledge", [one])
-        assert "1 finding is open again." in act(superuser(), "finding", "reopen", one.pk)
+        for _place in range(conf().api_concurrency):
+            all_places.enter_context(acquire_slot())
+        assert "1 finding is ignored." in decide("ignore", [one])
+        assert "1 finding is open again." in run_action(
+            superuser_client(), "finding", "reopen", one.pk
+        )
 
 
-@pytest.mark.parametrize("action", [*ASKING, "reopen", "plan_deletion"])
-def test_who_may_only_look_is_offered_nothing_and_does_nothing(db: None, action: str) -> None:
-    [one] = create_unlisted_findings("a", state="acknowledged" if action == "reopen" else "open")
-    client = person("view_finding", "force_cleanup", "verify_cleanup")
-    assert f'value="{action}"' not in text_of(client.get(page("finding")))
+@pytest.mark.parametrize("action", [*ASKING, "reopen", "preview_deletion"])
+def test_viewers_are_offered_nothing_and_do_nothing(db: None, action: str) -> None:
+    [one] = create_unlisted_findings("a", state="ignored" if action == "reopen" else "open")
+    client = staff_client("view_finding", "force_cleanup", "verify_cleanup")
+    assert f'value="{action}"' not in page_text(client.get(admin_url("finding")))
     confirmed = {"post": "yes", "figures": "0-0", **TYPED.get(action, {})}
-    act(client, "finding", action, one.pk, **confirmed)
-    assert read_states() == {"a": one.state} and not CleanupOperation.objects.exists()
+    run_action(client, "finding", action, one.pk, **confirmed)
+    assert read_states() == {"a": one.state} and not Cleanup.objects.exists()
 
 
 def test_under_the_prefix_that_is_searched_for(bucket: Bucket) -> None:
     """All of a search are these, and no others."""
     create_orphans(bucket, KEY, "stray")
-    url = f"{page('finding')}?q={FOLDER}"
-    data = {"action": "acknowledge", "_selected_action": "all", **ACROSS, **TYPED["acknowledge"]}
-    client = superuser()
-    asked = text_of(client.post(url, data))
+    url = f"{admin_url('finding')}?q={FOLDER}"
+    data = {"action": "ignore", "_selected_action": "all", **ACROSS, **TYPED["ignore"]}
+    client = superuser_client()
+    asked = page_text(client.post(url, data))
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', asked))
     client.post(url, data | fields)
-    assert read_states() == {KEY: "acknowledged", "stray": "open"}
+    assert read_states() == {KEY: "ignored", "stray": "open"}

@@ -1,4 +1,4 @@
-"""Objects with misnamed keys get keys of the current layout, and none of them is ever lost."""
+"""Objects with misnamed keys get keys of the current key format, and none of them is ever lost."""
 
 import os
 import signal
@@ -20,18 +20,18 @@ from devtools.http_reply import Reply
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import copies, s3
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.listing import nfc
+from storage_audit.bucket.listing import nfc_key
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.conf import conf
 from storage_audit.findings import rename, rename_plan
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from tests.builders import create_findings
-from tests.faults.kinds import error
-from tests.faults.matching import is_delete_batch, is_listing, on, then
-from tests.faults.proxy import RESET, FaultyStore, Forward, Request
+from tests.faults.kinds import error_xml
+from tests.faults.matching import is_delete_batch, is_listing, rule_for, run_before
+from tests.faults.proxy import RESET_REPLY, FaultyStore, Forward, Request
 from tests.findings.renamings import (
     A_NEW,
     NEW,
@@ -39,16 +39,25 @@ from tests.findings.renamings import (
     A,
     Crash,
     assert_kept,
-    before,
-    crash,
     create_misnamed,
+    patch_before,
+    raise_crash,
     rename_findings,
 )
 from tests.network import faulty_network
-from tests.promises import Status, alive, check, late_check, outcomes, requested, run, track
+from tests.promises import (
+    Status,
+    check_promises,
+    create_projects,
+    read_outcomes,
+    request_cleanup,
+    run_follow_up,
+    run_until_idle,
+    track_key,
+)
 from tests.real_bucket import Bucket
 from tests.run_command import run_command, run_json
-from tests.strange_keys import STRANGE
+from tests.strange_keys import STRANGE_KEYS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
@@ -65,9 +74,9 @@ def is_copy(request: Request) -> bool:
 @pytest.fixture
 def misnamed(bucket: Bucket) -> Finding:
     """A tracked object of a live project, under a key with the prefix twice."""
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(A, body=CONTENT)
-    track(bucket, A, "proj_1")
+    track_key(bucket, A, "proj_1")
     [finding] = create_misnamed(bucket, A)
     return finding
 
@@ -80,67 +89,65 @@ def assert_renamed(bucket: Bucket, finding: Finding, new: str = A_NEW) -> None:
     assert bucket.facts(new) == {new: (row.size, row.etag)}
     finding.refresh_from_db()
     assert (finding.state, finding.note) == ("resolved", f"renamed to {new}")
-    check(bucket)
+    check_promises(bucket)
 
 
 # What becomes of it
 
 
-def test_acknowledged_file_keeps_its_name(bucket: Bucket, misnamed: Finding) -> None:
-    Finding.objects.acknowledge("Evidence in a law suit", "zoe")
+def test_ignored_file_keeps_its_name(bucket: Bucket, misnamed: Finding) -> None:
+    Finding.objects.ignore("Evidence in a law suit", "zoe")
     [one] = rename_findings(misnamed)
-    assert one.objection.startswith(f"zoe acknowledged finding {misnamed.pk} about this file")
+    assert one.objection.startswith(f"zoe ignored finding {misnamed.pk} about this file")
     assert bucket.keys() == {A}
     Finding.objects.reopen("zoe")
     rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
 
 
-def test_file_acknowledged_in_another_finding_keeps_its_name(
-    bucket: Bucket, misnamed: Finding
-) -> None:
-    [other] = create_findings(bucket, A, kind="changed", state="acknowledged")
+def test_file_ignored_in_another_finding_keeps_its_name(bucket: Bucket, misnamed: Finding) -> None:
+    [other] = create_findings(bucket, A, kind="changed", state="ignored")
     [one] = rename_findings(misnamed)
-    assert one.objection.startswith(f"Somebody acknowledged finding {other.pk} about this file")
+    assert one.objection.startswith(f"Somebody ignored finding {other.pk} about this file")
     assert bucket.keys() == {A}
 
 
-def test_file_acknowledged_while_it_is_renamed_stays_under_its_old_name(
+def test_file_ignored_while_it_is_renamed_stays_under_its_old_name(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = rename.finish
+    original = rename.finish_renames
 
     def acknowledge_and_finish(*args: Any) -> None:
-        Finding.objects.acknowledge("Evidence in a law suit", "zoe")
+        Finding.objects.ignore("Evidence in a law suit", "zoe")
         original(*args)
 
-    monkeypatch.setattr(rename, "finish", acknowledge_and_finish)
+    monkeypatch.setattr(rename, "finish_renames", acknowledge_and_finish)
     [one] = rename_findings(misnamed)
-    assert f"zoe acknowledged finding {misnamed.pk} about this file" in one.objection
+    assert f"zoe ignored finding {misnamed.pk} about this file" in one.objection
     assert bucket.keys() == {A, A_NEW}
     misnamed.refresh_from_db()
-    assert misnamed.state == "acknowledged"
+    assert misnamed.state == "ignored"
 
 
-def test_object_gets_the_key_of_the_current_layout(bucket: Bucket, misnamed: Finding) -> None:
+def test_object_gets_a_key_of_the_current_format(bucket: Bucket, misnamed: Finding) -> None:
     [one] = rename_findings(misnamed)
     assert not one.objection
     assert_renamed(bucket, misnamed)
     row = R2Object.objects.get()
-    assert (row.source, row.layout, row.scene_id, row.file_type) == (
+    assert (row.source, row.key_format, row.scene_id, row.file_type) == (
         "upload",
         "hierarchical",
         "s1",
         "mp4",
     )
-    [operation] = CleanupOperation.objects.all()
-    assert (operation.status, operation.kind, operation.deleted) == ("clean", "objects", 1)
-    assert outcomes(operation) == {A: "deleted"}
+    [cleanup] = Cleanup.objects.all()
+    assert (cleanup.status, cleanup.kind, cleanup.deleted) == ("clean", "objects", 1)
+    assert read_outcomes(cleanup) == {A: "deleted"}
 
 
 def test_untracked_object_gets_a_row_that_is_no_evidence(bucket: Bucket, misnamed: Finding) -> None:
     R2Object.objects.all().delete()
-    CleanupOperation.objects.all().delete()
+    Cleanup.objects.all().delete()
     rename_findings(misnamed)
     assert_renamed(bucket, misnamed)
     assert R2Object.objects.get().source == "backfill"
@@ -162,23 +169,23 @@ def test_row_that_was_no_evidence_does_not_become_one(bucket: Bucket, misnamed: 
         (A, A_NEW),
     ],
 )
-def test_each_doubled_layout_has_a_key_in_the_current_one(
+def test_each_doubled_key_format_has_a_key_in_the_current_one(
     bucket: Bucket, old: str, new: str
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(old, body=CONTENT)
     [finding] = create_misnamed(bucket, old)
-    assert [(one.old, one.new) for one in rename.plan([finding])] == [(old, new)]
+    assert [(one.old, one.new) for one in rename.plan_renames([finding])] == [(old, new)]
     rename_findings(finding)
     assert_renamed(bucket, finding, new)
 
 
 def test_plan_changes_nothing(bucket: Bucket, misnamed: Finding) -> None:
     before = list(R2Object.objects.values())
-    [one] = rename.plan([misnamed])
+    [one] = rename.plan_renames([misnamed])
     assert (one.old, one.new, one.objection) == (A, A_NEW, "")
     assert list(R2Object.objects.values()) == before
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
     assert_kept(bucket, misnamed)
 
 
@@ -194,7 +201,7 @@ def test_metadata_stays(bucket: Bucket, misnamed: Finding) -> None:
 
 
 def test_object_uploaded_in_parts_is_renamed_though_its_etag_changes(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     upload_in_parts(bucket, A)
     [finding] = create_misnamed(bucket, A)
     [one] = rename_findings(finding)
@@ -219,17 +226,17 @@ def upload_in_parts(bucket: Bucket, key: str) -> None:
     )
 
 
-def test_many_are_renamed_with_one_operation_for_a_chunk(
+def test_many_are_renamed_with_one_cleanup_for_a_batch(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rename_plan, "LONE_KEYS", 4)
-    alive("proj_1")
+    monkeypatch.setattr(rename_plan, "MAX_LONE_KEYS", 4)
+    create_projects("proj_1")
     keys = [f"{OLD}{n}.mp4" for n in range(10)]
     bucket.put(*keys)
     findings = create_misnamed(bucket, *keys)
     assert not any(one.objection for one in rename_findings(*findings))
     assert bucket.keys() == {f"{NEW}{n}.mp4" for n in range(10)}
-    assert sorted(CleanupOperation.objects.values_list("deleted", flat=True)) == [2, 4, 4]
+    assert sorted(Cleanup.objects.values_list("deleted", flat=True)) == [2, 4, 4]
     assert not Finding.objects.unresolved().exists()
 
 
@@ -238,7 +245,7 @@ def test_many_are_renamed_with_one_operation_for_a_chunk(
 
 def refused(finding: Finding) -> str:
     """The plan and the act object alike, and change nothing."""
-    [planned], rows = rename.plan([finding]), list(R2Object.objects.values())
+    [planned], rows = rename.plan_renames([finding]), list(R2Object.objects.values())
     [one] = rename_findings(finding)
     assert one.objection == planned.objection
     assert list(R2Object.objects.values()) == rows
@@ -246,7 +253,7 @@ def refused(finding: Finding) -> str:
 
 
 def test_of_a_deleted_project_nothing_is_renamed(bucket: Bucket, misnamed: Finding) -> None:
-    requested("proj_1")
+    request_cleanup("proj_1")
     assert "its cleanup decides" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
@@ -270,7 +277,7 @@ def test_object_that_is_gone_is_not_renamed(bucket: Bucket, misnamed: Finding) -
 
 
 def test_key_with_a_row_is_not_taken(bucket: Bucket, misnamed: Finding) -> None:
-    track(bucket, A_NEW, "proj_1", source="backfill")
+    track_key(bucket, A_NEW, "proj_1", source="backfill")
     assert "tracked already" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
@@ -292,10 +299,8 @@ def test_what_is_in_hand_is_not_renamed(bucket: Bucket, misnamed: Finding, state
 
 @pytest.mark.parametrize("key", [A, A_NEW])
 def test_what_a_cleanup_deletes_is_not_renamed(bucket: Bucket, misnamed: Finding, key: str) -> None:
-    operation = CleanupOperation.objects.create(
-        kind="objects", bucket=bucket.name, trigger="deleted"
-    )
-    CleanupItem.objects.create(operation=operation, key=key, identity=key, outcome="deleting")
+    cleanup = Cleanup.objects.create(kind="objects", bucket=bucket.name, trigger="deleted")
+    CleanupItem.objects.create(cleanup=cleanup, key=key, identity=key, outcome="deleting")
     assert "A cleanup has" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
@@ -310,7 +315,7 @@ def test_two_objects_do_not_get_one_key(bucket: Bucket, misnamed: Finding) -> No
 
 
 def test_object_of_unclear_owner_is_not_renamed(bucket: Bucket, misnamed: Finding) -> None:
-    R2Object.objects.update(project_id="proj_2", source="adopted")
+    R2Object.objects.update(project_id="proj_2", source="assigned")
     assert "not sure any more whose" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
@@ -318,24 +323,24 @@ def test_object_of_unclear_owner_is_not_renamed(bucket: Bucket, misnamed: Findin
 def test_new_key_that_could_be_several_projects_is_not_taken(
     bucket: Bucket, misnamed: Finding, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"CURRENT_LAYOUT": "flat"}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"CURRENT_KEY_FORMAT": "flat"}
     old = "proj_proj_1_a_b_media.mp4"
     bucket.put(old)
     [finding] = create_misnamed(bucket, old)
     assert "could also be one of project proj_1_a" in refused(finding)
 
 
-def test_field_that_the_current_layout_lacks_is_said(
+def test_field_that_the_current_key_format_lacks_is_named(
     bucket: Bucket, misnamed: Finding, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"CURRENT_LAYOUT": "flat"}
-    assert "layout 'flat' takes ext, scene" in refused(misnamed)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"CURRENT_KEY_FORMAT": "flat"}
+    assert "key format 'flat' takes ext, scene" in refused(misnamed)
 
 
 def test_object_that_is_too_large_for_a_copy_is_refused(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "LARGEST", len(CONTENT) - 1)
+    monkeypatch.setattr(copies, "MAX_COPY_BYTES", len(CONTENT) - 1)
     assert "5 GiB" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
@@ -353,7 +358,7 @@ def test_resolved_finding_is_refused(bucket: Bucket, misnamed: Finding) -> None:
 
 
 def test_other_bucket_is_not_touched(bucket: Bucket, misnamed: Finding) -> None:
-    bucket.r2.remove(bucket_marker.MARKER)
+    bucket.r2.remove(bucket_marker.MARKER_KEY)
     with pytest.raises(bucket_marker.CannotConclude):
         rename_findings(misnamed)
     assert_kept(bucket, misnamed)
@@ -371,7 +376,7 @@ def test_copy_is_of_the_object_that_was_found_and_to_a_free_key(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
     rename_findings(misnamed)
-    [request] = races.asked(is_copy)
+    [request] = races.find_requests(is_copy)
     headers = {name.lower(): value for name, value in dict(request.headers).items()}
     assert headers["x-amz-copy-source-if-match"] == f'"{misnamed.etag}"'
     assert headers["x-amz-metadata-directive"] == "COPY"
@@ -382,7 +387,7 @@ def test_copy_is_of_the_object_that_was_found_and_to_a_free_key(
 def test_object_that_changes_before_the_copy_stays(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
-    races.rules.append(on(is_copy, then(lambda: bucket.put(A, body=b"new")), times=1))
+    races.rules.append(rule_for(is_copy, run_before(lambda: bucket.put(A, body=b"new")), times=1))
     [one] = rename_findings(misnamed)
     assert "changed since the scan" in one.objection
     assert_kept(bucket, misnamed)
@@ -393,7 +398,7 @@ def test_object_that_changes_before_the_copy_stays(
 def test_object_that_changes_after_the_copy_stays_and_so_does_the_copy(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after(monkeypatch, rename, "copy", lambda: bucket.put(A, body=b"new"))
+    after(monkeypatch, rename, "copy_objects", lambda: bucket.put(A, body=b"new"))
     [one] = rename_findings(misnamed)
     assert "changed since the scan" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -407,7 +412,7 @@ def test_object_that_changes_after_the_copy_stays_and_so_does_the_copy(
 def test_object_that_changes_after_the_rows_stays(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after(monkeypatch, rename, "change_over", lambda: bucket.put(A, body=b"new"))
+    after(monkeypatch, rename, "switch_keys", lambda: bucket.put(A, body=b"new"))
     [one] = rename_findings(misnamed)
     assert "still there" in one.objection and "overwritten" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -420,13 +425,13 @@ def test_object_that_changes_after_the_rows_stays(
 def test_upload_that_begins_after_the_rows_is_not_lost(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody uploads to such a key by the layouts; by its name somebody can."""
+    """Nobody uploads to such a key by the key formats; by its name somebody can."""
 
     def upload() -> None:
         with default_storage.open(A, "w") as file:
             file.write(b"new")
 
-    after(monkeypatch, rename, "change_over", upload)
+    after(monkeypatch, rename, "switch_keys", upload)
     [one] = rename_findings(misnamed)
     assert one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -441,7 +446,7 @@ def test_upload_to_the_new_key_gets_another_name(
     def save() -> None:
         saved.append(default_storage.save(A_NEW, ContentFile(b"mine")))
 
-    after(monkeypatch, rename, "hold", save)
+    after(monkeypatch, rename, "reserve_new_key", save)
     [one] = rename_findings(misnamed)
     assert not one.objection
     assert bucket.keys() == {A_NEW, *saved} and len(saved) == 1
@@ -455,7 +460,7 @@ def test_upload_that_takes_the_new_key_keeps_it(
         with default_storage.open(A_NEW, "w") as file:
             file.write(b"mine")
 
-    after(monkeypatch, rename, "copy", overwrite)
+    after(monkeypatch, rename, "copy_objects", overwrite)
     [one] = rename_findings(misnamed)
     assert "tracked already" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -466,7 +471,7 @@ def test_object_that_comes_to_the_new_key_is_not_taken_for_the_copy(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = bytes(reversed(CONTENT))
-    after(monkeypatch, rename, "copy", lambda: bucket.put(A_NEW, body=other))
+    after(monkeypatch, rename, "copy_objects", lambda: bucket.put(A_NEW, body=other))
     [one] = rename_findings(misnamed)
     assert "Another object has the new key" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -476,15 +481,13 @@ def test_new_key_that_a_cleanup_marks_just_now_is_let_go(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A cleanup marks before it reads the rows."""
-    operation = CleanupOperation.objects.create(
-        kind="objects", bucket=bucket.name, trigger="deleted"
-    )
+    cleanup = Cleanup.objects.create(kind="objects", bucket=bucket.name, trigger="deleted")
 
     def mark() -> None:
         names = {"key": A_NEW, "identity": A_NEW}
-        CleanupItem.objects.create(operation=operation, outcome="deleting", **names)
+        CleanupItem.objects.create(cleanup=cleanup, outcome="deleting", **names)
 
-    before(monkeypatch, rename, "hold", mark)
+    patch_before(monkeypatch, rename, "reserve_new_key", mark)
     [one] = rename_findings(misnamed)
     assert "A cleanup has the new key" in one.objection
     assert R2Object.objects.get().key == A
@@ -494,7 +497,7 @@ def test_new_key_that_a_cleanup_marks_just_now_is_let_go(
 def test_old_object_stays_while_the_new_one_is_another(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rename, "ask_for_deletion", lambda rows: None)
+    monkeypatch.setattr(rename, "request_deletion", lambda rows: None)
     rename_findings(misnamed)
     monkeypatch.undo()
     bucket.put(A_NEW, body=b"other")
@@ -502,13 +505,13 @@ def test_old_object_stays_while_the_new_one_is_another(
     bucket.r2.remove(A_NEW)
     assert "both stay" in rename_findings(misnamed)[0].objection
     assert bucket.r2.read(A) == CONTENT
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
-def test_old_object_that_no_operation_has_is_deleted_later(
+def test_old_object_that_no_cleanup_has_is_deleted_later(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rename, "ask_for_deletion", lambda rows: None)
+    monkeypatch.setattr(rename, "request_deletion", lambda rows: None)
     [one] = rename_findings(misnamed)
     assert one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
@@ -520,16 +523,16 @@ def test_old_object_that_no_operation_has_is_deleted_later(
 def test_deletion_of_an_earlier_object_is_not_taken_for_that_of_this_one(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rename, "ask_for_deletion", lambda rows: None)
+    monkeypatch.setattr(rename, "request_deletion", lambda rows: None)
     rename_findings(misnamed)
     monkeypatch.undo()
     names = {"key": A, "identity": A}
     for kind, outcome in (("objects", "deleted"), ("project", "deleting")):
-        operation = CleanupOperation.objects.create(
+        cleanup = Cleanup.objects.create(
             kind=kind, bucket=bucket.name, trigger="deleted", status="running"
         )
-        CleanupItem.objects.create(operation=operation, outcome=outcome, **names)
-    CleanupOperation.objects.filter(kind="objects").update(status="clean")
+        CleanupItem.objects.create(cleanup=cleanup, outcome=outcome, **names)
+    Cleanup.objects.filter(kind="objects").update(status="clean")
     [one] = rename_findings(misnamed)
     assert "a cleanup has the old object in hand" in one.objection
     assert bucket.keys() == {A, A_NEW}
@@ -548,7 +551,7 @@ def test_blind_listing_is_not_believed(
         seen.append(request)
         return forward() if len(seen) == 1 else Reply(200, nothing)
 
-    races.rules.append(on(is_listing, listing))
+    races.rules.append(rule_for(is_listing, listing))
     with pytest.raises(StoreError):
         rename_findings(misnamed)
     races.rules.clear()
@@ -560,10 +563,10 @@ def test_row_that_changes_meanwhile_is_not_overwritten(
 ) -> None:
     def adopt() -> None:
         R2Object.objects.filter(key=A).update(
-            project_id="proj_2", source="adopted", updated_at=timezone.now()
+            project_id="proj_2", source="assigned", updated_at=timezone.now()
         )
 
-    before(monkeypatch, rename, "change_over", adopt)
+    patch_before(monkeypatch, rename, "switch_keys", adopt)
     [one] = rename_findings(misnamed)
     assert "changed just now" in one.objection
     assert R2Object.objects.get(key=A).project_id == "proj_2"
@@ -573,14 +576,14 @@ def test_row_that_changes_meanwhile_is_not_overwritten(
 def test_file_that_the_application_deletes_just_before_the_rows_is_not_renamed(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_over = rename.change_over
+    change_over = rename.switch_keys
 
     def delete_meanwhile(*args: Any) -> None:
         # The renaming goes on before the call leaves.
-        before(monkeypatch, s3, "delete_single", lambda: change_over(*args))
+        patch_before(monkeypatch, s3, "delete_single", lambda: change_over(*args))
         default_storage.delete(A)
 
-    monkeypatch.setattr(rename, "change_over", delete_meanwhile)
+    monkeypatch.setattr(rename, "switch_keys", delete_meanwhile)
     [one] = rename_findings(misnamed)
     assert one.objection == f"The object is being deleted. If it goes, delete its copy too: {A_NEW}"
     assert_kept(bucket, misnamed, A_NEW)
@@ -592,7 +595,7 @@ def test_copy_that_is_not_listed_is_not_believed(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
     answer = f'<CopyObjectResult><ETag>"{misnamed.etag}"</ETag></CopyObjectResult>'
-    races.rules.append(on(is_copy, Reply(200, answer.encode()), times=1))
+    races.rules.append(rule_for(is_copy, Reply(200, answer.encode()), times=1))
     [one] = rename_findings(misnamed)
     assert "does not list it" in one.objection
     assert_kept(bucket, misnamed)
@@ -605,7 +608,7 @@ def test_copy_that_is_not_listed_is_not_believed(
 def test_copy_that_is_refused_leaves_nothing(
     bucket: Bucket, races: FaultyStore, misnamed: Finding, status: int, code: str
 ) -> None:
-    races.rules.append(on(is_copy, Reply(status, error(code)), times=1))
+    races.rules.append(rule_for(is_copy, Reply(status, error_xml(code)), times=1))
     [one] = rename_findings(misnamed)
     assert code in one.objection
     assert_kept(bucket, misnamed)
@@ -619,18 +622,18 @@ def test_copy_whose_answer_is_lost_counts_once_it_is_seen(
 ) -> None:
     def lose(request: Request, forward: Forward) -> Reply:
         forward()
-        return RESET
+        return RESET_REPLY
 
-    races.rules.append(on(is_copy, lose))
+    races.rules.append(rule_for(is_copy, lose))
     rename_findings(misnamed)
-    assert len(races.asked(is_copy)) == 1
+    assert len(races.find_requests(is_copy)) == 1
     assert_renamed(bucket, misnamed)
 
 
 def test_copy_that_may_still_come_keeps_its_key(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
-    races.rules.append(on(is_copy, RESET, times=1))
+    races.rules.append(rule_for(is_copy, RESET_REPLY, times=1))
     [one] = rename_findings(misnamed)
     assert "Try again" in one.objection
     assert R2Object.objects.get(key=A_NEW).state == "uploading"
@@ -642,18 +645,18 @@ def test_copy_that_may_still_come_keeps_its_key(
 def test_old_object_that_is_not_deleted_is_said_and_deleted_later(
     bucket: Bucket, races: FaultyStore, misnamed: Finding
 ) -> None:
-    refusal = on(is_delete_batch, Reply(503, error("SlowDown")))
+    refusal = rule_for(is_delete_batch, Reply(503, error_xml("SlowDown")))
     races.rules.append(refusal)
     [one] = rename_findings(misnamed)
-    operation = CleanupOperation.objects.get()
-    assert str(operation.pk) in one.objection
+    cleanup = Cleanup.objects.get()
+    assert str(cleanup.pk) in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     races.rules.remove(refusal)
-    CleanupOperation.objects.update(next_attempt_at=timezone.now())
+    Cleanup.objects.update(next_attempt_at=timezone.now())
     [one] = rename_findings(misnamed)
     assert not one.objection
     assert_renamed(bucket, misnamed)
-    assert CleanupOperation.objects.count() == 1
+    assert Cleanup.objects.count() == 1
 
 
 @pytest.mark.parametrize("body", [None, b"other"], ids=["lost", "overwritten"])
@@ -661,17 +664,17 @@ def test_old_object_stays_once_its_copy_is_not_there(
     bucket: Bucket, races: FaultyStore, misnamed: Finding, body: bytes | None
 ) -> None:
     """The deletion may be tried again for hours."""
-    refusal = on(is_delete_batch, Reply(503, error("SlowDown")))
+    refusal = rule_for(is_delete_batch, Reply(503, error_xml("SlowDown")))
     races.rules.append(refusal)
     rename_findings(misnamed)
     races.rules.remove(refusal)
     bucket.r2.remove(A_NEW) if body is None else bucket.put(A_NEW, body=body)
-    CleanupOperation.objects.update(next_attempt_at=timezone.now())
+    Cleanup.objects.update(next_attempt_at=timezone.now())
     [one] = rename_findings(misnamed)
     assert one.objection
-    operation = run(CleanupOperation.objects.get())
-    assert operation.status == Status.CLEAN_WITH_PROTECTED
-    assert "Its copy under the new name was not found" in operation.items.get().reason
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert cleanup.status == Status.CLEAN_WITH_KEPT
+    assert "Its copy under the new name was not found" in cleanup.items.get().reason
     assert bucket.r2.read(A) == CONTENT
 
 
@@ -694,14 +697,14 @@ def after(
 
 
 STEPS = [
-    (after, rename, "hold"),
-    (before, rename, "copy"),
-    (after, rename, "copy"),
-    (before, rename, "change_over"),
-    (after, rename, "change_over"),
-    (before, runner, "run"),
-    (after, runner, "take_turn"),
-    (after, runner, "run"),
+    (after, rename, "reserve_new_key"),
+    (patch_before, rename, "copy_objects"),
+    (after, rename, "copy_objects"),
+    (patch_before, rename, "switch_keys"),
+    (after, rename, "switch_keys"),
+    (patch_before, runner, "run_to_end"),
+    (after, runner, "handle_turn"),
+    (after, runner, "run_to_end"),
 ]
 
 
@@ -727,11 +730,11 @@ def test_crash_at_any_step_is_gone_on_with(
         finding.delete()
         [finding] = create_misnamed(bucket, A)
     content = bucket.r2.read(A)
-    when(monkeypatch, module, name, crash)
+    when(monkeypatch, module, name, raise_crash)
     with pytest.raises(Crash):
         rename_findings(finding)
     assert content in [bucket.r2.read(key) for key in sorted(bucket.keys())]
-    CleanupOperation.objects.update(lease_until=None, next_attempt_at=timezone.now())
+    Cleanup.objects.update(lease_until=None, next_attempt_at=timezone.now())
     [one] = rename_findings(finding)
     assert not one.objection
     assert bucket.keys() == {A_NEW}
@@ -740,7 +743,7 @@ def test_crash_at_any_step_is_gone_on_with(
     assert (row.key, row.state, row.source) == (A_NEW, "stored", "upload")
     finding.refresh_from_db()
     assert finding.state == "resolved"
-    check(bucket)
+    check_promises(bucket)
 
 
 @each_step
@@ -752,54 +755,54 @@ def test_cleanup_of_a_project_deleted_meanwhile_finds_both_keys(
     module: Any,
     name: str,
 ) -> None:
-    """A copy that was still under way counts as an upload, which a late check deletes."""
-    when(monkeypatch, module, name, crash)
+    """A copy that was still under way counts as an upload, which a follow-up check deletes."""
+    when(monkeypatch, module, name, raise_crash)
     with pytest.raises(Crash):
         rename_findings(misnamed)
-    CleanupOperation.objects.update(lease_until=None, next_attempt_at=timezone.now())
+    Cleanup.objects.update(lease_until=None, next_attempt_at=timezone.now())
     there = bucket.keys()
-    operation = run(requested("proj_1"))
-    assert set(outcomes(operation)) >= there
-    check(bucket)
+    cleanup = run_until_idle(request_cleanup("proj_1"))
+    assert set(read_outcomes(cleanup)) >= there
+    check_promises(bucket)
     if bucket.keys():
-        assert outcomes(operation)[A_NEW] == "protected"
+        assert read_outcomes(cleanup)[A_NEW] == "kept"
         R2Object.objects.update(updated_at=timezone.now() - conf().upload_timeout)
-        late_check(operation)
-    for open_one in CleanupOperation.objects.open().filter(parent=None):
-        run(open_one)
+        run_follow_up(cleanup)
+    for open_one in Cleanup.objects.open().filter(parent=None):
+        run_until_idle(open_one)
     assert not bucket.keys()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_project_deleted_during_the_copy_is_not_outrun(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    after(monkeypatch, rename, "copy", lambda: run(requested("proj_1")))
+    after(monkeypatch, rename, "copy_objects", lambda: run_until_idle(request_cleanup("proj_1")))
     [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
     assert R2Object.objects.filter(project_id="proj_1", key=A_NEW, state="stored").exists()
-    operation = CleanupOperation.objects.get(kind="project", parent=None)
-    late_check(operation)
+    cleanup = Cleanup.objects.get(kind="project", parent=None)
+    run_follow_up(cleanup)
     assert not bucket.keys()
 
 
 def test_project_deleted_just_before_has_no_copy_made(
     bucket: Bucket, races: FaultyStore, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, rename, "hold", lambda: requested("proj_1"))
+    patch_before(monkeypatch, rename, "reserve_new_key", lambda: request_cleanup("proj_1"))
     [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
-    assert not races.asked(is_copy)
+    assert not races.find_requests(is_copy)
     assert_kept(bucket, misnamed)
 
 
 def test_project_deleted_just_before_the_rows_keeps_them(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, rename, "change_over", lambda: requested("proj_1"))
+    patch_before(monkeypatch, rename, "switch_keys", lambda: request_cleanup("proj_1"))
     [one] = rename_findings(misnamed)
     assert "its cleanup decides" in one.objection
-    assert run(CleanupOperation.objects.get()).status == Status.CLEAN
+    assert run_until_idle(Cleanup.objects.get()).status == Status.CLEAN
     assert not bucket.keys()
 
 
@@ -814,26 +817,26 @@ def test_two_at_once_rename_it_once(
 
 def test_killed_at_random_it_finishes_with_nothing_lost(bucket: Bucket) -> None:
     """SIGKILL: the process cannot tidy up, and its leases run out."""
-    alive("proj_1")
+    create_projects("proj_1")
     contents = {f"{n}.mp4": f"content {n}".encode() for n in range(20)}
     for name, body in contents.items():
         bucket.put(OLD + name, body=body)
     create_misnamed(bucket, *(OLD + name for name in contents))
     random = Random(7)
     for _kill in range(8):
-        child = in_child(lambda: list(rename.rename(Finding.objects.unresolved())))
+        child = in_child(lambda: list(rename.rename_each(Finding.objects.unresolved())))
         kill_after(child, random.uniform(0.05, 1.5))
         assert bodies_in(bucket) >= set(contents.values())
         due = timezone.now()
-        CleanupOperation.objects.update(next_attempt_at=due, lease_until=None)
-    list(rename.rename(Finding.objects.unresolved()))
+        Cleanup.objects.update(next_attempt_at=due, lease_until=None)
+    list(rename.rename_each(Finding.objects.unresolved()))
     assert not Finding.objects.unresolved().exists()
     assert {key: bucket.r2.read(key) for key in sorted(bucket.keys())} == {
         NEW + name: body for name, body in contents.items()
     }
     rows = R2Object.objects.values_list("key", "state")
     assert set(rows) == {(NEW + name, "stored") for name in contents}
-    check(bucket)
+    check_promises(bucket)
 
 
 def bodies_in(bucket: Bucket) -> set[bytes]:
@@ -868,14 +871,14 @@ REFUSED = {"up": "segment", "far up": "segment", "dot": "segment", "control and 
 REFUSED |= {"newline": "404"}
 
 
-@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize("kind", STRANGE_KEYS)
 def test_strange_keys_are_renamed_unharmed_or_refused(bucket: Bucket, kind: str) -> None:
-    alive("proj_1")
-    strange = STRANGE[kind]
+    create_projects("proj_1")
+    strange = STRANGE_KEYS[kind]
     if strange.name.startswith(("projects/", "/projects/")):
         return
     name = LONG if kind == "1,024 bytes" else strange.name
-    old, new, traps = OLD + name, nfc(NEW + name), {OLD + trap for trap in strange.traps}
+    old, new, traps = OLD + name, nfc_key(NEW + name), {OLD + trap for trap in strange.traps}
     bucket.put(old, body=CONTENT)
     bucket.put(*(trap for trap in traps - {old} if len(trap.encode()) <= 1024))
     others = bucket.facts()
@@ -896,7 +899,7 @@ def test_strange_keys_are_renamed_unharmed_or_refused(bucket: Bucket, kind: str)
 
 
 def test_new_key_that_would_be_too_long_is_refused(bucket: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     name = "x" * (1024 - len("proj_proj_1__media.mp4"))
     old = f"proj_proj_1_{name}_media.mp4"
     bucket.put(old)
@@ -908,10 +911,10 @@ def test_new_key_that_would_be_too_long_is_refused(bucket: Bucket) -> None:
 def test_where_spellings_are_one_object_any_is_renamed(bucket: Bucket, listed: Any) -> None:
     """As on R2. Local R2 does not fold them."""
     bucket.set_marker(folds_unicode=True)
-    alive("proj_1")
+    create_projects("proj_1")
     old, new = normalize(listed, f"{OLD}caf\u00e9"), f"{NEW}caf\u00e9"
     bucket.put(old, body=CONTENT)
-    track(bucket, nfc(old), "proj_1")
+    track_key(bucket, nfc_key(old), "proj_1")
     [finding] = create_misnamed(bucket, old)
     [one] = rename_findings(finding)
     assert not one.objection
@@ -951,8 +954,8 @@ def tree(seaweedfs: SeaweedFS, transactional_db: None) -> Iterator[Bucket]:
     with faulty_network(seaweedfs):
         bucket = Bucket(seaweedfs)
         bucket.wipe()
-        bucket_marker.claim(bucket.name)
-        alive("proj_1")
+        bucket_marker.connect_bucket(bucket.name)
+        create_projects("proj_1")
         yield bucket
 
 
@@ -968,5 +971,5 @@ def test_another_store_renames_them_too_or_says_why(tree: Bucket, name: str) -> 
         assert tree.keys() == {OLD + name}
         return
     assert not one.objection
-    assert tree.keys() == {nfc(NEW + name)}
-    assert tree.r2.read(nfc(NEW + name)) == CONTENT
+    assert tree.keys() == {nfc_key(NEW + name)}
+    assert tree.r2.read(nfc_key(NEW + name)) == CONTENT

@@ -5,7 +5,7 @@ from unicodedata import normalize
 import pytest
 from pytest_django import Settings
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings import rename
 from storage_audit.findings.models import Finding
 from storage_audit.findings.rename_plan import Renaming
@@ -15,27 +15,27 @@ from tests.findings.renamings import (
     A,
     Crash,
     assert_kept,
-    before,
-    crash,
     create_misnamed,
+    patch_before,
+    raise_crash,
     rename_findings,
 )
 from tests.owner_models import drop_library_table, library_rows
-from tests.promises import alive
+from tests.promises import create_projects
 from tests.real_bucket import Bucket
 
 
 @pytest.fixture
 def misnamed(library: Bucket) -> Finding:
     """An object of a live project, under a key with the prefix twice."""
-    alive("proj_1")
+    create_projects("proj_1")
     library.put(A)
     [finding] = create_misnamed(library, A)
     return finding
 
 
 def planned(finding: Finding) -> list[Renaming]:
-    return rename.plan(Finding.objects.filter(pk=finding.pk))
+    return rename.plan_renames(Finding.objects.filter(pk=finding.pk))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_object_that_a_row_names_keeps_its_name(
 
 
 def test_object_that_a_row_names_in_another_spelling_keeps_its_name(library: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     key = A.replace("a.mp4", "\u00e9.mp4")
     library.put(key)
     library_rows("Clip").create(file=normalize("NFD", key))
@@ -77,7 +77,7 @@ def test_object_that_a_row_names_in_another_spelling_keeps_its_name(library: Buc
 def test_object_that_a_row_names_since_the_plan_stays(
     library: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, rename, "copy", lambda: library_rows("Clip").create(file=A))
+    patch_before(monkeypatch, rename, "copy_objects", lambda: library_rows("Clip").create(file=A))
     [one] = rename_findings(misnamed)
     assert "Used by library.Clip" in one.objection
     # The copy is a file like any other.
@@ -88,10 +88,10 @@ def test_object_that_a_row_names_since_the_plan_stays(
 def test_old_object_that_a_row_names_after_the_renaming_stays(
     library: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before(monkeypatch, rename, "finish", crash)
+    patch_before(monkeypatch, rename, "finish_renames", raise_crash)
     with pytest.raises(Crash):
         rename_findings(misnamed)
-    CleanupOperation.objects.all().delete()
+    Cleanup.objects.all().delete()
     library_rows("Clip").create(file=A)
     [one] = rename_findings(misnamed)
     assert "Used by library.Clip" in one.objection

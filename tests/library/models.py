@@ -10,24 +10,24 @@ from storage_audit.models import Project
 from storage_audit.storage import TrackedStorage, key_for
 
 
-def key_of(clip: Any, filename: str) -> str:
+def clip_key(clip: Any, filename: str) -> str:
     return key_for(clip.project_id or "proj_none", scene="s1", filename=filename)
 
 
-def under_projects() -> TrackedStorage:
+def projects_storage() -> TrackedStorage:
     return TrackedStorage(location="projects")
 
 
-def elsewhere() -> S3Storage:
+def other_storage() -> S3Storage:
     return S3Storage(bucket_name="other", endpoint_url=conf().endpoint_url, location="projects")
 
 
-class Hiding(models.Manager[Any]):
+class HidingManager(models.Manager[Any]):
     def get_queryset(self) -> models.QuerySet[Any]:
         return super().get_queryset().none()
 
 
-class Row(models.Model):
+class LibraryRow(models.Model):
     class Meta:
         abstract = True
         app_label = "library"
@@ -36,44 +36,44 @@ class Row(models.Model):
         return str(self.pk)
 
 
-class Clip(Row):
+class Clip(LibraryRow):
     project = models.ForeignKey(Project, models.CASCADE, null=True, related_name="+")
-    file = models.FileField(upload_to=key_of, max_length=1024, db_index=True)
+    file = models.FileField(upload_to=clip_key, max_length=1024, db_index=True)
 
 
-class Still(Row):
+class Still(LibraryRow):
     """No key format reads its keys."""
 
     project = models.ForeignKey(Project, models.CASCADE, null=True, related_name="+")
     file = models.FileField(upload_to="stills/", max_length=1024, db_index=True)
 
 
-class Poster(Row):
+class Poster(LibraryRow):
     """It outlives its project, and no index finds its keys."""
 
     project = models.ForeignKey(Project, models.SET_NULL, null=True, related_name="+")
     file = models.FileField(upload_to="posters/", max_length=1024)
 
 
-class Copy(Row):
-    file = models.FileField(storage=under_projects, max_length=1024, db_index=True)
-    backup = models.FileField(storage=elsewhere, max_length=1024)
+class Copy(LibraryRow):
+    file = models.FileField(storage=projects_storage, max_length=1024, db_index=True)
+    backup = models.FileField(storage=other_storage, max_length=1024)
     note = models.TextField()
     data = models.JSONField(default=dict)
 
-    objects = Hiding()
+    objects = HidingManager()
 
-    class Meta(Row.Meta):
+    class Meta(LibraryRow.Meta):
         abstract = False
         base_manager_name = "objects"
 
 
-class Legacy(Row):
+class Legacy(LibraryRow):
     """Django neither creates nor drops its table."""
 
     file = models.FileField(upload_to="legacy/", max_length=1024, unique=True)
 
-    class Meta(Row.Meta):
+    class Meta(LibraryRow.Meta):
         abstract = False
         managed = False
 
@@ -85,7 +85,7 @@ def keys_in_data(keys: list[str]) -> list[tuple[str, str]]:
     return [(key, row) for key, row in named if key in keys]
 
 
-class Invoice(Row):
+class Invoice(LibraryRow):
     """The database checks its reference when it commits."""
 
     project = models.ForeignKey(Project, models.DO_NOTHING, related_name="+")

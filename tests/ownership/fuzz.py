@@ -27,8 +27,13 @@ from django.test import override_settings  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
 from storage_audit.models import KnownProject, Project, R2Object  # noqa: E402
-from storage_audit.ownership.owner import Deleted, alive_among, judge, layouts  # noqa: E402
-from tests.ownership.oracle import ID, KINDS, Row, claim  # noqa: E402
+from storage_audit.ownership.owner import (  # noqa: E402
+    DeletedProject,
+    get_key_formats,
+    judge_ownership,
+    living_owners,
+)
+from tests.ownership.oracle import ID, KINDS, Row, expected_verdict  # noqa: E402
 
 EPILOG = """\
 examples:
@@ -40,7 +45,7 @@ exit codes:
   2  wrong use
 """
 
-KEYS_OF_A_WORLD = 1000
+KEYS_PER_WORLD = 1000
 HOUR, MOMENT = timedelta(hours=1), timedelta(microseconds=1)
 NOW = timezone.now()
 LONG_AGO = NOW - 1000 * HOUR
@@ -66,7 +71,7 @@ PIECES += ["\u00e9", "e\u0301", "\u212a", "%2F", "<script>"]
 
 
 @dataclass
-class Figures:
+class FuzzResult:
     """`verdicts` counts what the oracle and the application said; `wrong` are keys on which they
     do not agree, with both; `orphaned` are the keys of no project that lives."""
 
@@ -74,24 +79,24 @@ class Figures:
     wrong: list[tuple[str, str, str]] = field(default_factory=list)
     orphaned: int = 0
 
-    def add(self, other: "Figures") -> None:
+    def add(self, other: "FuzzResult") -> None:
         self.verdicts.update(other.verdicts)
         self.wrong += other.wrong
         self.orphaned += other.orphaned
 
     @property
-    def keys(self) -> int:
+    def key_count(self) -> int:
         return self.verdicts.total()
 
-    def said(self, verdict: str) -> int:
+    def count_said(self, verdict: str) -> int:
         return sum(n for (_right, said), n in self.verdicts.items() if said == verdict)
 
     @property
-    def false_claims(self) -> int:
-        return self.said("owned") - self.verdicts["owned", "owned"]
+    def falsely_owned(self) -> int:
+        return self.count_said("owned") - self.verdicts["owned", "owned"]
 
     @property
-    def missed_claims(self) -> int:
+    def missed_owned(self) -> int:
         return sum(n for pair, n in self.verdicts.items() if pair[0] == "owned" != pair[1])
 
 
@@ -100,25 +105,25 @@ class World:
 
     def __init__(self, random: Random) -> None:
         self.random = random
-        self.ids = self._ids()
+        self.ids = self._random_ids()
         self.target, *others = self.ids
         self.fates = {id: random.choice(FATES) for id in others} | {self.target: "deleted"}
-        self.misfits = {self._misfit() for _ in range(random.choice([0, 1, 3]))}
+        self.invalid_ids = {self._invalid_id() for _ in range(random.choice([0, 1, 3]))}
 
-    def _ids(self) -> list[str]:
+    def _random_ids(self) -> list[str]:
         ids = [f"proj_{self.random.choice('1aA')}"]
         while len(ids) < 12:
-            id = self._relative(self.random.choice(ids))
+            id = self._similar_id(self.random.choice(ids))
             if ID.fullmatch(id) and id not in ids:
                 ids.append(id)
         self.random.shuffle(ids)
         return ids
 
-    def _relative(self, id: str) -> str:
+    def _similar_id(self, id: str) -> str:
         word = self.random.choice(WORDS)
         return self.random.choice([id + word, f"{id}_{word}", "proj_" + id[5:].swapcase(), id[:-1]])
 
-    def _misfit(self) -> str:
+    def _invalid_id(self) -> str:
         """The id of a row that was written past all checks."""
         id = self.random.choice([self.target, self.random.choice(self.ids)])
         word = self.random.choice([*WORDS, "e\u0301", "\u00e9"])
@@ -127,14 +132,14 @@ class World:
         )
 
     @property
-    def living(self) -> set[str]:
+    def living_ids(self) -> set[str]:
         """Those that live, and those of whose end nobody has told."""
         lives = {id for id, fate in self.fates.items() if fate in ("alive", "silent", "vanished")}
-        return lives | self.misfits
+        return lives | self.invalid_ids
 
     def save(self) -> None:
         rows = [id for id, fate in self.fates.items() if fate == "alive"]
-        Project.objects.bulk_create(Project(pk=id) for id in {*rows, *self.misfits})
+        Project.objects.bulk_create(Project(pk=id) for id in {*rows, *self.invalid_ids})
         KnownProject.objects.bulk_create(
             KnownProject(
                 pk=id,
@@ -145,10 +150,10 @@ class World:
             if fate != "unknown"
         )
 
-    def key(self) -> str:
+    def random_key(self) -> str:
         whose = self.target if self.random.random() < 0.4 else self.random.choice(self.ids)
         id = "proj_" * self.random.choice([0, 0, 0, 0, 1, 1, 1, 2]) + whose
-        scene, name = self._part(), self._part()
+        scene, name = self._random_part(), self._random_part()
         key = self.random.choice(
             [
                 f"projects/{id}/scenes/{scene}/media/{name}",
@@ -158,12 +163,12 @@ class World:
                 f"{id}{name}",
             ]
         )
-        return self._spoiled(key) if self.random.random() < 0.25 else key
+        return self._spoil_key(key) if self.random.random() < 0.25 else key
 
-    def _part(self) -> str:
+    def _random_part(self) -> str:
         return "".join(self.random.choices(PIECES, k=self.random.choice([1, 1, 1, 2, 3])))
 
-    def _spoiled(self, key: str) -> str:
+    def _spoil_key(self, key: str) -> str:
         at = self.random.randrange(len(key))
         return self.random.choice(
             [
@@ -176,37 +181,37 @@ class World:
             ]
         )
 
-    def row(self) -> Row | None:
+    def random_row(self) -> Row | None:
         if self.random.random() < 0.6:
             return None
         return Row(self.random.choice([*self.ids, None]), self.random.random() < 0.5)
 
 
-def run(keys: int, seed: int, processes: int) -> Figures:
+def run_fuzz(keys: int, seed: int, processes: int) -> FuzzResult:
     """Judge so many keys, rounded up to whole worlds, in processes with a database each. The same
     seed gives the same keys, whatever the number of processes."""
     # Spawned, as a fork would share the database's connection.
-    with ProcessPoolExecutor(processes, get_context("spawn"), own_database) as pool:
-        return total(pool.map(partial(judge_world, seed), worlds(keys), chunksize=10))
+    with ProcessPoolExecutor(processes, get_context("spawn"), use_memory_database) as pool:
+        return sum_results(pool.map(partial(judge_world, seed), world_numbers(keys), chunksize=10))
 
 
-def run_here(keys: int, seed: int) -> Figures:
+def run_in_process(keys: int, seed: int) -> FuzzResult:
     """The same in this process and its database, which stays as it is."""
-    return total(map(partial(judge_world, seed), worlds(keys)))
+    return sum_results(map(partial(judge_world, seed), world_numbers(keys)))
 
 
-def worlds(keys: int) -> range:
-    return range(-(-keys // KEYS_OF_A_WORLD))
+def world_numbers(keys: int) -> range:
+    return range(-(-keys // KEYS_PER_WORLD))
 
 
-def total(of_worlds: Iterable[Figures]) -> Figures:
-    figures = Figures()
+def sum_results(of_worlds: Iterable[FuzzResult]) -> FuzzResult:
+    figures = FuzzResult()
     for each in of_worlds:
         figures.add(each)
     return figures
 
 
-def own_database() -> None:
+def use_memory_database() -> None:
     """In memory, whatever the settings say."""
     in_memory = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:", "OPTIONS": {}}
     connections.settings["default"].update(in_memory)
@@ -214,29 +219,29 @@ def own_database() -> None:
     call_command("migrate", verbosity=0)
 
 
-def judge_world(seed: int, number: int) -> Figures:
+def judge_world(seed: int, number: int) -> FuzzResult:
     world = World(Random(f"{seed}/{number}"))
-    strict = {**settings.STORAGE_AUDIT, "COMMIT_TIMEOUT": 2 * HOUR, "KINDS": KINDS}
+    strict = {**settings.STORAGE_AUDIT, "COMMIT_TIMEOUT": 2 * HOUR, "MEDIA_KINDS": KINDS}
     with override_settings(STORAGE_AUDIT=strict), transaction.atomic():
         world.save()
-        figures = judge_keys(world, [world.key() for _ in range(KEYS_OF_A_WORLD)])
+        figures = judge_keys(world, [world.random_key() for _ in range(KEYS_PER_WORLD)])
         transaction.set_rollback(True)
     return figures
 
 
-def judge_keys(world: World, keys: list[str]) -> Figures:
-    figures, living = Figures(), world.living
-    readings = {key: layouts().readings(key) for key in keys}
-    alive = alive_among(readings.values(), world.ids)
+def judge_keys(world: World, keys: list[str]) -> FuzzResult:
+    figures, living = FuzzResult(), world.living_ids
+    readings = {key: get_key_formats().parse_key(key) for key in keys}
+    alive = living_owners(readings.values(), world.ids)
     for key in keys:
-        row, (deleted_at, written, is_older) = world.row(), world.random.choice(AGES)
+        row, (deleted_at, written, is_older) = world.random_row(), world.random.choice(AGES)
         tracked = row and R2Object(
-            project_id=row.project, source="upload" if row.of_upload else "backfill"
+            project_id=row.project, source="upload" if row.is_upload else "backfill"
         )
-        deleted = Deleted(world.target, deleted_at)
+        deleted = DeletedProject(world.target, deleted_at)
         rows = [tracked] if tracked else []
-        said = judge(deleted, readings[key], rows, written, alive).claim.value
-        right = claim(world.target, key, row, is_older=is_older, living=living)
+        said = judge_ownership(deleted, readings[key], rows, written, alive).ownership.value
+        right = expected_verdict(world.target, key, row, is_older=is_older, living=living)
         figures.verdicts[right, said] += 1
         figures.orphaned += bool(readings[key]) and not {r.project for r in readings[key]} & alive
         if said != right:
@@ -259,21 +264,21 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     seed = Random().randrange(2**32) if given.seed is None else given.seed
     started = monotonic()
-    figures = run(given.keys, seed, given.processes)
-    sys.stdout.write(told(figures, seed, monotonic() - started))
+    figures = run_fuzz(given.keys, seed, given.processes)
+    sys.stdout.write(render_result(figures, seed, monotonic() - started))
     return 1 if figures.wrong else 0
 
 
-def told(figures: Figures, seed: int, seconds: float) -> str:
+def render_result(figures: FuzzResult, seed: int, seconds: float) -> str:
     lines = [f"{key!r}: {said}, and should be {right}" for key, right, said in figures.wrong[:20]]
     lines += [
-        f"keys: {figures.keys:,} (seed {seed}), {figures.keys / seconds:,.0f} a second",
-        f"claims: {figures.said('owned'):,}",
-        f"protected: {figures.said('protected'):,}",
-        f"of other projects: {figures.said('elsewhere'):,}",
+        f"keys: {figures.key_count:,} (seed {seed}), {figures.key_count / seconds:,.0f} a second",
+        f"claims: {figures.count_said('owned'):,}",
+        f"protected: {figures.count_said('kept'):,}",
+        f"of other projects: {figures.count_said('elsewhere'):,}",
         f"orphaned: {figures.orphaned:,}",
-        f"missed claims: {figures.missed_claims:,}",
-        f"false claims: {figures.false_claims:,}",
+        f"missed claims: {figures.missed_owned:,}",
+        f"false claims: {figures.falsely_owned:,}",
     ]
     return "\n".join(lines) + "\n"
 

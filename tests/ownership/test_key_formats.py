@@ -10,22 +10,25 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from storage_audit.bucket.listing import nfc
+from storage_audit.bucket.listing import nfc_key
 from storage_audit.conf import Conf
 from storage_audit.models import R2Object
-from storage_audit.ownership.key_format import MAX_KEY_BYTES, KeyFormatError, Layout, Reading
-from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES, Layouts
+from storage_audit.ownership.key_format import MAX_KEY_BYTES, KeyFormat, KeyFormatError, ParsedKey
+from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES, KeyFormats
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")
 
 Case = tuple[str, str, dict[str, str]]
 
-LAYOUTS = Layouts(
-    DEFAULT_TEMPLATES, project_id=Conf.project_id, kinds=DEFAULT_KINDS, current=Conf.current_layout
+KEY_FORMATS = KeyFormats(
+    DEFAULT_TEMPLATES,
+    project_id=Conf.project_id_pattern,
+    kinds=DEFAULT_KINDS,
+    current=Conf.current_key_format,
 )
 BY_NAME = {
-    name: Layout(name, template, re.compile(Conf.project_id), DEFAULT_KINDS)
+    name: KeyFormat(name, template, re.compile(Conf.project_id_pattern), DEFAULT_KINDS)
     for name, template in DEFAULT_TEMPLATES.items()
 }
 WITH_SLASHES = ["hierarchical", "hierarchical_double", "content", "content_double"]
@@ -56,25 +59,25 @@ keys = (
 
 
 @st.composite
-def cases(draw: st.DrawFn, layouts: list[str]) -> Case:
-    """The name of a layout, a project, and the fields that the layout takes."""
-    name = draw(st.sampled_from(layouts))
+def cases(draw: st.DrawFn, key_formats: list[str]) -> Case:
+    """The name of a key format, a project, and the fields that the key format takes."""
+    name = draw(st.sampled_from(key_formats))
     taken = [field for field in values if f"{{{field}}}" in DEFAULT_TEMPLATES[name]]
     return name, draw(projects), {field: draw(values[field]) for field in taken}
 
 
-def layouts(
+def make_key_formats(
     custom: str,
-    project_id: str = Conf.project_id,
+    project_id: str = Conf.project_id_pattern,
     kinds: tuple[str, ...] = DEFAULT_KINDS,
     current: str = "custom",
-) -> Layouts:
+) -> KeyFormats:
     templates = {**DEFAULT_TEMPLATES, "custom": custom}
-    return Layouts(templates, project_id=project_id, kinds=kinds, current=current)
+    return KeyFormats(templates, project_id=project_id, kinds=kinds, current=current)
 
 
 def ways(key: str) -> list[tuple[str, str | None]]:
-    return [(reading.project, reading.scene) for reading in LAYOUTS.readings(key)]
+    return [(reading.project, reading.scene) for reading in KEY_FORMATS.parse_key(key)]
 
 
 def is_a_composed_key(text: str) -> bool:
@@ -89,11 +92,11 @@ def is_a_composed_key(text: str) -> bool:
 
 @given(cases(list(DEFAULT_TEMPLATES)))
 def test_a_built_key_is_composed_and_reads_back_as_what_it_was_built_from(case: Case) -> None:
-    layout, project, fields = case
-    key = BY_NAME[layout].build(project, **fields)
+    key_format, project, fields = case
+    key = BY_NAME[key_format].build_key(project, **fields)
     composed = {name: normalize("NFC", value) for name, value in fields.items()}
     assert is_normalized("NFC", key)
-    assert Reading(layout, project, composed) in LAYOUTS.readings(key)
+    assert ParsedKey(key_format, project, composed) in KEY_FORMATS.parse_key(key)
 
 
 @given(keys)
@@ -102,37 +105,37 @@ def test_a_built_key_is_composed_and_reads_back_as_what_it_was_built_from(case: 
 @example("audio/proj_1/s/\udc80")
 @example("projects/proj_1/scenes/../media/..//\0\n")
 @example("proj_1_e\u0301_media.mp4")
-def test_any_text_can_be_read_and_every_reading_accounts_for_all_of_it(key: str) -> None:
-    for reading in LAYOUTS.readings(key):
-        template = DEFAULT_TEMPLATES[reading.layout]
+def test_any_text_can_be_parsed_and_every_parse_accounts_for_all_of_it(key: str) -> None:
+    for reading in KEY_FORMATS.parse_key(key):
+        template = DEFAULT_TEMPLATES[reading.key_format]
         assert template.format(project=reading.project, **reading.fields) == key
         if is_a_composed_key(key):
-            assert BY_NAME[reading.layout].build(reading.project, **reading.fields) == key
+            assert BY_NAME[reading.key_format].build_key(reading.project, **reading.fields) == key
 
 
 @given(keys)
-def test_a_key_is_read_once_for_a_layout_and_project_in_a_fixed_order(key: str) -> None:
-    readings = LAYOUTS.readings(key)
-    places = [(list(DEFAULT_TEMPLATES).index(r.layout), len(r.project)) for r in readings]
+def test_a_key_is_parsed_once_for_a_key_format_and_project_in_a_fixed_order(key: str) -> None:
+    readings = KEY_FORMATS.parse_key(key)
+    places = [(list(DEFAULT_TEMPLATES).index(r.key_format), len(r.project)) for r in readings]
     assert places == sorted(set(places))
-    assert all(LAYOUTS.is_project_id(r.project) for r in readings)
+    assert all(KEY_FORMATS.is_project_id(r.project) for r in readings)
 
 
 @given(cases(list(DEFAULT_TEMPLATES)))
 def test_every_key_of_a_project_is_under_one_of_its_prefixes(case: Case) -> None:
-    layout, project, fields = case
-    key = BY_NAME[layout].build(project, **fields)
-    assert key.startswith(tuple(BY_NAME[layout].prefixes(project)))
-    assert key.startswith(tuple(LAYOUTS.prefixes(project)))
+    key_format, project, fields = case
+    key = BY_NAME[key_format].build_key(project, **fields)
+    assert key.startswith(tuple(BY_NAME[key_format].prefixes_of(project)))
+    assert key.startswith(tuple(KEY_FORMATS.prefixes_of(project)))
 
 
 @given(cases(WITH_SLASHES), projects)
 @example(("hierarchical", "proj_10", {"scene": "s", "filename": "f"}), "proj_1")
 @example(("content", "proj_a_b", {"kind": "audio", "scene": "s", "filename": "f"}), "proj_a")
 def test_prefixes_never_show_a_key_with_slashes_of_another_project(case: Case, other: str) -> None:
-    layout, project, fields = case
-    key = BY_NAME[layout].build(project, **fields)
-    assert other == project or not key.startswith(tuple(LAYOUTS.prefixes(other)))
+    key_format, project, fields = case
+    key = BY_NAME[key_format].build_key(project, **fields)
+    assert other == project or not key.startswith(tuple(KEY_FORMATS.prefixes_of(other)))
 
 
 @given(cases(["flat"]))
@@ -140,20 +143,20 @@ def test_prefixes_never_show_a_key_with_slashes_of_another_project(case: Case, o
 @example(("flat", "proj_a", {"scene": "b_", "ext": "mp4"}))
 def test_a_flat_key_under_a_foreign_prefix_names_both_projects_or_only_its_own(case: Case) -> None:
     _, project, fields = case
-    key = BY_NAME["flat"].build(project, **fields)
-    named = {reading.project for reading in LAYOUTS.readings(key)}
+    key = BY_NAME["flat"].build_key(project, **fields)
+    named = {reading.project for reading in KEY_FORMATS.parse_key(key)}
     assert project in named
     for end in (place.start() for place in re.finditer("_", key)):
         other, rest = key[:end], key[end + 1 :]
-        if LAYOUTS.is_project_id(other):
-            assert key.startswith(tuple(LAYOUTS.prefixes(other)))
+        if KEY_FORMATS.is_project_id(other):
+            assert key.startswith(tuple(KEY_FORMATS.prefixes_of(other)))
             no_scene_left = rest.removeprefix("_") == f"media.{fields['ext']}"
             assert (other in named) is not no_scene_left
 
 
 @given(projects)
 def test_prefixes_are_in_listing_order_and_none_covers_another(project: str) -> None:
-    prefixes = layouts("projects/{project}/{filename}").prefixes(project)
+    prefixes = make_key_formats("projects/{project}/{filename}").prefixes_of(project)
     assert prefixes == sorted(prefixes, key=str.encode)
     assert not any(longer.startswith(prefix) for prefix, longer in permutations(prefixes, 2))
 
@@ -162,7 +165,7 @@ def test_prefixes_are_in_listing_order_and_none_covers_another(project: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("key", "layout", "fields", "file_type"),
+    ("key", "key_format", "fields", "file_type"),
     [
         (
             "projects/proj_7/scenes/s1/media/clip.mp4",
@@ -193,10 +196,10 @@ def test_prefixes_are_in_listing_order_and_none_covers_another(project: str) -> 
     ],
 )
 def test_every_historical_format_names_its_project(
-    key: str, layout: str, fields: dict[str, str], file_type: str
+    key: str, key_format: str, fields: dict[str, str], file_type: str
 ) -> None:
-    (reading,) = LAYOUTS.readings(key)
-    assert reading == Reading(layout, "proj_7", fields)
+    (reading,) = KEY_FORMATS.parse_key(key)
+    assert reading == ParsedKey(key_format, "proj_7", fields)
     assert (reading.scene, reading.file_type) == ("s1", file_type)
 
 
@@ -209,13 +212,13 @@ def test_flat_key_is_read_in_every_way_its_underscores_allow() -> None:
 
 
 def test_separators_that_overlap_are_all_tried() -> None:
-    readings = layouts("{project}__{filename}").readings("proj_a___b")
+    readings = make_key_formats("{project}__{filename}").parse_key("proj_a___b")
     assert [reading.project for reading in readings] == ["proj_a", "proj_a_"]
 
 
-def test_layouts_that_read_the_same_key_answer_in_the_order_of_the_settings() -> None:
-    readings = layouts("audio/{project}/{filename}").readings("audio/proj_1/s/voice.mp3")
-    assert [reading.layout for reading in readings] == ["content", "custom"]
+def test_key_formats_that_match_the_same_key_answer_in_the_order_of_the_settings() -> None:
+    readings = make_key_formats("audio/{project}/{filename}").parse_key("audio/proj_1/s/voice.mp3")
+    assert [reading.key_format for reading in readings] == ["content", "custom"]
 
 
 def test_a_double_prefix_is_never_part_of_an_id() -> None:
@@ -227,7 +230,9 @@ DOUBLED_TEMPLATES = {
     "plain": "video/{project}/{filename}",
     "doubled": "audio/proj_{project}/{filename}",
 }
-DOUBLED = Layouts(DOUBLED_TEMPLATES, project_id=Conf.project_id, kinds=(), current="plain")
+DOUBLED = KeyFormats(
+    DOUBLED_TEMPLATES, project_id=Conf.project_id_pattern, kinds=(), current="plain"
+)
 
 
 def starts_of(project: str, templates: dict[str, str], kinds: tuple[str, ...]) -> set[str]:
@@ -261,8 +266,8 @@ def keys_and_projects(draw: st.DrawFn) -> tuple[str, str]:
 def test_an_id_is_found_in_each_key_that_begins_as_its_keys_do(
     case: tuple[str, str],
 ) -> None:
-    key, project = (nfc(text) for text in case)
-    for grammar, templates in ((LAYOUTS, DEFAULT_TEMPLATES), (DOUBLED, DOUBLED_TEMPLATES)):
+    key, project = (nfc_key(text) for text in case)
+    for grammar, templates in ((KEY_FORMATS, DEFAULT_TEMPLATES), (DOUBLED, DOUBLED_TEMPLATES)):
         starts = starts_of(project, templates, DEFAULT_KINDS)
         found = set(grammar.find_ids(key, len(project)))
         assert (project in found) == key.startswith(tuple(starts))
@@ -271,14 +276,14 @@ def test_an_id_is_found_in_each_key_that_begins_as_its_keys_do(
 @given(keys)
 @example("audio/proj_proj_1/a")
 def test_each_possible_owner_is_found_in_the_key(key: str) -> None:
-    for grammar in (LAYOUTS, DOUBLED):
-        assert grammar.readings(key).owners <= set(grammar.find_ids(key, MAX_KEY_BYTES))
+    for grammar in (KEY_FORMATS, DOUBLED):
+        assert grammar.parse_key(key).owners <= set(grammar.find_ids(key, MAX_KEY_BYTES))
 
 
 def test_object_of_the_application_is_of_no_project_whatever_the_settings_say() -> None:
-    mine = Layouts({"any": "{project}/{filename}"}, project_id=".+", kinds=(), current="any")
-    assert mine.readings("a/b").projects == {"a"}
-    marker = mine.readings(".storage_audit/installation.json")
+    mine = KeyFormats({"any": "{project}/{filename}"}, project_id=".+", kinds=(), current="any")
+    assert mine.parse_key("a/b").projects == {"a"}
+    marker = mine.parse_key(".storage_audit/installation.json")
     assert (marker.owners, marker.too_many) == (set(), False)
 
 
@@ -290,13 +295,13 @@ def test_an_id_is_read_to_its_end() -> None:
 
 @pytest.mark.parametrize("name", ["e\u0301", "é"])
 @pytest.mark.parametrize("key", ["audio/proj_1/{}/f", "proj_1_{}_media.mp4"])
-def test_reading_keeps_the_unicode_form_of_the_key(key: str, name: str) -> None:
+def test_parsing_keeps_the_unicode_form_of_the_key(key: str, name: str) -> None:
     assert ways(key.format(name)) == [("proj_1", name)]
 
 
 @pytest.mark.parametrize("name", ["a/b", "../../x", "//", "a\0b", "a\nb", "\n", " ", "\udc80"])
 def test_a_file_may_have_any_name(name: str) -> None:
-    (reading,) = LAYOUTS.readings(f"projects/proj_1/scenes/s/media/{name}")
+    (reading,) = KEY_FORMATS.parse_key(f"projects/proj_1/scenes/s/media/{name}")
     assert reading.fields["filename"] == name
 
 
@@ -327,8 +332,8 @@ def test_a_file_may_have_any_name(name: str) -> None:
         "projects/proj_é/scenes/s/media/clip.mp4",
     ],
 )
-def test_a_key_that_only_resembles_a_layout_has_no_reading(key: str) -> None:
-    assert LAYOUTS.readings(key) == ()
+def test_a_key_that_only_resembles_a_key_format_does_not_match(key: str) -> None:
+    assert KEY_FORMATS.parse_key(key) == ()
 
 
 @pytest.mark.parametrize(
@@ -344,12 +349,12 @@ def test_a_key_that_only_resembles_a_layout_has_no_reading(key: str) -> None:
     ],
 )
 def test_file_type_is_a_plain_extension_or_else_the_kind(filename: str, file_type: str) -> None:
-    (reading,) = LAYOUTS.readings(f"audio/proj_1/s/{filename}")
+    (reading,) = KEY_FORMATS.parse_key(f"audio/proj_1/s/{filename}")
     assert reading.file_type == file_type
 
 
 def test_file_type_is_empty_where_the_key_tells_none() -> None:
-    (reading,) = LAYOUTS.readings("projects/proj_1/scenes/s/media/clip")
+    (reading,) = KEY_FORMATS.parse_key("projects/proj_1/scenes/s/media/clip")
     assert reading.file_type == ""
 
 
@@ -365,12 +370,12 @@ def test_file_type_is_empty_where_the_key_tells_none() -> None:
     ],
 )
 def test_a_hostile_key_is_read_in_milliseconds(key: str) -> None:
-    slow = layouts("{project}_{scene}_{filename}.{ext}")
+    slow = make_key_formats("{project}_{scene}_{filename}.{ext}")
     durations = []
     for _ in range(5):
         # Of this thread, as the machine may be busy with others.
         start = time.thread_time()
-        slow.readings(key)
+        slow.parse_key(key)
         durations.append(time.thread_time() - start)
     assert min(durations) < 0.05
 
@@ -378,8 +383,8 @@ def test_a_hostile_key_is_read_in_milliseconds(key: str) -> None:
 # Building
 
 
-def test_new_keys_use_the_current_layout() -> None:
-    key = LAYOUTS.build("proj_1", scene="s", filename="clip.mp4")
+def test_new_keys_use_the_current_key_format() -> None:
+    key = KEY_FORMATS.build_key("proj_1", scene="s", filename="clip.mp4")
     assert key == "projects/proj_1/scenes/s/media/clip.mp4"
 
 
@@ -399,17 +404,17 @@ def test_new_keys_use_the_current_layout() -> None:
     ],
 )
 def test_what_is_no_project_id_gives_no_key_and_no_prefix(project: str) -> None:
-    assert not LAYOUTS.is_project_id(project)
+    assert not KEY_FORMATS.is_project_id(project)
     with pytest.raises(ValueError, match="is not a project id"):
-        LAYOUTS.build(project, scene="s", filename="f")
+        KEY_FORMATS.build_key(project, scene="s", filename="f")
     with pytest.raises(ValueError, match="is not a project id"):
-        LAYOUTS.prefixes(project)
+        KEY_FORMATS.prefixes_of(project)
 
 
 @pytest.mark.parametrize(
-    ("layout", "fields", "message"),
+    ("key_format", "fields", "message"),
     [
-        ("flat", {"scene": "s"}, "layout 'flat' takes ext, scene, not scene"),
+        ("flat", {"scene": "s"}, "key format 'flat' takes ext, scene, not scene"),
         ("flat", {"scene": "s", "ext": "a", "kind": "b"}, "takes ext, scene, not ext, kind, scene"),
         ("flat", {"scene": "", "ext": "mp4"}, "scene '' must be text without a slash, not empty"),
         ("flat", {"scene": "a/b", "ext": "mp4"}, "scene 'a/b' must be text without a slash"),
@@ -424,9 +429,11 @@ def test_what_is_no_project_id_gives_no_key_and_no_prefix(project: str) -> None:
         ),
     ],
 )
-def test_a_bad_field_is_refused_by_name(layout: str, fields: dict[str, str], message: str) -> None:
+def test_a_bad_field_is_refused_by_name(
+    key_format: str, fields: dict[str, str], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        BY_NAME[layout].build("proj_1", **fields)
+        BY_NAME[key_format].build_key("proj_1", **fields)
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "e\u0301", "語", "\U0001f3ac", "\0"])
@@ -434,16 +441,16 @@ def test_a_key_may_have_1024_bytes_in_composed_form_and_no_more(letter: str) -> 
     room = MAX_KEY_BYTES - len("audio/proj_1/s/")
     count, padding = divmod(room, len(normalize("NFC", letter).encode()))
     fitting = letter * count + "x" * padding
-    key = BY_NAME["content"].build("proj_1", kind="audio", scene="s", filename=fitting)
+    key = BY_NAME["content"].build_key("proj_1", kind="audio", scene="s", filename=fitting)
     assert len(key.encode()) == MAX_KEY_BYTES
     assert ways(key) == [("proj_1", "s")]
     with pytest.raises(ValueError, match="has 1025 bytes; a key may have 1024"):
-        BY_NAME["content"].build("proj_1", kind="audio", scene="s", filename=fitting + "x")
+        BY_NAME["content"].build_key("proj_1", kind="audio", scene="s", filename=fitting + "x")
 
 
 def test_a_lone_surrogate_is_refused() -> None:
     with pytest.raises(ValueError, match="surrogates not allowed"):
-        LAYOUTS.build("proj_1", scene="s", filename="\udc80")
+        KEY_FORMATS.build_key("proj_1", scene="s", filename="\udc80")
 
 
 @pytest.mark.parametrize(
@@ -458,20 +465,20 @@ def test_a_key_that_would_read_back_differently_is_refused(
     template: str, fields: dict[str, str]
 ) -> None:
     with pytest.raises(ValueError, match="would not read back as project 'proj_1'"):
-        layouts(template).build("proj_1", **fields)
+        make_key_formats(template).build_key("proj_1", **fields)
 
 
 def test_an_id_that_would_be_spelled_differently_in_the_key_is_refused() -> None:
-    any_word = layouts("{project}/{filename}", project_id=r"[^/]+")
-    assert any_word.build("é", filename="f") == "é/f"
+    any_word = make_key_formats("{project}/{filename}", project_id=r"[^/]+")
+    assert any_word.build_key("é", filename="f") == "é/f"
     with pytest.raises(ValueError, match="would not read back"):
-        any_word.build("e\u0301", filename="f")
+        any_word.build_key("e\u0301", filename="f")
 
 
 # Prefixes
 
 
-def test_prefixes_of_a_project_cover_every_layout() -> None:
+def test_prefixes_of_a_project_cover_every_key_format() -> None:
     kinds = [f"{kind}/{prefix}proj_1/" for kind in DEFAULT_KINDS for prefix in ("", "proj_")]
     rest = [
         "proj_1_",
@@ -479,11 +486,11 @@ def test_prefixes_of_a_project_cover_every_layout() -> None:
         "projects/proj_1/scenes/",
         "projects/proj_proj_1/scenes/",
     ]
-    assert LAYOUTS.prefixes("proj_1") == sorted(kinds + rest)
+    assert KEY_FORMATS.prefixes_of("proj_1") == sorted(kinds + rest)
 
 
 def test_a_prefix_covered_by_a_shorter_one_is_left_out() -> None:
-    shorter = layouts("projects/{project}/{filename}").prefixes("proj_1")
+    shorter = make_key_formats("projects/{project}/{filename}").prefixes_of("proj_1")
     assert "projects/proj_1/" in shorter
     assert "projects/proj_1/scenes/" not in shorter
     assert "projects/proj_proj_1/scenes/" in shorter
@@ -492,8 +499,8 @@ def test_a_prefix_covered_by_a_shorter_one_is_left_out() -> None:
 def test_listing_one_id_never_shows_a_longer_number() -> None:
     assert not any(
         longer.startswith(prefix)
-        for prefix in LAYOUTS.prefixes("proj_1")
-        for longer in LAYOUTS.prefixes("proj_10")
+        for prefix in KEY_FORMATS.prefixes_of("proj_1")
+        for longer in KEY_FORMATS.prefixes_of("proj_10")
     )
 
 
@@ -524,8 +531,8 @@ def test_listing_one_id_never_shows_a_longer_number() -> None:
 )
 def test_a_bad_template_is_refused_by_name_and_with_advice(template: str, message: str) -> None:
     with pytest.raises(KeyFormatError, match=message) as refusal:
-        layouts(template)
-    assert str(refusal.value).startswith(f"layout 'custom' ({template}): ")
+        make_key_formats(template)
+    assert str(refusal.value).startswith(f"key format 'custom' ({template}): ")
 
 
 @pytest.mark.parametrize(
@@ -538,43 +545,49 @@ def test_a_bad_template_is_refused_by_name_and_with_advice(template: str, messag
 )
 def test_kinds_that_make_a_key_ambiguous_are_refused(kinds: tuple[str, ...], message: str) -> None:
     with pytest.raises(KeyFormatError, match=message):
-        Layout("custom", "{kind}_{project}/{filename}", re.compile("[a-z_]+"), kinds)
+        KeyFormat("custom", "{kind}_{project}/{filename}", re.compile("[a-z_]+"), kinds)
 
 
 @pytest.mark.parametrize("current", ["hierarchical_double", "content_double", "flat_double"])
 def test_new_keys_never_double_the_prefix(current: str) -> None:
     with pytest.raises(KeyFormatError, match="would double the prefix proj_ of ids"):
-        layouts("x/{project}/{filename}", current=current)
+        make_key_formats("x/{project}/{filename}", current=current)
 
 
 def test_a_kind_cannot_double_the_prefix_either() -> None:
     with pytest.raises(KeyFormatError, match="would double the prefix"):
-        layouts("{kind}_{project}/{filename}", kinds=("audio", "proj"))
+        make_key_formats("{kind}_{project}/{filename}", kinds=("audio", "proj"))
 
 
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
-        (lambda: layouts("x/{project}/", current="y"), "no layout 'y' to be current; have content"),
-        (lambda: layouts("x/{project}/", project_id="("), r"project id pattern '\(' is not valid"),
-        (lambda: layouts("x/{project}/", project_id="[a-z]*"), "matches the empty text"),
+        (
+            lambda: make_key_formats("x/{project}/", current="y"),
+            "no key format 'y' to be current; have content",
+        ),
+        (
+            lambda: make_key_formats("x/{project}/", project_id="("),
+            r"project id pattern '\(' is not valid",
+        ),
+        (lambda: make_key_formats("x/{project}/", project_id="[a-z]*"), "matches the empty text"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(
-    refused: Callable[[], Layouts], message: str
+    refused: Callable[[], KeyFormats], message: str
 ) -> None:
     with pytest.raises(KeyFormatError, match=message):
         refused()
 
 
 def test_a_name_that_no_row_can_hold_is_refused() -> None:
-    longest = R2Object._meta.get_field("layout").max_length or 0
+    longest = R2Object._meta.get_field("key_format").max_length or 0
     fits, too_long = "l" * longest, "l" * (longest + 1)
 
-    def named(name: str) -> Layouts:
-        return Layouts({name: "x/{project}/"}, project_id="[a-z]+", kinds=(), current="")
+    def named(name: str) -> KeyFormats:
+        return KeyFormats({name: "x/{project}/"}, project_id="[a-z]+", kinds=(), current="")
 
-    assert named(fits).readings("x/a/")[0].layout == fits
+    assert named(fits).parse_key("x/a/")[0].key_format == fits
     with pytest.raises(KeyFormatError, match="has 61 characters; use at most 60"):
         named(too_long)
 
@@ -590,13 +603,15 @@ def test_a_name_that_no_row_can_hold_is_refused() -> None:
     ],
 )
 @given(data=st.data(), project=st.from_regex(r"[a-z]{1,3}-[0-9]{1,3}", fullmatch=True))
-def test_a_layout_and_id_pattern_from_the_settings_work_like_the_built_in_ones(
+def test_a_key_format_and_id_pattern_from_the_settings_work_like_the_built_in_ones(
     template: str, fields: list[str], data: st.DataObject, project: str
 ) -> None:
     chosen = {field: data.draw(values[field]) for field in fields}
-    own = layouts(template, project_id="[a-z]+-[0-9]+")
-    key = own.build(project, **chosen)
+    own = make_key_formats(template, project_id="[a-z]+-[0-9]+")
+    key = own.build_key(project, **chosen)
     composed = {name: normalize("NFC", value) for name, value in chosen.items()}
-    assert own.readings(key) == (Reading("custom", project, composed),)
-    assert key.startswith(tuple(own.prefixes(project)))
-    assert not key.startswith(tuple(own.prefixes(project + "0") + own.prefixes("x" + project)))
+    assert own.parse_key(key) == (ParsedKey("custom", project, composed),)
+    assert key.startswith(tuple(own.prefixes_of(project)))
+    assert not key.startswith(
+        tuple(own.prefixes_of(project + "0") + own.prefixes_of("x" + project))
+    )

@@ -17,48 +17,48 @@ from storages.backends.s3 import S3Storage
 from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.alerts import alert_rules
-from storage_audit.alerts.models import Incident
+from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import named_files, requests, runner, used_files
-from storage_audit.cleanup.models import CleanupOperation, Job
-from storage_audit.cleanup.turn import Work
+from storage_audit.cleanup.models import BulkJob, Cleanup
+from storage_audit.cleanup.turn import Turn
 from storage_audit.conf import conf
-from storage_audit.lookup.search import explain, look_up
+from storage_audit.lookup.search import explain_object, look_up
 from storage_audit.models import Project, R2Object
-from storage_audit.origin import Origin, acting_as
+from storage_audit.origin import Origin, use_origin
 from storage_audit.ownership import references
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.ownership.references import Used, uses_of_keys
-from storage_audit.reading import read_within
+from storage_audit.ownership.references import FileReferences, find_key_references
+from storage_audit.reading import read_with_timeout
 from storage_audit.storage import TrackedStorage
-from tests.admin_client import DASHBOARD, act, page, superuser, text_of
+from tests.admin_client import DASHBOARD, admin_url, page_text, run_action, superuser_client
 from tests.builders import create_orphans
-from tests.faults.matching import is_anything, on
+from tests.faults.matching import is_anything, rule_for
 from tests.faults.proxy import FaultyStore
 from tests.findings.orphans import delete_orphans
 from tests.keys import KEY, OTHER_KEY
 from tests.owner_models import drop_library_table, library_rows
 from tests.promises import (
-    again,
-    alive,
-    between_plan_and_batch,
-    check,
-    delete,
-    deleted,
-    give,
-    hide,
-    let_the_pause_end,
+    act_before_batch,
+    assign_object,
+    check_promises,
+    clean_up_project,
+    create_projects,
+    end_pause,
+    hide_key,
     make_due,
-    outcomes,
-    reason,
-    requested,
-    run,
+    read_outcomes,
+    read_reason,
+    record_deleted_projects,
+    request_cleanup,
+    run_again,
+    run_until_idle,
 )
 from tests.real_bucket import Bucket
 from tests.site_settings import run_system_checks
 
 pytestmark = pytest.mark.database
 
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 
 
 def table(name: str) -> str:
@@ -66,23 +66,23 @@ def table(name: str) -> str:
 
 
 def test_a_file_that_a_copied_row_names_is_kept(library: Bucket) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     key, other = library.upload("proj_1", "a.mp4"), library.upload("proj_1", "b.mp4")
     library_rows("Clip").create(project_id="proj_1", file=other)
     clip = library_rows("Clip").create(project_id="proj_1", file=key)
     clip.pk, clip.project_id = None, "proj_2"
     clip.save()
-    operation = delete("proj_1")
-    assert outcomes(operation) == {key: "protected", other: "deleted"}
-    assert f"Used by library.Clip {clip.pk}, field file" in reason(operation, key)
-    assert operation.status == Status.CLEAN_WITH_PROTECTED
+    cleanup = clean_up_project("proj_1")
+    assert read_outcomes(cleanup) == {key: "kept", other: "deleted"}
+    assert f"Used by library.Clip {clip.pk}, field file" in read_reason(cleanup, key)
+    assert cleanup.status == Status.CLEAN_WITH_KEPT
     assert clip.file.open().read() == b"take"
     assert f"Used by library.Clip {clip.pk}, field file" in why_of(key)
 
 
 def why_of(key: str) -> str:
     [facts] = look_up(key).objects
-    return explain(facts).text
+    return explain_object(facts).text
 
 
 @pytest.mark.parametrize(
@@ -103,8 +103,8 @@ def test_every_field_whose_storage_writes_to_the_bucket_is_asked(
     key = library.upload("proj_1")
     given = name.format(key=key, short=key.removeprefix("projects/"))
     library_rows(table_name).create(**{field: given})
-    plan = run(requests.dry_run("proj_1")[0])
-    assert outcomes(plan) == {key: "protected" if is_used else "planned"}
+    plan = run_until_idle(requests.request_preview("proj_1")[0])
+    assert read_outcomes(plan) == {key: "kept" if is_used else "to_delete"}
 
 
 @pytest.mark.parametrize("name", ["/{}", "./{}", "projects//{}", "x/../{}", "\\"])
@@ -112,24 +112,24 @@ def test_every_field_whose_storage_writes_to_the_bucket_is_asked(
 def test_name_that_the_storage_normalises_keeps_its_file(
     library: Bucket, table_name: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     key = library.upload("proj_1")
     short = key.removeprefix("projects/")
-    monkeypatch.setattr(references, "CHUNK", 1)
+    monkeypatch.setattr(references, "ROWS_PER_QUERY", 1)
     library_rows(table_name).create(file="/of/another")
     odd = key.replace("/", "\\") if name == "\\" else name.format(short)
     if table_name == "Clip" and name != "projects//{}":
         odd = odd.replace(short, key)
     library_rows(table_name).create(file=odd)
-    assert outcomes(delete("proj_1")) == {key: "protected"}
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
 
 
 def test_odd_name_in_another_spelling_keeps_its_file(library: Bucket) -> None:
     key = "projects/proj_1/scenes/s/media/\u00e9.mp4"
     library.put(key)
-    alive("proj_1")
+    create_projects("proj_1")
     library_rows("Poster").create(file="/" + normalize("NFD", key))
-    assert outcomes(delete("proj_1")) == {key: "protected"}
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
 
 
 @pytest.mark.parametrize("before", ["/", "./"])
@@ -137,8 +137,8 @@ def test_odd_name_is_found_just_before_the_deletion(
     library: Bucket, before: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = library.upload("proj_1")
-    between_plan_and_batch(monkeypatch, lambda: library_rows("Clip").create(file=before + key))
-    assert outcomes(delete("proj_1")) == {key: "protected"}
+    act_before_batch(monkeypatch, lambda: library_rows("Clip").create(file=before + key))
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
 
 
 class Wrapper(Storage):
@@ -182,13 +182,13 @@ def in_another_bucket() -> S3Storage:
 def test_every_field_is_asked_whose_storage_is_not_known_to_be_elsewhere(
     library: Bucket, monkeypatch: pytest.MonkeyPatch, storage: Any, is_asked: bool
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     key = library.upload("proj_1")
     monkeypatch.setattr(field_of("Clip"), "storage", storage())
     clip = library_rows("Clip").create(file=key)
     if storage is Wrapper:
         assert clip.file.open().read() == b"take"
-    assert outcomes(delete("proj_1")) == {key: "protected" if is_asked else "deleted"}
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept" if is_asked else "deleted"}
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -198,11 +198,11 @@ def test_a_name_in_another_spelling_keeps_the_file(
 ) -> None:
     key = "projects/proj_1/scenes/s/media/\u00e9.mp4"
     library.put(key)
-    alive("proj_1")
+    create_projects("proj_1")
     name = normalize(form, key)
     library_rows(table_name).create(file=name if is_whole else name.removeprefix("projects/"))
-    assert outcomes(run(requests.dry_run("proj_1")[0])) == {key: "protected"}
-    assert outcomes(delete("proj_1")) == {key: "protected"}
+    assert read_outcomes(run_until_idle(requests.request_preview("proj_1")[0])) == {key: "kept"}
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
 
 
 def test_a_name_without_the_location_is_found_just_before_the_deletion(
@@ -210,8 +210,8 @@ def test_a_name_without_the_location_is_found_just_before_the_deletion(
 ) -> None:
     key = library.upload("proj_1")
     short = key.removeprefix("projects/")
-    between_plan_and_batch(monkeypatch, lambda: library_rows("Copy").create(file=short))
-    assert outcomes(delete("proj_1")) == {key: "protected"}
+    act_before_batch(monkeypatch, lambda: library_rows("Copy").create(file=short))
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
 
 
 def test_a_dry_run_does_not_count_rows_that_go_with_the_project(library: Bucket) -> None:
@@ -221,55 +221,55 @@ def test_a_dry_run_does_not_count_rows_that_go_with_the_project(library: Bucket)
     for project_id in ("proj_1", None, "proj_1"):
         library_rows("Clip").create(project_id=project_id, file=third)
     library_rows("Poster").create(project_id="proj_1", file=other)
-    plan = run(requests.dry_run("proj_1")[0])
+    plan = run_until_idle(requests.request_preview("proj_1")[0])
     # A poster stays, without its project.
-    stay = {other: "protected", third: "protected"}
-    assert outcomes(plan) == {key: "planned", **stay}
-    forget(requested("proj_1"))
-    requests.force_delete_operation(plan)
-    assert outcomes(run(plan)) == {key: "deleted", **stay}
+    stay = {other: "kept", third: "kept"}
+    assert read_outcomes(plan) == {key: "to_delete", **stay}
+    forget(request_cleanup("proj_1"))
+    requests.approve_or_retry(plan)
+    assert read_outcomes(run_until_idle(plan)) == {key: "deleted", **stay}
 
 
-def forget(operation: CleanupOperation) -> None:
+def forget(cleanup: Cleanup) -> None:
     """A plan runs only when no other cleanup of the deletion is open."""
-    operation.delete()
+    cleanup.delete()
 
 
-def test_a_plan_that_waited_is_looked_at_again(library: Bucket) -> None:
+def test_a_plan_that_waited_is_checked_again(library: Bucket) -> None:
     key = library.upload("proj_1")
-    plan = run(requests.dry_run("proj_1")[0])
-    assert outcomes(plan) == {key: "planned"}
-    forget(requested("proj_1"))
+    plan = run_until_idle(requests.request_preview("proj_1")[0])
+    assert read_outcomes(plan) == {key: "to_delete"}
+    forget(request_cleanup("proj_1"))
     library_rows("Poster").create(file=key)
-    requests.force_delete_operation(plan)
-    assert outcomes(run(plan)) == {key: "protected"}
+    requests.approve_or_retry(plan)
+    assert read_outcomes(run_until_idle(plan)) == {key: "kept"}
 
 
 @pytest.mark.parametrize("troubles", [0, 1])
-def test_a_blocked_plan_that_is_approved_is_looked_at_again(
+def test_a_blocked_plan_that_is_approved_is_checked_again(
     library: Bucket, store: FaultyStore, settings: Settings, troubles: int
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
     key = library.upload("proj_1")
-    operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED
     # Its column has no index, so only the look-up for the plan finds this row.
     library_rows("Poster").create(file=key)
-    requests.force_delete_operation(operation)
+    requests.approve_or_retry(cleanup)
     if troubles:
-        store.rules.append(on(is_anything, Reply(503)))
-        assert run(operation).status == Status.INCOMPLETE
+        store.rules.append(rule_for(is_anything, Reply(503)))
+        assert run_until_idle(cleanup).status == Status.RETRYING
         store.rules.clear()
-        make_due(operation)
-    assert outcomes(run(operation)) == {key: "protected"}
+        make_due(cleanup)
+    assert read_outcomes(run_until_idle(cleanup)) == {key: "kept"}
 
 
 def test_an_orphan_that_a_row_names_is_kept(library: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
-    deleted("proj_9")
+    record_deleted_projects("proj_9")
     library_rows("Poster").create(file=KEY)
-    operation = delete_orphans(create_orphans(library, KEY, OTHER_KEY))
-    assert outcomes(operation) == {KEY: "protected", OTHER_KEY: "deleted"}
+    cleanup = delete_orphans(create_orphans(library, KEY, OTHER_KEY))
+    assert read_outcomes(cleanup) == {KEY: "kept", OTHER_KEY: "deleted"}
 
 
 def test_confirmations_name_the_rows_that_use_a_file(library: Bucket) -> None:
@@ -277,81 +277,81 @@ def test_confirmations_name_the_rows_that_use_a_file(library: Bucket) -> None:
     clip = library_rows("Clip").create(file=kept)
     library_rows("Clip").create(file=own, project_id="proj_1")
     for text in (
-        text_of(superuser().get(page("project", "delete", "proj_1"))),
-        act(superuser(), "project", "force_delete", "proj_1"),
+        page_text(superuser_client().get(admin_url("project", "delete", "proj_1"))),
+        run_action(superuser_client(), "project", "force_delete", "proj_1"),
     ):
         assert f"Kept: {kept} is used by library.Clip {clip.pk}, field file." in text
         assert f"Kept: {own}" not in text
     row = R2Object.objects.get(key=kept)
-    text = text_of(superuser().get(page("r2object", "delete", row.pk)))
+    text = page_text(superuser_client().get(admin_url("r2object", "delete", row.pk)))
     assert f"Deleted although in use: {kept} is used by library.Clip {clip.pk}" in text
 
 
 def test_a_person_may_delete_a_file_that_a_row_names(library: Bucket) -> None:
     key = library.upload("proj_1")
     library_rows("Clip").create(file=key)
-    operation = delete("proj_1")
-    assert outcomes(operation) == {key: "protected"}
-    assert "delete its R2 object row" in reason(operation, key)
+    cleanup = clean_up_project("proj_1")
+    assert read_outcomes(cleanup) == {key: "kept"}
+    assert "delete its R2 object row" in read_reason(cleanup, key)
     R2Object.objects.get(key=key).delete()
-    assert outcomes(run(CleanupOperation.objects.get(kind="objects"))) == {key: "deleted"}
+    assert read_outcomes(run_until_idle(Cleanup.objects.get(kind="objects"))) == {key: "deleted"}
 
 
 def test_a_row_saved_before_the_batch_keeps_its_file(
     library: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = library.upload("proj_1")
-    between_plan_and_batch(monkeypatch, lambda: library_rows("Clip").create(file=key))
-    assert outcomes(delete("proj_1")) == {key: "protected"}
+    act_before_batch(monkeypatch, lambda: library_rows("Clip").create(file=key))
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
 
 
-def lose(library: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, CleanupOperation]:
+def lose(library: Bucket, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Cleanup]:
     """A file that is deleted although a row names it, which no index could find in time."""
     key = library.upload("proj_1")
-    between_plan_and_batch(monkeypatch, lambda: library_rows("Poster").create(file=key))
-    return key, delete("proj_1")
+    act_before_batch(monkeypatch, lambda: library_rows("Poster").create(file=key))
+    return key, clean_up_project("proj_1")
 
 
 def test_a_row_saved_too_late_is_an_alert(library: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    key, operation = lose(library, monkeypatch)
+    key, cleanup = lose(library, monkeypatch)
     poster = f"library.Poster {library_rows('Poster').get().pk}, field file"
-    assert outcomes(operation) == {key: "deleted"}
-    assert f"Deleted, but {poster} still names it" in reason(operation, key)
-    assert operation.events.filter(step="verify", message__contains=poster).exists()
-    incident = Incident.objects.get()
-    assert (incident.kind, incident.operation) == (Incident.Kind.LOST, operation)
-    assert poster in incident.summary and f"{poster} still names it" in why_of(key)
+    assert read_outcomes(cleanup) == {key: "deleted"}
+    assert f"Deleted, but {poster} still names it" in read_reason(cleanup, key)
+    assert cleanup.events.filter(step="verify", message__contains=poster).exists()
+    alert = Alert.objects.get()
+    assert (alert.kind, alert.cleanup) == (Alert.Kind.LOST, cleanup)
+    assert poster in alert.summary and f"{poster} still names it" in why_of(key)
 
 
 @pytest.mark.parametrize("settled_by", ["upload", "row"])
 def test_the_alert_ends_when_the_row_is_settled(
     library: Bucket, monkeypatch: pytest.MonkeyPatch, settled_by: str
 ) -> None:
-    key, operation = lose(library, monkeypatch)
-    alert_rules.notice()
-    assert Incident.objects.open().exists()
-    assert "file in use deleted" in text_of(superuser().get(DASHBOARD))
+    key, cleanup = lose(library, monkeypatch)
+    alert_rules.update_alerts()
+    assert Alert.objects.open().exists()
+    assert "file in use deleted" in page_text(superuser_client().get(DASHBOARD))
     if settled_by == "row":
         library_rows("Poster").delete()
     else:
         assert library.upload("proj_1") == key
-    alert_rules.notice()
-    assert not Incident.objects.open().exists()
+    alert_rules.update_alerts()
+    assert not Alert.objects.open().exists()
 
 
 def test_a_batch_waits_while_the_database_takes_too_long(
     library: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = library.upload("proj_1")
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     with monkeypatch.context() as patch:
-        patch.setattr(used_files, "PROOF_SECONDS", -1.0)
-        patch.setattr(references, "read_within", too_long)
-        patch.setattr(used_files, "keep", lambda work: [])
-        operation = run(operation)
-    assert operation.status == Status.INCOMPLETE and "library.Clip.file" in operation.error
+        patch.setattr(used_files, "RECHECK_SECONDS", -1.0)
+        patch.setattr(references, "read_with_timeout", too_long)
+        patch.setattr(used_files, "keep_used_files", lambda work: [])
+        cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.RETRYING and "library.Clip.file" in cleanup.message
     assert library.keys() == {key}
-    assert outcomes(again(operation)) == {key: "deleted"}
+    assert read_outcomes(run_again(cleanup)) == {key: "deleted"}
 
 
 def test_a_batch_gets_smaller_until_the_database_answers_in_time(
@@ -359,16 +359,16 @@ def test_a_batch_gets_smaller_until_the_database_answers_in_time(
 ) -> None:
     keys = [library.upload("proj_1", f"{number}.mp4") for number in range(9)]
 
-    def answer_for_few(bucket: str, named: list[tuple[str, str]], seconds: float) -> Used:
+    def answer_for_few(bucket: str, named: list[tuple[str, str]], seconds: float) -> FileReferences:
         if len(named) > 2:
             raise TimeoutError("library.Clip.file")
-        return uses_of_keys(bucket, named, seconds)
+        return find_key_references(bucket, named, seconds)
 
-    monkeypatch.setattr(used_files, "uses_of_keys", answer_for_few)
-    operation = delete("proj_1")
-    assert (operation.status, operation.attempts) == (Status.CLEAN, 0)
-    assert outcomes(operation) == dict.fromkeys(keys, "deleted")
-    assert operation.events.filter(step="pace", message__contains="library.Clip.file").exists()
+    monkeypatch.setattr(used_files, "find_key_references", answer_for_few)
+    cleanup = clean_up_project("proj_1")
+    assert (cleanup.status, cleanup.attempts) == (Status.CLEAN, 0)
+    assert read_outcomes(cleanup) == dict.fromkeys(keys, "deleted")
+    assert cleanup.events.filter(step="batch_size", message__contains="library.Clip.file").exists()
 
 
 def too_long(query: Any, seconds: float) -> list[Any]:
@@ -380,38 +380,38 @@ def test_a_question_that_takes_too_long_is_stopped(library: Bucket) -> None:
     slow = f"({numbers} SELECT COUNT(*) FROM n)"
     library_rows("Clip").create(file="a")
     with pytest.raises(OperationalError):
-        read_within(library_rows("Clip").extra(select={"n": slow}).values_list("n"), 0.1)
-    assert len(read_within(library_rows("Clip"), 0.1)) == 1
+        read_with_timeout(library_rows("Clip").extra(select={"n": slow}).values_list("n"), 0.1)
+    assert len(read_with_timeout(library_rows("Clip"), 0.1)) == 1
 
 
 @pytest.mark.parametrize("name", ["Poster", "Legacy"])
 def test_a_table_that_cannot_be_read_needs_approval(library: Bucket, name: str) -> None:
     key = library.upload("proj_1")
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     # Also where a person lifted the limits before anybody knew of that.
-    CleanupOperation.objects.update(released_by="anna")
+    Cleanup.objects.update(limits_waived_by="anna")
     drop_library_table(name)
-    operation = run(operation)
-    assert operation.status == Status.BLOCKED
-    assert f"library.{name}.file ({table(name)}) cannot be read" in operation.error
+    cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.BLOCKED
+    assert f"library.{name}.file ({table(name)}) cannot be read" in cleanup.message
     assert library.keys() == {key}
-    requests.force_delete_operation(operation)
-    assert outcomes(run(operation)) == {key: "deleted"}
+    requests.approve_or_retry(cleanup)
+    assert read_outcomes(run_until_idle(cleanup)) == {key: "deleted"}
 
 
 def test_a_table_that_is_lost_before_the_batch_needs_approval(
     library: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = library.upload("proj_1")
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     with monkeypatch.context() as patch:
-        patch.setattr(references, "read_within", too_long)
-        patch.setattr(used_files, "keep", lambda work: [])
-        operation = run(operation)
-    assert operation.status == Status.BLOCKED and "library.Clip.file" in operation.error
-    assert operation.planned_at and library.keys() == {key}
-    requests.force_delete_operation(operation)
-    assert outcomes(run(operation)) == {key: "deleted"}
+        patch.setattr(references, "read_with_timeout", too_long)
+        patch.setattr(used_files, "keep_used_files", lambda work: [])
+        cleanup = run_until_idle(cleanup)
+    assert cleanup.status == Status.BLOCKED and "library.Clip.file" in cleanup.message
+    assert cleanup.planned_at and library.keys() == {key}
+    requests.approve_or_retry(cleanup)
+    assert read_outcomes(run_until_idle(cleanup)) == {key: "deleted"}
 
 
 @pytest.mark.parametrize("entry", ["library.Copy.note", "tests.library.models.keys_in_data"])
@@ -421,10 +421,10 @@ def test_the_setting_names_further_fields_and_functions(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
     key = library.upload("proj_1")
     copy = library_rows("Copy").create(note=key, data={"key": key})
-    operation = delete("proj_1")
-    assert outcomes(operation) == {key: "protected"}
+    cleanup = clean_up_project("proj_1")
+    assert read_outcomes(cleanup) == {key: "kept"}
     row = f"library.Copy {copy.pk}, field note" if "note" in entry else f"data of copy {copy.pk}"
-    assert row in reason(operation, key)
+    assert row in read_reason(cleanup, key)
 
 
 @pytest.mark.parametrize("name", ["{key}", "{short}"])
@@ -434,7 +434,7 @@ def test_file_field_in_the_setting_is_read_with_its_location(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": ["library.Copy.backup"]}
     key = library.upload("proj_1")
     library_rows("Copy").create(backup=name.format(key=key, short=key.removeprefix("projects/")))
-    assert outcomes(delete("proj_1")) == {key: "protected"}
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ def test_a_wrong_entry_is_an_error(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
     with pytest.raises(ImproperlyConfigured, match=why):
-        references.declared()
+        references.declared_references()
     assert entry in run_system_checks()["storage_audit.E006"].msg
 
 
@@ -467,8 +467,8 @@ def test_a_function_that_fails_needs_approval(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
     monkeypatch.setattr(entry, answer)
     library.upload("proj_1")
-    operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED and entry in operation.error
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED and entry in cleanup.message
 
 
 def test_a_column_without_an_index_is_a_warning_that_says_what_to_do(library: Bucket) -> None:
@@ -513,66 +513,66 @@ KEPT_ONE = "Kept: 1 file that this project's rows named."
 def test_files_that_only_rows_named_are_said_and_kept(
     library: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     key, other = still("proj_1"), still("proj_2", "b.png")
     assert f"No key format reads {key}" in caplog.text
     library_rows("Still").create(project_id="proj_1", file="stills/gone.png")
     library_rows("Still").create(project_id="proj_1")
     library_rows("Clip").create(project_id="proj_1", file=library.upload("proj_1"))
-    operation = delete("proj_1")
-    assert operation.status == Status.CLEAN_WITH_PROTECTED
-    assert (operation.protected, operation.protected_bytes) == (1, len(b"still"))
-    kept = {key: "protected", "stills/gone.png": "already_absent"}
-    assert {name: how for name, how in outcomes(operation).items() if how != "deleted"} == kept
-    assert KEPT_ONE in operation.events.get(step="closed").message
-    assert "library.Still" in reason(operation, key)
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.CLEAN_WITH_KEPT
+    assert (cleanup.kept, cleanup.kept_bytes) == (1, len(b"still"))
+    kept = {key: "kept", "stills/gone.png": "already_gone"}
+    assert {name: how for name, how in read_outcomes(cleanup).items() if how != "deleted"} == kept
+    assert KEPT_ONE in cleanup.events.get(step="closed").message
+    assert "library.Still" in read_reason(cleanup, key)
     assert library.keys() == {key, other}
 
 
 def test_a_dry_run_says_which_files_would_be_kept(library: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     key = still("proj_1")
-    assert outcomes(run(requests.dry_run("proj_1")[0])) == {key: "protected"}
+    assert read_outcomes(run_until_idle(requests.request_preview("proj_1")[0])) == {key: "kept"}
 
 
 def test_a_file_that_a_person_gave_to_the_project_goes_with_it(library: Bucket) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     key = still("proj_1")
-    R2Object.objects.filter(key=key).forget()
-    give(library, key, "proj_1")
-    assert outcomes(delete("proj_1")) == {key: "deleted"}
+    R2Object.objects.filter(key=key).delete_without_signals()
+    assign_object(library, key, "proj_1")
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "deleted"}
 
 
 def test_what_rows_named_outlasts_a_plan_that_was_stopped(
     library: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     key = still("proj_1")
 
-    def refuse(work: Work) -> None:
+    def refuse(work: Turn) -> None:
         raise CannotConclude("another bucket")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "look_for_uploads", refuse)
-        operation = delete("proj_1")
-    assert operation.status == Status.BLOCKED
-    requests.force_delete_operation(operation)
-    assert outcomes(run(operation)) == {key: "protected"}
+        patch.setattr(runner, "record_unfinished_uploads", refuse)
+        cleanup = clean_up_project("proj_1")
+    assert cleanup.status == Status.BLOCKED
+    requests.approve_or_retry(cleanup)
+    assert read_outcomes(run_until_idle(cleanup)) == {key: "kept"}
 
 
-def test_file_that_only_a_row_named_is_looked_for_again(
-    library: Bucket, store: FaultyStore, unhurried: None
+def test_file_that_only_a_row_named_is_checked_again(
+    library: Bucket, store: FaultyStore, with_pauses: None
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     key = still("proj_1")
-    operation = requested("proj_1")
-    hide(store, key)
-    operation = run(operation)
+    cleanup = request_cleanup("proj_1")
+    hide_key(store, key)
+    cleanup = run_until_idle(cleanup)
     store.rules.clear()
-    operation = let_the_pause_end(operation)
-    assert outcomes(operation) == {key: "protected"}
-    assert "library.Still" in reason(operation, key)
-    check(library)
+    cleanup = end_pause(cleanup)
+    assert read_outcomes(cleanup) == {key: "kept"}
+    assert "library.Still" in read_reason(cleanup, key)
+    check_promises(library)
 
 
 def test_a_field_whose_keys_no_format_reads_is_a_warning(library: Bucket) -> None:
@@ -589,58 +589,58 @@ def test_field_that_may_be_of_another_bucket_is_no_warning(
 
 
 def test_the_field_of_a_function_is_tried_with_a_sample(library: Bucket) -> None:
-    [clip] = [each for each in named_files.columns_of_projects() if each.model.__name__ == "Clip"]
+    [clip] = [each for each in named_files.project_file_columns() if each.model.__name__ == "Clip"]
     key = named_files.sample_key(clip)
     assert key == "projects/proj_1/scenes/s1/media/file.mp4"
 
 
-def test_rows_that_a_project_leaves_behind_name_nothing(library: Bucket) -> None:
-    alive("proj_1")
+def test_rows_that_outlive_their_project_name_nothing(library: Bucket) -> None:
+    create_projects("proj_1")
     library_rows("Poster").create(project_id="proj_1", file="posters/a.png")
     library.put("posters/a.png")
-    assert delete("proj_1").status == Status.CLEAN
+    assert clean_up_project("proj_1").status == Status.CLEAN
 
 
 def test_a_copied_row_that_is_deleted_speaks_of_the_file_only_once_its_owner_is_gone(
     library: Bucket,
 ) -> None:
     key = library.upload("proj_1")
-    alive("proj_2", "proj_3")
+    create_projects("proj_2", "proj_3")
     library_rows("Clip").create(project_id="proj_2", file=key)
     library_rows("Clip").create(project_id="proj_3", file=key)
     # It goes with the project that it belongs to.
-    assert outcomes(delete("proj_2")) == {}
-    assert outcomes(delete("proj_1")) == {key: "protected"}
-    operation = delete("proj_3")
-    assert outcomes(operation) == {key: "protected"}
-    assert "its key names proj_1, which does not exist" in reason(operation, key)
+    assert read_outcomes(clean_up_project("proj_2")) == {}
+    assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
+    cleanup = clean_up_project("proj_3")
+    assert read_outcomes(cleanup) == {key: "kept"}
+    assert "its key names proj_1, which does not exist" in read_reason(cleanup, key)
 
 
 @pytest.mark.parametrize("owner, other", [("proj_1", "proj_2"), ("proj_2", "proj_1")])
 def test_file_of_a_project_that_is_deleted_in_the_same_call_is_left_to_its_own_cleanup(
     library: Bucket, owner: str, other: str
 ) -> None:
-    alive(owner, other)
+    create_projects(owner, other)
     key = library.upload(owner)
     library_rows("Clip").create(project_id=other, file=key)
     Project.objects.filter(pk__in=[owner, other]).delete()
     for project_id in (other, owner):
-        operation = run(CleanupOperation.objects.get(project_id=project_id, kind="project"))
-        assert operation.status == Status.CLEAN
-        assert outcomes(operation) == ({key: "deleted"} if project_id == owner else {})
+        cleanup = run_until_idle(Cleanup.objects.get(project_id=project_id, kind="project"))
+        assert cleanup.status == Status.CLEAN
+        assert read_outcomes(cleanup) == ({key: "deleted"} if project_id == owner else {})
 
 
 @pytest.mark.parametrize("owner, other", [("proj_1", "proj_2"), ("proj_2", "proj_1")])
 def test_file_of_a_project_that_was_deleted_just_before_is_left_to_its_own_cleanup(
     library: Bucket, owner: str, other: str
 ) -> None:
-    alive(owner, other)
+    create_projects(owner, other)
     key = library.upload(owner)
     library_rows("Clip").create(project_id=other, file=key)
-    cleanups = [requested(project_id) for project_id in (owner, other)]
-    later, first = run(cleanups[1]), run(cleanups[0])
+    cleanups = [request_cleanup(project_id) for project_id in (owner, other)]
+    later, first = run_until_idle(cleanups[1]), run_until_idle(cleanups[0])
     assert (later.status, first.status) == (Status.CLEAN, Status.CLEAN)
-    assert (outcomes(later), outcomes(first)) == ({}, {key: "deleted"})
+    assert (read_outcomes(later), read_outcomes(first)) == ({}, {key: "deleted"})
 
 
 # A row that needs its project
@@ -649,17 +649,17 @@ def test_file_of_a_project_that_was_deleted_just_before_is_left_to_its_own_clean
 def test_bulk_job_leaves_out_a_project_that_the_database_keeps_at_the_commit(
     library: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    alive("proj_1", "proj_2", "proj_3")
+    create_projects("proj_1", "proj_2", "proj_3")
     invoice = library_rows("Invoice").create(project_id="proj_2")
     User.objects.create_superuser("anna")
-    with acting_as(Origin("anna")):
-        job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2", "proj_3"])
+    with use_origin(Origin("anna")):
+        job = BulkJob.objects.request(BulkJob.Action.DELETE, ["proj_1", "proj_2", "proj_3"])
     tasks.run_job(str(job.pk))
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_2"]
-    deleted_ids = CleanupOperation.objects.values_list("project_id", flat=True)
+    deleted_ids = Cleanup.objects.values_list("project_id", flat=True)
     assert set(deleted_ids) == {"proj_1", "proj_3"}
-    assert f"Job {job.pk} leaves out project proj_2" in caplog.text
+    assert f"Bulk job {job.pk} leaves out project proj_2" in caplog.text
     assert "IntegrityError" in caplog.text
-    shown = text_of(superuser().get(page("job", "change", job.pk)))
-    assert "Not deleted by this job: 1. The log says why." in shown
+    shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
+    assert "Not deleted by this bulk job: 1. The log says why." in shown
     invoice.delete()

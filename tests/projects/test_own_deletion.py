@@ -1,4 +1,4 @@
-"""What a site says of how, or whether, a project is deleted holds for jobs, the API and
+"""What a site says of how, or whether, a project is deleted holds for bulk jobs, the API and
 Force-delete too."""
 
 from collections.abc import Callable, Iterator
@@ -22,17 +22,17 @@ from pytest_django import Settings
 
 from storage_audit import roles, signals
 from storage_audit.cleanup import bulk
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project, R2Object
-from storage_audit.origin import Origin, acting_as
-from storage_audit.projects.admin.columns import with_storage
+from storage_audit.origin import Origin, use_origin
+from storage_audit.projects.admin.columns import annotate_storage
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.model_admin import ModelAdmin
-from tests.admin_client import act, confirm, page, superuser
-from tests.api_client import program, refused
+from tests.admin_client import admin_url, confirm_action, run_action, superuser_client
+from tests.api_client import assert_problem, client_with_token
 from tests.owner_models import create_table, forget_model
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
@@ -71,7 +71,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Register:
     # It is made of the site of now, before a test has another one.
     import_module(django_settings.ROOT_URLCONF)
     monkeypatch.setattr(roles, "all_sites", set())
-    monkeypatch.setattr(bulk, "SLICE", 3)
+    monkeypatch.setattr(bulk, "PROJECTS_PER_TRANSACTION", 3)
     registry: dict[Any, Any] = admin.site._registry
 
     def register(model: type[models.Model], page_class: Any) -> Any:
@@ -97,7 +97,7 @@ def proxy() -> Iterator[Any]:
             app_label = "storage_audit"
             proxy = True
 
-    signals.connect()
+    signals.connect_signals()
     yield Legal
     forget_model(Legal)
 
@@ -120,26 +120,26 @@ def archived() -> int:
 
 
 def softly(pages: ProjectAdmin, request: HttpRequest) -> models.QuerySet[Any]:
-    return with_storage(SoftQuerySet(Project))
+    return annotate_storage(SoftQuerySet(Project))
 
 
 def test_queryset_with_its_own_deletion_archives_many_projects_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make(4)
-    pks, client = [f"proj_{number}" for number in range(4)], superuser()
-    with acting_as(Origin("anna", "web")):
-        earlier: Any = Job.objects.request(Job.Action.DELETE, pks)
+    pks, client = [f"proj_{number}" for number in range(4)], superuser_client()
+    with use_origin(Origin("anna", "web")):
+        earlier: Any = BulkJob.objects.request(BulkJob.Action.DELETE, pks)
     monkeypatch.setattr(ProjectAdmin, "get_queryset", softly)
-    confirm(client, "project", "delete_selected", *pks)
-    assert (archived(), Job.objects.count()) == (4, 1)
-    shown = confirm(client, "project", "force_delete", *pks)
+    confirm_action(client, "project", "delete_selected", *pks)
+    assert (archived(), BulkJob.objects.count()) == (4, 1)
+    shown = confirm_action(client, "project", "force_delete", *pks)
     assert "Nothing was deleted: Force-delete would skip this site" in shown
-    answer = program().ask("DELETE", "/projects/proj_0")
-    assert "its own way to delete this project" in refused(answer, 409, "refused")["detail"]
+    answer = client_with_token().request("DELETE", "/projects/proj_0")
+    assert "its own way to delete this project" in assert_problem(answer, 409, "refused")["detail"]
     while not earlier.finished_at:
-        bulk.take_up(earlier)
-    assert (archived(), Job.objects.count()) == (4, 1)
+        bulk.process_next_projects(earlier)
+    assert (archived(), BulkJob.objects.count()) == (4, 1)
 
 
 def soft_row(self: Any) -> tuple[int, dict[str, int]]:
@@ -186,14 +186,14 @@ def keep(project: Any) -> None:
 def test_selected_projects_that_their_model_keeps_stay(
     monkeypatch: pytest.MonkeyPatch, count: int, delete: Any
 ) -> None:
-    """A job takes up more than three."""
+    """A bulk job takes up more than three."""
     monkeypatch.setattr(Project, "delete", delete)
     make(count)
     pks = [f"proj_{number}" for number in range(count)]
-    shown = confirm(superuser(), "project", "delete_selected", *pks)
-    for job in Job.objects.all():
-        bulk.take_up(job)
-    assert Project.objects.count() == count and not CleanupOperation.objects.exists()
+    shown = confirm_action(superuser_client(), "project", "delete_selected", *pks)
+    for job in BulkJob.objects.all():
+        bulk.process_next_projects(job)
+    assert Project.objects.count() == count and not Cleanup.objects.exists()
     if count == 2:
         reason = {soft_row: "its model keeps such rows.", keep: "An invoice needs it."}[delete]
         assert all(f"Project {pk} was not deleted: {reason}" in shown for pk in pks)
@@ -209,9 +209,9 @@ def test_selected_projects_are_each_deleted_by_their_models_own_delete_and_once(
 ) -> None:
     make(3)
     monkeypatch.setattr(Project, "delete", take_all)
-    shown = confirm(superuser(), "project", "delete_selected", "proj_0", "proj_1")
+    shown = confirm_action(superuser_client(), "project", "delete_selected", "proj_0", "proj_1")
     assert "Successfully deleted 2 projects" in shown and not Project.objects.exists()
-    assert CleanupOperation.objects.count() == 3
+    assert Cleanup.objects.count() == 3
 
 
 def test_own_delete_of_a_proxy_is_called_from_the_admin_of_the_model_below(
@@ -263,7 +263,7 @@ def test_action_of_the_site_or_the_admin_runs_instead_of_the_deletion_that_it_re
     make(1)
     is_own = is_of_site or is_of_admin
     assert has_own_deletion(asking, Project.objects.all()) == is_own
-    confirm(superuser(), "project", "delete_selected", "proj_0")
+    confirm_action(superuser_client(), "project", "delete_selected", "proj_0")
     assert (archived(), Project.objects.count()) == ((1, 1) if is_own else (0, 0))
 
 
@@ -333,14 +333,16 @@ def test_function_that_only_looks_like_the_stock_deletion_is_the_sites_own(
 ) -> None:
     make(4)
     change(monkeypatch)
-    client = superuser()
-    shown = confirm(client, "project", "force_delete", "proj_0")
+    client = superuser_client()
+    shown = confirm_action(client, "project", "force_delete", "proj_0")
     assert "Nothing was deleted: Force-delete would skip this site" in shown
-    refused(program().ask("DELETE", "/projects/proj_0"), 409, "refused")
+    assert_problem(client_with_token().request("DELETE", "/projects/proj_0"), 409, "refused")
     if change not in (list_function_for_nobody, wrap_action_of_site_for_nobody):
-        confirm(client, "project", "delete_selected", *(f"proj_{number}" for number in range(4)))
+        confirm_action(
+            client, "project", "delete_selected", *(f"proj_{number}" for number in range(4))
+        )
         assert archived() == 4
-    assert (Project.objects.count(), Job.objects.count()) == (4, 0)
+    assert (Project.objects.count(), BulkJob.objects.count()) == (4, 0)
 
 
 @pytest.mark.parametrize("page_class", [Archiving, SoftlyDeleting, Hiding])
@@ -396,7 +398,7 @@ def test_admin_of_the_project_model_is_asked_where_that_is_a_proxy(
     settings.STORAGE_AUDIT_PROJECT_MODEL = "storage_audit.Legal"
     register(proxy, page_class)
     assert Project in admin.site._registry
-    refused(program().ask("DELETE", "/projects/proj_0"), status, kind)
+    assert_problem(client_with_token().request("DELETE", "/projects/proj_0"), status, kind)
     assert proxy.objects.exists()
 
 
@@ -409,7 +411,7 @@ def test_admin_of_a_proxy_with_its_own_deletion_is_asked_when_it_acts(
     [said] = asking._messages
     assert "Force-delete would skip this site" in str(said)
     pages.delete_selection(asking, confirmed(proxy))
-    assert (archived(), Job.objects.count()) == (4, 0)
+    assert (archived(), BulkJob.objects.count()) == (4, 0)
 
 
 class Keeping(OwnerAdmin[Any]):
@@ -417,10 +419,10 @@ class Keeping(OwnerAdmin[Any]):
         return obj is None or obj.pk != "proj_0"
 
 
-def test_no_job_takes_over_from_an_admin_that_it_does_not_ask(
+def test_no_bulk_job_takes_over_from_an_admin_that_it_does_not_ask(
     register: Register, proxy: Any, asking: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job asks the admins of the model, and that of a proxy only where there is none."""
+    """A bulk job asks the admins of the model, and that of a proxy only where there is none."""
     make(4)
     pages = register(proxy, Keeping)
     rows = confirmed(proxy).rows
@@ -435,7 +437,7 @@ def test_no_job_takes_over_from_an_admin_that_it_does_not_ask(
 # What an admin protects
 
 
-def protect(pages: ProjectAdmin, objs: Any, request: HttpRequest) -> Any:
+def require_invoices(pages: ProjectAdmin, objs: Any, request: HttpRequest) -> Any:
     *found, _protected = get_deleted_objects(objs, request, pages.admin_site)
     return *found, [f"an invoice for {one}" for one in objs if one.title]
 
@@ -445,18 +447,20 @@ def test_project_that_its_admin_protects_stays(
 ) -> None:
     make(5)
     Project.objects.filter(pk="proj_0").update(title="published")
-    client = superuser()
-    with acting_as(Origin("anna", "web")):
-        job: Any = Job.objects.request(Job.Action.DELETE, ["proj_0", "proj_1"])
-    monkeypatch.setattr(ProjectAdmin, "get_deleted_objects", protect)
+    client = superuser_client()
+    with use_origin(Origin("anna", "web")):
+        job: Any = BulkJob.objects.request(BulkJob.Action.DELETE, ["proj_0", "proj_1"])
+    monkeypatch.setattr(ProjectAdmin, "get_deleted_objects", require_invoices)
     for action in ("delete_selected", "force_delete"):
-        shown = act(client, "project", action, "proj_0", "proj_2", post="yes")
+        shown = run_action(client, "project", action, "proj_0", "proj_2", post="yes")
         assert ("an invoice for published" in shown) == (action == "delete_selected")
     assert "Nothing was deleted: other rows need the projects." in shown
-    problem = refused(program().ask("DELETE", "/projects/proj_0"), 409, "in-use")
+    problem = assert_problem(
+        client_with_token().request("DELETE", "/projects/proj_0"), 409, "in-use"
+    )
     assert problem["detail"] == "Delete first what needs it: an invoice for published (proj_0)."
     while not job.finished_at:
-        bulk.take_up(job)
+        bulk.process_next_projects(job)
     assert "does not let this person delete an invoice for published" in caplog.text
     assert set(Project.objects.values_list("pk", flat=True)) == {f"proj_{n}" for n in (0, 2, 3, 4)}
 
@@ -484,7 +488,7 @@ def test_deletion_pages_count_projects_that_depend_on_the_selected_ones(
         R2Object.objects.create(
             bucket="tests", key="k", project_id="proj_2", size=7, state="stored"
         )
-        pages, asking.resolver_match = register(Series, OwnerAdmin), resolve(page("project"))
+        pages, asking.resolver_match = register(Series, OwnerAdmin), resolve(admin_url("project"))
         selected = pages.get_queryset(asking).filter(pk="proj_1")
         shown = pages.confirm_force(asking, Selection(selected, "", is_confirmed=False))
         listed = [cells[0][1] for cells in shown.context_data["rows"]]

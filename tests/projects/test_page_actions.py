@@ -7,9 +7,9 @@ from urllib.parse import urljoin
 import pytest
 from django.test import Client
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project, R2Object
-from tests.admin_client import page, person, superuser, text_of
+from tests.admin_client import admin_url, page_text, staff_client, superuser_client
 from tests.real_bucket import Bucket
 
 DJANGOS_OWN = "CHANGE_FORM-action"
@@ -27,7 +27,7 @@ class Form:
     def post(self, client: Client, **more: str) -> tuple[str, str]:
         """The page that follows, and its address."""
         answer = client.post(self.url, self.fields | more, follow=True)
-        return text_of(answer), answer.request["PATH_INFO"]
+        return page_text(answer), answer.request["PATH_INFO"]
 
 
 class FormReader(HTMLParser):
@@ -55,7 +55,7 @@ def form(shown: str, address: str, action: str) -> Form:
 
 
 def act_on_page(client: Client, address: str, action: str) -> tuple[str, str]:
-    shown = text_of(client.get(address))
+    shown = page_text(client.get(address))
     chosen = form(shown, address, action)
     return chosen.post(client, **({DJANGOS_OWN: action} if chosen.options else {}))
 
@@ -64,18 +64,18 @@ def test_a_dry_run_is_asked_for_on_the_page_of_the_project(bucket: Bucket) -> No
     bucket.upload("proj_1")
     bucket.upload("proj_2")
     shown, address = act_on_page(
-        superuser(), page("project", "change", "proj_1"), "dry_run_cleanup"
+        superuser_client(), admin_url("project", "change", "proj_1"), "dry_run_cleanup"
     )
-    operation = CleanupOperation.objects.get()
-    assert operation.project_id == "proj_1"
+    cleanup = Cleanup.objects.get()
+    assert cleanup.project_id == "proj_1"
     assert "A dry run is queued." in shown
-    assert address == page("cleanupoperation", "change", operation.pk)
+    assert address == admin_url("cleanup", "change", cleanup.pk)
 
 
 def test_force_delete_asks_first_on_the_page_too(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     bucket.upload("proj_2")
-    client, address = superuser(), page("project", "change", "proj_1")
+    client, address = superuser_client(), admin_url("project", "change", "proj_1")
     shown, asked_at = act_on_page(client, address, "force_delete")
     assert "never the ownership rule" in shown
     assert Project.objects.count() == 2
@@ -86,8 +86,8 @@ def test_force_delete_asks_first_on_the_page_too(bucket: Bucket) -> None:
 
 def test_untracking_on_the_page_keeps_the_object(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
-    client, row = superuser(), R2Object.objects.get()
-    shown, asked_at = act_on_page(client, page("r2object", "change", row.pk), "untrack")
+    client, row = superuser_client(), R2Object.objects.get()
+    shown, asked_at = act_on_page(client, admin_url("r2object", "change", row.pk), "untrack")
     assert R2Object.objects.exists()
     form(shown, asked_at, "untrack").post(client)
     assert not R2Object.objects.exists()
@@ -97,9 +97,9 @@ def test_untracking_on_the_page_keeps_the_object(bucket: Bucket) -> None:
 @pytest.mark.parametrize("permission", ["dry_run_cleanup", "verify_cleanup", "force_cleanup"])
 def test_a_page_offers_what_the_person_may_do(permission: str, db: None) -> None:
     Project.objects.create(pk="proj_1")
-    address = page("project", "change", "proj_1")
+    address = admin_url("project", "change", "proj_1")
     # To force needs that to delete as well.
-    shown = text_of(person(permission, "delete_project").get(address))
+    shown = page_text(staff_client(permission, "delete_project").get(address))
     labels = {
         "dry_run_cleanup": "Dry-run cleanup",
         "verify_cleanup": "Verify cleanup",
@@ -111,5 +111,5 @@ def test_a_page_offers_what_the_person_may_do(permission: str, db: None) -> None
 
 
 def test_the_page_for_a_new_project_offers_none(db: None) -> None:
-    shown = text_of(superuser().get(page("project", "add")))
+    shown = page_text(superuser_client().get(admin_url("project", "add")))
     assert "Dry-run" not in shown and DJANGOS_OWN not in shown

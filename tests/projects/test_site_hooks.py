@@ -10,12 +10,12 @@ from django.db import models, transaction
 from django.db.models.signals import post_delete
 from django.http import HttpRequest
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
-from tests.admin_client import confirm, page, superuser, text_of
-from tests.api_client import program, told
-from tests.promises import alive
+from tests.admin_client import admin_url, confirm_action, page_text, superuser_client
+from tests.api_client import client_with_token, read_json
+from tests.promises import create_projects
 
 pytestmark = pytest.mark.usefixtures("transactional_db")
 Receive = Callable[[Callable[[Project], object]], None]
@@ -51,8 +51,8 @@ def fail_after_commit(error: Exception) -> None:
 
 
 def click_delete(project_id: str) -> str:
-    address = page("project", "delete", project_id)
-    return text_of(superuser().post(address, {"post": "yes"}, follow=True))
+    address = admin_url("project", "delete", project_id)
+    return page_text(superuser_client().post(address, {"post": "yes"}, follow=True))
 
 
 def list_projects() -> list[str]:
@@ -69,14 +69,14 @@ def test_hook_that_fails_after_the_commit_does_not_call_projects_kept(
     error: Exception,
     has_own: bool,
 ) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     receive(lambda _project: fail_after_commit(error))
     if has_own:
         stock: Any = models.Model.delete
         monkeypatch.setattr(Project, "delete", lambda project: stock(project))
-    shown = confirm(superuser(), "project", action, "proj_1", "proj_2")
+    shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2")
     assert LATER in shown and "not deleted" not in shown and "In use" not in shown
-    assert "Follow the 2 operations here" in shown
+    assert "Follow the 2 cleanups here" in shown
     assert (list_projects(), LogEntry.objects.count()) == ([], 2)
 
 
@@ -84,7 +84,7 @@ def test_hook_that_fails_after_the_commit_does_not_call_projects_kept(
 def test_hook_that_fails_after_the_delete_button_does_not_call_the_project_kept(
     receive: Receive, error: Exception
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     receive(lambda _project: fail_after_commit(error))
     shown = click_delete("proj_1")
     assert LATER in shown and "not deleted" not in shown and "Follow it here" in shown
@@ -98,9 +98,9 @@ def test_hook_that_fails_after_a_sites_own_deletion_does_not_call_its_projects_k
         OwnerAdmin.delete_queryset(pages, request, queryset)
 
     monkeypatch.setattr(ProjectAdmin, "delete_queryset", delete_queryset)
-    alive("proj_1")
+    create_projects("proj_1")
     receive(lambda _project: fail_after_commit(models.ProtectedError("In use.", set())))
-    shown = confirm(superuser(), "project", "delete_selected", "proj_1")
+    shown = confirm_action(superuser_client(), "project", "delete_selected", "proj_1")
     assert LATER in shown and "None of the selected projects was deleted" not in shown
     assert not list_projects()
 
@@ -108,14 +108,14 @@ def test_hook_that_fails_after_a_sites_own_deletion_does_not_call_its_projects_k
 def test_hook_that_fails_after_a_deletion_by_api_does_not_call_the_project_kept(
     receive: Receive,
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     receive(lambda _project: fail_after_commit(models.ProtectedError("In use.", set())))
-    answer = told(program().ask("DELETE", "/projects/proj_1"), 202)
-    assert answer["deletion_id"] == str(CleanupOperation.objects.get().pk)
+    answer = read_json(client_with_token().request("DELETE", "/projects/proj_1"), 202)
+    assert answer["deletion_id"] == str(Cleanup.objects.get().pk)
 
 
 def test_force_delete_skips_the_limits_only_of_confirmed_projects(receive: Receive) -> None:
-    alive("proj_1", "proj_2", "proj_3", "proj_4", "proj_5")
+    create_projects("proj_1", "proj_2", "proj_3", "proj_4", "proj_5")
 
     def delete_others(project: Project) -> None:
         if project.pk == "proj_1":
@@ -123,8 +123,8 @@ def test_force_delete_skips_the_limits_only_of_confirmed_projects(receive: Recei
             transaction.on_commit(Project.objects.get(pk="proj_5").delete)
 
     receive(delete_others)
-    confirm(superuser(), "project", "force_delete", "proj_1")
-    made = CleanupOperation.objects.values_list("project_id", "trigger", "released_by")
+    confirm_action(superuser_client(), "project", "force_delete", "proj_1")
+    made = Cleanup.objects.values_list("project_id", "trigger", "limits_waived_by")
     others = {(f"proj_{number}", "deleted", "") for number in (2, 3, 4, 5)}
     assert set(made) == {("proj_1", "forced", "anna"), *others}
 
@@ -145,7 +145,7 @@ def test_delete_button_calls_no_project_gone_because_another_one_was(
             OwnerAdmin.delete_model(pages, request, rows[project_id])
 
     monkeypatch.setattr(ProjectAdmin, "delete_model", delete_model)
-    alive("proj_1", "proj_2", "proj_3")
+    create_projects("proj_1", "proj_2", "proj_3")
     receive(take_along)
     shown = click_delete("proj_1")
     assert "deleted successfully" in shown and "already gone" not in shown

@@ -8,7 +8,16 @@ from pytest_django import Settings
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.delete_projects import delete_project_by_id
 from storage_audit.models import Project
-from tests.promises import alive, check, delete, deleted, outcomes, run, track, verify_project
+from tests.promises import (
+    check_promises,
+    clean_up_project,
+    create_projects,
+    read_outcomes,
+    record_deleted_projects,
+    run_until_idle,
+    track_key,
+    verify_project,
+)
 from tests.real_bucket import Bucket
 
 # Each with a spelling that its prefixes do not cover.
@@ -18,7 +27,7 @@ each_id = pytest.mark.parametrize(("project_id", "other"), IDS)
 
 @pytest.fixture(autouse=True)
 def folding(bucket: Bucket, settings: Settings) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID": r"\w+"}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID_PATTERN": r"\w+"}
     bucket.set_marker(folds_unicode=True)
 
 
@@ -30,7 +39,7 @@ def tracked(bucket: Bucket, project_id: str, other: str) -> str:
     """An object that is listed in another spelling than its row has; and a row without one."""
     bucket.put(key_of(other), key_of(other + "2"))
     for name in ("a.mp4", "gone.mp4"):
-        track(bucket, key_of(project_id, name), project_id)
+        track_key(bucket, key_of(project_id, name), project_id)
     return key_of(other)
 
 
@@ -38,65 +47,65 @@ def tracked(bucket: Bucket, project_id: str, other: str) -> str:
 def test_verification_finds_a_file_that_is_listed_outside_of_the_prefixes(
     bucket: Bucket, project_id: str, other: str
 ) -> None:
-    deleted(project_id)
+    record_deleted_projects(project_id)
     key = tracked(bucket, project_id, other)
-    operation = verify_project(project_id)
-    assert operation.error == "1 left behind, 1 seen absent."
+    cleanup = verify_project(project_id)
+    assert cleanup.message == "1 leftover, 1 confirmed gone."
     gone = key_of(project_id, "gone.mp4")
-    assert outcomes(operation) == {key: "failed", gone: "already_absent"}
+    assert read_outcomes(cleanup) == {key: "failed", gone: "already_gone"}
 
 
 @each_id
 def test_verification_of_a_live_project_does_not_call_it_missing(
     bucket: Bucket, project_id: str, other: str
 ) -> None:
-    alive(project_id)
+    create_projects(project_id)
     key = tracked(bucket, project_id, other)
-    operation = verify_project(project_id)
-    assert operation.error.endswith("1 missing, 0 untracked.")
-    assert outcomes(operation).get(key) in (None, "protected")
+    cleanup = verify_project(project_id)
+    assert cleanup.message.endswith("1 missing, 0 untracked.")
+    assert read_outcomes(cleanup).get(key) in (None, "kept")
 
 
 @each_id
 def test_cleanup_deletes_it(bucket: Bucket, project_id: str, other: str) -> None:
-    alive(project_id)
+    create_projects(project_id)
     key = tracked(bucket, project_id, other)
-    operation = delete(project_id)
+    cleanup = clean_up_project(project_id)
     gone = key_of(project_id, "gone.mp4")
-    assert outcomes(operation) == {key: "deleted", gone: "already_absent"}
-    assert operation.status == "clean"
+    assert read_outcomes(cleanup) == {key: "deleted", gone: "already_gone"}
+    assert cleanup.status == "clean"
     assert bucket.keys() == {key_of(other + "2")}
-    check(bucket)
+    check_promises(bucket)
 
 
 @each_id
 def test_verification_of_a_cleanup_finds_what_is_there_again(
     bucket: Bucket, project_id: str, other: str
 ) -> None:
-    alive(project_id)
+    create_projects(project_id)
     bucket.put(key_of(project_id))
-    operation = delete(project_id)
-    assert outcomes(operation) == {key_of(project_id): "deleted"}
+    cleanup = clean_up_project(project_id)
+    assert read_outcomes(cleanup) == {key_of(project_id): "deleted"}
     bucket.put(key_of(other))
-    found = run(requests.verify_operation(operation))
-    assert found.error == "1 left behind, 0 seen absent."
+    found = run_until_idle(requests.request_cleanup_verification(cleanup))
+    assert found.message == "1 leftover, 0 confirmed gone."
 
 
-def test_file_under_a_prefix_in_one_spelling_is_not_looked_for_alone(
+def test_file_under_a_prefix_in_one_spelling_is_not_listed_alone(
     bucket: Bucket,
 ) -> None:
-    deleted("proj_1")
-    track(bucket, normalize("NFC", key_of("proj_1", "e\u0301.mp4")), "proj_1")
-    operation = verify_project("proj_1")
-    assert [item.span is None for item in operation.items.all()] == [False]
+    record_deleted_projects("proj_1")
+    track_key(bucket, normalize("NFC", key_of("proj_1", "e\u0301.mp4")), "proj_1")
+    cleanup = verify_project("proj_1")
+    assert [item.range_index is None for item in cleanup.items.all()] == [False]
 
 
 @each_id
 def test_project_is_deleted_beside_one_whose_id_only_looks_the_same(
     settings: Settings, project_id: str, other: str
 ) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID": r"[\w\u0301]+"}
-    alive(project_id, other)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"PROJECT_ID_PATTERN": r"[\w\u0301]+"}
+    create_projects(project_id, other)
     [cleanup] = delete_project_by_id(project_id)
     assert cleanup.project_id == project_id
     assert [project.pk for project in Project.objects.all()] == [other]

@@ -92,7 +92,7 @@ def test_selected_rows_of_several_child_models_are_deleted(works: Any) -> None:
     work, film, song = works
     rows = [film.objects.create(), song.objects.create(), work.objects.create()]
     deletion = delete_projects(rows, list)
-    assert (len(deletion.deleted), len(deletion.operations), deletion.kept) == (3, 3, [])
+    assert (len(deletion.deleted), len(deletion.cleanups), deletion.kept) == (3, 3, [])
     assert not work.objects.exists() and not film.objects.exists() and not song.objects.exists()
 
 

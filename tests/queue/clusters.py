@@ -15,7 +15,7 @@ from django_q.signing import SignedPackage
 
 from devtools.processes import Child
 from storage_audit import queue
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import R2Object
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT
@@ -24,10 +24,10 @@ from tests.promises import Status, skip_pauses
 from tests.real_bucket import Bucket
 
 # A worker takes some seconds for the objects of `many`, in slices of a fraction of a second.
-SLOW = """
+SLOW_SETTINGS = """
 from datetime import timedelta
 from autoshorts.settings import *
-STORAGE_AUDIT |= {"BATCH_SIZE": 1, "SLICE": timedelta(seconds=%s)}
+STORAGE_AUDIT |= {"BATCH_SIZE": 1, "TURN_TIME": timedelta(seconds=%s)}
 """
 
 
@@ -38,15 +38,15 @@ class Cluster(Child):
     # Later than any test lasts. Of one still later it is said that a clock was ahead.
     next_sweep = timedelta(minutes=9)
 
-    def __init__(self, folder: Path, slice_seconds: float | None = None, **variables: str) -> None:
+    def __init__(self, folder: Path, turn_seconds: float | None = None, **variables: str) -> None:
         Schedule.objects.update(next_run=timezone.now() + timedelta(days=1))
         sweeps = Schedule.objects.filter(func=queue.SWEEP)
         sweeps.update(next_run=timezone.now() + self.next_sweep)
         environment = os.environ | {"DATABASE_URL": database_url(), "QUEUE_WORKERS": "1"}
         environment |= variables
         environment["DJANGO_SETTINGS_MODULE"] = "autoshorts.settings"
-        if slice_seconds is not None:
-            (folder / "slow_settings.py").write_text(SLOW % slice_seconds)
+        if turn_seconds is not None:
+            (folder / "slow_settings.py").write_text(SLOW_SETTINGS % turn_seconds)
             environment["DJANGO_SETTINGS_MODULE"] = "slow_settings"
             environment["PYTHONPATH"] = f"{folder}:{ROOT}"
         command = [sys.executable, str(ROOT / "manage.py"), "qcluster"]
@@ -54,17 +54,17 @@ class Cluster(Child):
         super().__init__("qcluster", command, env=environment, log=log, cwd=ROOT, grace=30)
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         assert self.log
         return self.log.read_text(errors="replace")
 
-    def worker(self) -> int:
+    def worker_pid(self) -> int:
         """The process id of the worker that was started last."""
-        return int(re.findall(r"ready for work at (\d+)", self.said)[-1])
+        return int(re.findall(r"ready for work at (\d+)", self.log_text)[-1])
 
 
-def latest_cleanup() -> CleanupOperation:
-    return CleanupOperation.objects.filter(parent=None).latest("created_at")
+def latest_cleanup() -> Cleanup:
+    return Cleanup.objects.filter(parent=None).latest("created_at")
 
 
 @contextmanager
@@ -88,16 +88,16 @@ def assert_finishes(cluster: Cluster, bucket: Bucket, *, within: float = 180) ->
 
     with print_log_on_failure(cluster):
         cluster.wait_until(is_clean, timeout=within)
-    operation = latest_cleanup()
+    cleanup = latest_cleanup()
     assert bucket.keys() == {KEY_OF_PROJ_10}
-    assert operation.found == operation.deleted + operation.already_absent
+    assert cleanup.found == cleanup.deleted + cleanup.already_gone
     assert not R2Object.objects.filter(project_id="proj_1").exists()
 
 
 def lose_all_tasks() -> None:
     """As if the queue had been emptied two minutes after the deletion."""
     OrmQ.objects.all().delete()
-    CleanupOperation.objects.update(enqueued_at=timezone.now() - timedelta(minutes=2))
+    Cleanup.objects.update(enqueued_at=timezone.now() - timedelta(minutes=2))
 
 
 def list_enqueued_ids() -> list[str]:

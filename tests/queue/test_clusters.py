@@ -16,7 +16,7 @@ from django_q.models import OrmQ, Task
 from django_q.signing import SignedPackage
 
 from storage_audit import queue, tasks
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
 from tests.keys import KEY_OF_PROJ_10
@@ -46,15 +46,15 @@ def many(project: Project, bucket: Bucket) -> list[str]:
 
 
 def sent() -> int:
-    """How many objects of the operation the store was asked to delete so far."""
-    return latest_cleanup().items.filter(tries__gt=0).count()
+    """How many objects of the cleanup the store was asked to delete so far."""
+    return latest_cleanup().items.filter(attempts__gt=0).count()
 
 
 def test_a_committed_deletion_is_finished_by_a_worker(
     project: Project, bucket: Bucket, tmp_path: Path
 ) -> None:
     with Cluster(tmp_path) as cluster:
-        cluster.wait_until(lambda: "ready for work" in cluster.said)
+        cluster.wait_until(lambda: "ready for work" in cluster.log_text)
         project.delete()
         assert_finishes(cluster, bucket)
         cluster.wait_until(lambda: not OrmQ.objects.exists())
@@ -105,11 +105,11 @@ def test_a_task_that_cannot_be_read_does_not_stop_the_others(
         assert_finishes(cluster, bucket, within=60)
 
 
-def test_a_task_for_an_operation_that_is_gone_does_not_stop_the_others(
+def test_a_task_for_a_cleanup_that_is_gone_does_not_stop_the_others(
     project: Project, bucket: Bucket, tmp_path: Path
 ) -> None:
     Project.objects.create(pk="proj_2").delete()
-    CleanupOperation.objects.all().delete()
+    Cleanup.objects.all().delete()
     project.delete()
     with Cluster(tmp_path) as cluster:
         assert_finishes(cluster, bucket)
@@ -118,20 +118,20 @@ def test_a_task_for_an_operation_that_is_gone_does_not_stop_the_others(
 def test_a_killed_worker_is_followed_by_one_that_finishes(
     many: list[str], bucket: Bucket, tmp_path: Path
 ) -> None:
-    with Cluster(tmp_path, slice_seconds=60) as cluster:
+    with Cluster(tmp_path, turn_seconds=60) as cluster:
         Project.objects.get().delete()
         cluster.wait_until(lambda: sent() >= 5)
-        os.kill(cluster.worker(), signal.SIGKILL)
+        os.kill(cluster.worker_pid(), signal.SIGKILL)
         before = sent()
         assert before < len(many)
-        operation = latest_cleanup()
-        assert operation.status == Status.RUNNING
-        assert operation.lease_until is not None
+        cleanup = latest_cleanup()
+        assert cleanup.status == Status.RUNNING
+        assert cleanup.lease_until is not None
         # Nobody may have it before the lease is over.
         assert tasks.sweep()["enqueued"] == 0
         assert len(bucket.keys()) > 1
         a_minute_ago = timezone.now() - timedelta(seconds=61)
-        CleanupOperation.objects.filter(pk=operation.pk).update(
+        Cleanup.objects.filter(pk=cleanup.pk).update(
             lease_until=a_minute_ago, next_attempt_at=a_minute_ago, enqueued_at=a_minute_ago
         )
         assert tasks.sweep()["enqueued"] == 1
@@ -142,14 +142,14 @@ def test_a_killed_worker_is_followed_by_one_that_finishes(
 def test_a_cluster_that_lost_its_power_is_followed_by_one_that_finishes(
     many: list[str], bucket: Bucket, tmp_path: Path
 ) -> None:
-    with Cluster(tmp_path, slice_seconds=60) as cluster:
+    with Cluster(tmp_path, turn_seconds=60) as cluster:
         Project.objects.get().delete()
         cluster.wait_until(lambda: sent() >= 5)
         os.killpg(cluster.pid, signal.SIGKILL)
         cluster.wait()
     assert sent() < len(many)
     a_minute_ago = timezone.now() - timedelta(seconds=61)
-    CleanupOperation.objects.update(
+    Cleanup.objects.update(
         lease_until=a_minute_ago, next_attempt_at=a_minute_ago, enqueued_at=a_minute_ago
     )
     with Cluster(tmp_path) as another:
@@ -162,7 +162,7 @@ def test_a_long_cleanup_goes_on_in_another_task(
     many: list[str], bucket: Bucket, tmp_path: Path
 ) -> None:
     Project.objects.get().delete()
-    with Cluster(tmp_path, slice_seconds=0) as cluster:
+    with Cluster(tmp_path, turn_seconds=0) as cluster:
         assert_finishes(cluster, bucket)
         cluster.wait_until(lambda: "clean" in list_results())
     assert list_results().count("running") >= 1
@@ -172,20 +172,20 @@ def test_a_cluster_that_is_asked_to_stop_ends_its_task_and_itself(
     many: list[str], bucket: Bucket, tmp_path: Path
 ) -> None:
     Project.objects.get().delete()
-    with Cluster(tmp_path, slice_seconds=60) as cluster:
+    with Cluster(tmp_path, turn_seconds=60) as cluster:
         cluster.wait_until(lambda: sent() >= 40)  # The rest takes little, also on slow machines.
         started = time.monotonic()
         os.kill(cluster.pid, signal.SIGTERM)
         assert cluster.wait() == 0
         assert time.monotonic() - started < 30
-        assert "has stopped" in cluster.said
+        assert "has stopped" in cluster.log_text
     assert latest_cleanup().status == Status.CLEAN
     assert bucket.keys() == {KEY_OF_PROJ_10}
 
 
 def test_an_idle_cluster_stops_at_once(bucket: Bucket, tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
-        cluster.wait_until(lambda: "ready for work" in cluster.said)
+        cluster.wait_until(lambda: "ready for work" in cluster.log_text)
         started = time.monotonic()
         os.kill(cluster.pid, signal.SIGTERM)
         assert cluster.wait() == 0
@@ -195,7 +195,7 @@ def test_an_idle_cluster_stops_at_once(bucket: Bucket, tmp_path: Path) -> None:
 def test_a_task_carries_an_id_and_nothing_else(project: Project) -> None:
     project.delete()
     package: dict[str, Any] = SignedPackage.loads(OrmQ.objects.get().payload)
-    assert package["func"] == "storage_audit.tasks.run_operation"
+    assert package["func"] == "storage_audit.tasks.run_cleanup"
     assert package["args"] == (str(latest_cleanup().pk),)
     assert package["kwargs"] == {}
     for secret in (conf().secret_access_key, conf().access_key_id, settings.SECRET_KEY):
@@ -205,7 +205,7 @@ def test_a_task_carries_an_id_and_nothing_else(project: Project) -> None:
 def test_a_task_that_is_run_twice_does_its_work_once(project: Project, bucket: Bucket) -> None:
     project.delete()
     (pk,) = list_enqueued_ids()
-    assert tasks.run_operation(pk) == "clean"
+    assert tasks.run_cleanup(pk) == "clean"
     bucket.put("proj_1_s1_media.mp4")
-    assert tasks.run_operation(pk) == "not due, or held by another worker"
+    assert tasks.run_cleanup(pk) == "not due, or held by another worker"
     assert bucket.keys() == {"proj_1_s1_media.mp4", KEY_OF_PROJ_10}

@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 import pytest
 from django.db import connection, transaction
 
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, Project
 from tests.paths import ROOT
 from tests.processes import database_url
@@ -24,7 +24,7 @@ import os, signal, sys
 import django
 django.setup()
 from django.db import connection, transaction
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, Project
 
 def say(*words):
@@ -34,18 +34,18 @@ connection.ensure_connection()
 say("ready")
 sys.stdin.readline()
 """
-CLAIM = """
-for operation in CleanupOperation.objects.order_by("?"):
+LEASE_SCRIPT = """
+for cleanup in Cleanup.objects.order_by("?"):
     with transaction.atomic():
-        claimed = operation.claim()
-    if claimed:
-        say(operation.project_id)
+        leased = cleanup.acquire_lease()
+    if leased:
+        say(cleanup.project_id)
 """
 ADD = """
 for n in range(%s):
     with transaction.atomic():
-        one = CleanupOperation.objects.select_for_update().get(project_id="proj_0")
-        CleanupOperation.objects.filter(pk=one.pk).update(found=one.found + 1)
+        one = Cleanup.objects.select_for_update().get(project_id="proj_0")
+        Cleanup.objects.filter(pk=one.pk).update(found=one.found + 1)
 """
 DELETE = """
 with transaction.atomic():
@@ -93,23 +93,23 @@ def at_once(work: str) -> list[list[str]]:
 
 
 def make(count: int) -> list[str]:
-    """Operations, each of a project of its own, whose ids are returned."""
+    """Cleanups, each of a project of its own, whose ids are returned."""
     ids = [f"proj_{n}" for n in range(count)]
     for project_id in ids:
         facts = {"kind": "project", "bucket": "tests", "trigger": "deleted"}
-        CleanupOperation.objects.request(project_id=project_id, **facts)
+        Cleanup.objects.request(project_id=project_id, **facts)
     return ids
 
 
-def test_of_two_operations_of_each_project_one_is_claimed_by_one_process() -> None:
+def test_of_two_cleanups_of_each_project_one_is_leased_by_one_process() -> None:
     assert make(PROJECTS) == (ids := make(PROJECTS))
-    assert sorted(sum(at_once(CLAIM), [])) == sorted(ids)
+    assert sorted(sum(at_once(LEASE_SCRIPT), [])) == sorted(ids)
 
 
 def test_nobody_finds_the_database_locked_and_no_change_is_lost() -> None:
     make(1)
     at_once(ADD % ADDITIONS)
-    assert CleanupOperation.objects.get().found == PROCESSES * ADDITIONS
+    assert Cleanup.objects.get().found == PROCESSES * ADDITIONS
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -119,12 +119,12 @@ def test_a_process_that_is_killed_leaves_all_of_a_deletion_or_nothing(committed:
         child.communicate("go\n")
         assert child.returncode == -signal.SIGKILL
     assert Project.objects.exists() is not committed
-    assert CleanupOperation.objects.exists() is committed
+    assert Cleanup.objects.exists() is committed
     assert (KnownProject.objects.get().deleted_at is not None) is committed
     # Nor does the dead hold a lock: this is no place to wait for one.
     with transaction.atomic():
         Project.objects.create(pk="proj_2").delete()
-    assert CleanupOperation.objects.filter(project_id="proj_2").exists()
+    assert Cleanup.objects.filter(project_id="proj_2").exists()
 
 
 @pytest.mark.only_on("sqlite")  # how SQLite keeps its file
@@ -132,7 +132,7 @@ def test_on_sqlite_nobody_who_reads_holds_up_one_who_writes() -> None:
     make(1)
     with closing(sqlite3.connect(connection.settings_dict["NAME"])) as reader:
         reader.execute("BEGIN")
-        count = "SELECT count(*) FROM storage_audit_cleanupoperation"
+        count = "SELECT count(*) FROM storage_audit_cleanup"
         assert reader.execute(count).fetchone() == (1,)
         with connection.cursor() as cursor:
             cursor.execute("PRAGMA busy_timeout=0")

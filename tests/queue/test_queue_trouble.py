@@ -14,12 +14,12 @@ from django_q.models import OrmQ, Task
 from django_q.signing import SignedPackage
 
 from storage_audit import tasks
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT
 from tests.processes import database_url
-from tests.promises import Status, acquire_lease, check
+from tests.promises import Status, acquire_lease, check_promises
 from tests.queue.clusters import (
     Cluster,
     assert_finishes,
@@ -30,7 +30,7 @@ from tests.queue.clusters import (
 )
 from tests.real_bucket import Bucket
 
-RUN = "storage_audit.tasks.run_operation"
+RUN = "storage_audit.tasks.run_cleanup"
 NOBODY = "00000000-0000-4000-8000-000000000000"
 WRONG_CALLS: list[dict[str, Any]] = [
     {"func": RUN, "args": (NOBODY,)},
@@ -39,7 +39,7 @@ WRONG_CALLS: list[dict[str, Any]] = [
     {"func": RUN, "args": (b"\xff",)},
     {"func": RUN, "args": ()},
     {"func": RUN, "args": (NOBODY, NOBODY)},
-    {"func": RUN, "args": (), "kwargs": {"operation": NOBODY}},
+    {"func": RUN, "args": (), "kwargs": {"cleanup": NOBODY}},
     {"func": "storage_audit.tasks.no_such_function", "args": (NOBODY,)},
     {"func": "storage_audit", "args": ()},
 ]
@@ -70,7 +70,7 @@ def test_tasks_with_wrong_contents_fail_alone_and_stop_no_other(
         cluster.wait_until(lambda: failed.count() == len(WRONG_CALLS))
     # What stopped its worker or pusher is not handed out again before `retry` is over.
     assert not OrmQ.objects.filter(lock__lte=timezone.now()).exists()
-    check(bucket)
+    check_promises(bucket)
 
 
 def test_tasks_signed_with_a_former_secret_key_are_dropped_and_the_sweep_replaces_them(
@@ -102,12 +102,14 @@ def test_a_cluster_whose_workers_wait_for_a_dead_one_swallows_two_tasks_and_no_d
     https://github.com/django-q2/django-q2/issues/23"""
     with Cluster(tmp_path) as stuck:
         with print_log_on_failure(stuck):
-            stuck.wait_until(lambda: "ready for work" in stuck.said and is_idle(stuck.worker()))
-            os.kill(stuck.worker(), signal.SIGKILL)
-            stuck.wait_until(lambda: "after death" in stuck.said)
+            stuck.wait_until(
+                lambda: "ready for work" in stuck.log_text and is_idle(stuck.worker_pid())
+            )
+            os.kill(stuck.worker_pid(), signal.SIGKILL)
+            stuck.wait_until(lambda: "after death" in stuck.log_text)
         project.delete()
         for _sweep in range(2):
-            CleanupOperation.objects.update(enqueued_at=timezone.now() - timedelta(minutes=2))
+            Cleanup.objects.update(enqueued_at=timezone.now() - timedelta(minutes=2))
             assert tasks.sweep()["enqueued"] == 1
         swallowed = OrmQ.objects.filter(lock__gt=timezone.now())
         with print_log_on_failure(stuck):
@@ -132,13 +134,13 @@ def test_a_task_delayed_until_another_has_done_its_work_does_nothing(
     (delayed,) = list_enqueued_ids()
     lose_all_tasks()
     assert tasks.sweep()["enqueued"] == 1
-    assert [tasks.run_operation(pk) for pk in list_enqueued_ids()] == ["clean"]
-    before = CleanupOperation.objects.values().get(pk=delayed)
-    assert tasks.run_operation(delayed) == "not due, or held by another worker"
-    assert CleanupOperation.objects.values().get(pk=delayed) == before
+    assert [tasks.run_cleanup(pk) for pk in list_enqueued_ids()] == ["clean"]
+    before = Cleanup.objects.values().get(pk=delayed)
+    assert tasks.run_cleanup(delayed) == "not due, or held by another worker"
+    assert Cleanup.objects.values().get(pk=delayed) == before
 
 
-def test_a_task_that_comes_again_while_another_worker_holds_its_operation_does_nothing(
+def test_a_task_that_comes_again_while_another_worker_holds_its_cleanup_does_nothing(
     project: Project, bucket: Bucket
 ) -> None:
     """The queue hands a task out again after `retry`, also when its worker is still at it."""
@@ -146,7 +148,7 @@ def test_a_task_that_comes_again_while_another_worker_holds_its_operation_does_n
     (pk,) = list_enqueued_ids()
     holder = latest_cleanup()
     assert acquire_lease(holder)
-    assert tasks.run_operation(pk) == "not due, or held by another worker"
+    assert tasks.run_cleanup(pk) == "not due, or held by another worker"
     holder.renew()
     assert len(bucket.keys()) == 3
 
@@ -158,7 +160,7 @@ def test_a_task_delayed_past_the_lease_of_a_worker_that_died_takes_over(
     (pk,) = list_enqueued_ids()
     assert acquire_lease(latest_cleanup())
     a_moment_ago = timezone.now() - timedelta(seconds=1)
-    CleanupOperation.objects.update(lease_until=a_moment_ago, next_attempt_at=a_moment_ago)
-    assert tasks.run_operation(pk) == "clean"
+    Cleanup.objects.update(lease_until=a_moment_ago, next_attempt_at=a_moment_ago)
+    assert tasks.run_cleanup(pk) == "clean"
     assert latest_cleanup().events.filter(step="takeover").count() == 1
     assert bucket.keys() == {KEY_OF_PROJ_10}

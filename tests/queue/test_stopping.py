@@ -21,14 +21,21 @@ from devtools.local_r2 import LocalR2
 from devtools.processes import Child, free_port
 from storage_audit import tasks
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.conf import conf
 from storage_audit.models import Project
-from tests.faults.matching import Matches, is_delete_batch, is_listing, is_marker, on, then
+from tests.faults.matching import (
+    Matches,
+    is_delete_batch,
+    is_listing,
+    is_marker,
+    rule_for,
+    run_before,
+)
 from tests.faults.proxy import FaultyStore, Request, faulty_store
 from tests.keys import KEY_OF_PROJ_10
 from tests.paths import ROOT
-from tests.processes import fetch, read_service
+from tests.processes import fetch_page, read_service
 from tests.promises import acquire_lease, dump_cleanup, skip_pauses
 from tests.queue.clusters import Cluster, print_log_on_failure
 from tests.real_bucket import Bucket
@@ -39,7 +46,7 @@ GUNICORN = ROOT / "deploy" / "gunicorn.conf.py"
 BIN = "/opt/autoshorts/.venv/bin/"
 # Whatever a stop takes here, where turns are short, is far less than a unit allows.
 SOON = 15
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 SETTINGS = """
 from autoshorts.settings import *
 ROOT_URLCONF = "slow_urls"
@@ -68,10 +75,10 @@ def stop(child: Child, name: str, *, patience: float = SOON) -> float:
     send = {"mixed": os.kill, "control-group": os.killpg}[unit["KillMode"]]
     started = time.monotonic()
     send(child.pid, signal.Signals[unit["KillSignal"]])
-    while child.running and time.monotonic() - started < patience:
+    while child.is_running and time.monotonic() - started < patience:
         time.sleep(0.05)
     took = time.monotonic() - started
-    if child.running:
+    if child.is_running:
         os.killpg(child.pid, signal.SIGKILL)
     return took
 
@@ -88,18 +95,18 @@ def deleted(bucket: Bucket) -> None:
 
 def sent() -> int:
     """How many objects the store was asked to delete so far."""
-    return CleanupItem.objects.filter(tries__gt=0).count()
+    return CleanupItem.objects.filter(attempts__gt=0).count()
 
 
-def cleanups() -> list[CleanupOperation]:
-    return list(CleanupOperation.objects.filter(parent=None))
+def cleanups() -> list[Cleanup]:
+    return list(Cleanup.objects.filter(parent=None))
 
 
 def let_lease_run_out() -> int:
     """As when that time has passed, and that of the queue's own lock has not; the number of
-    operations that are to be done."""
-    past = timezone.now() - 2 * conf().lease
-    unfinished = CleanupOperation.objects.open().filter(parent=None)
+    cleanups that are to be done."""
+    past = timezone.now() - 2 * conf().lease_time
+    unfinished = Cleanup.objects.open().filter(parent=None)
     unfinished.exclude(lease_until=None).update(lease_until=past)
     return unfinished.update(next_attempt_at=past, enqueued_at=past)
 
@@ -113,39 +120,46 @@ def assert_finishes(cluster: Cluster, bucket: Bucket) -> None:
         cluster.wait_until(are_clean)
     assert bucket.keys() == {KEY_OF_PROJ_10}
     for each in cleanups():
-        assert each.found == 21 == each.deleted + each.already_absent
+        assert each.found == 21 == each.deleted + each.already_gone
 
 
 def test_a_worker_stopped_in_the_middle_of_its_work_ends_soon_and_loses_nothing(
     deleted: None, bucket: Bucket, store: FaultyStore, tmp_path: Path
 ) -> None:
     # Each call takes longer than a turn, so that no cleanup is over by the time of the stop.
-    store.rules.append(on(is_delete_batch, then(lambda: time.sleep(0.3))))
-    with Cluster(tmp_path, slice_seconds=0.2, R2_ENDPOINT_URL=store.url) as cluster:
+    store.rules.append(rule_for(is_delete_batch, run_before(lambda: time.sleep(0.3))))
+    with Cluster(tmp_path, turn_seconds=0.2, R2_ENDPOINT_URL=store.url) as cluster:
         cluster.wait_until(lambda: sent() >= 3)
         took = stop(cluster, "worker")
         assert cluster.wait() == 0, cluster.tail()
     assert took < SOON < seconds_to_stop("worker") / 2
     assert {each.status for each in cleanups()} & {Status.RUNNING, Status.PENDING}
-    assert not CleanupOperation.objects.held().exists()
+    assert not Cleanup.objects.leased().exists()
     # The batch that was under way has been sent, answered and written down.
-    assert not CleanupItem.objects.filter(outcome="deleting", answer="").exists()
+    assert not CleanupItem.objects.filter(outcome="deleting", store_answer="").exists()
     with Cluster(tmp_path) as another:
         assert_finishes(another, bucket)
-    assert not OperationEvent.objects.filter(step="takeover").exists()
+    assert not CleanupEvent.objects.filter(step="takeover").exists()
 
 
 def test_a_worker_that_had_to_be_killed_loses_nothing(
     deleted: None, bucket: Bucket, store: FaultyStore, tmp_path: Path
 ) -> None:
     is_dead = Event()
-    store.rules.append(on(is_delete_batch, then(), then(), then(lambda: is_dead.wait(timeout=60))))
-    with Cluster(tmp_path, slice_seconds=60, R2_ENDPOINT_URL=store.url) as cluster:
+    store.rules.append(
+        rule_for(
+            is_delete_batch,
+            run_before(),
+            run_before(),
+            run_before(lambda: is_dead.wait(timeout=60)),
+        )
+    )
+    with Cluster(tmp_path, turn_seconds=60, R2_ENDPOINT_URL=store.url) as cluster:
         cluster.wait_until(lambda: sent() >= 3)
         stop(cluster, "worker", patience=0)
         assert cluster.wait() == -signal.SIGKILL
     is_dead.set()
-    assert CleanupOperation.objects.held().exists()
+    assert Cleanup.objects.leased().exists()
     unfinished = let_lease_run_out()
     assert tasks.sweep()["enqueued"] == unfinished
     with Cluster(tmp_path) as another:
@@ -170,32 +184,32 @@ def test_a_worker_that_sleeps_past_its_lease_writes_and_sends_nothing_when_it_wa
 ) -> None:
     """Except for the request that was on its way when it fell asleep, which is not sent again."""
     keys = {bucket.upload("proj_1", f"{n}.mp4") for n in range(3)}
-    with Cluster(tmp_path, slice_seconds=60, R2_ENDPOINT_URL=store.url) as cluster:
-        cluster.wait_until(lambda: "ready for work" in cluster.said)
+    with Cluster(tmp_path, turn_seconds=60, R2_ENDPOINT_URL=store.url) as cluster:
+        cluster.wait_until(lambda: "ready for work" in cluster.log_text)
         asleep = Event()
 
         def fall_asleep() -> None:
-            os.kill(cluster.worker(), signal.SIGSTOP)
+            os.kill(cluster.worker_pid(), signal.SIGSTOP)
             asleep.set()
 
-        store.rules.append(on(moment, then(fall_asleep), times=1))
+        store.rules.append(rule_for(moment, run_before(fall_asleep), times=1))
         Project.objects.get().delete()
         with print_log_on_failure(cluster):
             cluster.wait_until(asleep.is_set)
         let_lease_run_out()
         (another,) = cleanups()
         assert acquire_lease(another)
-        before, sent_before = dump_cleanup(another), len(store.asked(is_delete_batch))
-        os.kill(cluster.worker(), signal.SIGCONT)
+        before, sent_before = dump_cleanup(another), len(store.find_requests(is_delete_batch))
+        os.kill(cluster.worker_pid(), signal.SIGCONT)
         with print_log_on_failure(cluster):
             cluster.wait_until(Task.objects.filter(group="storage_audit").exists)
-        assert "is no longer held by this worker" in cluster.said
+        assert "is no longer held by this worker" in cluster.log_text
     assert dump_cleanup(another) == before
-    assert len(store.asked(is_delete_batch)) == sent_before == (moment is is_delete_batch)
+    assert len(store.find_requests(is_delete_batch)) == sent_before == (moment is is_delete_batch)
     assert not OrmQ.objects.exists()
-    another.hand_over()
-    done = runner.run(another.pk)
-    assert (done.status, done.deleted + done.already_absent) == (Status.CLEAN, len(keys))
+    another.return_lease()
+    done = runner.run_to_end(another.pk)
+    assert (done.status, done.deleted + done.already_gone) == (Status.CLEAN, len(keys))
     assert not bucket.keys()
 
 
@@ -203,7 +217,7 @@ def test_a_worker_is_given_the_time_that_it_may_take() -> None:
     queue: dict[str, Any] = settings.Q_CLUSTER
     # The one in its hands, those that wait inside the cluster, and one that waits to get there.
     turns = 1 + queue["queue_limit"] / queue["workers"] + 1
-    assert seconds_to_stop("worker") > turns * conf().slice.total_seconds() + 30
+    assert seconds_to_stop("worker") > turns * conf().turn_time.total_seconds() + 30
 
 
 # The web server
@@ -229,7 +243,7 @@ def test_a_web_server_stopped_during_a_request_answers_it_and_ends(tmp_path: Pat
     with Web(tmp_path) as web:
         web.wait_until(lambda: "Booting worker" in web.tail())
         address = f"http://127.0.0.1:{web.port}/slow/"
-        browser = Thread(target=lambda: answers.append(fetch(address)))
+        browser = Thread(target=lambda: answers.append(fetch_page(address)))
         browser.start()
         web.wait_until(lambda: "began" in web.tail())
         assert not answers

@@ -8,12 +8,12 @@ from django.db import connection
 from pytest_django import Settings
 
 from benchmarks.keys import etag_at, key_at, size_at
-from benchmarks.plenty import DELETION, Size, fill
-from benchmarks.stores import BUCKET, Canned, canned
+from benchmarks.plenty import DELETION_ID, Size, fill_tables
+from benchmarks.stores import BUCKET, CannedStore, run_canned_store
 from devtools.processes import stop_on_signals
 from storage_audit.bucket import s3
-from storage_audit.bucket.listing import pages
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.bucket.listing import object_pages
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
@@ -23,19 +23,19 @@ KEYS = [key_at(n) for n in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canned]:
-    with stop_on_signals(), canned(COUNT, tmp_path_factory.mktemp("canned")) as store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CannedStore]:
+    with stop_on_signals(), run_canned_store(COUNT, tmp_path_factory.mktemp("canned")) as store:
         yield store
 
 
 @pytest.fixture(autouse=True)
-def used(store: Canned, settings: Settings) -> None:
+def used(store: CannedStore, settings: Settings) -> None:
     where = {"ENDPOINT_URL": store.address, "BUCKET": BUCKET}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | where
 
 
 def listed(prefix: str = "", after: str = "") -> list[str]:
-    return [one.key for page in pages(BUCKET, prefix, after) for one in page]
+    return [one.key for page in object_pages(BUCKET, prefix, after) for one in page]
 
 
 def test_its_keys_are_in_the_order_of_their_bytes() -> None:
@@ -56,14 +56,14 @@ def test_lists_what_starts_with_a_prefix() -> None:
 
 
 def test_says_of_each_object_what_the_formula_says() -> None:
-    found = [one for page in pages(BUCKET, "") for one in page]
+    found = [one for page in object_pages(BUCKET, "") for one in page]
     assert [one.key for one in found] == KEYS
     assert [(one.size, one.etag) for one in found] == [
         (size_at(n), etag_at(n)) for n in range(COUNT)
     ]
 
 
-def test_a_page_of_one(store: Canned) -> None:
+def test_a_page_of_one(store: CannedStore) -> None:
     page = store.get(f"/{BUCKET}?list-type=2&max-keys=1&start-after={KEYS[5]}").decode()
     assert page.count("<Contents>") == 1
     assert f"<Key>{KEYS[6]}</Key>" in page
@@ -71,19 +71,19 @@ def test_a_page_of_one(store: Canned) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_can_be_claimed() -> None:
-    assert bucket_marker.claim(BUCKET).folds_unicode
-    bucket_marker.check(BUCKET)
-    assert listed() == [bucket_marker.MARKER, *KEYS]
-    s3.delete_single(BUCKET, bucket_marker.MARKER)
+def test_can_be_connected() -> None:
+    assert bucket_marker.connect_bucket(BUCKET).folds_unicode
+    bucket_marker.check_bucket(BUCKET)
+    assert listed() == [bucket_marker.MARKER_KEY, *KEYS]
+    s3.delete_single(BUCKET, bucket_marker.MARKER_KEY)
 
 
 @pytest.mark.only_on("postgresql")
 def test_a_database_full_of_rows_is_one_that_the_application_has(transactional_db: None) -> None:
     with connection.cursor() as cursor:
-        fill(cursor, size := Size.of(10_000))
+        fill_tables(cursor, size := Size.of(10_000))
     assert R2Object.objects.count() == size.objects
-    assert CleanupOperation.objects.count() == Finding.objects.count() == size.many
-    deletion = CleanupOperation.objects.get(pk=DELETION)
+    assert Cleanup.objects.count() == Finding.objects.count() == size.many
+    deletion = Cleanup.objects.get(pk=DELETION_ID)
     assert deletion.found == deletion.items.count() == size.many
-    assert deletion.protected == deletion.items.filter(outcome="protected").count()
+    assert deletion.kept == deletion.items.filter(outcome="kept").count()

@@ -90,7 +90,7 @@ def test_a_hostile_key_makes_wrangler_empty_the_bucket(
     key = f"{HERE}/../objects?prefix="
     wrangler(wrangler_program, tmp_path, "r2", "object", "delete", key, "--remote")
     assert objects.keys() == set()
-    assert len(cloudflare_api.emptied()) == 1
+    assert len(cloudflare_api.list_bulk_deletes()) == 1
 
 
 def test_wrangler_knows_who_it_is_and_the_buckets(
@@ -189,13 +189,13 @@ def test_tokens_and_accounts_are_told_apart(objects: Bucket, cloudflare_api: Clo
     for method, path in (("GET", here), ("DELETE", kept)):
         assert code(ask(api, method, path, token=api.token_without_r2)) == (403, 10000)
     assert ask(api, "GET", "/accounts", token=api.token_without_r2)[0] == 200
-    assert code(ask(api, "DELETE", kept, token=api.old_token)) == (401, 10000)
+    assert code(ask(api, "DELETE", kept, token=api.expired_token)) == (401, 10000)
     assert code(ask(api, "DELETE", kept, token="t" * 40)) == (401, 10000)
     assert code(ask(api, "DELETE", kept, token="too short")) == (400, 6003)
     assert code(ask(api, "GET", f"/accounts/{'0' * 32}/r2/buckets")) == (403, 10000)
     assert code(ask(api, "GET", "/accounts/mine/r2/buckets")) == (404, 7003)
     verify = "/user/tokens/verify"
-    assert ask(api, "GET", verify, token=api.old_token)[1]["result"]["status"] == "expired"
+    assert ask(api, "GET", verify, token=api.expired_token)[1]["result"]["status"] == "expired"
     assert code(ask(api, "GET", verify, token="t" * 40)) == (401, 1000)
     assert objects.keys() == {"kept"}
 
@@ -208,6 +208,6 @@ def test_it_goes_wrong_when_it_shall(objects: Bucket, cloudflare_api: Cloudflare
     api.failures += [500, 520]
     statuses = [ask(api, "GET", at(api, HERE))[0] for _ in range(3)]
     assert statuses == [500, 520, 200]
-    api.limit = 4
+    api.request_limit = 4
     assert code(ask(api, "GET", at(api, HERE))) == (429, 971)
     assert objects.keys() == {"locked/1"}

@@ -33,7 +33,7 @@ def wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An apt.txt with one package that is there and one that is not."""
     path = tmp_path / "apt.txt"
     path.write_text("dpkg\nno-such-package\n")
-    monkeypatch.setattr(debian, "PACKAGES", path)
+    monkeypatch.setattr(debian, "PACKAGES_FILE", path)
     return path
 
 
@@ -105,9 +105,9 @@ def test_elsewhere_three_programs_are_all_that_is_asked_for(programs: Path) -> N
 
 def test_programs_from_elsewhere_will_do_on_debian(programs: Path) -> None:
     put(programs, "dpkg-query")
-    assert debian.missing() == ["chromium", "promtool", "pgbouncer"]
+    assert debian.missing_packages() == ["chromium", "promtool", "pgbouncer"]
     put(programs, "google-chrome")
-    assert debian.missing() == ["promtool", "pgbouncer"]
+    assert debian.missing_packages() == ["promtool", "pgbouncer"]
     put(programs, "promtool")
     put(programs, "pgbouncer")
-    assert debian.missing() == []
+    assert debian.missing_packages() == []

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from devtools.demo.__main__ import demo, fresh
+from devtools.demo.__main__ import lock_folder, run_demo
 from devtools.demo.browser import Browser, Refused
-from devtools.demo.report import differences, proof
+from devtools.demo.report import find_problems, print_proof
 from devtools.processes import Child, StartError
 from tests.paths import ROOT
 
@@ -78,10 +78,10 @@ def test_once_tells_the_story_and_leaves_no_process(tmp_path: Path) -> None:
     assert notes["proj_proj_1_s1_media.mp4"] == "deleted"
     assert notes["proj_proj_10_s1_media.mp4"] == "kept (proj_10)"
     assert notes[r"thumbnails/proj_1/s2/first\tframe.jpg"] == "deleted"
-    assert notes["proj_1_x_s1_media.mp4"] == "protected, waits for a person"
-    assert notes["proj_1_notes.txt"] == "protected, waits for a person"
+    assert notes["proj_1_x_s1_media.mp4"] == "kept, needs a person"
+    assert notes["proj_1_notes.txt"] == "kept, needs a person"
     assert "It could also belong to the live project proj_1_x." in done.stdout
-    assert "12 found = 10 deleted + 0 already absent + 2 protected + 0 failed" in done.stdout
+    assert "12 found = 10 deleted + 0 already gone + 2 kept + 0 failed" in done.stdout
     assert "All 10 objects of proj_1 are gone." in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert processes_of(tmp_path) == {}
@@ -96,9 +96,9 @@ def test_it_serves_until_sigterm_on_another_port_when_8000_is_taken(tmp_path: Pa
             browser.log_in("admin", "wrong")
         browser.log_in("admin", printed(r"^Password +(\S+)$", output))
         assert "storage_audit" in browser.get("/admin/")
-        operation = printed(r"^Project cleanup (\S+)", output)
-        page = f"/admin/storage_audit/cleanupoperation/{operation}/change/"
-        assert operation in browser.get(page)
+        cleanup = printed(r"^Project cleanup (\S+)", output)
+        page = f"/admin/storage_audit/cleanup/{cleanup}/change/"
+        assert cleanup in browser.get(page)
         assert browser.get("/static/admin/css/base.css")
 
         refused = run(tmp_path / "demo", "--once")
@@ -137,16 +137,16 @@ def test_when_the_worker_dies_the_rest_is_stopped(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_demo_s_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(StartError, match="no demo's"), fresh(tmp_path):
+    with pytest.raises(StartError, match="no demo's"), lock_folder(tmp_path):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_an_earlier_demo_s_files_are_removed(tmp_path: Path) -> None:
-    with fresh(tmp_path):
+    with lock_folder(tmp_path):
         (tmp_path / "db.sqlite3").touch()
         (tmp_path / "r2").mkdir()
-    with fresh(tmp_path):
+    with lock_folder(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["demo.lock"]
 
 
@@ -162,14 +162,14 @@ def test_an_earlier_demo_s_files_are_removed(tmp_path: Path) -> None:
         (BEFORE | {"x": (1, "a")}, KEPT, ["gone: x"]),
     ],
 )
-def test_every_difference_is_found(
+def test_every_problem_is_found(
     before: dict[str, tuple[int, str]],
     after: dict[str, tuple[int, str]],
     found: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert differences("proj_1", OWNERS, before, after) == found
-    assert proof("proj_1", OWNERS, before, after) == (not found)
+    assert find_problems("proj_1", OWNERS, before, after) == found
+    assert print_proof("proj_1", OWNERS, before, after) == (not found)
     output = capsys.readouterr().out
     assert all(problem in output for problem in found)
 
@@ -178,7 +178,7 @@ def test_a_story_that_ends_badly_is_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("devtools.demo.__main__.running_site", nullcontext)
-    monkeypatch.setattr("devtools.demo.story.tell", lambda site: False)
+    monkeypatch.setattr("devtools.demo.story.run_story", lambda site: False)
     with pytest.raises(SystemExit) as ended:
-        demo(tmp_path, once=True)
+        run_demo(tmp_path, once=True)
     assert ended.value.code == 1

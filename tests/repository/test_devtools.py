@@ -13,9 +13,9 @@ import psycopg2
 import pytest
 
 from devtools.local_r2 import LocalR2
-from devtools.postgres import postgres
+from devtools.postgres import temporary_database_url
 from devtools.processes import Child, StartError, free_port, stop_on_signals
-from devtools.seaweedfs import SOCKETS, SeaweedFS
+from devtools.seaweedfs import SOCKET_FOLDER, SeaweedFS
 from devtools.store import Store
 from tests.paths import ROOT
 
@@ -95,7 +95,7 @@ def test_objects_are_written_listed_and_deleted(r2: LocalR2) -> None:
 
 @pytest.mark.parametrize("key", ["new\nline", "a/../b", "..", "a+b %41?#&=é", "nul\0"])
 def test_any_key_can_be_planted_read_and_removed(r2: LocalR2, key: str) -> None:
-    r2.plant(key, b"content", "second-bucket")
+    r2.put(key, b"content", "second-bucket")
     assert set(r2.keys("second-bucket")) == {key}
     assert r2.read(key, "second-bucket") == b"content"
     r2.remove(key, "second-bucket")
@@ -105,7 +105,7 @@ def test_any_key_can_be_planted_read_and_removed(r2: LocalR2, key: str) -> None:
 
 def test_keys_lists_more_than_one_page(r2: LocalR2) -> None:
     for number in range(1001):
-        r2.plant(f"{number:04}", b"", "full-bucket")
+        r2.put(f"{number:04}", b"", "full-bucket")
     assert len(r2.keys("full-bucket")) == 1001
 
 
@@ -134,7 +134,7 @@ def test_secrets_are_random_and_private(r2: LocalR2, tmp_path: Path) -> None:
 def test_a_second_instance_takes_another_port(r2: LocalR2, tmp_path: Path) -> None:
     with LocalR2(tmp_path / "other", [BUCKET], port=r2.port) as other:
         assert other.port != r2.port
-        other.plant("only here", b"")
+        other.put("only here", b"")
         assert r2.keys() == {}
 
 
@@ -161,13 +161,13 @@ def test_killed_store_leaves_no_process_and_starts_again_with_all_it_had(
     tmp_path: Path, kind: type[Store]
 ) -> None:
     with kind(tmp_path, [BUCKET, "second-bucket"]) as store:
-        store.plant("kept", b"content", "second-bucket")
+        store.put("kept", b"content", "second-bucket")
         before = store.environment, store.keys("second-bucket")
         for _n in range(2):
             store.kill()
             wait_until_gone(tmp_path)
-            assert not store.answers()
-            store.start_again()
+            assert not store.is_ready()
+            store.restart()
             assert (store.environment, store.keys("second-bucket")) == before
     wait_until_gone(tmp_path)
 
@@ -195,8 +195,8 @@ def listening(pid: int) -> set[tuple[str, str]]:
 def test_seaweedfs_leaves_no_socket_behind(tmp_path: Path) -> None:
     with SeaweedFS(tmp_path, [BUCKET]) as store:
         port = store.port
-        assert list(SOCKETS.glob(f"seaweedfs-*-{port}.sock"))
-    assert not list(SOCKETS.glob(f"seaweedfs-*-{port}.sock"))
+        assert list(SOCKET_FOLDER.glob(f"seaweedfs-*-{port}.sock"))
+    assert not list(SOCKET_FOLDER.glob(f"seaweedfs-*-{port}.sock"))
 
 
 def test_stopping_leaves_no_process(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_stopping_leaves_no_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [LocalR2, SeaweedFS])
-def test_a_port_that_another_process_took_after_our_look_is_given_up(
+def test_a_port_that_another_process_took_meanwhile_is_given_up(
     kind: type[Store], r2: LocalR2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = list[int]()
@@ -349,7 +349,7 @@ def test_free_port_prefers_the_asked_one_and_avoids_a_taken_one() -> None:
 
 
 def test_postgres_is_reached_by_its_url_and_leaves_no_process() -> None:
-    with postgres() as url:
+    with temporary_database_url() as url:
         settings = dj_database_url.parse(url)
         host, user, name = settings["HOST"], settings["USER"], settings["NAME"]
         connection = psycopg2.connect(host=host, user=user, dbname=name)

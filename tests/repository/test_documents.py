@@ -13,8 +13,8 @@ from django.core.management import find_commands, get_commands, load_command_cla
 from django.core.management.base import CommandError, DjangoHelpFormatter
 from django.db.models import TextChoices
 
-from devtools.screenshots import IN_DOCS
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from devtools.screenshots import DOCS_PICTURES
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.findings.models import Kind
 from storage_audit.urls import api
 from tests.paths import ROOT
@@ -33,7 +33,7 @@ each_page_for_operators = pytest.mark.parametrize(
     ids=lambda page: page.name,
 )
 CALLED = r"(?:deploy/manage|(?:\.venv/bin/)?python manage\.py|manage\.py) "
-AN_ID, AN_OPERATION = "proj_1", str(UUID(int=0))
+AN_ID, CLEANUP_ID = "proj_1", str(UUID(int=0))
 
 
 @each_page
@@ -72,8 +72,8 @@ def command_lines(text: str) -> list[str]:
 def can_be_typed(line: str) -> bool:
     name, *arguments = shlex.split(line, comments=True)
     command = load_command_class(get_commands()[name], name)
-    for each in (AN_ID, AN_OPERATION):
-        meant = {"ID": each, "DELETION_ID": AN_OPERATION}
+    for each in (AN_ID, CLEANUP_ID):
+        meant = {"ID": each, "DELETION_ID": CLEANUP_ID}
         try:
             command.create_parser("manage.py", name).parse_args(
                 [meant.get(argument, argument) for argument in arguments]
@@ -166,7 +166,7 @@ def test_files_that_contributing_names_are_there() -> None:
     assert [name for name in named if not any((room / name).exists() for room in rooms)] == []
 
 
-@pytest.mark.parametrize("words", [CleanupOperation.Status, CleanupItem.Outcome, Kind])
+@pytest.mark.parametrize("words", [Cleanup.Status, CleanupItem.Outcome, Kind])
 def test_the_guide_for_staff_explains_each_word(words: type[TextChoices]) -> None:
     guide = (ROOT / "docs" / "admin.md").read_text().partition("## Words")[2]
     explained = re.findall(r"^\| ([^|]+) \|", guide, re.M)
@@ -177,5 +177,5 @@ def test_the_pictures_of_the_documents_are_those_that_are_shot() -> None:
     shown = {
         name for page in PAGES for name in re.findall(r"images/([\w-]+)\.png", page.read_text())
     }
-    assert shown == set(IN_DOCS)
+    assert shown == set(DOCS_PICTURES)
     assert {file.stem for file in (ROOT / "docs" / "images").iterdir()} == shown

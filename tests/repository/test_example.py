@@ -20,7 +20,7 @@ import pytest
 from devtools.environment import made_up_environment
 from devtools.processes import Child, stop_on_signals
 from storage_audit.conf import Conf
-from storage_audit.ownership.bucket_marker import MARKER
+from storage_audit.ownership.bucket_marker import MARKER_KEY
 from tests.paths import ROOT
 
 # It has a database of its own.
@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.only_on("sqlite"), pytest.mark.slow]
 EXAMPLE = ROOT / "tests" / "example"
 # What this process was given by its own settings, and a new terminal was not.
 OURS = {*made_up_environment(), "DATABASE_URL", "DJANGO_SETTINGS_MODULE", "PYTHONPATH"}
-PROCESSED = "Processed 'storage_audit.tasks.run_operation'"
+PROCESSED = "Processed 'storage_audit.tasks.run_cleanup'"
 OF_CLIP_2 = {
     "clips/2/cut.mp4": b"Interview",
     "uploads/2_raw.mov": b"uploads/2_raw.mov",
@@ -226,7 +226,7 @@ def objects(terminal: Terminal) -> dict[str, bytes]:
     )
     bucket = terminal.environment["R2_BUCKET_NAME"]
     listed = r2.list_objects_v2(Bucket=bucket)["Contents"]
-    keys = {each["Key"] for each in listed} - {MARKER}
+    keys = {each["Key"] for each in listed} - {MARKER_KEY}
     return {key: r2.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 

@@ -50,7 +50,7 @@ def test_no_file_imports_from_a_test_file() -> None:
     assert wrong == set()
 
 
-ADOPTER = """
+HOST_APP = """
 from django.apps import AppConfig, apps
 
 class Adopter(AppConfig):
@@ -71,7 +71,9 @@ django.setup()
 
 def test_each_command_knows_what_people_keep_and_hears_of_tasks() -> None:
     """No cleanup deletes without the first: those of a cluster's workers are in tests/queue."""
-    asked = "from storage_audit.cleanup.open_decisions import ask_keeper as a; print(a().__name__)"
+    asked = (
+        "from storage_audit.cleanup.open_decisions import get_ignore_list as a; print(a().__name__)"
+    )
     asked += "; from django_q.signals import pre_execute; print(pre_execute.has_listeners())"
     settings = ["--settings", "devtools.check_settings"]
     command = [sys.executable, "manage.py", "shell", *settings, "--command", asked]
@@ -83,10 +85,8 @@ def test_all_tables_are_loaded_when_another_app_imports_one_of_them_first(tmp_pa
     adopter = tmp_path / "adopter"
     adopter.mkdir()
     (adopter / "__init__.py").touch()
-    (adopter / "apps.py").write_text(ADOPTER)
-    (adopter / "models.py").write_text(
-        "from storage_audit.cleanup.models import CleanupOperation\n"
-    )
+    (adopter / "apps.py").write_text(HOST_APP)
+    (adopter / "models.py").write_text("from storage_audit.cleanup.models import Cleanup\n")
     started = subprocess.run(
         [sys.executable, "-c", START],
         env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},

@@ -18,10 +18,10 @@ def test_a_folder_that_is_no_venv_is_left_alone(
     def run_nothing(name: str, *argv: str | Path) -> str:
         raise AssertionError(name)
 
-    monkeypatch.setattr(install, "_run", run_nothing)
+    monkeypatch.setattr(install, "_run_command", run_nothing)
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(InstallError, match="holds files and is no venv"):
-        install.install(tmp_path)
+        install.install_tools(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

@@ -11,17 +11,24 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from storage_audit.bucket.errors import StoreError, Unavailable
-from storage_audit.bucket.listing import as_bytes, pages_in_any_order, storable
+from storage_audit.bucket.listing import is_storable, key_bytes, unordered_pages
 from storage_audit.conf import conf
-from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.ownership.bucket_marker import StoreTraits
 from storage_audit.scan import compare, fetchers
-from storage_audit.scan.compare import Compared
-from storage_audit.scan.diff_lines import Range, key_of
-from storage_audit.scan.fetchers import Lanes, Stretch
+from storage_audit.scan.compare import ComparedBatch
+from storage_audit.scan.diff_lines import KeyRange, line_key
+from storage_audit.scan.fetchers import FetcherPool, Stretch
 from storage_audit.scan.models import BucketScan, ListedKey, ScanShard
-from storage_audit.scan.shards import split
+from storage_audit.scan.shards import split_shard
 from tests.scan import listing_in_memory
-from tests.scan.listing_in_memory import Listing, a, alive, complete, findings, track
+from tests.scan.listing_in_memory import (
+    Listing,
+    add_projects,
+    complete_reconcile,
+    nth_key,
+    read_findings,
+    track_listed,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -31,7 +38,7 @@ NAMELESS = ["\0", "\udc80", "\udcff"]
 
 def as_listed(parts: list[str]) -> str:
     """Bytes that together are UTF-8 stand for that."""
-    return as_bytes("".join(parts)).decode("utf-8", "surrogateescape")
+    return key_bytes("".join(parts)).decode("utf-8", "surrogateescape")
 
 
 names = st.lists(st.sampled_from(LETTERS), min_size=1, max_size=4).map(as_listed)
@@ -49,27 +56,27 @@ class Compares:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.keys: list[str] = []
-        self.ranges: list[Range] = []
-        self.write = compare.write
-        patch.setattr(compare, "compare", lambda *args: Compared())
-        patch.setattr(compare, "write", self)
+        self.ranges: list[KeyRange] = []
+        self.write = compare.write_batch
+        patch.setattr(compare, "compare_batch", lambda *args: ComparedBatch())
+        patch.setattr(compare, "write_batch", self)
 
     def __call__(
         self, scan: BucketScan, token: object, stretches: Sequence[Stretch], *rest: object
     ) -> None:
         self.ranges += [stretch.range for stretch in stretches]
         for stretch in stretches:
-            self.keys += [key_of(line) for line in stretch.lines]
+            self.keys += [line_key(line) for line in stretch.lines]
             self.keys += [entry.key for entry in stretch.unstorable]
         self.write(scan, token, stretches, *rest)  # type: ignore[arg-type]
 
 
 @pytest.fixture
 def compares(monkeypatch: pytest.MonkeyPatch) -> Compares:
-    listing_in_memory.quick(monkeypatch)
-    monkeypatch.setattr(fetchers, "PATIENCE", 0.05)
+    listing_in_memory.remove_pauses(monkeypatch)
+    monkeypatch.setattr(fetchers, "BATCH_WAIT_SECONDS", 0.05)
     # Whoever dies would have to wait for lanes that wait for room.
-    monkeypatch.setattr(fetchers, "AHEAD", 200)
+    monkeypatch.setattr(fetchers, "PAGES_AHEAD", 200)
     monkeypatch.setattr(fetchers.logger, "disabled", True)
     return Compares(monkeypatch)
 
@@ -92,7 +99,7 @@ def test_each_key_and_each_place_is_compared_once(
     keys = data.draw(st.sets(any_names, max_size=30))
     listing = Listing(*keys, page=data.draw(st.integers(1, 5)))
     listing.use(monkeypatch)
-    monkeypatch.setattr(fetchers, "BATCH", data.draw(st.integers(1, 6)))
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", data.draw(st.integers(1, 6)))
     failing = data.draw(st.sets(st.integers(1, 40), max_size=10))
     listing.before_page = fails_at(failing)
     found = BucketScan.objects.create(bucket=conf().bucket)
@@ -101,11 +108,11 @@ def test_each_key_and_each_place_is_compared_once(
     width = data.draw(st.integers(1, 3))
     lives = iter(data.draw(st.lists(st.integers(1, 6), max_size=5)))
     while found.shards.unfinished().exists():
-        with Lanes(found.bucket, width) as running:
+        with FetcherPool(found.bucket, width) as running:
             for shard, at in steps(chance, found, running, next(lives, 1000)):
-                split(shard, at)
-        found.shards.release()
-    assert sorted(compares.keys, key=as_bytes) == sorted(keys, key=as_bytes)
+                split_shard(shard, at)
+        found.shards.release_leases()
+    assert sorted(compares.keys, key=key_bytes) == sorted(keys, key=key_bytes)
     assert_cover_all_once(compares.ranges)
     assert sum(found.shards.values_list("listed", flat=True)) == len(keys)
 
@@ -119,16 +126,16 @@ def fails_at(pages: set[int]) -> Callable[[int], None]:
 
 
 def steps(
-    chance: Random, found: BucketScan, running: Lanes, life: int
+    chance: Random, found: BucketScan, running: FetcherPool, life: int
 ) -> Iterator[tuple[ScanShard, str]]:
     """One worker's, until it has nothing to do, or dies; gives what to cut, and where."""
     token = uuid4()
     for _step in range(life):
-        for shard in found.shards.claim(token, running.idle):
+        for shard in found.shards.acquire_leases(token, running.idle_count):
             running.start(shard)
-        if not running.busy:
+        if not running.busy_shards:
             return
-        yield from cut_of(chance, running.busy)
+        yield from cut_of(chance, running.busy_shards)
         yield from cut_of(chance, found.shards.unfinished().in_bulk())
         try:
             stretches = running.gather()
@@ -136,7 +143,7 @@ def steps(
             return
         yield from cut_of(chance, found.shards.unfinished().in_bulk())
         if stretches:
-            listing_in_memory.record(found, token, stretches)
+            listing_in_memory.record_stretches(found, token, stretches)
 
 
 def cut_of(chance: Random, known: Mapping[int, ScanShard]) -> Iterator[tuple[ScanShard, str]]:
@@ -147,7 +154,7 @@ def cut_of(chance: Random, known: Mapping[int, ScanShard]) -> Iterator[tuple[Sca
         yield known[chance.choice(sorted(known))], at
 
 
-def assert_cover_all_once(ranges: list[Range]) -> None:
+def assert_cover_all_once(ranges: list[KeyRange]) -> None:
     """Beside each other, without a gap, from the first key that there can be to the last."""
     real = [each for each in ranges if each.until is None or each.after < each.until]
     real.sort(key=lambda each: each.after)
@@ -161,20 +168,20 @@ def test_pages_behind_a_cut_that_were_read_already_are_left_to_the_rest(
     compares: Compares, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker cuts what this one has read to its end, and written in part."""
-    keys = [a(n) for n in range(8)]
+    keys = [nth_key(n) for n in range(8)]
     Listing(*keys, page=1).use(monkeypatch)
-    monkeypatch.setattr(fetchers, "PATIENCE", 10.0)
-    monkeypatch.setattr(fetchers, "BATCH", 2)
+    monkeypatch.setattr(fetchers, "BATCH_WAIT_SECONDS", 10.0)
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 2)
     found, token = BucketScan.objects.create(bucket=conf().bucket), uuid4()
     found.shards.create()
-    with Lanes(found.bucket, 1) as running:
-        [shard] = found.shards.claim(token, 1)
+    with FetcherPool(found.bucket, 1) as running:
+        [shard] = found.shards.acquire_leases(token, 1)
         running.start(shard)
-        listing_in_memory.record(found, token, running.gather())
-        assert split(found.shards.get(), f"{keys[2]}5")
-        listing_in_memory.record(found, token, running.gather())
+        listing_in_memory.record_stretches(found, token, running.gather())
+        assert split_shard(found.shards.get(), f"{keys[2]}5")
+        listing_in_memory.record_stretches(found, token, running.gather())
         assert (shard.complete, shard.until) == (True, f"{keys[2]}5")
-        while running.busy:
+        while running.busy_shards:
             assert running.gather() == []
     assert compares.keys == keys[:3]
     [first, rest] = found.shards.order_by("after")
@@ -193,47 +200,47 @@ def test_each_key_is_seen_once_in_any_order(
 ) -> None:
     keys = data.draw(st.sets(any_names, max_size=20))
     listing = Listing(*keys, page=data.draw(st.integers(1, 5)))
-    listing.order = lambda key: as_bytes(key)[::-1]
-    listing.use(monkeypatch, Traits(folds_unicode=False, lists_in_key_order=False))
-    monkeypatch.setattr(fetchers, "BATCH", data.draw(st.integers(1, 6)))
+    listing.order = lambda key: key_bytes(key)[::-1]
+    listing.use(monkeypatch, StoreTraits(folds_unicode=False, lists_in_key_order=False))
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", data.draw(st.integers(1, 6)))
     listing.before_page = fails_at(data.draw(st.sets(st.integers(1, 40), max_size=10)))
     found = BucketScan.objects.create(bucket=conf().bucket, in_key_order=False)
     found.shards.create()
     compares.keys = []
     lives = iter(data.draw(st.lists(st.integers(1, 6), max_size=5)))
     while found.shards.unfinished().exists():
-        with Lanes(found.bucket, 1, pages_in_any_order) as running:
+        with FetcherPool(found.bucket, 1, unordered_pages) as running:
             list_on(found, running, next(lives, 1000))
-        found.shards.release()
-    assert sorted(compares.keys, key=as_bytes) == sorted(keys, key=as_bytes)
+        found.shards.release_leases()
+    assert sorted(compares.keys, key=key_bytes) == sorted(keys, key=key_bytes)
     noted = ListedKey.objects.filter(scan=found).values_list("key", flat=True)
-    assert set(noted) == {key for key in keys if storable(key)}
+    assert set(noted) == {key for key in keys if is_storable(key)}
 
 
-def list_on(found: BucketScan, running: Lanes, life: int) -> None:
+def list_on(found: BucketScan, running: FetcherPool, life: int) -> None:
     token = uuid4()
-    for shard in found.shards.claim(token, 1):
+    for shard in found.shards.acquire_leases(token, 1):
         running.start(shard)
     for _step in range(life):
-        if not running.busy:
+        if not running.busy_shards:
             return
         try:
             stretches = running.gather()
         except StoreError:
             return
         if stretches:
-            listing_in_memory.record(found, token, stretches)
+            listing_in_memory.record_stretches(found, token, stretches)
 
 
-def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
+def test_trouble_with_finding_a_cut_is_none_of_the_scan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    listing = Listing(*(a(n) for n in range(40)))
+    listing = Listing(*(nth_key(n) for n in range(40)))
     listing.use(monkeypatch)
-    listing_in_memory.quick(monkeypatch)
-    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 1)
-    monkeypatch.setattr(fetchers, "BATCH", 1)
-    alive("proj_1")
+    listing_in_memory.remove_pauses(monkeypatch)
+    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 1)
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 1)
+    add_projects("proj_1")
     looks = []
 
     def fails(bucket: str, shard: ScanShard, after_page: object) -> str | None:
@@ -241,8 +248,8 @@ def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
         raise Unavailable("just now")
 
     monkeypatch.setattr("storage_audit.scan.worker.find_cut", fails)
-    monkeypatch.setattr("storage_audit.scan.worker.PAUSE", 0)
-    assert complete().listed == 40
+    monkeypatch.setattr("storage_audit.scan.worker.LONGEST_WAIT_SECONDS", 0)
+    assert complete_reconcile().listed == 40
     # What is left of a shard only becomes less.
     assert len(looks) == 1
 
@@ -250,16 +257,16 @@ def test_trouble_with_a_look_for_a_cut_is_none_of_the_scan(
 def test_where_a_shard_can_be_cut_comes_with_the_pages_that_are_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    Listing(*(a(n) for n in range(8)), page=2).use(monkeypatch)
+    Listing(*(nth_key(n) for n in range(8)), page=2).use(monkeypatch)
     found, token = BucketScan.objects.create(bucket=conf().bucket), uuid4()
     found.shards.create()
-    with Lanes(found.bucket, 2) as running:
-        [shard] = found.shards.claim(token, 1)
+    with FetcherPool(found.bucket, 2) as running:
+        [shard] = found.shards.acquire_leases(token, 1)
         running.cut(shard, lambda *args: "cut")
-        while running._read.empty():
+        while running._queue.empty():
             sleep(0.01)
         running.start(shard)
-        while running._read.qsize() < 5:
+        while running._queue.qsize() < 5:
             sleep(0.01)
         [stretch] = running.gather()
         assert stretch.listed == 8
@@ -271,24 +278,24 @@ def test_a_scan_that_cuts_itself_says_what_one_says_that_does_not(
     monkeypatch: pytest.MonkeyPatch, every: int
 ) -> None:
     """By the table, by the bucket where the table does not know it, or both."""
-    keys = [a(n) for n in range(400)]
+    keys = [nth_key(n) for n in range(400)]
     listing = Listing(*keys, "README.txt", page=5)
     listing.use(monkeypatch)
-    listing_in_memory.quick(monkeypatch)
-    alive("proj_1")
-    track(*keys[::every], a(500), a(1, name="b"))
+    listing_in_memory.remove_pauses(monkeypatch)
+    add_projects("proj_1")
+    track_listed(*keys[::every], nth_key(500), nth_key(1, name="b"))
     with monkeypatch.context() as patch:
-        patch.setattr("storage_audit.scan.worker.halve", lambda *args: 0)
-        found = complete()
+        patch.setattr("storage_audit.scan.worker.halve_shards", lambda *args: 0)
+        found = complete_reconcile()
     assert found.shards.count() == 1
-    undisturbed = findings()
+    undisturbed = read_findings()
     assert {kind for kind, _key in undisturbed} >= {"missing", "unrecognised"}
-    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 1)
-    monkeypatch.setattr(fetchers, "BATCH", 2)
+    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 1)
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 2)
     # Slower than those that look for a cut.
     listing.before_page = lambda number: sleep(0.005)
-    again = complete()
+    again = complete_reconcile()
     assert again.shards.count() > 1
     assert (again.listed, again.unchanged) == (found.listed, found.unchanged)
-    assert findings() == undisturbed
+    assert read_findings() == undisturbed
     assert sum(again.shards.values_list("listed", flat=True)) == again.listed

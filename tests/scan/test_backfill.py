@@ -19,15 +19,15 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.errors import InvalidResponse, Unavailable
 from storage_audit.bucket.listing import entry_pages
 from storage_audit.bucket.listing_xml import Entries, Entry
-from storage_audit.bucket.s3 import Listed
+from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.owner import version
+from storage_audit.ownership.owner import key_formats_version
 from storage_audit.scan import worker
-from storage_audit.scan.fetchers import Lanes, PageRead, Stretch
+from storage_audit.scan.fetchers import FetcherPool, ShardPage, Stretch
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
@@ -68,15 +68,15 @@ def kinds() -> dict[str, str]:
 
 def after_listing(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Let something happen after pages are listed and before anything is done with them."""
-    gather = Lanes.gather
+    gather = FetcherPool.gather
 
-    def gathered(self: Lanes) -> list[Stretch]:
+    def gathered(self: FetcherPool) -> list[Stretch]:
         stretches = gather(self)
         act()
         return stretches
 
-    monkeypatch.setattr(Lanes, "gather", gathered)
-    monkeypatch.setattr("storage_audit.scan.fetchers.PATIENCE", 60.0)
+    monkeypatch.setattr(FetcherPool, "gather", gathered)
+    monkeypatch.setattr("storage_audit.scan.fetchers.BATCH_WAIT_SECONDS", 60.0)
 
 
 Pages = Callable[[str, str, str], Iterator[Entries]]
@@ -91,7 +91,7 @@ def also_listed(monkeypatch: pytest.MonkeyPatch, *keys: str) -> None:
 
     def listed(bucket: str, prefix: str, after: str) -> Iterator[Entries]:
         for page in entry_pages(bucket, prefix, after):
-            yield page + Entries.of(
+            yield page + Entries.from_entries(
                 Entry(key, 1, "etag", "2026-01-01T00:00:00.000Z") for key in keys
             )
 
@@ -110,7 +110,7 @@ def test_each_object_gets_a_row_that_says_what_the_bucket_and_the_key_say(bucket
     row = R2Object.objects.get()
     assert (found.status, figures(found), found.listed_bytes) == ("complete", (1, 1, 0, 0), 5)
     assert (row.bucket, row.key, row.project_id) == (bucket.name, KEY, "proj_1")
-    assert (row.scene_id, row.file_type, row.layout) == ("s1", "mp4", "hierarchical")
+    assert (row.scene_id, row.file_type, row.key_format) == ("s1", "mp4", "hierarchical")
     assert (row.size, row.etag) == bucket.facts()[KEY]
     assert (row.source, row.state) == (Source.BACKFILL, State.STORED)
     assert not Finding.objects.exists()
@@ -139,7 +139,7 @@ def test_owner_of_a_key(
 ) -> None:
     for project_id in alive:
         Project.objects.create(pk=project_id)
-    promises.deleted(*deleted)
+    promises.record_deleted_projects(*deleted)
     bucket.put(key)
     found = backfill()
     assert R2Object.objects.get().project_id == owner
@@ -156,7 +156,7 @@ def test_a_live_project_counts_though_no_sweep_has_seen_it_yet(bucket: Bucket) -
     assert not KnownProject.objects.exists()
 
 
-def test_findings_name_the_readings_as_evidence(bucket: Bucket) -> None:
+def test_findings_name_the_parsed_keys_as_evidence(bucket: Bucket) -> None:
     bucket.put(FLAT, KEY)
     backfill()
     evidence = dict(Finding.objects.values_list("kind", "evidence"))
@@ -197,14 +197,14 @@ def test_an_upload_row_keeps_its_source_and_its_project(bucket: Bucket) -> None:
     assert (row.source, row.project_id, row.etag) == ("upload", "proj_1", bucket.facts()[key][1])
 
 
-def test_an_upload_row_decides_over_any_reading_of_its_key(bucket: Bucket) -> None:
+def test_an_upload_row_decides_over_any_owner_that_its_key_names(bucket: Bucket) -> None:
     for project_id in ("proj_1", "proj_1_x", "proj_2"):
         Project.objects.create(pk=project_id)
     bucket.put(FLAT, KEY)
     backfill()
     assert kinds() == {FLAT: "ambiguous"}
     R2Object.objects.filter(key=FLAT).update(
-        project_id="proj_2", source=Source.UPLOAD, plain_under=version()
+        project_id="proj_2", source=Source.UPLOAD, unambiguous_under=key_formats_version()
     )
     R2Object.objects.filter(key=KEY).update(project_id=None, source=Source.UPLOAD)
     before = stored_rows()
@@ -240,7 +240,7 @@ def test_a_row_that_changed_after_it_was_read_is_not_written(bucket: Bucket) -> 
     R2Object.objects.update(state=State.DELETING, updated_at=timezone.now())
     before = stored_rows()
     stale.size = 1
-    assert rows.update([stale]) == 0
+    assert rows.update_rows([stale]) == 0
     assert stored_rows() == before
 
 
@@ -249,11 +249,11 @@ def test_an_object_deleted_between_the_listing_and_the_writing_gets_no_row_again
 ) -> None:
     bucket.upload("proj_1")
     kept = bucket.upload("proj_2")
-    R2Object.objects.filter(key=kept).forget()
+    R2Object.objects.filter(key=kept).delete_without_signals()
 
     def delete() -> None:
         Project.objects.get(pk="proj_1").delete()
-        done = runner.run(CleanupOperation.objects.latest("created_at").pk)
+        done = runner.run_to_end(Cleanup.objects.latest("created_at").pk)
         assert done.status == "clean"
 
     after_listing(monkeypatch, delete)
@@ -264,8 +264,8 @@ def test_an_object_deleted_between_the_listing_and_the_writing_gets_no_row_again
 
 def test_an_object_that_a_cleanup_is_deleting_gets_no_row(bucket: Bucket) -> None:
     bucket.put(KEY)
-    operation = CleanupOperation.objects.create(kind="project", bucket=bucket.name)
-    operation.items.create(
+    cleanup = Cleanup.objects.create(kind="project", bucket=bucket.name)
+    cleanup.items.create(
         key=KEY, identity=KEY, found_in="listed", outcome=CleanupItem.Outcome.DELETING
     )
     long_ago = timezone.now() - STALE_CALL
@@ -273,7 +273,7 @@ def test_an_object_that_a_cleanup_is_deleting_gets_no_row(bucket: Bucket) -> Non
     assert figures(backfill()) == (1, 0, 0, 1)
     assert stored_rows() == []
     # A cleanup that is over sends nothing more.
-    CleanupOperation.objects.update(status="superseded", next_attempt_at=None)
+    Cleanup.objects.update(status="superseded", next_attempt_at=None)
     CleanupItem.objects.update(changed_at=timezone.now())
     assert figures(backfill()) == (1, 0, 0, 1)
     CleanupItem.objects.update(changed_at=long_ago)
@@ -284,8 +284,8 @@ def test_a_deletion_of_rows_that_waits_for_its_worker_still_deletes(bucket: Buck
     bucket.upload("proj_1")
     R2Object.objects.all().delete()
     assert figures(backfill()) == (1, 0, 0, 1)
-    operation = runner.run(CleanupOperation.objects.get().pk)
-    assert (operation.status, operation.deleted) == ("clean", 1)
+    cleanup = runner.run_to_end(Cleanup.objects.get().pk)
+    assert (cleanup.status, cleanup.deleted) == ("clean", 1)
     assert bucket.keys() == set()
 
 
@@ -304,17 +304,17 @@ def test_an_upload_between_the_listing_and_the_writing_keeps_its_row(
     assert (row.source, row.size) == (Source.UPLOAD, 5)
 
 
-def test_rows_whose_second_look_failed_are_taken_back(
+def test_rows_whose_second_check_failed_are_taken_back(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket.put(KEY)
 
-    def unreachable(*args: object, **kwargs: object) -> dict[str, Listed]:
+    def unreachable(*args: object, **kwargs: object) -> dict[str, ListedObject]:
         raise Unavailable("The store cannot be reached.")
 
-    monkeypatch.setattr(rows, "look_again", unreachable)
+    monkeypatch.setattr(rows, "relist_keys", unreachable)
     found = backfill()
-    assert (found.status, found.error) == ("failed", "The store cannot be reached.")
+    assert (found.status, found.message) == ("failed", "The store cannot be reached.")
     assert stored_rows() == []
 
 
@@ -332,25 +332,25 @@ def test_a_listing_that_breaks_off_fails_the_scan_and_resolves_nothing(
 
     listing_as(monkeypatch, broken)
     found = backfill()
-    assert (found.status, found.error) == ("failed", "The listing does not get on.")
+    assert (found.status, found.message) == ("failed", "The listing does not get on.")
     assert not found.shards.get().complete
     assert R2Object.objects.filter(key=KEY).exists()
     assert kinds() == {"README.txt": "unrecognised"}
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
-def test_a_bucket_that_is_not_this_installations_fails_the_scan(
+def test_a_bucket_of_another_database_fails_the_scan(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     bucket.put(KEY)
-    lose_marker = partial(bucket.r2.remove, bucket_marker.MARKER, bucket.name)
+    lose_marker = partial(bucket.r2.remove, bucket_marker.MARKER_KEY, bucket.name)
     if when == "before":
         lose_marker()
     else:
         after_listing(monkeypatch, lose_marker)
     found = backfill()
     assert found.status == "failed"
-    assert "claim_bucket" in found.error
+    assert "connect_bucket" in found.message
     assert stored_rows() == []
 
 
@@ -387,12 +387,12 @@ def test_a_finding_follows_the_truth(bucket: Bucket, settings: Settings) -> None
     assert kinds() == {"old/proj_1/a.mp4": "unrecognised", "README.txt": "unrecognised"}
 
     plain = settings.STORAGE_AUDIT
-    settings.STORAGE_AUDIT = {**plain, "LAYOUTS": {"old": "old/{project}/{filename}"}}
+    settings.STORAGE_AUDIT = {**plain, "KEY_FORMATS": {"old": "old/{project}/{filename}"}}
     bucket.r2.remove("README.txt", bucket.name)
     assert figures(backfill()) == (1, 0, 1, 0)
     assert R2Object.objects.get(key="old/proj_1/a.mp4").project_id == "proj_1"
     assert kinds() == {"README.txt": "missing"}
-    R2Object.objects.filter(key="README.txt").forget()
+    R2Object.objects.filter(key="README.txt").delete_without_signals()
 
     settings.STORAGE_AUDIT = plain
     backfill()
@@ -400,13 +400,13 @@ def test_a_finding_follows_the_truth(bucket: Bucket, settings: Settings) -> None
     assert Finding.objects.count() == 3
 
 
-def test_a_finding_that_a_person_acknowledged_stays_so(bucket: Bucket) -> None:
+def test_a_finding_that_a_person_ignored_stays_so(bucket: Bucket) -> None:
     bucket.put("README.txt")
     backfill()
-    Finding.objects.update(state="acknowledged", note="ours")
+    Finding.objects.update(state="ignored", note="ours")
     backfill()
     finding = Finding.objects.get()
-    assert (finding.state, finding.note) == ("acknowledged", "ours")
+    assert (finding.state, finding.note) == ("ignored", "ours")
 
 
 def test_a_prefix_leaves_all_else_as_it_is(bucket: Bucket) -> None:
@@ -444,7 +444,7 @@ def test_a_scan_that_is_interrupted_says_so_and_can_be_repeated(bucket: Bucket) 
     steps.close()
     found.refresh_from_db()
     assert (found.status, found.added) == ("stopped", 1)
-    assert "resume" in found.error
+    assert "resume" in found.message
     assert figures(backfill()) == (1, 0, 0, 1)
 
 
@@ -457,7 +457,7 @@ def test_an_error_of_ours_is_recorded_without_secrets_and_raised(
     after_listing(monkeypatch, fails)
     with pytest.raises(RuntimeError):
         backfill()
-    assert BucketScan.objects.get().error == "RuntimeError: [redacted]"
+    assert BucketScan.objects.get().message == "RuntimeError: [redacted]"
 
 
 def test_several_pages(bucket: Bucket) -> None:
@@ -491,18 +491,20 @@ def statements(act: Callable[[], object]) -> list[str]:
 def test_queries_do_not_grow_with_a_page(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"KINDS": ["audio", "images"]}
-    monkeypatch.setattr(rows, "look_again", lambda bucket, keys, **how: keys)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"MEDIA_KINDS": ["audio", "images"]}
+    monkeypatch.setattr(rows, "relist_keys", lambda bucket, keys, **how: keys)
     found, token = start_scan(), uuid4()
-    found.shards.claim(token, 1)
+    found.shards.acquire_leases(token, 1)
     found.shards.update(
         lease_until=timezone.now() + timedelta(seconds=110)
     )  # Not prolonged meanwhile.
 
     def record(size: int, prefix: str) -> list[str]:
         stretch = Stretch(found.shards.get(), prefix, prefix, timezone.now())
-        stretch.add(PageRead.of(stretch.shard, Entries.of(page_of(size, prefix)), stretch.asked))
-        return statements(lambda: listing_in_memory.record(found, token, [stretch]))
+        stretch.add(
+            ShardPage.of(stretch.shard, Entries.from_entries(page_of(size, prefix)), stretch.asked)
+        )
+        return statements(lambda: listing_in_memory.record_stretches(found, token, [stretch]))
 
     first = record(100, "audio"), record(900, "images")
     assert len(first[0]) == len(first[1])

@@ -21,12 +21,12 @@ from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.scan.models import BucketScan, ScanShard
 from storage_audit.scan.start import start_scan
-from tests.faults.matching import is_listing_under, on, then
+from tests.faults.matching import is_listing_under, rule_for, run_before
 from tests.faults.proxy import FaultyStore
 from tests.paths import ROOT
 from tests.processes import database_url
 from tests.real_bucket import Bucket
-from tests.scan.listing_in_memory import a, alive, complete
+from tests.scan.listing_in_memory import add_projects, complete_reconcile, nth_key
 
 KILLS, SEED = 50, 20261126
 # Imports everything once; then each process is a copy of it, made in no time.
@@ -38,9 +38,10 @@ from storage_audit.bucket import s3
 from storage_audit.scan import fetchers, shards, worker
 from storage_audit.scan.models import BucketScan
 
-s3.PAGE = shards.PAGE = 10
-fetchers.BATCH, fetchers.PAUSES, worker.PAUSE = 4, (0.01,) * 3, 0.01
-s3._session()
+s3.PAGE_SIZE = shards.PAGE_SIZE = 10
+fetchers.PAGES_PER_BATCH, fetchers.RETRY_PAUSES_SECONDS = 4, (0.01,) * 3
+worker.LONGEST_WAIT_SECONDS = 0.01
+s3._shared_session()
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
@@ -54,13 +55,13 @@ for line in sys.stdin:
     print(os.waitpid(child, 0)[1], flush=True)
 """
 PROJECTS = [f"proj_{n}" for n in range(6)]
-KEYS = [a(n, project) for project in PROJECTS for n in range(60)]
-STRANGERS = ["README.txt", "~", "\u00e9", "proj_1_x_s1_media.mp4", a(1, "proj_proj_1")]
+KEYS = [nth_key(n, project) for project in PROJECTS for n in range(60)]
+STRANGERS = ["README.txt", "~", "\u00e9", "proj_1_x_s1_media.mp4", nth_key(1, "proj_proj_1")]
 
 
 @pytest.fixture
 def full(bucket: Bucket) -> Iterator[Bucket]:
-    alive(*PROJECTS[1:], "proj_1_x")
+    add_projects(*PROJECTS[1:], "proj_1_x")
     keys = [*KEYS, *STRANGERS]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(bucket.put, keys))
@@ -155,19 +156,19 @@ def killed(hand: Maker, begin: Callable[[], BucketScan], kills: int) -> int:
             hand.live(found)
         while found.status == "running":
             hand.live_and_die(found)
-        assert (found.status, found.error) == ("complete", "")
+        assert (found.status, found.message) == ("complete", "")
         ends = found.listed, found.listed_bytes, said(), rows()
         undisturbed = undisturbed or ends
         assert ends == undisturbed
         assert sum(found.shards.values_list("listed", flat=True)) == found.listed
-        assert not found.sightings.exists()
+        assert not found.pending_findings.exists()
         ended += 1
     return ended
 
 
 def test_a_scan_killed_again_and_again_ends_as_if_it_had_not_been(full: Bucket) -> None:
     def backfill() -> BucketScan:
-        R2Object.objects.all().forget()
+        R2Object.objects.all().delete_without_signals()
         return start_scan()
 
     def reconcile() -> BucketScan:
@@ -176,9 +177,9 @@ def test_a_scan_killed_again_and_again_ends_as_if_it_had_not_been(full: Bucket) 
     with maker(SEED) as hand:
         assert killed(hand, backfill, KILLS // 2) > 1
         assert len(rows()) == len(KEYS) + len(STRANGERS)
-        R2Object.objects.filter(key__in=KEYS[::7]).forget()
+        R2Object.objects.filter(key__in=KEYS[::7]).delete_without_signals()
         R2Object.objects.filter(key__in=KEYS[3::11]).update(size=1)
-        gone = [a(n, "proj_2") for n in range(500, 520)]
+        gone = [nth_key(n, "proj_2") for n in range(500, 520)]
         R2Object.objects.bulk_create(
             R2Object(bucket=full.name, key=key, state="stored", source="upload") for key in gone
         )
@@ -190,7 +191,7 @@ def test_a_scan_killed_again_and_again_ends_as_if_it_had_not_been(full: Bucket) 
 
 
 def test_the_command_goes_on_where_one_that_was_killed_stopped(
-    full: Bucket, way: FaultyStore
+    full: Bucket, worker_proxy: FaultyStore
 ) -> None:
     def command(*more: str, **variables: str) -> "subprocess.Popen[str]":
         environment = {"DJANGO_SETTINGS_MODULE": "autoshorts.settings", **variables}
@@ -204,9 +205,9 @@ def test_the_command_goes_on_where_one_that_was_killed_stopped(
         )
 
     is_listing, is_dead = Event(), Event()
-    held = then(is_listing.set, lambda: is_dead.wait(timeout=60))
-    way.rules.append(on(is_listing_under(""), held))
-    with command(R2_ENDPOINT_URL=way.url) as first:
+    held = run_before(is_listing.set, lambda: is_dead.wait(timeout=60))
+    worker_proxy.rules.append(rule_for(is_listing_under(""), held))
+    with command(R2_ENDPOINT_URL=worker_proxy.url) as first:
         assert is_listing.wait(timeout=60)
         first.kill()
     is_dead.set()
@@ -222,5 +223,5 @@ def test_the_command_goes_on_where_one_that_was_killed_stopped(
     assert re.search(rf"\b{len(KEYS) + len(STRANGERS)}\b", out)
     before = said()
     forget()
-    complete()
+    complete_reconcile()
     assert said() == before

@@ -16,21 +16,21 @@ from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.scan.models import BucketScan, Sighting
+from storage_audit.scan.models import BucketScan, PendingFinding
 from tests.faults import kinds
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import FAULT_KINDS
 from tests.faults.matching import is_listing_under
 from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (
-    a,
-    alive,
-    all_findings,
-    backfill,
-    complete,
-    findings,
-    resume,
+    add_projects,
+    complete_reconcile,
+    dump_findings,
+    nth_key,
+    read_findings,
+    resume_scan,
+    run_backfill,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.only_on("postgresql")  # about the store
 
 # Two and a half pages of four, before which the application's own marker is listed.
-KEYS = [a(n) for n in range(8)]
-GONE, NEW, STRANGE, ORPHAN = a(20), a(30), "zzz", a(1, "proj_9")
+KEYS = [nth_key(n) for n in range(8)]
+GONE, NEW, STRANGE, ORPHAN = nth_key(20), nth_key(30), "zzz", nth_key(1, "proj_9")
 PAGES = {"first": 1, "second": 2, "last": 3}
 FIRST, LATER = "/b?list-type=2&prefix=", "/b?list-type=2&prefix=&continuation-token=t"
 is_page = is_listing_under("")
@@ -49,7 +49,11 @@ is_page = is_listing_under("")
 def faults(page: int) -> list[str]:
     request = Request("GET", FIRST if page == 1 else LATER, {}, b"")
     # What the store said in the past is no fault while it says the same.
-    return [name for name in KINDS if KINDS[name].fits(request) and name != "page-of-the-past"]
+    return [
+        name
+        for name in FAULT_KINDS
+        if FAULT_KINDS[name].fits(request) and name != "page-of-the-past"
+    ]
 
 
 class Struck:
@@ -57,7 +61,7 @@ class Struck:
 
     def __init__(self, name: str, page: int, times: int = 1000) -> None:
         self.count = self.answered = 0
-        self._fault, self._page, self._times = KINDS[name], page, times
+        self._fault, self._page, self._times = FAULT_KINDS[name], page, times
 
     def __call__(self, request: Request, forward: Forward) -> Reply | None:
         if not is_page(request):
@@ -77,7 +81,7 @@ class Struck:
 @pytest.fixture(scope="module")
 def impatient(proxy: FaultyStore) -> "S3Client":
     """The application's, which waits for an answer for a second, and tries once."""
-    return s3._client.__wrapped__(conf(), 1, 1.0, os.getpid())
+    return s3._build_s3_client.__wrapped__(conf(), 1, 1.0, os.getpid())
 
 
 @pytest.fixture
@@ -91,18 +95,18 @@ def lateness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
 @pytest.fixture
 def changed(bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """After a complete scan an object went, one is new, and a finding is none any more."""
-    listing_in_memory.quick(monkeypatch)
-    listing_in_memory.page_size(monkeypatch, 4)
+    listing_in_memory.remove_pauses(monkeypatch)
+    listing_in_memory.set_page_size(monkeypatch, 4)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
-    alive("proj_1")
+    add_projects("proj_1")
     bucket.put(*KEYS, GONE, STRANGE, ORPHAN)
-    assert backfill().status == "complete"
+    assert run_backfill().status == "complete"
     R2Object.objects.update(updated_at=listing_in_memory.LONG_AGO)
     for key in (GONE, STRANGE):
         bucket.r2.remove(key, bucket.name)
-    R2Object.objects.filter(key=STRANGE).forget()
+    R2Object.objects.filter(key=STRANGE).delete_without_signals()
     bucket.put(NEW)
-    assert findings() == {("unrecognised", STRANGE), ("orphaned", ORPHAN)}
+    assert read_findings() == {("unrecognised", STRANGE), ("orphaned", ORPHAN)}
     return bucket
 
 
@@ -117,7 +121,7 @@ def struck_by(
     lateness.clear()
     with pytest.MonkeyPatch.context() as patch:
         if name.startswith("late-"):
-            patch.setattr(s3, "_client", lambda *options: impatient)
+            patch.setattr(s3, "_build_s3_client", lambda *options: impatient)
         yield
     store.rules.clear()
     lateness.set()
@@ -134,19 +138,19 @@ def restore(before: list[dict[str, Any]]) -> None:
 def test_a_page_under_each_fault_says_nothing_and_the_scan_goes_on(
     changed: Bucket, store: FaultyStore, lateness: Event, impatient: "S3Client", page: int
 ) -> None:
-    before = all_findings()
+    before = dump_findings()
     for name in faults(page):
         struck = Struck(name, page)
         with struck_by(struck, name, store, lateness, impatient):
-            found = listing_in_memory.reconcile()
+            found = listing_in_memory.run_reconcile()
         assert found.status == "failed", name
-        assert found.error, name
-        assert all_findings() == before, name
+        assert found.message, name
+        assert dump_findings() == before, name
         assert not found.shards.get().complete, name
-        assert resume(found).status == "complete", name
-        assert findings() == UNDISTURBED, name
+        assert resume_scan(found).status == "complete", name
+        assert read_findings() == UNDISTURBED, name
         assert (found.listed, found.missing) == (len(KEYS) + 2, 1), name
-        assert not Sighting.objects.exists()
+        assert not PendingFinding.objects.exists()
         restore(before)
 
 
@@ -154,37 +158,37 @@ def test_a_page_under_each_fault_says_nothing_and_the_scan_goes_on(
 def test_a_page_under_a_fault_that_passes_is_listed_again_or_fails_the_scan(
     changed: Bucket, store: FaultyStore, lateness: Event, impatient: "S3Client", page: int
 ) -> None:
-    before, ended = all_findings(), set()
+    before, ended = dump_findings(), set()
     for name in faults(page):
         with struck_by(Struck(name, page, times=1), name, store, lateness, impatient):
-            found = listing_in_memory.reconcile()
+            found = listing_in_memory.run_reconcile()
         ended.add(found.status)
         if found.status == "complete":
-            assert findings() == UNDISTURBED, name
+            assert read_findings() == UNDISTURBED, name
             assert found.listed == len(KEYS) + 2, name
         else:
-            assert (found.status, all_findings()) == ("failed", before), name
+            assert (found.status, dump_findings()) == ("failed", before), name
         restore(before)
     assert ended == {"complete", "failed"}
 
 
-def test_each_fault_at_the_last_look_at_the_marker_says_nothing(
+def test_each_fault_at_the_last_marker_check_proves_nothing(
     changed: Bucket, store: FaultyStore, lateness: Event, impatient: "S3Client"
 ) -> None:
     """All was listed by then, and is not believed."""
-    before, is_canary = all_findings(), is_listing_under(bucket_marker.MARKER)
+    before, is_canary = dump_findings(), is_listing_under(bucket_marker.MARKER_KEY)
     # A page of one key is the same backwards.
     for name in set(faults(1)) - {"page-backwards"}:
-        struck, mark = 0, len(store.seen)
+        struck, mark = 0, len(store.requests)
 
         def last_look(
             request: Request, forward: Forward, name: str = name, mark: int = mark
         ) -> Reply | None:
             nonlocal struck
-            if not is_canary(request) or not any(map(is_page, list(store.seen)[mark:])):
+            if not is_canary(request) or not any(map(is_page, list(store.requests)[mark:])):
                 return None
             struck += 1  # Before the answer, which may be late.
-            reply = KINDS[name].answer(request, forward)
+            reply = FAULT_KINDS[name].answer(request, forward)
             struck -= reply is None
             return reply
 
@@ -192,12 +196,12 @@ def test_each_fault_at_the_last_look_at_the_marker_says_nothing(
         lateness.clear()
         with pytest.MonkeyPatch.context() as patch:
             if name.startswith("late-"):
-                patch.setattr(s3, "_client", lambda *options: impatient)
-            found = listing_in_memory.reconcile()
+                patch.setattr(s3, "_build_s3_client", lambda *options: impatient)
+            found = listing_in_memory.run_reconcile()
         store.rules.clear()
         lateness.set()
         assert struck, f"{name} struck nothing"
         assert found.status == "failed", name
-        assert all_findings() == before, name
+        assert dump_findings() == before, name
         restore(before)
-    assert complete().listed == len(KEYS) + 2
+    assert complete_reconcile().listed == len(KEYS) + 2

@@ -15,48 +15,56 @@ from django.utils import timezone
 
 from devtools.http_reply import Reply
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.bucket.s3 import Listed
+from storage_audit.bucket.s3 import ListedObject
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.scan import compare, fetchers, sightings, worker
-from storage_audit.scan.fetchers import Lanes
-from storage_audit.scan.marker_sighting import Witness
-from storage_audit.scan.models import BucketScan, Sighting
+from storage_audit.scan import compare, fetchers, pending_findings, worker
+from storage_audit.scan.fetchers import FetcherPool
+from storage_audit.scan.marker_check import MarkerWatcher
+from storage_audit.scan.models import BucketScan, PendingFinding
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.tracking import rows
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import FAULT_KINDS
 from tests.faults.matching import (
     is_listing,
     is_listing_at,
     is_listing_under,
     is_uploads_listing,
-    on,
+    rule_for,
 )
 from tests.faults.proxy import FaultyStore, Forward, Request
 from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory
-from tests.scan.listing_in_memory import Listing, a, alive, complete, findings, resume, track
+from tests.scan.listing_in_memory import (
+    Listing,
+    add_projects,
+    complete_reconcile,
+    nth_key,
+    read_findings,
+    resume_scan,
+    track_listed,
+)
 
 about_the_store = pytest.mark.only_on("postgresql")
-KEYS = [a(n) for n in range(10)]
+KEYS = [nth_key(n) for n in range(10)]
 GONE = KEYS[0].replace(".mp4", "-gone.mp4")
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page has four keys, and each is written before the next."""
-    listing_in_memory.quick(monkeypatch)
-    listing_in_memory.page_size(monkeypatch, 4)
-    monkeypatch.setattr(fetchers, "BATCH", 1)
+    listing_in_memory.remove_pauses(monkeypatch)
+    listing_in_memory.set_page_size(monkeypatch, 4)
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 1)
     monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda self, context: 0)
 
 
 @pytest.fixture
 def filled(bucket: Bucket, store: FaultyStore) -> Bucket:
     """Its marker and its keys are three pages."""
-    alive("proj_1")
+    add_projects("proj_1")
     bucket.put(*KEYS)
     return bucket
 
@@ -92,7 +100,7 @@ def stop_after(found: BucketScan, batches: int) -> None:
 def written(found: BucketScan) -> tuple[Any, ...]:
     return (
         sorted(R2Object.objects.values_list("key", "updated_at")),
-        sorted(Sighting.objects.values_list("kind", "key")),
+        sorted(PendingFinding.objects.values_list("kind", "key")),
         [*found.shards.values_list("cursor", "listed", "complete")],
         BucketScan.objects.values("listed", "added", "missing", "untracked").get(pk=found.pk),
     )
@@ -105,18 +113,18 @@ def test_a_worker_that_stops_behind_pages_of_a_copy_has_written_nothing_of_them(
     filled: Bucket, store: FaultyStore, purpose: str, page: int
 ) -> None:
     if purpose == "reconcile":
-        R2Object.objects.bulk_create(listing_in_memory.row(key) for key in KEYS)
+        R2Object.objects.bulk_create(listing_in_memory.build_row(key) for key in KEYS)
         sure = findings_of_the_bucket(filled)
     found = start_scan(purpose=purpose)
-    store.rules.append(on(from_page(page), of_a_copy))
+    store.rules.append(rule_for(from_page(page), of_a_copy))
     stop_after(found, batches=page)
     assert found.status in ("failed", "stopped")
     store.rules.clear()
     assert found.listed <= max(0, 4 * (page - 1) - 1)
-    assert resume(found).status == "complete", found.error
+    assert resume_scan(found).status == "complete", found.message
     assert (found.listed, found.missing) == (len(KEYS), 0)
     assert set(R2Object.objects.values_list("key", flat=True)) == set(KEYS)
-    assert findings() == (sure if purpose == "reconcile" else set())
+    assert read_findings() == (sure if purpose == "reconcile" else set())
 
 
 @about_the_store
@@ -124,19 +132,19 @@ def test_a_first_page_from_before_an_upload_does_not_call_the_file_missing(
     filled: Bucket, store: FaultyStore
 ) -> None:
     """No place is before all keys, so nothing betrays this page."""
-    complete()
+    complete_reconcile()
     new = KEYS[0].replace(".mp4", "-new.mp4")
     filled.put(new)
-    track(new, GONE)
-    store.rules.append(on(is_listing_at(""), KINDS["page-of-the-past"].answer, times=1))
-    assert complete().missing == 1
-    assert findings() >= {("missing", GONE)} and ("missing", new) not in findings()
+    track_listed(new, GONE)
+    store.rules.append(rule_for(is_listing_at(""), FAULT_KINDS["page-of-the-past"].answer, times=1))
+    assert complete_reconcile().missing == 1
+    assert read_findings() >= {("missing", GONE)} and ("missing", new) not in read_findings()
 
 
 def findings_of_the_bucket(bucket: Bucket) -> set[tuple[str, str]]:
     """By a scan that nothing disturbs."""
-    complete()
-    found = findings()
+    complete_reconcile()
+    found = read_findings()
     Finding.objects.all().delete()
     BucketScan.objects.all().delete()
     return found
@@ -152,14 +160,14 @@ def test_new_objects_that_a_copy_does_not_show_are_written_once_the_bucket_answe
         return is_listing_under("")(request) and bool(request.query.get("start-after"))
 
     def has_begun(request: Request) -> bool:
-        return is_listing(request) and bool(store.asked(is_second_look))
+        return is_listing(request) and bool(store.find_requests(is_second_look))
 
-    store.rules.append(on(has_begun, of_a_copy))
-    found = listing_in_memory.backfill()
+    store.rules.append(rule_for(has_begun, of_a_copy))
+    found = listing_in_memory.run_backfill()
     store.rules.clear()
     assert (found.status, R2Object.objects.count()) == ("failed", 0)
     assert not found.shards.exclude(cursor="").exists()
-    assert resume(found).status == "complete"
+    assert resume_scan(found).status == "complete"
     assert (found.added, R2Object.objects.count()) == (len(KEYS), len(KEYS))
 
 
@@ -171,27 +179,27 @@ UPLOADS = """<ListMultipartUploadsResult><Bucket>tests</Bucket><IsTruncated>fals
 @about_the_store
 def test_unfinished_uploads_of_a_copy_are_no_findings(filled: Bucket, store: FaultyStore) -> None:
     def has_begun(request: Request) -> bool:
-        return is_listing(request) and bool(store.asked(is_uploads_listing))
+        return is_listing(request) and bool(store.find_requests(is_uploads_listing))
 
-    store.rules.append(on(is_uploads_listing, Reply(200, UPLOADS.encode())))
-    store.rules.append(on(has_begun, of_a_copy))
-    found = listing_in_memory.backfill()
+    store.rules.append(rule_for(is_uploads_listing, Reply(200, UPLOADS.encode())))
+    store.rules.append(rule_for(has_begun, of_a_copy))
+    found = listing_in_memory.run_backfill()
     store.rules.clear()
-    assert (found.status, Sighting.objects.count()) == ("failed", 0)
-    assert resume(found).status == "complete"
-    assert findings() == set()
+    assert (found.status, PendingFinding.objects.count()) == ("failed", 0)
+    assert resume_scan(found).status == "complete"
+    assert read_findings() == set()
 
 
 @about_the_store
-def test_a_partial_look_into_a_copy_says_nothing(filled: Bucket, store: FaultyStore) -> None:
-    track(*KEYS, updated_at=timezone.now())
-    found = listing_in_memory.begin(since=timezone.now() - timedelta(hours=1))
-    store.rules.append(on(from_page(1), of_a_copy))
-    listing_in_memory.work(found)
+def test_a_partial_scan_of_a_copy_proves_nothing(filled: Bucket, store: FaultyStore) -> None:
+    track_listed(*KEYS, updated_at=timezone.now())
+    found = listing_in_memory.start_reconcile(since=timezone.now() - timedelta(hours=1))
+    store.rules.append(rule_for(from_page(1), of_a_copy))
+    listing_in_memory.run_scan(found)
     store.rules.clear()
-    assert (found.status, Sighting.objects.count(), found.missing) == ("failed", 0, 0)
+    assert (found.status, PendingFinding.objects.count(), found.missing) == ("failed", 0, 0)
     assert not found.shards.exclude(cursor="").exists()
-    assert resume(found).status == "complete"
+    assert resume_scan(found).status == "complete"
     assert (found.listed, found.missing) == (len(KEYS), 0)
 
 
@@ -207,20 +215,20 @@ def listing(db: None, monkeypatch: pytest.MonkeyPatch) -> Listing:
     """One object has no row, and one row no object."""
     found = Listing(*KEYS)
     found.use(monkeypatch)
-    alive("proj_1")
-    track(*KEYS)
+    add_projects("proj_1")
+    track_listed(*KEYS)
     found.remove(KEYS[8])
-    found.add(a(20))
+    found.add(nth_key(20))
     return found
 
 
-EXPECTED = {("missing", KEYS[8]), ("untracked", a(20))}
+EXPECTED = {("missing", KEYS[8]), ("untracked", nth_key(20))}
 STEPS = {
-    "before the marker is asked for": (Witness, "look"),
-    "before its answer": (Witness, "vouch"),
-    "before the parts are locked": (compare, "lock"),
-    "while it writes": (sightings, "save"),
-    "before it notes the marker": (BucketScan, "vouch"),
+    "before the marker is asked for": (MarkerWatcher, "start"),
+    "before its answer": (MarkerWatcher, "wait"),
+    "before the parts are locked": (compare, "lock_shards"),
+    "while it writes": (pending_findings, "save_findings"),
+    "before it notes the marker": (BucketScan, "add_trusted_counts"),
 }
 
 
@@ -229,7 +237,7 @@ STEPS = {
 def test_who_dies_before_its_pages_are_vouched_for_leaves_nothing_of_them(
     listing: Listing, monkeypatch: pytest.MonkeyPatch, step: tuple[Any, str], turn: int
 ) -> None:
-    found, turns = listing_in_memory.begin(), 0
+    found, turns = listing_in_memory.start_reconcile(), 0
     before: list[tuple[Any, ...]] = []
     real = getattr(*step)
 
@@ -249,10 +257,10 @@ def test_who_dies_before_its_pages_are_vouched_for_leaves_nothing_of_them(
         assert written(found) == before[-1]
     else:
         assert not found.shards.exclude(cursor="").exists()
-        assert not Sighting.objects.exists()
-    found.shards.release()
-    assert resume(found).status == "complete"
-    assert findings() == EXPECTED
+        assert not PendingFinding.objects.exists()
+    found.shards.release_leases()
+    assert resume_scan(found).status == "complete"
+    assert read_findings() == EXPECTED
     assert found.listed == len(KEYS)
 
 
@@ -262,31 +270,35 @@ def test_a_backfill_writes_no_row_before_the_marker_was_seen(
 ) -> None:
     """New rows, at once or after a closer look, and rows that are not as the bucket shows."""
     if kind != "plain":
-        listing.remove(a(20))
+        listing.remove(nth_key(20))
     if kind == "unrecognised":
         listing.add("README.txt")
     if kind == "changed":
         R2Object.objects.filter(key=KEYS[1]).update(size=1)
     steps: list[str] = []
-    monkeypatch.setattr(fetchers, "BATCH", 15)
-    for place, name in ((Witness, "vouch"), (rows, "load"), (rows, "update")):
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 15)
+    for place, name in ((MarkerWatcher, "wait"), (rows, "insert_lines"), (rows, "update_rows")):
         monkeypatch.setattr(place, name, logged(steps, getattr(place, name)))
-    assert listing_in_memory.backfill().status == "complete"
-    writes = [number for number, name in enumerate(steps) if name != "vouch"]
-    assert writes and steps[0] == "vouch"
+    assert listing_in_memory.run_backfill().status == "complete"
+    writes = [number for number, name in enumerate(steps) if name != "wait"]
+    assert writes and steps[0] == "wait"
 
 
 def test_the_marker_is_asked_for_when_the_pages_have_arrived(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    for place, name in ((Lanes, "gather"), (Witness, "look"), (compare, "write")):
+    for place, name in (
+        (FetcherPool, "gather"),
+        (MarkerWatcher, "start"),
+        (compare, "write_batch"),
+    ):
         monkeypatch.setattr(place, name, logged(steps, getattr(place, name)))
-    complete()
+    complete_reconcile()
     each = [step for step in steps if step != "gather"]
-    assert each == ["look", "write"] * (len(each) // 2)
-    assert all(before == "gather" for before, name in pairwise(steps) if name == "look")
-    assert steps.count("write") > 2
+    assert each == ["start", "write_batch"] * (len(each) // 2)
+    assert all(before == "gather" for before, name in pairwise(steps) if name == "start")
+    assert steps.count("write_batch") > 2
 
 
 def logged(steps: list[str], act: Callable[..., Any]) -> Callable[..., Any]:
@@ -306,11 +318,11 @@ def logged(steps: list[str], act: Callable[..., Any]) -> Callable[..., Any]:
 def half_listed(listing: Listing) -> BucketScan:
     """Its first page was written, and showed an object that is gone since."""
     listing.add(GONE)
-    found = listing_in_memory.begin()
+    found = listing_in_memory.start_reconcile()
     stop_after(found, batches=1)
     assert (found.status, found.listed, found.untracked) == ("stopped", 4, 1)
     listing.remove(GONE)
-    listing.asked.clear()
+    listing.asked_pages.clear()
     return found
 
 
@@ -320,16 +332,16 @@ def set_marker_back(found: BucketScan, by: timedelta) -> None:
 
 
 def first_page_again(listing: Listing) -> int:
-    return listing.asked.count(("", ""))
+    return listing.asked_pages.count(("", ""))
 
 
 def test_a_scan_resumed_within_an_hour_goes_on_where_it_was(listing: Listing) -> None:
     found = half_listed(listing)
     set_marker_back(found, timedelta(minutes=59))
     assert not found.resume()
-    assert listing_in_memory.work(found).status == "complete"
+    assert listing_in_memory.run_scan(found).status == "complete"
     assert first_page_again(listing) == 0
-    assert findings() == EXPECTED | {("untracked", GONE)}
+    assert read_findings() == EXPECTED | {("untracked", GONE)}
 
 
 @pytest.mark.parametrize("by", [timedelta(minutes=61), timedelta(hours=-2)])
@@ -340,9 +352,9 @@ def test_a_scan_resumed_later_starts_again_and_forgets_what_it_saw(
     set_marker_back(found, by)
     assert found.resume()
     assert (found.listed, found.untracked, found.marker_seen_at) == (0, 0, None)
-    assert listing_in_memory.work(found).status == "complete"
+    assert listing_in_memory.run_scan(found).status == "complete"
     assert first_page_again(listing) == 1
-    assert findings() == EXPECTED
+    assert read_findings() == EXPECTED
     assert (found.listed, found.untracked, found.missing) == (len(KEYS), 1, 1)
 
 
@@ -351,8 +363,8 @@ def test_a_worker_that_finds_a_scan_after_hours_starts_it_again(listing: Listing
     found = half_listed(listing)
     found.resume()
     set_marker_back(found, timedelta(hours=3))
-    assert listing_in_memory.work(found).status == "complete"
-    assert findings() == EXPECTED
+    assert listing_in_memory.run_scan(found).status == "complete"
+    assert read_findings() == EXPECTED
     assert found.listed == len(KEYS)
 
 
@@ -363,10 +375,10 @@ def test_a_scan_whose_marker_is_another_one_starts_again(
     other = listing_in_memory.MARKER._replace(etag="other")
     monkeypatch.setattr(bucket_marker, "find_marker", lambda bucket: other)
     monkeypatch.setattr(
-        bucket_marker, "see_marker", lambda bucket: bucket_marker.name_marker(other)
+        bucket_marker, "require_marker", lambda bucket: bucket_marker.name_marker(other)
     )
-    assert resume(found).status == "complete"
-    assert findings() == EXPECTED
+    assert resume_scan(found).status == "complete"
+    assert read_findings() == EXPECTED
     assert found.marker == bucket_marker.name_marker(other)
 
 
@@ -375,16 +387,16 @@ def test_a_scan_of_which_all_is_listed_starts_again_when_that_is_not_trusted(
     listing: Listing, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker, "end", lambda of, identity: None)
-        found = listing_in_memory.reconcile()
+        patch.setattr(worker, "conclude_scan", lambda of, identity: None)
+        found = listing_in_memory.run_reconcile()
     assert found.status == "running" and not found.shards.unfinished().exists()
     listing.add(KEYS[8])
     if change == "time":
         set_marker_back(found, timedelta(hours=2))
     else:
         BucketScan.objects.filter(pk=found.pk).update(marker="another")
-    assert listing_in_memory.work(found).status == "complete"
-    assert findings() == EXPECTED - {("missing", KEYS[8])}
+    assert listing_in_memory.run_scan(found).status == "complete"
+    assert read_findings() == EXPECTED - {("missing", KEYS[8])}
 
 
 def test_two_workers_that_do_not_trust_a_scan_start_it_again_once(listing: Listing) -> None:
@@ -407,7 +419,7 @@ def test_nobody_ends_a_scan_that_another_worker_has_started_again(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Just when the last look at the marker is over."""
-    real, found = bucket_marker.see_marker, listing_in_memory.begin()
+    real, found = bucket_marker.require_marker, listing_in_memory.start_reconcile()
     calls = 0
 
     def start_again(bucket: str) -> str:
@@ -417,11 +429,11 @@ def test_nobody_ends_a_scan_that_another_worker_has_started_again(
             BucketScan.objects.get(pk=found.pk).start_again()
         return real(bucket)
 
-    monkeypatch.setattr(bucket_marker, "see_marker", start_again)
-    assert listing_in_memory.work(found).status == "running"
-    assert found.shards.unfinished().exists() and findings() == set()
-    assert listing_in_memory.work(found).status == "complete"
-    assert findings() == EXPECTED
+    monkeypatch.setattr(bucket_marker, "require_marker", start_again)
+    assert listing_in_memory.run_scan(found).status == "running"
+    assert found.shards.unfinished().exists() and read_findings() == set()
+    assert listing_in_memory.run_scan(found).status == "complete"
+    assert read_findings() == EXPECTED
 
 
 # What looking at the marker costs
@@ -432,29 +444,29 @@ def test_the_marker_is_asked_for_once_for_each_batch(
 ) -> None:
     looks = 0
 
-    def find_marker(bucket: str) -> Listed:
+    def find_marker(bucket: str) -> ListedObject:
         nonlocal looks
         looks += 1
         return listing_in_memory.MARKER
 
     monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
-    assert len(list(work_on_scan(listing_in_memory.begin()))) == looks > 2
+    assert len(list(work_on_scan(listing_in_memory.start_reconcile()))) == looks > 2
 
 
-def test_trouble_with_a_look_at_the_marker_that_passes_is_none_of_the_scan(
+def test_passing_trouble_with_a_marker_check_is_none_of_the_scan(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trouble = iter([Unavailable("now and then"), None, Unavailable("and again")])
 
-    def find_marker(bucket: str) -> Listed:
+    def find_marker(bucket: str) -> ListedObject:
         if error := next(trouble, None):
             raise error
         return listing_in_memory.MARKER
 
     monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
     monkeypatch.setattr(fetchers.logger, "disabled", True)
-    complete()
-    assert findings() == EXPECTED
+    complete_reconcile()
+    assert read_findings() == EXPECTED
 
 
 def test_a_store_that_asks_for_a_long_pause_does_not_hold_a_scan_up(
@@ -463,7 +475,7 @@ def test_a_store_that_asks_for_a_long_pause_does_not_hold_a_scan_up(
     a_year = Unavailable("busy", retry_after=31_536_000)
     marker, page = iter([a_year]), iter([a_year])
 
-    def find_marker(bucket: str) -> Listed:
+    def find_marker(bucket: str) -> ListedObject:
         if error := next(marker, None):
             raise error
         return listing_in_memory.MARKER
@@ -473,26 +485,26 @@ def test_a_store_that_asks_for_a_long_pause_does_not_hold_a_scan_up(
             raise error
 
     monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
-    monkeypatch.setattr(fetchers, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(fetchers, "LONGEST_PAUSE_SECONDS", 0.0)
     listing.before_page = before_page
-    complete()
-    assert findings() == EXPECTED
+    complete_reconcile()
+    assert read_findings() == EXPECTED
     assert next(marker, None) is next(page, None) is None
 
 
-def test_a_scan_that_ends_does_not_wait_for_the_pause_before_a_look_at_the_marker(
+def test_a_scan_that_ends_does_not_wait_for_the_pause_before_a_marker_check(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = Event()
 
-    def find_marker(bucket: str) -> Listed:
+    def find_marker(bucket: str) -> ListedObject:
         waits.set()
         raise Unavailable("busy", retry_after=30)
 
     monkeypatch.setattr(bucket_marker, "find_marker", find_marker)
-    monkeypatch.setattr(fetchers, "LONGEST_PAUSE", 30.0)
+    monkeypatch.setattr(fetchers, "LONGEST_PAUSE_SECONDS", 30.0)
     began = monotonic()
-    with Witness("tests") as witness:
-        witness.look()
+    with MarkerWatcher("tests") as witness:
+        witness.start()
         assert waits.wait(timeout=10)
     assert monotonic() - began < 20

@@ -8,41 +8,41 @@ import pytest
 from django.utils import timezone
 
 from storage_audit.bucket.errors import InvalidResponse, Unavailable
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.objects_in_hand import find_in_hand
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.ownership.bucket_marker import Traits
-from storage_audit.scan import compare, fetchers, sightings
-from storage_audit.scan.diff_lines import Range
-from storage_audit.scan.models import BucketScan, Sighting
+from storage_audit.ownership.bucket_marker import StoreTraits
+from storage_audit.scan import compare, fetchers, pending_findings
+from storage_audit.scan.diff_lines import KeyRange
+from storage_audit.scan.models import BucketScan, PendingFinding
 from storage_audit.scan.worker import work_on_scan
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (
     Listing,
-    a,
-    alive,
-    backfill,
-    complete,
-    findings,
-    reconcile,
-    resume,
-    track,
+    add_projects,
+    complete_reconcile,
+    nth_key,
+    read_findings,
+    resume_scan,
+    run_backfill,
+    run_reconcile,
+    track_listed,
 )
 from tests.times import AHEAD, STALE_CALL
 
 pytestmark = pytest.mark.django_db
 State = R2Object.State
-KEYS = [a(n) for n in range(10)]
+KEYS = [nth_key(n) for n in range(10)]
 UNDER = "projects/proj_1/scenes/s1/media/"
 NFC, NFD = f"{UNDER}\u00e9.mp4", f"{UNDER}e\u0301.mp4"
-FOLDS = Traits(folds_unicode=True, lists_in_key_order=True)
+FOLDS = StoreTraits(folds_unicode=True, lists_in_key_order=True)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    listing_in_memory.quick(monkeypatch)
+    listing_in_memory.remove_pauses(monkeypatch)
 
 
 @pytest.fixture
@@ -50,39 +50,39 @@ def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
     """All of the keys are there and tracked."""
     found = Listing(*KEYS)
     found.use(monkeypatch)
-    alive("proj_1")
-    track(*KEYS)
+    add_projects("proj_1")
+    track_listed(*KEYS)
     return found
 
 
 def before_publication(patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    real = compare.write
+    real = compare.write_batch
 
     def write(*args: object) -> None:
         real(*args)  # type: ignore[arg-type]
         act()
 
-    patch.setattr(compare, "write", write)
+    patch.setattr(compare, "write_batch", write)
 
 
 def test_what_is_listed_as_it_is_tracked_is_no_finding(listing: Listing) -> None:
-    found = complete()
+    found = complete_reconcile()
     assert (found.listed, found.unchanged, found.missing) == (10, 10, 0)
-    assert findings() == set()
+    assert read_findings() == set()
 
 
 @pytest.mark.parametrize("gone", [0, 3, 4, 7, 9])
 def test_a_row_without_its_object_is_missing(listing: Listing, gone: int) -> None:
     """At the beginning, the end and both sides of the bounds of pages."""
     listing.remove(KEYS[gone])
-    assert complete().missing == 1
-    assert findings() == {("missing", KEYS[gone])}
+    assert complete_reconcile().missing == 1
+    assert read_findings() == {("missing", KEYS[gone])}
 
 
 def test_rows_before_between_and_behind_all_that_is_listed_are_missing(listing: Listing) -> None:
     for key in KEYS[:3] + KEYS[4:6] + KEYS[7:]:
         listing.remove(key)
-    assert findings_of(complete()) == {("missing", key) for key in KEYS} - {
+    assert findings_of(complete_reconcile()) == {("missing", key) for key in KEYS} - {
         ("missing", KEYS[3]),
         ("missing", KEYS[6]),
     }
@@ -90,16 +90,16 @@ def test_rows_before_between_and_behind_all_that_is_listed_are_missing(listing: 
 
 def findings_of(found: BucketScan) -> set[tuple[str, str]]:
     assert set(Finding.objects.values_list("last_scan", flat=True)) == {found.pk}
-    return findings()
+    return read_findings()
 
 
 def test_more_rows_than_a_database_takes_in_a_query_are_missing(listing: Listing) -> None:
     """On SQLite a query has as many values as it was built for, which are not these."""
-    many = [a(n, name="gone") for n in range(sightings.CHUNK * 2 + 1)]
-    track(*many)
-    found = complete(accept_fewer=True)
+    many = [nth_key(n, name="gone") for n in range(pending_findings.KEYS_PER_QUERY * 2 + 1)]
+    track_listed(*many)
+    found = complete_reconcile(accept_fewer=True)
     assert found.missing == len(many)
-    assert findings() == {("missing", key) for key in many}
+    assert read_findings() == {("missing", key) for key in many}
 
 
 @pytest.mark.parametrize("state", [State.UPLOADING, State.DELETING])
@@ -107,50 +107,50 @@ def test_a_row_that_an_upload_or_a_cleanup_has_is_not_missing(listing: Listing, 
     listing.remove(KEYS[5])
     lately = timezone.now() - timedelta(minutes=5)
     R2Object.objects.filter(key=KEYS[5]).update(state=state, updated_at=lately)
-    complete()
-    assert findings() == set()
+    complete_reconcile()
+    assert read_findings() == set()
 
 
-LEFT_BEHIND = [(State.UPLOADING, timedelta(hours=25)), (State.DELETING, STALE_CALL)]
+INTERRUPTED = [(State.UPLOADING, timedelta(hours=25)), (State.DELETING, STALE_CALL)]
 
 
-@pytest.mark.parametrize("state, ago", LEFT_BEHIND)
-def test_a_row_that_a_killed_upload_or_deletion_left_behind_is_missing(
+@pytest.mark.parametrize("state, ago", INTERRUPTED)
+def test_a_row_of_a_killed_upload_or_deletion_is_missing(
     listing: Listing, state: str, ago: timedelta
 ) -> None:
     listing.remove(KEYS[5])
     R2Object.objects.filter(key=KEYS[5]).update(state=state, updated_at=timezone.now() - ago)
-    assert complete().missing == 1
-    assert findings() == {("missing", KEYS[5])}
+    assert complete_reconcile().missing == 1
+    assert read_findings() == {("missing", KEYS[5])}
 
 
-@pytest.mark.parametrize("state, ago", LEFT_BEHIND)
+@pytest.mark.parametrize("state, ago", INTERRUPTED)
 def test_a_file_whose_upload_or_deletion_was_killed_is_compared(
     listing: Listing, state: str, ago: timedelta
 ) -> None:
     killed = {"state": state, "size": None, "etag": "", "updated_at": timezone.now() - ago}
     R2Object.objects.filter(key=KEYS[5]).update(**killed)
-    complete()
+    complete_reconcile()
     [found] = Finding.objects.all()
     assert (found.kind, found.key) == ("changed", KEYS[5])
     assert found.evidence == "its upload seemed to fail, and the object is there"
-    backfill()
+    run_backfill()
     assert R2Object.objects.get(key=KEYS[5]).state == State.STORED
 
 
 def test_a_row_is_in_hand_for_as_long_as_its_cleanup_takes(listing: Listing) -> None:
     listing.remove(KEYS[5])
     R2Object.objects.filter(key=KEYS[5]).update(state=State.DELETING)
-    cleanup = CleanupOperation.objects.request(
+    cleanup = Cleanup.objects.request(
         kind="project", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
     )
     mark = {"outcome": "deleting", "changed_at": timezone.now() - STALE_CALL}
     cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", **mark)
-    complete()
-    assert findings() == set()
-    CleanupOperation.objects.update(status="superseded", next_attempt_at=None)
-    complete()
-    assert findings() == {("missing", KEYS[5])}
+    complete_reconcile()
+    assert read_findings() == set()
+    Cleanup.objects.update(status="superseded", next_attempt_at=None)
+    complete_reconcile()
+    assert read_findings() == {("missing", KEYS[5])}
 
 
 def test_row_is_in_hand_while_the_store_may_obey_a_call_that_got_no_answer(
@@ -158,26 +158,26 @@ def test_row_is_in_hand_while_the_store_may_obey_a_call_that_got_no_answer(
 ) -> None:
     listing.remove(KEYS[5])
     row = R2Object.objects.get(key=KEYS[5])
-    cleanup = CleanupOperation.objects.request(
+    cleanup = Cleanup.objects.request(
         kind="objects", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
     )
-    mark = {"outcome": "protected", "unanswered_at": timezone.now()}
+    mark = {"outcome": "kept", "unanswered_at": timezone.now()}
     cleanup.items.create(key=KEYS[5], identity=KEYS[5], found_in="both", **mark)
     assert find_in_hand([row]) == {row.pk}
-    complete()
-    assert findings() == set()
-    CleanupOperation.objects.update(bucket="other")
+    complete_reconcile()
+    assert read_findings() == set()
+    Cleanup.objects.update(bucket="other")
     assert find_in_hand([row]) == set()
-    complete()
-    assert findings() == {("missing", KEYS[5])}
+    complete_reconcile()
+    assert read_findings() == {("missing", KEYS[5])}
 
 
 def test_a_row_in_another_spelling_than_its_item_is_in_hand(listing: Listing) -> None:
     key = "projects/proj_1/scenes/s1/media/\u00e9.mp4"
-    track(normalize("NFD", key), state=State.DELETING)
+    track_listed(normalize("NFD", key), state=State.DELETING)
     R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=1))
     row = R2Object.objects.get(key=normalize("NFD", key))
-    cleanup = CleanupOperation.objects.request(
+    cleanup = Cleanup.objects.request(
         kind="project", project_id="proj_1", bucket=conf().bucket, trigger="deleted"
     )
     mark = {"outcome": "deleting", "changed_at": timezone.now() - timedelta(hours=1)}
@@ -198,22 +198,22 @@ def test_a_row_whose_last_upload_failed_is_missing_if_one_before_had_stored_its_
 ) -> None:
     listing.remove(KEYS[5])
     if not in_key_order:
-        listing.use(monkeypatch, Traits(folds_unicode=False, lists_in_key_order=False))
+        listing.use(monkeypatch, StoreTraits(folds_unicode=False, lists_in_key_order=False))
     R2Object.objects.filter(key=KEYS[5]).update(state=State.UPLOAD_FAILED, etag=etag)
-    complete()
-    assert findings() == missing
+    complete_reconcile()
+    assert read_findings() == missing
 
 
 @pytest.mark.parametrize("state", [State.UPLOADING, State.DELETING, State.UPLOAD_FAILED])
 def test_a_missing_file_stays_one_while_its_row_is_changing(listing: Listing, state: str) -> None:
     """The scan does not look for it."""
     listing.remove(KEYS[5])
-    complete()
-    Finding.objects.acknowledge("lost in 2024", "zoe")
+    complete_reconcile()
+    Finding.objects.ignore("lost in 2024", "zoe")
     R2Object.objects.filter(key=KEYS[5]).update(updated_at=timezone.now() + AHEAD, state=state)
-    complete()
+    complete_reconcile()
     finding = Finding.objects.get()
-    assert (finding.state, finding.note) == ("acknowledged", "lost in 2024")
+    assert (finding.state, finding.note) == ("ignored", "lost in 2024")
 
 
 @pytest.mark.parametrize("ahead", [timedelta(minutes=1), AHEAD])
@@ -222,9 +222,9 @@ def test_a_row_that_changed_after_its_page_was_asked_for_is_not_missing(
 ) -> None:
     listing.remove(KEYS[5])
     R2Object.objects.filter(key=KEYS[5]).update(updated_at=timezone.now() + ahead)
-    assert complete().missing == 0
-    assert not Sighting.objects.exists()
-    assert findings() == set()
+    assert complete_reconcile().missing == 0
+    assert not PendingFinding.objects.exists()
+    assert read_findings() == set()
 
 
 def test_a_row_that_is_gone_or_changed_at_the_end_is_not_missing(
@@ -235,17 +235,17 @@ def test_a_row_that_is_gone_or_changed_at_the_end_is_not_missing(
         listing.remove(key)
 
     def change() -> None:
-        assert Sighting.objects.filter(kind="missing").count() == 4
+        assert PendingFinding.objects.filter(kind="missing").count() == 4
         rows = R2Object.objects.filter(bucket=conf().bucket)
-        rows.filter(key=KEYS[2]).forget()
+        rows.filter(key=KEYS[2]).delete_without_signals()
         lately = timezone.now() - timedelta(minutes=5)
         rows.filter(key=KEYS[3]).update(state=State.UPLOADING, updated_at=lately)
         rows.filter(key=KEYS[4]).update(updated_at=timezone.now())
         rows.filter(key=KEYS[5]).update(updated_at=timezone.now() + AHEAD)
 
     before_publication(monkeypatch, change)
-    found = complete()
-    assert findings() == set()
+    found = complete_reconcile()
+    assert read_findings() == set()
     assert found.missing == 0
 
 
@@ -257,18 +257,18 @@ def test_a_row_whose_object_is_listed_in_another_spelling_is_not_missing(
 ) -> None:
     """Nor is it said so by a dry run, or by a figure. Between the two spellings others are listed,
     and another shard may begin."""
-    between = [a(n)[:-9] + f"f{n}.mp4" for n in range(6)]
+    between = [nth_key(n)[:-9] + f"f{n}.mp4" for n in range(6)]
     assert NFD < between[0] < between[-1] < NFC
     listing = Listing(*between, listed)
     listing.use(monkeypatch, FOLDS)
-    monkeypatch.setattr("storage_audit.scan.shards.WORTH", 8 // shards)
-    alive("proj_1")
-    track(*between, tracked)
+    monkeypatch.setattr("storage_audit.scan.shards.KEYS_PER_SHARD", 8 // shards)
+    add_projects("proj_1")
+    track_listed(*between, tracked)
     R2Object.objects.filter(key=tracked).update(etag=listing.entries[listed].etag)
-    found = complete(dry_run=dry_run)
+    found = complete_reconcile(dry_run=dry_run)
     assert (found.missing, found.untracked, found.changed) == (0, 0, 0)
-    assert findings() == set()
-    assert not Sighting.objects.filter(kind="missing").exists()
+    assert read_findings() == set()
+    assert not PendingFinding.objects.filter(kind="missing").exists()
 
 
 def test_where_spellings_are_two_objects_the_row_of_the_other_is_missing(
@@ -276,10 +276,10 @@ def test_where_spellings_are_two_objects_the_row_of_the_other_is_missing(
 ) -> None:
     listing = Listing(NFD)
     listing.use(monkeypatch)
-    alive("proj_1")
-    track(NFC)
-    complete()
-    assert findings() == {("missing", NFC), ("untracked", NFD)}
+    add_projects("proj_1")
+    track_listed(NFC)
+    complete_reconcile()
+    assert read_findings() == {("missing", NFC), ("untracked", NFD)}
     assert normalize("NFC", NFD) == NFC
 
 
@@ -300,15 +300,15 @@ def test_a_scan_of_a_prefix_finds_a_row_whose_object_is_spelled_without_it(
     """What is in no spelling there is missing all the same."""
     listing = Listing(UNDER + listed)
     listing.use(monkeypatch, FOLDS)
-    alive("proj_1")
+    add_projects("proj_1")
     gone = UNDER + tracked.replace(".mp4", "2.mp4")
-    track(UNDER + tracked, gone)
-    found = complete(UNDER + prefix, dry_run=dry_run)
+    track_listed(UNDER + tracked, gone)
+    found = complete_reconcile(UNDER + prefix, dry_run=dry_run)
     assert found.missing == 1
     if dry_run:
-        assert set(Sighting.objects.values_list("key", flat=True)) == {gone}
+        assert set(PendingFinding.objects.values_list("key", flat=True)) == {gone}
     else:
-        assert findings() == {("missing", gone)}
+        assert read_findings() == {("missing", gone)}
 
 
 def test_a_scan_of_a_prefix_lists_nothing_more_where_it_saw_all_spellings(
@@ -316,10 +316,10 @@ def test_a_scan_of_a_prefix_lists_nothing_more_where_it_saw_all_spellings(
 ) -> None:
     listing = Listing()
     listing.use(monkeypatch, FOLDS)
-    alive("proj_1")
-    track(NFC, NFD.replace("mp4", "mov"), f"{UNDER}K.mp4")
-    assert complete(UNDER).missing == 3
-    assert {prefix for prefix, _after in listing.asked} == {UNDER}
+    add_projects("proj_1")
+    track_listed(NFC, NFD.replace("mp4", "mov"), f"{UNDER}K.mp4")
+    assert complete_reconcile(UNDER).missing == 3
+    assert {prefix for prefix, _after in listing.asked_pages} == {UNDER}
 
 
 def test_a_scan_of_a_prefix_says_nothing_of_what_is_beside_it(listing: Listing) -> None:
@@ -327,28 +327,28 @@ def test_a_scan_of_a_prefix_says_nothing_of_what_is_beside_it(listing: Listing) 
     prefix = "projects/proj_1"
     around = ["projects/proj", "projects/proj_0", "projects/proj_2", "projects/proj\U0010ffff"]
     within = [prefix, f"{prefix}\x01", f"{prefix}\U0010ffff", f"{prefix}0"]
-    track(*around, *within, project_id=None)
+    track_listed(*around, *within, project_id=None)
     for key in KEYS:
         listing.remove(key)
     listing.add(KEYS[0])
-    complete(prefix, accept_fewer=True)
-    assert findings() == {("missing", key) for key in [*KEYS[1:], *within]}
+    complete_reconcile(prefix, accept_fewer=True)
+    assert read_findings() == {("missing", key) for key in [*KEYS[1:], *within]}
     listing.add(*within)
-    complete(prefix, accept_fewer=True)
-    left = {key for kind, key in findings() if kind == "missing"}
+    complete_reconcile(prefix, accept_fewer=True)
+    left = {key for kind, key in read_findings() if kind == "missing"}
     assert left == set(KEYS[1:])
 
 
 def test_a_scan_of_a_project_says_nothing_of_others(listing: Listing) -> None:
-    alive("proj_10", "proj")
-    others = [a(1, "proj_10"), a(1, "proj"), "README.txt", "proj_10_s1_media.mp4"]
+    add_projects("proj_10", "proj")
+    others = [nth_key(1, "proj_10"), nth_key(1, "proj"), "README.txt", "proj_10_s1_media.mp4"]
     mine = ["proj_1_s1_media.mp4", "audio/proj_1/s1/a.mp3"]
-    track(*others, *mine)
+    track_listed(*others, *mine)
     for key in KEYS:
         listing.remove(key)
-    found = complete(project_id="proj_1", accept_fewer=True)
+    found = complete_reconcile(project_id="proj_1", accept_fewer=True)
     assert found.listed == 0
-    assert {key for _kind, key in findings()} == {*KEYS, *mine}
+    assert {key for _kind, key in read_findings()} == {*KEYS, *mine}
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])
@@ -364,30 +364,30 @@ def test_a_scan_that_fails_says_nothing_and_one_that_goes_on_says_all(
             raise error
 
     listing.before_page = fail
-    found = reconcile()
-    assert (found.status, found.error) == ("failed", str(error))
+    found = run_reconcile()
+    assert (found.status, found.message) == ("failed", str(error))
     assert not Finding.objects.exists()
     listing.before_page = lambda number: None
-    assert resume(found).status == "complete"
+    assert resume_scan(found).status == "complete"
     missing = {("missing", KEYS[0]), ("missing", KEYS[9])}
-    assert findings() == missing | {("unrecognised", "README.txt"), ("unrecognised", "zzz")}
+    assert read_findings() == missing | {("unrecognised", "README.txt"), ("unrecognised", "zzz")}
     assert (found.listed, found.unchanged) == (10, 8)
 
 
 def test_a_listing_that_shows_half_is_not_believed(listing: Listing) -> None:
     """Nor is a resumed scan that has half of it from before."""
-    many = [a(n, name="more") for n in range(50)]
+    many = [nth_key(n, name="more") for n in range(50)]
     listing.add(*many)
-    track(*many)
-    assert complete().listed == 60
+    track_listed(*many)
+    assert complete_reconcile().listed == 60
     listing.remove(*many[:45])
-    found = reconcile()
+    found = run_reconcile()
     assert found.status == "failed"
-    assert "15" in found.error and "60" in found.error
-    assert findings() == set()
+    assert "15" in found.message and "60" in found.message
+    assert read_findings() == set()
     found.resume(accept_fewer=True)
-    assert listing_in_memory.work(found).status == "complete"
-    assert findings() == {("missing", key) for key in many[:45]}
+    assert listing_in_memory.run_scan(found).status == "complete"
+    assert read_findings() == {("missing", key) for key in many[:45]}
 
 
 def test_a_first_page_of_the_applications_own_objects_is_no_end(
@@ -395,10 +395,10 @@ def test_a_first_page_of_the_applications_own_objects_is_no_end(
 ) -> None:
     """They are not compared: so a batch may be of no key at all, and says nothing of any row."""
     listing.add(*(f".storage_audit/probe-{n}" for n in range(8)))
-    monkeypatch.setattr(fetchers, "BATCH", 1)
-    found = complete()
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 1)
+    found = complete_reconcile()
     assert (found.listed, found.missing) == (10, 0)
-    assert findings() == set()
+    assert read_findings() == set()
 
 
 def test_a_first_page_of_keys_that_nobody_can_name_is_no_end(
@@ -406,26 +406,26 @@ def test_a_first_page_of_keys_that_nobody_can_name_is_no_end(
 ) -> None:
     names = [f"\0{n}" for n in range(9)]
     listing.add(*names)
-    monkeypatch.setattr(fetchers, "BATCH", 1)
-    found = complete()
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 1)
+    found = complete_reconcile()
     assert (found.listed, found.missing, found.unstorable) == (19, 0, 9)
-    assert {kind for kind, _key in findings()} == {"unstorable"}
+    assert {kind for kind, _key in read_findings()} == {"unstorable"}
 
 
 def test_a_range_that_ends_before_it_began_holds_no_row(listing: Listing) -> None:
-    condition, values = Range("", "", "").condition()
+    condition, values = KeyRange("", "", "").condition()
     assert not R2Object.objects.extra(where=[condition], params=values).exists()
-    condition, values = Range("", "", None).condition()
+    condition, values = KeyRange("", "", None).condition()
     assert R2Object.objects.extra(where=[condition], params=values).count() == len(KEYS)
 
 
 def test_a_backfill_says_what_is_missing_too(listing: Listing) -> None:
     listing.remove(KEYS[4])
-    listing.add(a(99))
-    found = backfill()
+    listing.add(nth_key(99))
+    found = run_backfill()
     assert (found.status, found.added, found.missing) == ("complete", 1, 1)
-    assert findings() == {("missing", KEYS[4])}
-    assert R2Object.objects.filter(key=a(99)).exists()
+    assert read_findings() == {("missing", KEYS[4])}
+    assert R2Object.objects.filter(key=nth_key(99)).exists()
 
 
 @pytest.mark.parametrize("prefix", ["", "projects/"])
@@ -435,17 +435,17 @@ def test_a_scan_that_was_overtaken_by_a_later_one_says_nothing_old(
     """What it listed long ago may be otherwise since: the later scan saw that."""
     listing.remove(KEYS[5])
     listing.add("README.txt")
-    slow = listing_in_memory.begin(prefix)
+    slow = listing_in_memory.start_reconcile(prefix)
     steps = work_on_scan(slow)
     while not slow.shards.filter(complete=True).exists():
         next(steps)
     listing.add(KEYS[5])
     listing.remove("README.txt")
-    complete()
-    assert findings() == set()
+    complete_reconcile()
+    assert read_findings() == set()
     for _batch in steps:
         pass
-    assert findings() == set()
+    assert read_findings() == set()
 
 
 @pytest.mark.parametrize("ahead", [timedelta(0), AHEAD])
@@ -453,8 +453,8 @@ def test_a_finding_that_a_person_resolved_meanwhile_stays_so(
     listing: Listing, ahead: timedelta
 ) -> None:
     listing.add("README.txt")
-    complete()
-    slow = listing_in_memory.begin()
+    complete_reconcile()
+    slow = listing_in_memory.start_reconcile()
     steps = work_on_scan(slow)
     while not slow.shards.filter(complete=True).exists():
         next(steps)
@@ -470,6 +470,6 @@ def test_a_finding_that_a_person_resolved_meanwhile_stays_so(
 
 
 def test_a_row_of_another_bucket_is_of_no_account(listing: Listing) -> None:
-    track(a(50), bucket="other")
-    complete()
-    assert findings() == set()
+    track_listed(nth_key(50), bucket="other")
+    complete_reconcile()
+    assert read_findings() == set()

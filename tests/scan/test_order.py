@@ -8,15 +8,15 @@ import pytest
 from devtools.seaweedfs import SeaweedFS
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import InvalidResponse
-from storage_audit.bucket.listing import ListingOutOfOrder, as_bytes, entry_pages
+from storage_audit.bucket.listing import ListingOutOfOrder, entry_pages, key_bytes
 from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.s3 import Page
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import Traits
+from storage_audit.ownership.bucket_marker import StoreTraits
 from storage_audit.scan import worker
-from storage_audit.scan.models import BucketScan, ListedKey, Sighting
+from storage_audit.scan.models import BucketScan, ListedKey, PendingFinding
 from storage_audit.scan.start import start_scan
 from tests.faults.proxy import FaultyStore
 from tests.network import faulty_network
@@ -24,14 +24,14 @@ from tests.real_bucket import Bucket
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (
     Listing,
-    a,
-    alive,
-    as_tree,
-    backfill,
-    complete,
-    findings,
-    reconcile,
-    track,
+    add_projects,
+    complete_reconcile,
+    nth_key,
+    read_findings,
+    run_backfill,
+    run_reconcile,
+    track_listed,
+    tree_order,
 )
 
 # A tree of folders lists a folder before what comes after it by its bytes.
@@ -48,23 +48,23 @@ TREE = [
     "projects/proj_1/scenes/s1/media/b.mp4",
 ]
 MINE = TREE[-3:]
-UNKNOWN = Traits(folds_unicode=False)
-OWN_ORDER = Traits(folds_unicode=False, lists_in_key_order=False)
-BYTEWISE = Traits(folds_unicode=False, lists_in_key_order=True)
+UNKNOWN = StoreTraits(folds_unicode=False)
+OWN_ORDER = StoreTraits(folds_unicode=False, lists_in_key_order=False)
+BYTEWISE = StoreTraits(folds_unicode=False, lists_in_key_order=True)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    listing_in_memory.quick(monkeypatch)
+    listing_in_memory.remove_pauses(monkeypatch)
 
 
 @pytest.fixture
 def listing(db: None) -> Listing:
-    alive("proj_1")
-    track(*MINE)
+    add_projects("proj_1")
+    track_listed(*MINE)
     found = Listing(*TREE, page=3)
-    found.order = as_tree
-    assert sorted(TREE, key=as_tree) != sorted(TREE, key=as_bytes)
+    found.order = tree_order
+    assert sorted(TREE, key=tree_order) != sorted(TREE, key=key_bytes)
     return found
 
 
@@ -73,39 +73,39 @@ EXPECTED = {("unrecognised", key) for key in TREE if key not in MINE}
 
 @pytest.mark.parametrize("traits", [UNKNOWN, OWN_ORDER], ids=["unknown", "known"])
 def test_the_order_is_noticed_and_nothing_is_missing(
-    listing: Listing, monkeypatch: pytest.MonkeyPatch, traits: Traits
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, traits: StoreTraits
 ) -> None:
     listing.use(monkeypatch, traits)
-    found = complete()
+    found = complete_reconcile()
     assert not found.in_key_order
     assert (found.listed, found.unchanged, found.missing) == (len(TREE), 3, 0)
-    assert findings() == EXPECTED
-    assert not (ListedKey.objects.exists() or Sighting.objects.exists())
+    assert read_findings() == EXPECTED
+    assert not (ListedKey.objects.exists() or PendingFinding.objects.exists())
 
 
 @pytest.mark.parametrize("traits", [UNKNOWN, OWN_ORDER], ids=["unknown", "known"])
 def test_what_is_missing_and_what_is_new_is_seen_in_any_order(
-    listing: Listing, monkeypatch: pytest.MonkeyPatch, traits: Traits
+    listing: Listing, monkeypatch: pytest.MonkeyPatch, traits: StoreTraits
 ) -> None:
     listing.use(monkeypatch, traits)
     listing.remove(MINE[1])
-    listing.add(new := a(7))
-    assert complete().missing == 1
-    assert findings() == EXPECTED | {("missing", MINE[1]), ("untracked", new)}
+    listing.add(new := nth_key(7))
+    assert complete_reconcile().missing == 1
+    assert read_findings() == EXPECTED | {("missing", MINE[1]), ("untracked", new)}
 
 
 def test_a_prefix_in_any_order_says_nothing_of_the_rest(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing.use(monkeypatch, OWN_ORDER)
-    track("zzz")
+    track_listed("zzz")
     listing.remove(*MINE[:2])
-    found = complete("projects/proj_1/scenes/s1/")
+    found = complete_reconcile("projects/proj_1/scenes/s1/")
     assert found.listed == 1
-    assert findings() == {("missing", MINE[1])}
+    assert read_findings() == {("missing", MINE[1])}
     listing.remove(*listing.entries)
-    complete("a", accept_fewer=True)
-    assert findings() == {("missing", MINE[1])}
+    complete_reconcile("a", accept_fewer=True)
+    assert read_findings() == {("missing", MINE[1])}
 
 
 @pytest.mark.parametrize("page", [1, 2, 3])
@@ -120,36 +120,38 @@ def test_a_scan_in_any_order_that_fails_says_nothing_and_goes_on(
             raise InvalidResponse("unreadable")
 
     listing.before_page = fail
-    found = reconcile()
+    found = run_reconcile()
     assert found.status == "failed"
-    assert findings() == set()
+    assert read_findings() == set()
     listing.before_page = lambda number: None
-    assert listing_in_memory.resume(found).status == "complete"
+    assert listing_in_memory.resume_scan(found).status == "complete"
     assert found.listed == len(TREE) - 1
-    assert findings() == EXPECTED | {("missing", MINE[0])}
+    assert read_findings() == EXPECTED | {("missing", MINE[0])}
 
 
 def test_a_store_that_promised_the_order_of_bytes_and_breaks_it_is_not_believed(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listing.use(monkeypatch, BYTEWISE)
-    found = reconcile()
+    found = run_reconcile()
     assert (found.status, found.in_key_order) == ("failed", True)
-    assert "where it cannot be" in found.error
+    assert "where it cannot be" in found.message
     assert not Finding.objects.exists()
 
 
 class Twice(Listing):
     """Shows a page again as the next one, in the place of that, as some networks do."""
 
-    def page(self, *args: Any, **options: Any) -> Page[Entries]:
-        found = super().page(*args, **options)
-        if len(self.asked) % 3 != 2 or args[1]:
+    def list_page(self, *args: Any, **options: Any) -> Page[Entries]:
+        found = super().list_page(*args, **options)
+        if len(self.asked_pages) % 3 != 2 or args[1]:
             return found
-        return Page(Entries.of(self.before), found.next_token)
+        return Page(Entries.from_entries(self.before), found.next_token)
 
-    def use(self, patch: pytest.MonkeyPatch, traits: Traits | None = None) -> None:
-        self.before = sorted(self.entries.values(), key=lambda one: as_tree(one.key))[: self.size]
+    def use(self, patch: pytest.MonkeyPatch, traits: StoreTraits | None = None) -> None:
+        self.before = sorted(self.entries.values(), key=lambda one: tree_order(one.key))[
+            : self.size
+        ]
         super().use(patch, traits)
 
 
@@ -159,12 +161,12 @@ def test_a_store_that_lists_a_key_twice_in_any_order_is_not_believed(
 ) -> None:
     """Also when both are the same, and in the same batch: something else was not listed."""
     twice = Twice(*TREE, page=3)
-    twice.order = as_tree
+    twice.order = tree_order
     twice.use(monkeypatch, OWN_ORDER)
-    monkeypatch.setattr("storage_audit.scan.fetchers.BATCH", batch)
-    found = reconcile()
+    monkeypatch.setattr("storage_audit.scan.fetchers.PAGES_PER_BATCH", batch)
+    found = run_reconcile()
     assert found.status == "failed"
-    assert "twice" in found.error
+    assert "twice" in found.message
     assert not Finding.objects.exists()
 
 
@@ -174,27 +176,27 @@ def test_a_key_twice_on_a_page_in_any_order_is_not_believed(
     listing.use(monkeypatch, OWN_ORDER)
 
     def page(*args: Any, **options: Any) -> Page[Entries]:
-        found = Listing.page(listing, *args, **options)
+        found = Listing.list_page(listing, *args, **options)
         return Page(found.objects + found.objects[-1:], found.next_token)
 
     for place in ("bucket.s3", "bucket.listing"):
         monkeypatch.setattr(f"storage_audit.{place}.list_entries", page)
-    found = reconcile()
-    assert (found.status, "twice" in found.error) == ("failed", True)
+    found = run_reconcile()
+    assert (found.status, "twice" in found.message) == ("failed", True)
 
 
 def test_one_page_out_of_order_makes_a_scan_start_again_and_be_right(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nobody knows the order: what was concluded from the order is taken back."""
-    listing.order = as_bytes
+    listing.order = key_bytes
     listing.use(monkeypatch, UNKNOWN)
-    many = [a(n) for n in range(30)]
+    many = [nth_key(n) for n in range(30)]
     listing.add(*many)
-    track(*many)
+    track_listed(*many)
     listing.remove(many[4])
-    assert complete().in_key_order
-    before = findings()
+    assert complete_reconcile().in_key_order
+    before = read_findings()
     real = entry_pages
 
     def backwards(*args: str) -> Iterator[Entries]:
@@ -204,9 +206,9 @@ def test_one_page_out_of_order_makes_a_scan_start_again_and_be_right(
             yield page
 
     monkeypatch.setattr(worker, "entry_pages", backwards)
-    found = complete()
+    found = complete_reconcile()
     assert not found.in_key_order
-    assert findings() == before
+    assert read_findings() == before
     assert (found.listed, found.missing) == (len(listing.entries), 1)
 
 
@@ -224,8 +226,8 @@ def test_two_workers_that_notice_at_once_start_again_once(
     assert (other.in_key_order, found.shards.get().listed) == (False, 5)
     late = BucketScan.objects.get(pk=found.pk)
     late.in_key_order = True
-    assert listing_in_memory.work(late).status == "complete"
-    assert findings() == EXPECTED
+    assert listing_in_memory.run_scan(late).status == "complete"
+    assert read_findings() == EXPECTED
 
 
 def test_a_worker_whose_lanes_are_in_the_order_that_was_wrong_begins_anew(
@@ -240,8 +242,8 @@ def test_a_worker_whose_lanes_are_in_the_order_that_was_wrong_begins_anew(
         return real(one)
 
     monkeypatch.setattr(worker, "is_running", another_starts_again)
-    assert listing_in_memory.work(found).status == "complete"
-    assert findings() == EXPECTED
+    assert listing_in_memory.run_scan(found).status == "complete"
+    assert read_findings() == EXPECTED
 
 
 # A real one
@@ -262,9 +264,9 @@ def seaweed(
 ) -> Bucket:
     found = Bucket(seaweedfs)
     found.wipe()
-    bucket_marker.claim(found.name)
-    monkeypatch.setattr(s3, "PAGE", 3)
-    alive("proj_1")
+    bucket_marker.connect_bucket(found.name)
+    monkeypatch.setattr(s3, "PAGE_SIZE", 3)
+    add_projects("proj_1")
     return found
 
 
@@ -280,14 +282,14 @@ def test_seaweedfs_is_scanned_in_its_order(
         del content["lists_in_key_order"]
         monkeypatch.setattr(bucket_marker, "read_marker", lambda bucket: content)
     seaweed.put(*KEYS)
-    found = backfill()
-    assert (found.status, found.error, found.in_key_order) == ("complete", "", False)
+    found = run_backfill()
+    assert (found.status, found.message, found.in_key_order) == ("complete", "", False)
     assert found.listed == len(KEYS)
     assert set(R2Object.objects.values_list("key", flat=True)) == set(KEYS)
     strangers = {("unrecognised", key) for key in KEYS if key not in MINE}
-    assert findings() == strangers
+    assert read_findings() == strangers
     seaweed.r2.remove(MINE[0], seaweed.name)
-    seaweed.put(new := a(3))
-    again = complete()
+    seaweed.put(new := nth_key(3))
+    again = complete_reconcile()
     assert (again.listed, again.missing, again.untracked) == (len(KEYS), 1, 1)
-    assert findings() == strangers | {("missing", MINE[0]), ("untracked", new)}
+    assert read_findings() == strangers | {("missing", MINE[0]), ("untracked", new)}

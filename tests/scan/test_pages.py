@@ -18,12 +18,19 @@ from storage_audit import tasks
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.origin import Origin, acting_as
+from storage_audit.origin import Origin, use_origin
 from storage_audit.scan import scan_text
-from storage_audit.scan.admin.scans import shown_time
+from storage_audit.scan.admin.scans import format_duration
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
-from tests.admin_client import act, count_queries, page, person, superuser, text_of
+from tests.admin_client import (
+    admin_url,
+    count_queries,
+    page_text,
+    run_action,
+    staff_client,
+    superuser_client,
+)
 from tests.builders import create_finding, create_scan, track_keys
 from tests.keys import ESCAPED, HOSTILE
 from tests.queue.clusters import list_enqueued_ids
@@ -44,11 +51,11 @@ def test_a_scan_shows_what_it_saw_of_each_kind_and_how_fast_it_was() -> None:
         requests=912,
         **counts,
     )
-    shown = text_of(superuser().get(page("bucketscan")))
-    assert '<td class="field-took">0:01:30</td>' in shown
+    shown = page_text(superuser_client().get(admin_url("bucketscan")))
+    assert '<td class="field-shown_duration">0:01:30</td>' in shown
     for count in counts.values():
         assert f"{count} " in shown
-    shown = text_of(superuser().get(page("bucketscan", "change", one.pk)))
+    shown = page_text(superuser_client().get(admin_url("bucketscan", "change", one.pk)))
     assert "912" in shown and "3.0 GB" in shown and ">10000<" in shown
     for count in counts.values():
         assert f">{count}<" in shown
@@ -59,13 +66,13 @@ def test_each_count_of_what_was_written_leads_to_these_findings() -> None:
     create_finding("of-it", scan=one)
     create_finding("of-it-and-missing", "missing", scan=one)
     create_finding("of-another", scan=create_scan(bucket="tests"))
-    client = superuser()
-    shown = text_of(client.get(page("bucketscan", "change", one.pk)))
+    client = superuser_client()
+    shown = page_text(client.get(admin_url("bucketscan", "change", one.pk)))
     links = dict(
         re.findall('<th scope="row">([^<]*)</th><td class="audit-short"><a href="(.*?)"', shown)
     )
     assert list(links) == ["Orphaned", "Missing"]
-    listed = text_of(client.get(unescape(links["Orphaned"])))
+    listed = page_text(client.get(unescape(links["Orphaned"])))
     assert ">of-it<" in listed
     assert "of-it-and-missing" not in listed and "of-another" not in listed
     assert "What a later scan saw too is listed with that one." in shown
@@ -76,35 +83,44 @@ def test_each_count_of_what_was_written_leads_to_these_findings() -> None:
 )
 def test_counts_of_which_no_finding_was_written_lead_nowhere(facts: dict[str, object]) -> None:
     one = create_scan(orphaned=7, **facts)
-    shown = text_of(superuser().get(page("bucketscan", "change", one.pk)))
+    shown = page_text(superuser_client().get(admin_url("bucketscan", "change", one.pk)))
     assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
 
 
 def test_who_may_not_see_findings_is_led_to_none() -> None:
     one = create_scan(orphaned=7)
-    shown = text_of(person("view_bucketscan").get(page("bucketscan", "change", one.pk)))
+    shown = page_text(
+        staff_client("view_bucketscan").get(admin_url("bucketscan", "change", one.pk))
+    )
     assert '<td class="audit-short">7</td>' in shown and "last_scan" not in shown
 
 
 @pytest.mark.parametrize("status", BucketScan.Status.values)
 def test_a_scan_says_what_its_status_means_and_what_to_do(status: str) -> None:
-    shown = text_of(superuser().get(page("bucketscan", "change", create_scan(status=status).pk)))
-    for sentence in scan_text.SCANS[BucketScan.Status(status)]:
+    shown = page_text(
+        superuser_client().get(admin_url("bucketscan", "change", create_scan(status=status).pk))
+    )
+    for sentence in scan_text.STATUS_TEXTS[BucketScan.Status(status)]:
         assert f"<p>{escape(str(sentence))}</p>" in shown
 
 
 @pytest.mark.parametrize(
     ("scope", "sentences"),
-    [({"dry_run": True}, scan_text.DRY_SCAN), ({"since": timezone.now()}, scan_text.PARTIAL_SCAN)],
+    [
+        ({"dry_run": True}, scan_text.DRY_RUN_TEXTS),
+        ({"since": timezone.now()}, scan_text.PARTIAL_TEXTS),
+    ],
 )
 def test_a_scan_that_wrote_no_findings_says_so(
     scope: dict[str, object], sentences: tuple[str, str]
 ) -> None:
-    shown = text_of(superuser().get(page("bucketscan", "change", create_scan(**scope).pk)))
+    shown = page_text(
+        superuser_client().get(admin_url("bucketscan", "change", create_scan(**scope).pk))
+    )
     assert all(f"<p>{escape(str(sentence))}</p>" in shown for sentence in sentences)
     failed = create_scan(status="failed", **scope)
-    shown = text_of(superuser().get(page("bucketscan", "change", failed.pk)))
-    assert str(scan_text.SCANS[BucketScan.Status.FAILED][0]) in shown
+    shown = page_text(superuser_client().get(admin_url("bucketscan", "change", failed.pk)))
+    assert str(scan_text.STATUS_TEXTS[BucketScan.Status.FAILED][0]) in shown
 
 
 @pytest.mark.parametrize(
@@ -116,8 +132,10 @@ def test_a_scan_that_wrote_no_findings_says_so(
         ({"in_key_order": False}, "What is missing is known once all keys are listed."),
     ],
 )
-def test_a_scan_says_in_sentences_how_it_looked(facts: dict[str, object], says: str) -> None:
-    assert says in text_of(superuser().get(page("bucketscan", "change", create_scan(**facts).pk)))
+def test_a_scan_says_in_sentences_how_it_listed(facts: dict[str, object], says: str) -> None:
+    assert says in page_text(
+        superuser_client().get(admin_url("bucketscan", "change", create_scan(**facts).pk))
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,10 +143,10 @@ def test_a_scan_says_in_sentences_how_it_looked(facts: dict[str, object], says: 
     [(5.4, "0:00:05"), (90, "0:01:30"), (86_405, "1 day, 0:00:05"), (172_800, "2 days, 0:00:00")],
 )
 def test_a_duration_has_seconds_and_its_days_in_words(seconds: float, shown: str) -> None:
-    assert shown_time(seconds) == shown
+    assert format_duration(seconds) == shown
     german = shown.replace("days", "Tage").replace("day", "Tag")
     with translation.override("de"):
-        assert shown_time(seconds) == german
+        assert format_duration(seconds) == german
 
 
 @pytest.mark.parametrize(
@@ -140,59 +158,61 @@ def test_a_duration_has_seconds_and_its_days_in_words(seconds: float, shown: str
         ({"since": timezone.now()}, "tests, only rows since "),
     ],
 )
-def test_a_scan_says_what_it_looked_at(scope: dict[str, object], says: str) -> None:
+def test_a_scan_says_what_it_listed(scope: dict[str, object], says: str) -> None:
     one = create_scan(bucket="tests", **scope)
-    for url in (page("bucketscan"), page("bucketscan", "change", one.pk)):
-        assert says in text_of(superuser().get(url))
+    for url in (admin_url("bucketscan"), admin_url("bucketscan", "change", one.pk)):
+        assert says in page_text(superuser_client().get(url))
 
 
 def test_a_scan_under_way_has_a_duration_and_one_that_failed_its_message() -> None:
     running = create_scan(status="running", finished_at=None)
-    text_of(superuser().get(page("bucketscan", "change", running.pk)))
-    failed = create_scan(status="failed", error="It broke\x1b")
-    assert "It broke\\x1b" in text_of(superuser().get(page("bucketscan", "change", failed.pk)))
+    page_text(superuser_client().get(admin_url("bucketscan", "change", running.pk)))
+    failed = create_scan(status="failed", message="It broke\x1b")
+    assert "It broke\\x1b" in page_text(
+        superuser_client().get(admin_url("bucketscan", "change", failed.pk))
+    )
 
 
 def test_findings_are_filtered_by_state_and_kind() -> None:
     one = create_scan()
     create_finding("first", scan=one)
     create_finding("second", "missing", scan=one)
-    create_finding("third", scan=one, state="acknowledged")
-    client = superuser()
+    create_finding("third", scan=one, state="ignored")
+    client = superuser_client()
     for query, key in (
         ({"kind__exact": "missing"}, "second"),
-        ({"state__exact": "acknowledged"}, "third"),
+        ({"state__exact": "ignored"}, "third"),
         ({"kind__exact": "orphaned", "state__exact": "open"}, "first"),
     ):
-        shown = text_of(client.get(page("finding"), query))
+        shown = page_text(client.get(admin_url("finding"), query))
         assert [k for k in ("first", "second", "third") if f">{k}<" in shown] == [key]
 
 
 def test_a_finding_shows_hostile_keys_evidence_and_notes_escaped() -> None:
     one = create_finding(HOSTILE, evidence=HOSTILE, note=HOSTILE, project_id=HOSTILE)
-    shown = text_of(superuser().get(page("finding", "change", one.pk)))
+    shown = page_text(superuser_client().get(admin_url("finding", "change", one.pk)))
     assert shown.count(ESCAPED) >= 4
     assert "<script>alert" not in shown and "\u202e" not in shown
-    shown = text_of(superuser().get(page("finding")))
+    shown = page_text(superuser_client().get(admin_url("finding")))
     assert shown.count(ESCAPED) >= 3
     assert "<script>alert" not in shown and "\u202e" not in shown
 
 
 @pytest.mark.parametrize("model", ["finding", "bucketscan"])
 def test_a_list_costs_as_many_queries_for_50_rows_as_for_one(model: str) -> None:
-    client, one = superuser(), create_scan()
+    client, one = superuser_client(), create_scan()
     create_finding("first", scan=one)
-    before = count_queries(client, page(model))
+    before = count_queries(client, admin_url(model))
     for n in range(49):
         create_finding(f"{n}", scan=create_scan())
-    assert count_queries(client, page(model)) == before
+    assert count_queries(client, admin_url(model)) == before
 
 
 @pytest.mark.parametrize("model", ["finding", "bucketscan"])
 def test_every_column_sorts(model: str) -> None:
     create_finding("first")
     for column in range(1, 10):
-        text_of(superuser().get(page(model), {"o": str(column)}))
+        page_text(superuser_client().get(admin_url(model), {"o": str(column)}))
 
 
 # To begin, stop and resume one
@@ -200,7 +220,7 @@ def test_every_column_sorts(model: str) -> None:
 
 def begin(client: Client, **fields: object) -> str:
     given = {"purpose": "reconcile", "begin": "yes", **fields}
-    return text_of(client.post(page("bucketscan", "add"), given, follow=True))
+    return page_text(client.post(admin_url("bucketscan", "add"), given, follow=True))
 
 
 @pytest.mark.parametrize(
@@ -209,16 +229,19 @@ def begin(client: Client, **fields: object) -> str:
         ({}, {}),
         ({"purpose": "backfill", "dry_run": "on"}, {"purpose": "backfill", "dry_run": True}),
         ({"beginning": " a/"}, {"prefix": " a/"}),
-        ({"project_id": "proj_1", "ceiling": "99"}, {"project_id": "proj_1", "ceiling": 99}),
+        (
+            {"project_id": "proj_1", "max_requests": "99"},
+            {"project_id": "proj_1", "max_requests": 99},
+        ),
     ],
 )
 def test_who_may_begins_a_scan_that_a_worker_does(
     fields: dict[str, object], scope: dict[str, object]
 ) -> None:
-    shown = begin(person("add_bucketscan", "view_bucketscan"), **fields)
+    shown = begin(staff_client("add_bucketscan", "view_bucketscan"), **fields)
     scan = BucketScan.objects.get()
     usual = {"purpose": "reconcile", "prefix": "", "project_id": None, "dry_run": False}
-    for name, value in {**usual, "ceiling": conf().scan_ceiling, **scope}.items():
+    for name, value in {**usual, "max_requests": conf().scan_max_requests, **scope}.items():
         assert getattr(scan, name) == value
     assert (scan.status, scan.requested_by) == ("running", "ben")
     assert list_enqueued_ids() == [str(scan.pk)]
@@ -230,23 +253,25 @@ def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_foun
     bucket: Bucket,
 ) -> None:
     bucket.put("README.txt")
-    client = superuser()
+    client = superuser_client()
     assert "It is running: 0 objects are listed so far." in (shown := begin(client))
     assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
     assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
-    assert '<p id="scan-said" data-live>' in shown, "each figure would be read aloud"
+    assert '<p id="scan-status" data-live>' in shown, "each figure would be read aloud"
     scan = BucketScan.objects.get()
     assert tasks.take_part(str(scan.pk)) == "complete"
-    shown = text_of(client.get(page("bucketscan", "change", scan.pk)))
+    shown = page_text(client.get(admin_url("bucketscan", "change", scan.pk)))
     assert "data-live" not in shown and "live.js" not in shown
     [link] = re.findall('href="([^"]*)">Show what it found', shown)
-    assert "README.txt" in text_of(client.get(unescape(link)))
+    assert "README.txt" in page_text(client.get(unescape(link)))
 
 
 def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
     track_keys(*(f"{n}" for n in range(3)), bucket=conf().bucket)
     R2Object.objects.update(created_at=timezone.now() - timedelta(days=1))
-    shown = text_of(superuser().post(page("bucketscan", "add"), {"purpose": "reconcile"}))
+    shown = page_text(
+        superuser_client().post(admin_url("bucketscan", "add"), {"purpose": "reconcile"})
+    )
     assert "Objects: about 3. Requests: 1 (R2: Class A), $0.0000." in shown
     assert not BucketScan.objects.exists() and not list_enqueued_ids()
 
@@ -254,7 +279,7 @@ def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"ceiling": "0"}, "If it is worth it, ask for it with a higher ceiling."),
+        ({"max_requests": "0"}, "If it is worth it, ask for it with a higher limit."),
         ({"project_id": "nonsense!"}, "nonsense! is no id of a project."),
         ({"beginning": "a", "project_id": "proj_1"}, "Give the beginning of keys or a project"),
         ({"beginning": "a\0"}, "Null characters are not allowed."),
@@ -264,13 +289,13 @@ def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
 def test_what_cannot_be_scanned_is_refused_with_the_reason(
     fields: dict[str, object], says: str
 ) -> None:
-    assert says in begin(superuser(), **fields)
+    assert says in begin(superuser_client(), **fields)
     assert not BucketScan.objects.exists() and not list_enqueued_ids()
 
 
 def test_beside_a_scan_of_the_whole_bucket_no_other_is_begun_but_one_of_a_part() -> None:
     create_scan(status="running", bucket=conf().bucket, finished_at=None)
-    client = superuser()
+    client = superuser_client()
     assert "another scan of the whole bucket is running" in begin(client)
     assert BucketScan.objects.count() == 1
     begin(client, beginning="a/")
@@ -280,10 +305,10 @@ def test_beside_a_scan_of_the_whole_bucket_no_other_is_begun_but_one_of_a_part()
 def test_beside_a_scan_of_the_whole_bucket_no_other_goes_on_and_none_twice() -> None:
     stopped, running = begun_by_anna(), begun_by_anna()
     stopped.stop("")
-    client = superuser()
-    shown = act(client, "bucketscan", "resume", stopped.pk)
+    client = superuser_client()
+    shown = run_action(client, "bucketscan", "resume", stopped.pk)
     assert "another scan of the whole bucket is running" in shown
-    assert f"Scan {running.pk} is running already." in act(
+    assert f"Scan {running.pk} is running already." in run_action(
         client, "bucketscan", "resume", running.pk
     )
     stopped.refresh_from_db()
@@ -296,16 +321,16 @@ def test_beside_a_scan_of_the_whole_bucket_no_other_goes_on_and_none_twice() -> 
 def test_of_those_who_ask_for_the_same_scan_at_once_one_gets_it(bucket: Bucket, to_do: str) -> None:
     if to_do == "resume":
         begun_by_anna().stop("")
-    client = superuser()
+    client = superuser_client()
 
     def ask(_number: int) -> None:
         one = Client()
         one.cookies = client.cookies
         if to_do == "begin":
-            one.post(page("bucketscan", "add"), {"purpose": "reconcile", "begin": "yes"})
+            one.post(admin_url("bucketscan", "add"), {"purpose": "reconcile", "begin": "yes"})
         else:
             chosen = {"action": "resume", "_selected_action": [BucketScan.objects.get().pk]}
-            one.post(page("bucketscan"), chosen)
+            one.post(admin_url("bucketscan"), chosen)
         connection.close()
 
     with ThreadPoolExecutor(4) as threads:
@@ -316,35 +341,35 @@ def test_of_those_who_ask_for_the_same_scan_at_once_one_gets_it(bucket: Bucket, 
 def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     reason = "With the setting CLEANUP_SYNC there are no workers: use manage.py reconcile_r2."
-    client = superuser()
-    assert reason in text_of(client.get(page("bucketscan")))
+    client = superuser_client()
+    assert reason in page_text(client.get(admin_url("bucketscan")))
     assert reason in begin(client)
     scan = create_scan(status="stopped")
-    assert reason in act(client, "bucketscan", "resume", scan.pk)
+    assert reason in run_action(client, "bucketscan", "resume", scan.pk)
     assert not BucketScan.objects.running().exists()
 
 
 def test_who_may_not_begin_one_sees_why_and_is_refused() -> None:
-    client = person("view_bucketscan")
-    shown = text_of(client.get(page("bucketscan")))
+    client = staff_client("view_bucketscan")
+    shown = page_text(client.get(admin_url("bucketscan")))
     assert 'value="Compare now" disabled' in shown and 'value="Backfill" disabled' in shown
     assert "Ask an administrator to add you to the group “Storage operator”." in shown
     for answer in (client.get, client.post):
-        assert answer(page("bucketscan", "add"), {"purpose": "reconcile"}).status_code == 403
+        assert answer(admin_url("bucketscan", "add"), {"purpose": "reconcile"}).status_code == 403
     assert not BucketScan.objects.exists()
-    shown = text_of(superuser().get(page("bucketscan")))
-    assert page("bucketscan", "add") + "?purpose=backfill" in shown and "disabled" not in shown
+    shown = page_text(superuser_client().get(admin_url("bucketscan")))
+    assert admin_url("bucketscan", "add") + "?purpose=backfill" in shown and "disabled" not in shown
 
 
 def test_a_scan_is_stopped_and_goes_on() -> None:
     scan, over = begun_by_anna(), create_scan(bucket=conf().bucket)
-    client = superuser()
-    shown = act(client, "bucketscan", "stop", scan.pk, over.pk)
+    client = superuser_client()
+    shown = run_action(client, "bucketscan", "stop", scan.pk, over.pk)
     assert "1 scan is stopped, and nothing is concluded from it." in shown
     scan.refresh_from_db()
-    assert (scan.status, scan.error) == ("stopped", "Stopped by anna. Resume it to go on.")
+    assert (scan.status, scan.message) == ("stopped", "Stopped by anna. Resume it to go on.")
     assert not list_enqueued_ids()
-    shown = act(client, "bucketscan", "resume", scan.pk, over.pk)
+    shown = run_action(client, "bucketscan", "resume", scan.pk, over.pk)
     assert "The scan goes on where it was" in shown
     assert f"Scan {over.pk} is complete, or older than a day." in shown
     scan.refresh_from_db()
@@ -352,16 +377,16 @@ def test_a_scan_is_stopped_and_goes_on() -> None:
     assert list_enqueued_ids() == [str(scan.pk)]
     scan.stop("later")
     BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
-    assert "The scan starts again from the beginning" in act(
+    assert "The scan starts again from the beginning" in run_action(
         client, "bucketscan", "resume", scan.pk
     )
     other = create_scan(status="stopped", bucket="other")
-    assert "is of bucket other" in act(client, "bucketscan", "resume", other.pk)
-    assert "Nothing was stopped" in act(client, "bucketscan", "stop", over.pk)
+    assert "is of bucket other" in run_action(client, "bucketscan", "resume", other.pk)
+    assert "Nothing was stopped" in run_action(client, "bucketscan", "stop", over.pk)
 
 
 def begun_by_anna() -> BucketScan:
-    with acting_as(Origin("anna")):
+    with use_origin(Origin("anna")):
         return start_scan(purpose="reconcile")
 
 
@@ -373,4 +398,5 @@ def test_a_page_offers_to_stop_what_runs_and_to_resume_what_does_not(
     status: str, offered: set[str]
 ) -> None:
     model_admin, scan = admin.site.get_model_admin(BucketScan), create_scan(status=status)
-    assert {name for name in ("stop", "resume") if model_admin.is_fit(scan, name)} == offered  # type: ignore[attr-defined]
+    is_offered = model_admin.is_action_offered  # type: ignore[attr-defined]
+    assert {name for name in ("stop", "resume") if is_offered(scan, name)} == offered

@@ -11,15 +11,15 @@ from django.db.models import Sum
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit.bucket.models import StoreCalls
-from storage_audit.management.scan_processes import beside
+from storage_audit.bucket.models import RequestCount
+from storage_audit.management.scan_processes import extra_processes
 from storage_audit.scan.models import BucketScan
-from tests.faults.matching import is_listing, is_listing_at, is_listing_under, on, then
+from tests.faults.matching import is_listing, is_listing_at, is_listing_under, rule_for, run_before
 from tests.faults.proxy import FaultyStore
 from tests.processes import Command
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
-from tests.scan.listing_in_memory import begin_in_four_parts, list_open_findings
+from tests.scan.listing_in_memory import list_open_findings, start_four_parts
 
 LISTED = {(letter * 3, "unrecognised") for letter in "adpz"}
 
@@ -41,32 +41,34 @@ def is_up(pid: int) -> bool:
 
 
 def calls(kind: str) -> int:
-    return StoreCalls.objects.filter(kind=kind).aggregate(all=Sum("calls"))["all"] or 0
+    return RequestCount.objects.filter(request=kind).aggregate(all=Sum("count"))["all"] or 0
 
 
 def test_two_processes_share_a_scan_and_count_together(
-    bucket: Bucket, way: FaultyStore, tmp_path: Path
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, before = begin_in_four_parts(bucket), calls("ListObjectsV2")
+    begun, before = start_four_parts(bucket), calls("ListObjectsV2")
     # Each lists one part at a time, and the first two parts wait for each other.
     both = Barrier(2, timeout=20)
-    way.rules.append(on(is_listing_at("", "c"), then(both.wait), times=2))
-    with two(tmp_path, begun, way) as command:
+    worker_proxy.rules.append(rule_for(is_listing_at("", "c"), run_before(both.wait), times=2))
+    with two(tmp_path, begun, worker_proxy) as command:
         assert command.wait() == 0, command.tail()
         said = command.tail()
     assert "4 unrecognised:" in said and "Traceback" not in said
     begun.refresh_from_db()
     assert (begun.status, begun.listed, begun.unrecognised) == ("complete", 4, 4)
     assert list_open_findings() == LISTED
-    assert begun.requests == len(way.asked(is_listing_under(""))) == 4
-    assert calls("ListObjectsV2") - before == len(way.asked(is_listing))
+    assert begun.requests == len(worker_proxy.find_requests(is_listing_under(""))) == 4
+    assert calls("ListObjectsV2") - before == len(worker_proxy.find_requests(is_listing))
 
 
-def test_ctrl_c_stops_both_at_a_page(bucket: Bucket, way: FaultyStore, tmp_path: Path) -> None:
-    begun, both, told = begin_in_four_parts(bucket), Barrier(3, timeout=20), Event()
-    wait = then(both.wait, lambda: told.wait(20), lambda: time.sleep(1))
-    way.rules.append(on(is_listing_at("", "c"), wait, times=2))
-    with two(tmp_path, begun, way) as command:
+def test_ctrl_c_stops_both_at_a_page(
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
+) -> None:
+    begun, both, told = start_four_parts(bucket), Barrier(3, timeout=20), Event()
+    wait = run_before(both.wait, lambda: told.wait(20), lambda: time.sleep(1))
+    worker_proxy.rules.append(rule_for(is_listing_at("", "c"), wait, times=2))
+    with two(tmp_path, begun, worker_proxy) as command:
         both.wait()
         os.killpg(command.pid, signal.SIGINT)
         told.set()
@@ -81,11 +83,13 @@ def test_ctrl_c_stops_both_at_a_page(bucket: Bucket, way: FaultyStore, tmp_path:
 
 
 def test_one_goes_on_when_the_other_is_killed(
-    bucket: Bucket, way: FaultyStore, tmp_path: Path
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, both, killed = begin_in_four_parts(bucket), Barrier(3, timeout=20), Event()
-    way.rules.append(on(is_listing_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
-    with two(tmp_path, begun, way) as command:
+    begun, both, killed = start_four_parts(bucket), Barrier(3, timeout=20), Event()
+    worker_proxy.rules.append(
+        rule_for(is_listing_at("", "c"), run_before(both.wait, lambda: killed.wait(20)), times=2)
+    )
+    with two(tmp_path, begun, worker_proxy) as command:
         both.wait()
         (other,) = children(command.pid)
         os.kill(other, signal.SIGKILL)
@@ -98,11 +102,13 @@ def test_one_goes_on_when_the_other_is_killed(
 
 
 def test_none_goes_on_when_the_command_is_killed(
-    bucket: Bucket, way: FaultyStore, tmp_path: Path
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
 ) -> None:
-    begun, both, killed = begin_in_four_parts(bucket), Barrier(3, timeout=20), Event()
-    way.rules.append(on(is_listing_at("", "c"), then(both.wait, lambda: killed.wait(20)), times=2))
-    with two(tmp_path, begun, way) as command:
+    begun, both, killed = start_four_parts(bucket), Barrier(3, timeout=20), Event()
+    worker_proxy.rules.append(
+        rule_for(is_listing_at("", "c"), run_before(both.wait, lambda: killed.wait(20)), times=2)
+    )
+    with two(tmp_path, begun, worker_proxy) as command:
         both.wait()
         (other,) = children(command.pid)
         os.kill(command.pid, signal.SIGKILL)
@@ -122,13 +128,15 @@ def test_none_goes_on_when_the_command_is_killed(
 
 
 def test_none_is_waited_for_when_the_command_fails(
-    bucket: Bucket, way: FaultyStore, settings: Settings
+    bucket: Bucket, worker_proxy: FaultyStore, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "ENDPOINT_URL": way.url}
-    begun, listing, over = begin_in_four_parts(bucket), Event(), Event()
-    way.rules.append(on(is_listing_under(""), then(listing.set, lambda: over.wait(60))))
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "ENDPOINT_URL": worker_proxy.url}
+    begun, listing, over = start_four_parts(bucket), Event(), Event()
+    worker_proxy.rules.append(
+        rule_for(is_listing_under(""), run_before(listing.set, lambda: over.wait(60)))
+    )
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="as it is"), beside(begun, 1):
+    with pytest.raises(RuntimeError, match="as it is"), extra_processes(begun, 1):
         assert listing.wait(20)
         raise RuntimeError("as it is")
     assert time.monotonic() - began < 30

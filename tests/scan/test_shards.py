@@ -5,21 +5,28 @@ from time import sleep
 
 import pytest
 
-from storage_audit.bucket.listing import as_bytes, storable
+from storage_audit.bucket.listing import is_storable, key_bytes
 from storage_audit.conf import conf
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.scan import shards
 from storage_audit.scan.models import BucketScan, ScanShard
-from storage_audit.scan.shards import find_cut, largest, middle, split
+from storage_audit.scan.shards import find_cut, largest_shard, middle_key, split_shard
 from tests.scan import listing_in_memory
-from tests.scan.listing_in_memory import LONG_AGO, Listing, a, alive, complete, track
+from tests.scan.listing_in_memory import (
+    LONG_AGO,
+    Listing,
+    add_projects,
+    complete_reconcile,
+    nth_key,
+    track_listed,
+)
 
 pytestmark = pytest.mark.django_db
 
 
-def look_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def sample_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers go on from where tests before have left them, and a sample is taken by them."""
-    monkeypatch.setattr(shards, "SAMPLE", sys.maxsize)
+    monkeypatch.setattr(shards, "KEYS_SAMPLED", sys.maxsize)
 
 
 @pytest.mark.parametrize("count", [0, 1, 9, 10, 11, 39, 40, 100])
@@ -27,11 +34,11 @@ def test_parts_have_about_as_many_of_the_tracked_keys(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     Listing().use(monkeypatch)
-    monkeypatch.setattr(shards, "WORTH", 10)
-    look_at_all(monkeypatch)
-    keys = [a(n) for n in range(count)]
-    track(*keys, project_id=None)
-    found = listing_in_memory.begin()
+    monkeypatch.setattr(shards, "KEYS_PER_SHARD", 10)
+    sample_all(monkeypatch)
+    keys = [nth_key(n) for n in range(count)]
+    track_listed(*keys, project_id=None)
+    found = listing_in_memory.start_reconcile()
     parts = list(found.shards.order_by("after"))
     assert parts[0].after == "" and parts[-1].until is None
     assert [part.until for part in parts[:-1]] == [part.after for part in parts[1:]]
@@ -45,12 +52,12 @@ def test_only_keys_of_the_prefix_and_of_the_bucket_say_where(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Listing().use(monkeypatch)
-    monkeypatch.setattr(shards, "WORTH", 10)
-    look_at_all(monkeypatch)
-    mine = [a(n, "proj_2") for n in range(40)]
-    track(*(a(n) for n in range(100)), *mine)
-    track(*(a(n, "proj_3") for n in range(30)), bucket="other")
-    found = listing_in_memory.begin("projects/proj_2/")
+    monkeypatch.setattr(shards, "KEYS_PER_SHARD", 10)
+    sample_all(monkeypatch)
+    mine = [nth_key(n, "proj_2") for n in range(40)]
+    track_listed(*(nth_key(n) for n in range(100)), *mine)
+    track_listed(*(nth_key(n, "proj_3") for n in range(30)), bucket="other")
+    found = listing_in_memory.start_reconcile("projects/proj_2/")
     cuts = list(found.shards.exclude(until=None).order_by("until").values_list("until", flat=True))
     assert cuts == [mine[10], mine[20], mine[30]]
 
@@ -79,34 +86,34 @@ SHAPES = {
 def test_what_is_left_is_cut_with_something_on_both_sides(
     monkeypatch: pytest.MonkeyPatch, shape: str
 ) -> None:
-    keys = sorted(SHAPES[shape], key=as_bytes)
+    keys = sorted(SHAPES[shape], key=key_bytes)
     listing = Listing(*keys, page=10)
     listing.use(monkeypatch)
     found = BucketScan.objects.create(bucket="tests")
     for done in ("", keys[3], keys[len(keys) // 2]):
         shard = found.shards.create(cursor=done)
-        listing.asked.clear()
+        listing.asked_pages.clear()
         at = find_cut("tests", shard)
-        assert len(listing.asked) <= 40
-        assert at is not None and storable(at)
+        assert len(listing.asked_pages) <= 40
+        assert at is not None and is_storable(at)
         left = [key for key in keys if key > done]
         assert sum(key <= at for key in left) >= 10
         assert sum(key > at for key in left) >= 10
-        assert split(shard, at)
+        assert split_shard(shard, at)
 
 
 @pytest.mark.parametrize("shape", ["numbered", "uuids", "letters", "japanese", "many folders"])
 def test_workers_that_cut_again_and_again_come_to_parts_of_about_a_size(
     monkeypatch: pytest.MonkeyPatch, shape: str
 ) -> None:
-    keys = sorted(SHAPES[shape], key=as_bytes)
+    keys = sorted(SHAPES[shape], key=key_bytes)
     Listing(*keys, page=10).use(monkeypatch)
     found = BucketScan.objects.create(bucket="tests")
     found.shards.create()
     for _cut in range(15):
         shard = max(found.shards.all(), key=lambda one: size(one, keys))
         if (at := find_cut("tests", shard)) is not None:
-            assert split(shard, at)
+            assert split_shard(shard, at)
     sizes = [size(one, keys) for one in found.shards.all()]
     assert sum(sizes) == len(keys)
     assert max(sizes) <= len(keys) / 3
@@ -120,19 +127,21 @@ def test_the_middle_is_that_of_the_tracked_keys_that_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Listing(page=10).use(monkeypatch)
-    keys = [a(n, "proj_2") for n in range(60)]
-    track(*(a(n) for n in range(60)), *keys, *(a(n, "proj_3") for n in range(60)))
-    track(*(a(n, "proj_2", "thumbs") for n in range(60)), bucket="other")
+    keys = [nth_key(n, "proj_2") for n in range(60)]
+    track_listed(
+        *(nth_key(n) for n in range(60)), *keys, *(nth_key(n, "proj_3") for n in range(60))
+    )
+    track_listed(*(nth_key(n, "proj_2", "thumbs") for n in range(60)), bucket="other")
     found = BucketScan.objects.create(bucket=conf().bucket)
     shards_of = found.shards
     prefix = "projects/proj_2/"
-    assert middle(found, shards_of.create(prefix=prefix)) == keys[30]
-    assert middle(found, shards_of.create(prefix=prefix, cursor=keys[9])) == keys[35]
-    assert middle(found, shards_of.create(prefix=prefix, until=keys[50])) == keys[25]
+    assert middle_key(found, shards_of.create(prefix=prefix)) == keys[30]
+    assert middle_key(found, shards_of.create(prefix=prefix, cursor=keys[9])) == keys[35]
+    assert middle_key(found, shards_of.create(prefix=prefix, until=keys[50])) == keys[25]
     # Four pages may be under way already.
-    assert middle(found, shards_of.create(prefix=prefix, until=keys[39])) is None
+    assert middle_key(found, shards_of.create(prefix=prefix, until=keys[39])) is None
     found.started_at = LONG_AGO
-    assert middle(found, shards_of.create(prefix=prefix)) is None
+    assert middle_key(found, shards_of.create(prefix=prefix)) is None
 
 
 def test_rows_that_go_while_they_are_counted_give_no_middle(
@@ -140,27 +149,27 @@ def test_rows_that_go_while_they_are_counted_give_no_middle(
 ) -> None:
     found = BucketScan.objects.create(bucket=conf().bucket)
     monkeypatch.setattr(R2ObjectQuerySet, "count", lambda rows: 10_000)
-    assert middle(found, found.shards.create()) is None
+    assert middle_key(found, found.shards.create()) is None
 
 
 def list_slowly(patch: pytest.MonkeyPatch, keys: list[str], *, page: int, pause: float) -> None:
     """So that lanes are idle while others list, and little is written at once."""
-    listing_in_memory.quick(patch)
-    alive("proj_1")
+    listing_in_memory.remove_pauses(patch)
+    add_projects("proj_1")
     listing = Listing(*keys, page=page)
     listing.use(patch)
     listing.before_page = lambda number: sleep(pause)
-    patch.setattr("storage_audit.scan.fetchers.BATCH", 2)
+    patch.setattr("storage_audit.scan.fetchers.PAGES_PER_BATCH", 2)
 
 
 def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    keys = [a(n) for n in range(1600)]
+    keys = [nth_key(n) for n in range(1600)]
     list_slowly(monkeypatch, keys, page=5, pause=0.003)
-    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 10)
-    track(*keys[:1000])
-    found = complete()
+    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 10)
+    track_listed(*keys[:1000])
+    found = complete_reconcile()
     assert (found.listed, found.unchanged, found.untracked) == (1600, 1000, 600)
     assert found.shards.filter(after__gt=keys[1005]).exists()
 
@@ -169,11 +178,11 @@ def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
 def test_idle_lanes_take_halves_by_the_table(
     monkeypatch: pytest.MonkeyPatch, tracked: bool
 ) -> None:
-    keys = [a(n) for n in range(400)]
+    keys = [nth_key(n) for n in range(400)]
     list_slowly(monkeypatch, keys, page=10, pause=0.01)
     if tracked:
-        track(*keys)
-    found = complete()
+        track_listed(*keys)
+    found = complete_reconcile()
     assert (found.listed, found.unchanged) == (400, 400 * tracked)
     assert (found.untracked, found.missing) == (400 * (not tracked), 0)
     parts = found.shards.count()
@@ -201,13 +210,13 @@ def test_a_cut_is_refused_where_nothing_would_be_left(monkeypatch: pytest.Monkey
     found = BucketScan.objects.create(bucket="tests")
     shard = found.shards.create(after="b", until="y", cursor="d")
     for at in ("a", "b", "d", "y", "z"):
-        assert not split(shard, at)
-    assert split(shard, "m")
+        assert not split_shard(shard, at)
+    assert split_shard(shard, "m")
     assert (shard.until, found.shards.get(pk=shard.pk).until) == ("m", "m")
     rest = found.shards.exclude(pk=shard.pk).get()
     assert (rest.after, rest.until, rest.cursor, rest.complete) == ("m", "y", "", False)
     found.shards.filter(pk=shard.pk).update(complete=True)
-    assert not split(shard, "f")
+    assert not split_shard(shard, "f")
 
 
 def test_of_what_is_under_way_that_is_cut_whose_ends_differ_earliest() -> None:
@@ -215,6 +224,6 @@ def test_of_what_is_under_way_that_is_cut_whose_ends_differ_earliest() -> None:
         return ScanShard(prefix="p/", cursor=done, until=until)
 
     wide, narrow, last = shard("p/a", "p/x"), shard("p/ab", "p/ac"), shard("p/x", None)
-    assert largest([narrow, wide]) is wide
-    assert largest([narrow, wide, last]) in (wide, last)
-    assert largest([]) is None
+    assert largest_shard([narrow, wide]) is wide
+    assert largest_shard([narrow, wide, last]) in (wide, last)
+    assert largest_shard([]) is None

@@ -20,12 +20,12 @@ from storage_audit import queue, tasks
 from storage_audit.findings.models import Finding
 from storage_audit.ownership import bucket_marker
 from storage_audit.scan.models import BucketScan, ScanShard
-from storage_audit.scan.start import share, start_scan
-from tests.faults.matching import is_listing_under, on, then
+from storage_audit.scan.start import send_workers, start_scan
+from tests.faults.matching import is_listing_under, rule_for, run_before
 from tests.faults.proxy import FaultyStore
 from tests.queue.clusters import Cluster, list_enqueued_ids, list_results, print_log_on_failure
 from tests.real_bucket import Bucket
-from tests.scan.listing_in_memory import begin_in_four_parts
+from tests.scan.listing_in_memory import start_four_parts
 
 LONG_AGO = timedelta(hours=25)
 
@@ -46,7 +46,7 @@ def begun(**values: Any) -> BucketScan:
 # A worker's part
 
 
-def test_a_worker_does_all_of_a_scan_in_one_slice_if_it_can(bucket: Bucket) -> None:
+def test_a_worker_does_all_of_a_scan_in_one_turn_if_it_can(bucket: Bucket) -> None:
     bucket.put("README.txt")
     made = begun()
     assert tasks.take_part(str(made.pk)) == "complete"
@@ -55,37 +55,37 @@ def test_a_worker_does_all_of_a_scan_in_one_slice_if_it_can(bucket: Bucket) -> N
     assert tasks.take_part(str(made.pk)) == "over, or not there any more"
 
 
-def test_a_worker_whose_slice_is_over_leaves_the_rest_to_another_task(
+def test_a_worker_whose_turn_is_over_leaves_the_rest_to_another_task(
     bucket: Bucket, settings: Settings
 ) -> None:
-    made = begin_in_four_parts(bucket)
-    set_(settings, SLICE=timedelta(0))
+    made = start_four_parts(bucket)
+    set_(settings, TURN_TIME=timedelta(0))
     assert tasks.take_part(str(made.pk)) == "running"
     assert list_enqueued_ids() == [str(made.pk)]
     assert not made.shards.exclude(lease_token=None).exists()
-    set_(settings, SLICE=timedelta(seconds=60))
+    set_(settings, TURN_TIME=timedelta(seconds=60))
     assert tasks.take_part(str(made.pk)) == "complete"
 
 
-def test_a_worker_ends_a_scan_of_which_all_is_listed_though_its_slice_is_over(
+def test_a_worker_ends_a_scan_of_which_all_is_listed_though_its_turn_is_over(
     bucket: Bucket, settings: Settings
 ) -> None:
     made = begun()
     made.shards.update(complete=True)
-    set_(settings, SLICE=timedelta(0))
+    set_(settings, TURN_TIME=timedelta(0))
     assert tasks.take_part(str(made.pk)) == "complete"
 
 
-def test_a_worker_waits_for_a_part_for_one_slice_and_no_longer(
+def test_a_worker_waits_for_a_part_for_one_turn_and_no_longer(
     bucket: Bucket, settings: Settings
 ) -> None:
     made = begun()
     made.shards.update(lease_until=timezone.now() + timedelta(minutes=1))
-    set_(settings, SLICE=timedelta(seconds=0.5))
+    set_(settings, TURN_TIME=timedelta(seconds=0.5))
     assert tasks.take_part(str(made.pk)) == "running"
     assert list_enqueued_ids() == []
     made.shards.update(lease_until=timezone.now() + timedelta(seconds=1))
-    set_(settings, SLICE=timedelta(seconds=60))
+    set_(settings, TURN_TIME=timedelta(seconds=60))
     assert tasks.take_part(str(made.pk)) == "complete"
 
 
@@ -97,11 +97,11 @@ def test_a_scan_that_fails_in_a_worker_is_in_its_log_with_what_to_do(
     bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = begun()
-    bucket.r2.remove(bucket_marker.MARKER, bucket.name)
+    bucket.r2.remove(bucket_marker.MARKER_KEY, bucket.name)
     assert tasks.take_part(str(made.pk)) == "failed"
     [record] = [each for each in caplog.records if each.levelno == logging.ERROR]
     assert f"Scan {made.pk} failed: " in record.getMessage()
-    assert "run: manage.py claim_bucket" in record.getMessage()
+    assert "run: manage.py connect_bucket" in record.getMessage()
     assert list_enqueued_ids() == []
 
 
@@ -143,7 +143,7 @@ def test_the_sweep_does_not_fill_a_queue_that_is_stuck(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun()
-    monkeypatch.setattr(tasks, "QUEUE_IS_LONG", 0)
+    monkeypatch.setattr(tasks, "MAX_READY_TASKS", 0)
     tasks.sweep()
     assert list_enqueued_ids() == []
 
@@ -164,7 +164,7 @@ def test_the_sweep_gives_up_a_scan_that_nobody_went_on_with_for_a_day(
     old = begun(enqueued_at=enqueued_at, started_at=timezone.now() - LONG_AGO)
     tasks.sweep()
     old.refresh_from_db()
-    assert (old.status, old.error) == ("failed", "Nobody went on with it for a day.")
+    assert (old.status, old.message) == ("failed", "Nobody went on with it for a day.")
     assert list_enqueued_ids() == []
 
 
@@ -187,7 +187,7 @@ def test_a_scheduled_scan_compares_the_whole_bucket(bucket: Bucket) -> None:
     made = tasks.reconcile()
     assert list_enqueued_ids() == [made]
     assert tasks.take_part(made) == "complete"
-    done = BucketScan.objects.whole(bucket.name).get()
+    done = BucketScan.objects.of_whole_bucket(bucket.name).get()
     assert (done.purpose, done.dry_run, done.unrecognised) == ("reconcile", False, 1)
 
 
@@ -211,10 +211,10 @@ def test_scans_of_parts_and_those_given_up_are_in_nobodys_way(bucket: Bucket) ->
 def test_a_scheduled_scan_that_costs_too_much_is_not_begun_and_the_log_says_what_to_do(
     bucket: Bucket, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    set_(settings, SCAN_CEILING=0)
+    set_(settings, SCAN_MAX_REQUESTS=0)
     assert tasks.reconcile() == "too costly"
     assert not BucketScan.objects.exists()
-    assert "reconcile_r2 --ceiling, or raise SCAN_CEILING" in caplog.text
+    assert "reconcile_r2 --max-requests, or raise SCAN_MAX_REQUESTS" in caplog.text
 
 
 def schedules() -> list[tuple[int, int]]:
@@ -239,10 +239,10 @@ def test_migrate_makes_changes_and_removes_the_schedule(db: None, settings: Sett
 def test_the_first_scan_is_due_after_one_period_however_often_migrate_runs(db: None) -> None:
     due = timezone.now() + timedelta(minutes=3)
     Schedule.objects.filter(func=queue.RECONCILE).update(next_run=due)
-    queue.create_schedule()
+    queue.create_schedules()
     assert Schedule.objects.get(func=queue.RECONCILE).next_run == due
     Schedule.objects.filter(func=queue.RECONCILE).delete()
-    queue.create_schedule()
+    queue.create_schedules()
     next_run = Schedule.objects.get(func=queue.RECONCILE).next_run
     assert abs(next_run - timezone.now() - timedelta(days=1)) < timedelta(minutes=1)
 
@@ -256,14 +256,16 @@ def workers_at(made: BucketScan) -> int:
 
 
 def slow(way: FaultyStore) -> None:
-    way.rules.append(on(is_listing_under(""), then(lambda: time.sleep(2))))
+    way.rules.append(rule_for(is_listing_under(""), run_before(lambda: time.sleep(2))))
 
 
-def test_two_clusters_share_a_scan(bucket: Bucket, way: FaultyStore, tmp_path: Path) -> None:
+def test_two_clusters_share_a_scan(
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
+) -> None:
     """Each lists one shard at a time, and slowly."""
-    made = begin_in_four_parts(bucket)
-    slow(way)
-    variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
+    made = start_four_parts(bucket)
+    slow(worker_proxy)
+    variables = {"R2_ENDPOINT_URL": worker_proxy.url, "SCAN_CONCURRENCY": "1"}
     done = BucketScan.objects.filter(pk=made.pk, status="complete")
     with (
         Cluster(tmp_path, None, **variables) as one,
@@ -272,31 +274,31 @@ def test_two_clusters_share_a_scan(bucket: Bucket, way: FaultyStore, tmp_path: P
         print_log_on_failure(other),
     ):
         for cluster in (one, other):
-            cluster.wait_until(lambda: "ready for work" in cluster.said)  # noqa: B023
+            cluster.wait_until(lambda: "ready for work" in cluster.log_text)  # noqa: B023
         # A cluster takes one task more than it has workers.
-        share(made, 4)
+        send_workers(made, 4)
         one.wait_until(lambda: workers_at(made) == 2)
-        way.rules.clear()
+        worker_proxy.rules.clear()
         one.wait_until(done.exists)
     made.refresh_from_db()
     assert (made.listed, made.requests) == (4, 4)
     assert set(Finding.objects.values_list("key", flat=True)) == bucket.keys()
-    starts = [each.place for each in way.asked(is_listing_under(""))]
+    starts = [each.start_key for each in worker_proxy.find_requests(is_listing_under(""))]
     assert sorted(starts) == ["", "c", "f", "x"]
 
 
 def test_a_scan_whose_worker_was_killed_is_finished_by_another(
-    bucket: Bucket, way: FaultyStore, tmp_path: Path
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
 ) -> None:
-    made = begin_in_four_parts(bucket)
-    slow(way)
-    share(made, 1)
+    made = start_four_parts(bucket)
+    slow(worker_proxy)
+    send_workers(made, 1)
     done = BucketScan.objects.filter(pk=made.pk, status="complete")
-    variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
+    variables = {"R2_ENDPOINT_URL": worker_proxy.url, "SCAN_CONCURRENCY": "1"}
     with Cluster(tmp_path, None, **variables) as cluster, print_log_on_failure(cluster):
         cluster.wait_until(lambda: made.shards.filter(complete=True).exists())
-        os.kill(cluster.worker(), signal.SIGKILL)
-        way.rules.clear()
+        os.kill(cluster.worker_pid(), signal.SIGKILL)
+        worker_proxy.rules.clear()
         tasks.sweep()
         assert not OrmQ.objects.filter(lock__lte=timezone.now()).exists()
         past = timezone.now() - timedelta(minutes=2)
@@ -307,14 +309,14 @@ def test_a_scan_whose_worker_was_killed_is_finished_by_another(
     assert set(Finding.objects.values_list("key", flat=True)) == bucket.keys()
 
 
-def test_a_scan_goes_on_in_another_task_when_a_slice_is_over(
-    bucket: Bucket, way: FaultyStore, tmp_path: Path
+def test_a_scan_goes_on_in_another_task_when_a_turn_is_over(
+    bucket: Bucket, worker_proxy: FaultyStore, tmp_path: Path
 ) -> None:
-    made = begin_in_four_parts(bucket)
-    slow(way)
-    share(made, 1)
-    variables = {"R2_ENDPOINT_URL": way.url, "SCAN_LANES": "1"}
-    with Cluster(tmp_path, slice_seconds=3, **variables) as cluster, print_log_on_failure(cluster):
+    made = start_four_parts(bucket)
+    slow(worker_proxy)
+    send_workers(made, 1)
+    variables = {"R2_ENDPOINT_URL": worker_proxy.url, "SCAN_CONCURRENCY": "1"}
+    with Cluster(tmp_path, turn_seconds=3, **variables) as cluster, print_log_on_failure(cluster):
         cluster.wait_until(lambda: "complete" in list_results())
     assert list_results().count("running") >= 1
     assert Finding.objects.count() == 4

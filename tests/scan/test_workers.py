@@ -16,34 +16,34 @@ from django.utils import timezone
 
 from storage_audit.bucket import multipart
 from storage_audit.bucket.errors import Unavailable
-from storage_audit.bucket.listing import Identity, exact
+from storage_audit.bucket.listing import KeyIdentity, exact_key
 from storage_audit.bucket.listing_xml import Entries
-from storage_audit.bucket.multipart import Upload
+from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.scan import compare, conclude, fetchers, worker
-from storage_audit.scan.diff_lines import key_of
-from storage_audit.scan.fetchers import PageRead, Stretch
-from storage_audit.scan.models import BucketScan, ScanShard, Sighting
+from storage_audit.scan.diff_lines import line_key
+from storage_audit.scan.fetchers import ShardPage, Stretch
+from storage_audit.scan.models import BucketScan, PendingFinding, ScanShard
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.scan import listing_in_memory
 from tests.scan.listing_in_memory import (
     Listing,
-    a,
-    alive,
-    complete,
-    entry,
-    findings,
-    now,
-    said,
-    track,
+    add_projects,
+    complete_reconcile,
+    count_kinds,
+    current_time,
+    make_entry,
+    nth_key,
+    read_findings,
+    track_listed,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
 PROJECTS = [f"proj_{letter}" for letter in "abcdefgh"]
-KEYS = sorted(a(n, project) for project in PROJECTS for n in range(60))
+KEYS = sorted(nth_key(n, project) for project in PROJECTS for n in range(60))
 GONE = KEYS[50:55] + KEYS[300:302]
 FIGURES = ("listed", "listed_bytes", "unchanged", "missing", "untracked", "orphaned")
 
@@ -51,14 +51,14 @@ FIGURES = ("listed", "listed_bytes", "unchanged", "missing", "untracked", "orpha
 @pytest.fixture
 def listing(monkeypatch: pytest.MonkeyPatch) -> Listing:
     """What a scan finds to say something of, at many places."""
-    listing_in_memory.quick(monkeypatch)
-    monkeypatch.setattr("storage_audit.scan.shards.WORTH", 80)
-    monkeypatch.setattr(fetchers, "BATCH", 3)
-    monkeypatch.setattr(fetchers, "PATIENCE", 0.1)
-    alive(*PROJECTS[1:])
+    listing_in_memory.remove_pauses(monkeypatch)
+    monkeypatch.setattr("storage_audit.scan.shards.KEYS_PER_SHARD", 80)
+    monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 3)
+    monkeypatch.setattr(fetchers, "BATCH_WAIT_SECONDS", 0.1)
+    add_projects(*PROJECTS[1:])
     for project in PROJECTS:
-        track(*(a(n, project) for n in range(60)), project_id=project)
-    new = [a(n, project) for project in PROJECTS for n in (70, 71)]
+        track_listed(*(nth_key(n, project) for n in range(60)), project_id=project)
+    new = [nth_key(n, project) for project in PROJECTS for n in (70, 71)]
     found = Listing(*(key for key in KEYS if key not in GONE), *new, page=7)
     found.use(monkeypatch)
     return found
@@ -70,19 +70,19 @@ def test_who_comes_late_to_the_end_notes_nothing_more(
     """One looks for unfinished uploads while another ends the scan, and a third comes later."""
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     third = BucketScan.objects.get(pk=found.pk)
-    upload = Upload(KEYS[0], "upload", now() - timedelta(days=30))
+    upload = MultipartUpload(KEYS[0], "upload", current_time() - timedelta(days=30))
     others = [BucketScan.objects.get(pk=found.pk)]
 
-    def unfinished(bucket: str, prefix: str) -> Iterator[list[Upload]]:
+    def unfinished(bucket: str, prefix: str) -> Iterator[list[MultipartUpload]]:
         if others:
-            listing_in_memory.work(others.pop())
+            listing_in_memory.run_scan(others.pop())
         return iter([[upload]])
 
-    monkeypatch.setattr(multipart, "unfinished", unfinished)
+    monkeypatch.setattr(multipart, "list_unfinished_uploads", unfinished)
     for one in (found, third):
-        listing_in_memory.work(one)
+        listing_in_memory.run_scan(one)
         assert (one.status, one.unfinished) == ("complete", 1)
-        assert not Sighting.objects.exists()
+        assert not PendingFinding.objects.exists()
     assert Finding.objects.filter(kind="unfinished").count() == 1
 
 
@@ -118,14 +118,14 @@ def together(found: BucketScan, count: int) -> list[BucketScan]:
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each key was compared and written down."""
-    counts, counting, real = Counter[str](), Lock(), compare.write
+    counts, counting, real = Counter[str](), Lock(), compare.write_batch
 
     def write(of: BucketScan, token: Any, stretches: list[Stretch], *rest: Any) -> None:
         real(of, token, stretches, *rest)
         with counting:
-            counts.update(key_of(line) for each in stretches for line in each.lines)
+            counts.update(line_key(line) for each in stretches for line in each.lines)
 
-    monkeypatch.setattr(compare, "write", write)
+    monkeypatch.setattr(compare, "write_batch", write)
     return counts
 
 
@@ -138,21 +138,21 @@ def test_several_say_what_one_says(
     count: int,
     cuts: bool,
 ) -> None:
-    alone = complete()
-    expected, seen = findings(), said(FIGURES, alone)
+    alone = complete_reconcile()
+    expected, seen = read_findings(), count_kinds(FIGURES, alone)
     assert seen["missing"] == len(GONE) and seen["orphaned"] == 57
     Finding.objects.all().delete()
     written.clear()
     if cuts:
-        monkeypatch.setattr("storage_audit.scan.shards.WORTH", 10_000)
-        monkeypatch.setattr("storage_audit.scan.models.parts.LARGE", 10)
+        monkeypatch.setattr("storage_audit.scan.shards.KEYS_PER_SHARD", 10_000)
+        monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 10)
     listing.before_page = lambda number: pause()
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     ends = together(found, count)
-    assert found.status == "complete", found.error
+    assert found.status == "complete", found.message
     assert [end.status for end in ends] == ["complete"] * count
-    assert findings() == expected
-    assert said(FIGURES, found) == seen
+    assert read_findings() == expected
+    assert count_kinds(FIGURES, found) == seen
     assert written == dict.fromkeys(listing.entries, 1)
     assert sum(found.shards.values_list("listed", flat=True)) == found.listed
     assert found.shards.count() >= 2
@@ -164,22 +164,24 @@ def pause() -> None:
 
 
 def test_several_write_each_row_once(listing: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
-    R2Object.objects.all().forget()
+    R2Object.objects.all().delete_without_signals()
     found = start_scan()
     together(found, 3)
-    assert found.status == "complete", found.error
+    assert found.status == "complete", found.message
     assert found.added == R2Object.objects.count() == len(listing.entries)
     assert found.updated == 0
 
 
-def claimed(found: BucketScan) -> tuple[Any, ScanShard]:
+def acquire_shard(found: BucketScan) -> tuple[Any, ScanShard]:
     token = uuid4()
-    [shard] = found.shards.claim(token, 1)
+    [shard] = found.shards.acquire_leases(token, 1)
     return token, shard
 
 
 def stretch_of(shard: ScanShard, *keys: str) -> Stretch:
-    page = PageRead.of(shard, Entries.of(map(entry, keys)), now(), last=True)
+    page = ShardPage.of(
+        shard, Entries.from_entries(map(make_entry, keys)), current_time(), is_last=True
+    )
     stretch = Stretch.of(page)
     stretch.add(page)
     return stretch
@@ -194,21 +196,21 @@ def whole(purpose: str = "reconcile") -> BucketScan:
 @pytest.mark.parametrize("how", ["over", "taken", "stopped", "gone"])
 def test_a_worker_that_lost_its_lease_writes_nothing(listing: Listing, how: str) -> None:
     found = whole()
-    token, shard = claimed(found)
+    token, shard = acquire_shard(found)
     shards = found.shards.filter(pk=shard.pk)
     if how == "over":
         shards.update(lease_until=timezone.now())
     elif how == "taken":
         shards.update(lease_until=timezone.now())
-        assert found.shards.claim(uuid4(), 1)
+        assert found.shards.acquire_leases(uuid4(), 1)
     elif how == "stopped":
         found.stop("by a person")
     else:
         shards.delete()
     with pytest.raises(LeaseLost):
-        listing_in_memory.record(found, token, [stretch_of(shard, "README.txt")])
+        listing_in_memory.record_stretches(found, token, [stretch_of(shard, "README.txt")])
     found.refresh_from_db()
-    assert (found.listed, found.sightings.count()) == (0, 0)
+    assert (found.listed, found.pending_findings.count()) == (0, 0)
     assert not found.shards.exclude(cursor="").exists()
     assert not found.shards.filter(complete=True).exists()
 
@@ -223,10 +225,10 @@ def test_who_writes_prolongs_all_of_its_leases_when_they_are_due(
     found = whole()
     found.shards.create(after="m")
     token = uuid4()
-    one, other = found.shards.claim(token, 2)
+    one, other = found.shards.acquire_leases(token, 2)
     until = at + timedelta(seconds=left)
     found.shards.update(lease_until=until)
-    listing_in_memory.record(found, token, [stretch_of(one, "README.txt")])
+    listing_in_memory.record_stretches(found, token, [stretch_of(one, "README.txt")])
     prolonged = set(found.shards.filter(lease_until__gt=until))
     assert prolonged == ({one, other} if prolongs else set())
 
@@ -235,7 +237,7 @@ def test_a_worker_that_slept_through_its_lease_does_not_count_twice(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It wakes in the middle of its batch, when another one has done all of it."""
-    found, real = whole(), compare.record
+    found, real = whole(), compare.record_batch
     found.bucket = R2Object.objects.values_list("bucket", flat=True)[0]
     found.save()
     slept: list[Any] = []
@@ -247,27 +249,29 @@ def test_a_worker_that_slept_through_its_lease_does_not_count_twice(
             together(BucketScan.objects.get(pk=found.pk), 1)
         real(of, token, *rest)
 
-    monkeypatch.setattr(worker, "record", sleeps)
-    listing_in_memory.work(found)
-    assert found.status == "complete", found.error
+    monkeypatch.setattr(worker, "record_batch", sleeps)
+    listing_in_memory.run_scan(found)
+    assert found.status == "complete", found.message
     assert found.listed == len(listing.entries)
-    assert {key for kind, key in findings() if kind == "missing"} == set(GONE)
+    assert {key for kind, key in read_findings() if kind == "missing"} == set(GONE)
 
 
 def test_who_ends_first_says_it_and_the_other_says_nothing(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two that find everything done at the same moment."""
-    published, real = list[str](), conclude.end
-    monkeypatch.setattr("storage_audit.scan.conclude.publish", counted(published, "published"))
+    published, real = list[str](), conclude.conclude_scan
+    monkeypatch.setattr(
+        "storage_audit.scan.conclude.publish_findings", counted(published, "published")
+    )
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     both = Barrier(2)
 
-    def end(of: BucketScan, identity: Identity) -> None:
+    def end(of: BucketScan, identity: KeyIdentity) -> None:
         both.wait()
         real(of, identity)
 
-    monkeypatch.setattr(worker, "end", end)
+    monkeypatch.setattr(worker, "conclude_scan", end)
     ends = together(found, 2)
     assert found.status == "complete"
     assert [each.status for each in ends] == ["complete", "complete"]
@@ -275,7 +279,7 @@ def test_who_ends_first_says_it_and_the_other_says_nothing(
 
 
 def counted(calls: list[str], name: str) -> Callable[..., None]:
-    real = conclude.publish
+    real = conclude.publish_findings
 
     def publish(of: BucketScan) -> None:
         calls.append(name)
@@ -288,17 +292,17 @@ def test_figures_of_others_count_before_too_few_are_refused(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker's last batch was written after this one looked at the figures."""
-    complete()
+    complete_reconcile()
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     stale = BucketScan.objects.get(pk=found.pk)
-    monkeypatch.setattr(worker, "end", lambda of, identity: None)
-    listing_in_memory.work(found)
+    monkeypatch.setattr(worker, "conclude_scan", lambda of, identity: None)
+    listing_in_memory.run_scan(found)
     monkeypatch.undo()
     listing.use(monkeypatch)
     assert stale.listed == 0 and not found.shards.unfinished().exists()
-    conclude.end(stale, exact)
+    conclude.conclude_scan(stale, exact_key)
     found.refresh_from_db()
-    assert (found.status, found.error) == ("complete", "")
+    assert (found.status, found.message) == ("complete", "")
 
 
 def test_trouble_of_one_ends_the_scan_of_all_and_leaves_it_to_be_resumed(
@@ -313,14 +317,14 @@ def test_trouble_of_one_ends_the_scan_of_all_and_leaves_it_to_be_resumed(
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     ends = together(found, 2)
     assert {end.status for end in ends} == {"failed"}
-    assert (found.status, found.error) == ("failed", "down")
+    assert (found.status, found.message) == ("failed", "down")
     assert not Finding.objects.exists()
     assert not found.shards.exclude(lease_token=None).exists()
     listing.before_page = lambda number: None
     found.resume()
     together(found, 2)
     assert (found.status, found.listed) == ("complete", len(listing.entries))
-    assert {key for kind, key in findings() if kind == "missing"} == set(GONE)
+    assert {key for kind, key in read_findings() if kind == "missing"} == set(GONE)
 
 
 def test_a_stopped_scan_stops_all_of_its_workers(listing: Listing) -> None:
@@ -345,13 +349,13 @@ def test_a_stopped_scan_stops_all_of_its_workers(listing: Listing) -> None:
 
 
 @pytest.mark.only_on("postgresql")  # SQLite has one writer
-def test_who_claims_goes_past_what_others_are_claiming(listing: Listing) -> None:
+def test_worker_skips_shards_that_others_are_acquiring(listing: Listing) -> None:
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     count = found.shards.count()
     got: list[int] = []
 
     def claim() -> None:
-        got.extend(shard.pk for shard in found.shards.claim(uuid4(), 1000))
+        got.extend(shard.pk for shard in found.shards.acquire_leases(uuid4(), 1000))
         connections.close_all()
 
     with atomic():
@@ -363,5 +367,5 @@ def test_who_claims_goes_past_what_others_are_claiming(listing: Listing) -> None
     assert len(got) == count - 2
     assert not set(got) & {shard.pk for shard in taken}
     with CaptureQueriesContext(connection) as queries:
-        found.shards.claim(uuid4(), 1)
+        found.shards.acquire_leases(uuid4(), 1)
     assert any("SKIP LOCKED" in query["sql"] for query in queries)

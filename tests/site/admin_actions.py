@@ -12,24 +12,24 @@ from storage_audit.models import R2Object
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui.model_admin import DJANGO_6_1
 from tests.real_bucket import Bucket
-from tests.site.pages import pk_of
+from tests.site.pages import first_pk
 
 # Both: an object goes with the project that it is given to.
-ADOPT = "storage_audit.change_r2object storage_audit.delete_r2object"
+ASSIGN_PERMISSIONS = "storage_audit.change_r2object storage_audit.delete_r2object"
 # Both: the project is deleted, and its files without limits.
-FORCE = "storage_audit.force_cleanup storage_audit.delete_project"
+FORCE_PERMISSIONS = "storage_audit.force_cleanup storage_audit.delete_project"
 ACTIONS = {
     ("storage_audit.project", "delete_selected"): "storage_audit.delete_project",
     ("storage_audit.project", "dry_run_cleanup"): "storage_audit.dry_run_cleanup",
     ("storage_audit.project", "verify_cleanup"): "storage_audit.verify_cleanup",
-    ("storage_audit.project", "force_delete"): FORCE,
+    ("storage_audit.project", "force_delete"): FORCE_PERMISSIONS,
     ("storage_audit.r2object", "delete_selected"): "storage_audit.delete_r2object",
     ("storage_audit.r2object", "untrack"): "storage_audit.delete_r2object",
-    ("storage_audit.finding", "acknowledge"): "storage_audit.change_finding",
+    ("storage_audit.finding", "ignore"): "storage_audit.change_finding",
     ("storage_audit.finding", "reopen"): "storage_audit.change_finding",
-    ("storage_audit.finding", "plan_deletion"): "storage_audit.dry_run_cleanup",
-    ("storage_audit.finding", "delete_orphans"): "storage_audit.delete_r2object",
-    ("storage_audit.finding", "adopt"): ADOPT,
+    ("storage_audit.finding", "preview_deletion"): "storage_audit.dry_run_cleanup",
+    ("storage_audit.finding", "delete_objects"): "storage_audit.delete_r2object",
+    ("storage_audit.finding", "assign"): ASSIGN_PERMISSIONS,
     ("storage_audit.finding", "track"): "storage_audit.change_r2object",
     ("storage_audit.finding", "untrack"): "storage_audit.delete_r2object",
     ("storage_audit.finding", "rename"): "storage_audit.change_r2object",
@@ -37,8 +37,8 @@ ACTIONS = {
     ("storage_audit.apitoken", "revoke"): "storage_audit.change_apitoken",
     ("storage_audit.bucketscan", "stop"): "storage_audit.change_bucketscan",
     ("storage_audit.bucketscan", "resume"): "storage_audit.change_bucketscan",
-    ("storage_audit.cleanupoperation", "verify_cleanup"): "storage_audit.verify_cleanup",
-    ("storage_audit.cleanupoperation", "force_delete"): "storage_audit.force_cleanup",
+    ("storage_audit.cleanup", "verify_cleanup"): "storage_audit.verify_cleanup",
+    ("storage_audit.cleanup", "force_delete"): "storage_audit.force_cleanup",
     ("django_q.schedule", "delete_selected"): "django_q.delete_schedule",
     ("django_q.success", "delete_selected"): "django_q.delete_success",
     ("django_q.success", "resubmit_task"): "django_q.change_success",
@@ -52,17 +52,17 @@ ACTIONS = {
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 ORPHAN = {"kind": "orphaned", "first_seen_at": LONG_AGO, "last_modified": LONG_AGO}
 MISNAMED = "projects/proj_proj_1/scenes/s1/media/a.mp4"
-SUITABLE: dict[str, dict[str, Any]] = {
-    "reopen": {"state": "acknowledged"},
-    "plan_deletion": ORPHAN,
-    "delete_orphans": ORPHAN,
+SUITABLE_FINDINGS: dict[str, dict[str, Any]] = {
+    "reopen": {"state": "ignored"},
+    "preview_deletion": ORPHAN,
+    "delete_objects": ORPHAN,
     "track": {"kind": "untracked"},
     "untrack": {"kind": "missing", "key": "gone"},
     "rename": {"kind": "misnamed", "key": MISNAMED, "project_id": "proj_1"},
     "abort_uploads": {"kind": "unfinished", "upload_id": "x"},
 }
-TYPED = {"note": "ours", "project_id": "proj_1"}
-OURS = [(model, action) for model, action in ACTIONS if model.startswith("storage_audit")]
+TYPED_FIELDS = {"note": "ours", "project_id": "proj_1"}
+OUR_ACTIONS = [(model, action) for model, action in ACTIONS if model.startswith("storage_audit")]
 
 
 def list_places(model: str) -> Iterator[str]:
@@ -70,11 +70,11 @@ def list_places(model: str) -> Iterator[str]:
     name = f"admin:{model.replace('.', '_')}"
     yield reverse(f"{name}_changelist")
     if DJANGO_6_1:
-        yield reverse(f"{name}_change", args=[pk_of(model)])
+        yield reverse(f"{name}_change", args=[first_pk(model)])
 
 
 def choose_first(model: str, action: str) -> dict[str, str]:
-    return {"action": action, "_selected_action": pk_of(model), "post": "yes"}
+    return {"action": action, "_selected_action": first_pk(model), "post": "yes"}
 
 
 def prepare_world(world: Bucket, action: str) -> None:
@@ -84,7 +84,7 @@ def prepare_world(world: Bucket, action: str) -> None:
         status = {"stop": "running", "resume": "stopped"}[action]
         BucketScan.objects.update(status=status, finished_at=None)
     found = Finding.objects.filter(pk=Finding.objects.get().pk)
-    found.update(**SUITABLE.get(action, {}))
+    found.update(**SUITABLE_FINDINGS.get(action, {}))
     for shown in list_page(world.name, found.get().key).objects:
         names = ("size", "etag", "last_modified")
         found.update(**{n: getattr(shown, n) for n in names if action == "rename"})

@@ -16,45 +16,45 @@ from autoshorts import urls
 # Who may: anybody, everybody on the staff, a superuser only as no permission suffices alone,
 # nobody. Else which permissions, of which one suffices.
 ANYBODY, STAFF, SUPERUSER, NOBODY = "anybody", "staff", "superuser", ""
-LOOK = dict.fromkeys(("changelist", "change", "history"), "view change")
-EXPORT = {"export": "view change"}
-FACTS = {**LOOK, "add": NOBODY, "delete": NOBODY}
-KEPT = {**LOOK, "add": NOBODY, "delete": "delete"}
-STOCK = {**LOOK, "add": "add", "delete": "delete"}
+VIEW_PAGES = dict.fromkeys(("changelist", "change", "history"), "view change")
+EXPORT_PAGE = {"export": "view change"}
+READ_ONLY_PAGES = {**VIEW_PAGES, "add": NOBODY, "delete": NOBODY}
+DELETABLE_PAGES = {**VIEW_PAGES, "add": NOBODY, "delete": "delete"}
+STOCK_PAGES = {**VIEW_PAGES, "add": "add", "delete": "delete"}
 PAGES = {
-    "storage_audit.project": {**STOCK, **EXPORT},
-    "storage_audit.r2object": {**KEPT, **EXPORT},
-    "storage_audit.cleanupoperation": {**FACTS, **EXPORT},
-    "storage_audit.knownproject": {**FACTS, **EXPORT},
+    "storage_audit.project": {**STOCK_PAGES, **EXPORT_PAGE},
+    "storage_audit.r2object": {**DELETABLE_PAGES, **EXPORT_PAGE},
+    "storage_audit.cleanup": {**READ_ONLY_PAGES, **EXPORT_PAGE},
+    "storage_audit.knownproject": {**READ_ONLY_PAGES, **EXPORT_PAGE},
     # To add one is to begin it.
-    "storage_audit.bucketscan": {**FACTS, **EXPORT, "add": "add"},
-    "storage_audit.finding": {**FACTS, **EXPORT},
-    "storage_audit.incident": {**FACTS, **EXPORT},
-    "storage_audit.apitoken": {**FACTS, **EXPORT, "add": "add"},
+    "storage_audit.bucketscan": {**READ_ONLY_PAGES, **EXPORT_PAGE, "add": "add"},
+    "storage_audit.finding": {**READ_ONLY_PAGES, **EXPORT_PAGE},
+    "storage_audit.alert": {**READ_ONLY_PAGES, **EXPORT_PAGE},
+    "storage_audit.apitoken": {**READ_ONLY_PAGES, **EXPORT_PAGE, "add": "add"},
     # To add one is to run the probes.
-    "storage_audit.diagnosis": {**FACTS, **EXPORT, "add": "add"},
-    "storage_audit.job": {"add": NOBODY, "delete": NOBODY},
+    "storage_audit.healthreport": {**READ_ONLY_PAGES, **EXPORT_PAGE, "add": "add"},
+    "storage_audit.bulkjob": {"add": NOBODY, "delete": NOBODY},
     # Whoever may add or change a schedule has the worker run any function: superusers only.
-    "django_q.schedule": STOCK,
-    "django_q.success": KEPT,
-    "django_q.failure": KEPT,
-    "django_q.ormq": KEPT,
+    "django_q.schedule": STOCK_PAGES,
+    "django_q.success": DELETABLE_PAGES,
+    "django_q.failure": DELETABLE_PAGES,
+    "django_q.ormq": DELETABLE_PAGES,
     # Django wants both here: whoever may change users could make superusers otherwise.
-    "auth.user": {**STOCK, "add": SUPERUSER, "password_change": "change"},
-    "auth.group": STOCK,
+    "auth.user": {**STOCK_PAGES, "add": SUPERUSER, "password_change": "change"},
+    "auth.group": STOCK_PAGES,
 }
-# Who may see the operations may see what they were made for.
-JOBS = "storage_audit.view_job storage_audit.view_cleanupoperation"
-OPERATIONS = "storage_audit.view_cleanupoperation storage_audit.change_cleanupoperation"
+# Who may see the cleanups may see what they were made for.
+VIEW_BULK_JOBS = "storage_audit.view_bulkjob storage_audit.view_cleanup"
+VIEW_CLEANUPS = "storage_audit.view_cleanup storage_audit.change_cleanup"
 # There is none of a deletion that is blocked.
-NONE_YET = "admin:storage_audit_certificate_file"
+CERTIFICATE_FILE = "admin:storage_audit_certificate_file"
 OTHER_PAGES = {
     "": ANYBODY,
     "health/": ANYBODY,
     "health/worker/": ANYBODY,
     "healthz": ANYBODY,
     "readyz": ANYBODY,
-    "metrics": "storage_audit.view_cleanupoperation",
+    "metrics": "storage_audit.view_cleanup",
     "storage_audit_docs": STAFF,
     "admin:login": ANYBODY,
     "admin:index": STAFF,
@@ -65,22 +65,22 @@ OTHER_PAGES = {
     "admin:autocomplete": NOBODY,
     "admin:storage_audit_declare_deleted": "storage_audit.force_cleanup",
     "admin:storage_audit_compare": "storage_audit.verify_cleanup",
-    # Keys of both: to look at findings and at operations.
-    "admin:storage_audit_left_behind": SUPERUSER,
-    "admin:storage_audit_left_behind_file": SUPERUSER,
-    **{f"admin:storage_audit_job_{kind}": JOBS for kind in (*LOOK, "export")},
-    "admin:storage_audit_test_notices": "storage_audit.test_notices",
-    "admin:storage_audit_operation_progress": OPERATIONS,
-    "admin:storage_audit_operation_items": OPERATIONS,
-    "admin:storage_audit_certificate": OPERATIONS,
-    "admin:storage_audit_certificate_file": OPERATIONS,
-    "admin:storage_audit_lookup": OPERATIONS,
+    # Keys of both: to look at findings and at cleanups.
+    "admin:storage_audit_leftovers": SUPERUSER,
+    "admin:storage_audit_leftover_file": SUPERUSER,
+    **{f"admin:storage_audit_bulkjob_{kind}": VIEW_BULK_JOBS for kind in (*VIEW_PAGES, "export")},
+    "admin:storage_audit_test_notification": "storage_audit.test_notifications",
+    "admin:storage_audit_cleanup_progress": VIEW_CLEANUPS,
+    "admin:storage_audit_cleanup_items": VIEW_CLEANUPS,
+    "admin:storage_audit_certificate": VIEW_CLEANUPS,
+    "admin:storage_audit_certificate_file": VIEW_CLEANUPS,
+    "admin:storage_audit_lookup": VIEW_CLEANUPS,
 }
 # They say 404 to the staff: no object of ours has a page elsewhere.
 NOT_FOUND = {"admin:view_on_site", "admin/(?P<url>.*)$"}
 LISTS_OF_APPS = "admin:app_list"
 # tests/api/test_permissions.py
-DECIDED_ELSEWHERE = "storage_audit_api"
+API_NAME = "storage_audit_api"
 # Of an address without its last part, to the page of the object, which asks for itself.
 SHORTCUT = "<path:object_id>/"
 
@@ -93,10 +93,10 @@ class Page(NamedTuple):
     needs: set[str]
 
     @property
-    def answer(self) -> int:
-        return 404 if self.name == NONE_YET else 200
+    def expected_status(self) -> int:
+        return 404 if self.name == CERTIFICATE_FILE else 200
 
-    def opens_to(self, permission: str) -> bool:
+    def is_open_to(self, permission: str) -> bool:
         return bool(self.needs & {ANYBODY, STAFF, permission})
 
 
@@ -116,18 +116,18 @@ def list_patterns(
 
 def list_pages() -> Iterator[Page]:
     for name, pattern in list_patterns():
-        if name.startswith(DECIDED_ELSEWHERE):
+        if name.startswith(API_NAME):
             continue
         yield Page(name, "/" + build_address(pattern), set(find_needs(name, pattern).split()))
 
 
 def build_address(pattern: str) -> str:
     model = next((m for m in PAGES if f"admin/{m.replace('.', '/')}/" in pattern), None)
-    of_row = ("<path:object_id>", "<id>", "<uuid:operation_id>")
-    values = dict.fromkeys(of_row, pk_of(model)) if model else {}
-    user = f"{ContentType.objects.get_for_model(User).pk}/{pk_of('auth.user')}"
+    of_row = ("<path:object_id>", "<id>", "<uuid:deletion_id>")
+    values = dict.fromkeys(of_row, first_pk(model)) if model else {}
+    user = f"{ContentType.objects.get_for_model(User).pk}/{first_pk('auth.user')}"
     values |= {"<path:content_type_id>/<path:object_id>": user, "(?P<url>.*)$": "no/such"}
-    values["<str:form>"] = "csv"
+    values |= {"<str:form>": "csv", "<str:file_format>": "csv"}
     values |= {"^(?P<app_label>auth|django_q|storage_audit)/$": "storage_audit/"}
     for field, value in values.items():
         pattern = pattern.replace(field, value)
@@ -135,7 +135,7 @@ def build_address(pattern: str) -> str:
     return pattern
 
 
-def pk_of(model: str) -> str:
+def first_pk(model: str) -> str:
     return str(get_first_row(model).pk)
 
 

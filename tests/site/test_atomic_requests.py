@@ -15,16 +15,22 @@ from pytest_django import Settings
 
 from autoshorts import urls
 from storage_audit.bucket import multipart
-from storage_audit.bucket.s3 import client
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.bucket.s3 import s3_client
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project
 from storage_audit.projects.admin.projects import ProjectAdmin
-from tests.api.permissions import ASKED, send_request
-from tests.api_client import program
+from tests.api.permissions import ALL_REQUESTS, send_request
+from tests.api_client import client_with_token
 from tests.forms import TOKEN, get_and_post, make_client
 from tests.real_bucket import Bucket
-from tests.site.admin_actions import OURS, TYPED, choose_first, list_places, prepare_world
+from tests.site.admin_actions import (
+    OUR_ACTIONS,
+    TYPED_FIELDS,
+    choose_first,
+    list_places,
+    prepare_world,
+)
 from tests.site.pages import list_pages, list_patterns
 
 FINDING = "storage_audit.finding"
@@ -35,14 +41,14 @@ SIGNING_OUT = {"admin:logout", "admin:password_change"}
 @pytest.fixture(autouse=True)
 def atomic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(connection.settings_dict, "ATOMIC_REQUESTS", True)
-    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "list_unfinished_uploads", lambda bucket, prefix: iter([[]]))
 
 
 @pytest.fixture
 def calls(world: Bucket, settings: Settings) -> Iterator[list[bool]]:
     """Of each call to the store, whether it was made in a transaction."""
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 10}
-    seen, events = list[bool](), client().meta.events
+    seen, events = list[bool](), s3_client().meta.events
 
     def note(**kwargs: object) -> None:
         seen.append(connection.in_atomic_block)
@@ -57,19 +63,20 @@ def act(staff: Client, url: str, data: dict[str, str]) -> HttpResponse | Any:
     asked = {name: value for name, value in data.items() if name != "post"}
     answer = staff.post(url, asked, headers={"X-CSRFToken": TOKEN}, follow=True)
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', answer.content.decode()))
-    return staff.post(url, TYPED | fields, follow=True) if "post" in fields else answer
+    return staff.post(url, TYPED_FIELDS | fields, follow=True) if "post" in fields else answer
 
 
 def test_no_address_action_or_page_asks_the_store_in_a_transaction(
     world: Bucket, calls: list[bool]
 ) -> None:
-    staff, machine = make_client(User.objects.create_superuser("anna")), program()
+    staff, machine = make_client(User.objects.create_superuser("anna")), client_with_token()
     # Read before anything is deleted: what deletes projects comes last.
     asked = [
-        (next(list_places(model)), choose_first(model, action)) for model, action in reversed(OURS)
+        (next(list_places(model)), choose_first(model, action))
+        for model, action in reversed(OUR_ACTIONS)
     ]
     to_post = [each for each in list_pages() if each.name not in SIGNING_OUT]
-    for line in sorted(ASKED, key=lambda line: line.startswith("DELETE")):
+    for line in sorted(ALL_REQUESTS, key=lambda line: line.startswith("DELETE")):
         assert send_request(machine, line) < 500, line
     for url, data in asked:
         assert act(staff, url, data).status_code < 500, data
@@ -79,7 +86,7 @@ def test_no_address_action_or_page_asks_the_store_in_a_transaction(
     assert len(calls) > 20 and not any(calls)
 
 
-@pytest.mark.parametrize("action", ["track", "adopt", "rename"])
+@pytest.mark.parametrize("action", ["track", "assign", "rename"])
 def test_decision_that_asks_the_store_is_carried_out(
     world: Bucket, calls: list[bool], action: str
 ) -> None:
@@ -145,6 +152,6 @@ def test_deletion_in_a_view_of_the_site_starts_a_cleanup_with_its_commit(
     anybody = Client(raise_request_exception=False)
     anybody.get("/delete-and-fail/" if fails else "/delete/")
     assert Project.objects.exists() == fails
-    status = CleanupOperation.objects.cleanups().values_list("status", flat=True)
+    status = Cleanup.objects.requested_deletions().values_list("status", flat=True)
     assert set(status) == (set() if fails else {"clean" if sync else "pending"})
     assert bool(bucket.keys()) == (fails or not sync)

@@ -37,8 +37,8 @@ def test_a_missing_schedule_is_a_warning_that_says_what_to_do(way: str) -> None:
     warning = run_system_checks(databases=["default"])["storage_audit.W001"]
     assert warning.hint is not None
     assert "migrate" in warning.hint and "sweep_cleanups" in warning.hint
-    queue.create_schedule()
-    assert Schedule.objects.filter(func=queue.SWEEP).count() == len(queue.SCHEDULES)
+    queue.create_schedules()
+    assert Schedule.objects.filter(func=queue.SWEEP).count() == len(queue.SWEEP_SCHEDULES)
 
 
 @pytest.mark.django_db
@@ -203,7 +203,7 @@ def test_the_command_passes_on_the_projects_own_settings(tmp_path: Path) -> None
 
 def test_the_command_names_a_bad_entry_and_fails(tmp_path: Path) -> None:
     (tmp_path / "bad_settings.py").write_text(
-        "from autoshorts.settings import *\nSTORAGE_AUDIT['LAYOUTS'] = {'mine': '{project}'}\n"
+        "from autoshorts.settings import *\nSTORAGE_AUDIT['KEY_FORMATS'] = {'mine': '{project}'}\n"
     )
     environment = {
         "PATH": os.environ["PATH"],

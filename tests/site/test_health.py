@@ -22,27 +22,27 @@ from pytest_django import Settings
 
 from autoshorts import settings as site_settings
 from devtools.environment import made_up_environment
-from devtools.postgres import postgres
+from devtools.postgres import temporary_database_url
 from storage_audit import queue
 from storage_audit.alerts import alert_rules, lateness
-from storage_audit.alerts.lateness import LATE
-from storage_audit.alerts.models import Incident
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.alerts.lateness import LATE_AFTER
+from storage_audit.alerts.models import Alert
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.conf import conf
 from tests.builders import create_lost_cleanup
 from tests.paths import ROOT
-from tests.processes import HOST, fetch, run_site
+from tests.processes import HOST_HEADER, fetch_page, run_site
 
 WEB, WORKER, READY, ALIVE = "/health/", "/health/worker/", "/readyz", "/healthz"
-LONG = LATE + timedelta(minutes=4, seconds=5)
-Status = CleanupOperation.Status
+LONG = LATE_AFTER + timedelta(minutes=4, seconds=5)
+Status = Cleanup.Status
 
 every = pytest.mark.parametrize("path", [WEB, WORKER, READY])
 
 
 def ask(path: str) -> list[str]:
     """The problems that it tells of."""
-    response = Client().get(path, headers=HOST)
+    response = Client().get(path, headers=HOST_HEADER)
     content = response.json()
     assert content == {"healthy": response.status_code == 200, "problems": content["problems"]}
     assert response.status_code == (503 if content["problems"] else 200)
@@ -50,7 +50,7 @@ def ask(path: str) -> list[str]:
     return problems
 
 
-def overdue(**values: Any) -> CleanupOperation:
+def overdue(**values: Any) -> Cleanup:
     return create_lost_cleanup(**{"next_attempt_at": timezone.now() - LONG, **values})
 
 
@@ -67,8 +67,8 @@ def test_all_is_well(path: str) -> None:
 @pytest.mark.django_db
 def test_it_answers_over_plain_http_and_nobody_may_keep_it(path: str, settings: Settings) -> None:
     settings.SECURE_SSL_REDIRECT = True
-    assert Client().get("/admin/", headers=HOST).status_code == 301
-    response = Client().get(path, headers=HOST)
+    assert Client().get("/admin/", headers=HOST_HEADER).status_code == 301
+    response = Client().get(path, headers=HOST_HEADER)
     assert response.status_code == 200
     assert "no-store" in response["Cache-Control"]
     assert not response.cookies
@@ -77,7 +77,7 @@ def test_it_answers_over_plain_http_and_nobody_may_keep_it(path: str, settings: 
 @every
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_it_can_only_be_read(path: str, method: str) -> None:
-    assert Client().generic(method, path, headers=HOST).status_code == 405
+    assert Client().generic(method, path, headers=HOST_HEADER).status_code == 405
 
 
 @every
@@ -103,18 +103,18 @@ def test_a_migration_that_was_not_applied_is_told(path: str) -> None:
 def test_a_process_answers_without_a_database(settings: Settings) -> None:
     """No test may use one that is not marked for it."""
     settings.SECURE_SSL_REDIRECT = True
-    response = Client().get(ALIVE, headers=HOST)
+    response = Client().get(ALIVE, headers=HOST_HEADER)
     assert (response.status_code, response.json()) == (200, {"healthy": True})
     assert "no-store" in response["Cache-Control"]
-    assert Client().post(ALIVE, headers=HOST).status_code == 405
+    assert Client().post(ALIVE, headers=HOST_HEADER).status_code == 405
 
 
 # The worker
 
 
 @pytest.mark.django_db
-def test_operations_that_nobody_takes_are_named_with_their_delay() -> None:
-    first = overdue(next_attempt_at=timezone.now() - LONG - LATE)
+def test_cleanups_that_nobody_takes_are_named_with_their_delay() -> None:
+    first = overdue(next_attempt_at=timezone.now() - LONG - LATE_AFTER)
     second = overdue()
     (told,) = ask(WORKER)
     assert f"not worked on: 2, the first for 24 minutes ({first.pk}, {second.pk})." in told
@@ -129,25 +129,25 @@ def test_operations_that_nobody_takes_are_named_with_their_delay() -> None:
         {"status": Status.CLEAN},
     ],
 )
-def test_an_operation_that_waits_for_a_person_or_ended_is_well(values: dict[str, Any]) -> None:
+def test_a_cleanup_that_waits_for_a_person_or_ended_is_well(values: dict[str, Any]) -> None:
     overdue(**values)
     assert ask(WORKER) == []
 
 
 @pytest.mark.django_db
-def test_an_operation_that_is_worked_on_is_well() -> None:
-    overdue(status=Status.RUNNING, lease_until=timezone.now() + conf().lease)
+def test_a_cleanup_that_is_worked_on_is_well() -> None:
+    overdue(status=Status.RUNNING, lease_until=timezone.now() + conf().lease_time)
     assert ask(WORKER) == []
 
 
 @pytest.mark.django_db
-def test_an_operation_that_has_just_become_due_is_well() -> None:
-    overdue(next_attempt_at=timezone.now() - LATE / 2)
+def test_a_cleanup_that_has_just_become_due_is_well() -> None:
+    overdue(next_attempt_at=timezone.now() - LATE_AFTER / 2)
     assert ask(WORKER) == []
 
 
 @pytest.mark.django_db
-def test_an_operation_may_wait_for_another_of_its_project() -> None:
+def test_a_cleanup_may_wait_for_another_of_its_project() -> None:
     overdue(project_id="proj_1")
     held = {"status": Status.RUNNING, "lease_until": timezone.now() + timedelta(seconds=50)}
     create_lost_cleanup(project_id="proj_1", bucket="elsewhere", **held)
@@ -158,7 +158,7 @@ def test_an_operation_may_wait_for_another_of_its_project() -> None:
 
 @pytest.mark.django_db
 def test_a_sweep_that_does_not_come_is_told() -> None:
-    Schedule.objects.filter(func=queue.SWEEP).update(next_run=timezone.now() - LATE / 2)
+    Schedule.objects.filter(func=queue.SWEEP).update(next_run=timezone.now() - LATE_AFTER / 2)
     assert ask(WORKER) == []
     Schedule.objects.filter(func=queue.SWEEP).update(next_run=timezone.now() - LONG)
     (told,) = ask(WORKER)
@@ -187,20 +187,20 @@ def test_a_queue_that_does_not_move_is_told() -> None:
 def test_bulk_job_without_progress_is_reported_though_workers_do_other_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lateness, "gets_on", lambda: True)
-    job = Job.objects.request(Job.Action.DELETE, ["proj_1", "proj_2"])
+    monkeypatch.setattr(lateness, "is_work_progressing", lambda: True)
+    job = BulkJob.objects.request(BulkJob.Action.DELETE, ["proj_1", "proj_2"])
     assert ask(WORKER) == []
-    Job.objects.update(moved_at=timezone.now() - lateness.JOB_LATE - LATE)
+    BulkJob.objects.update(moved_at=timezone.now() - lateness.BULK_JOB_LATE_AFTER - LATE_AFTER)
     (told,) = ask(WORKER)
     assert f"Bulk jobs without progress: 1, the first for 70 minutes ({job.pk})." in told
-    alert_rules.notice()
-    assert told.startswith(Incident.objects.get().summary[:40])
+    alert_rules.update_alerts()
+    assert told.startswith(Alert.objects.get().summary[:40])
     job.advance(1)
     assert ask(WORKER) == []
 
 
 @pytest.mark.django_db
-def test_without_a_queue_only_the_operations_count(settings: Settings) -> None:
+def test_without_a_queue_only_the_cleanups_count(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     Schedule.objects.update(next_run=timezone.now() - LONG)
     OrmQ.objects.create(key="autoshorts", payload="", lock=timezone.now() - LONG)
@@ -221,22 +221,22 @@ def migrate(database_url: str) -> None:
 
 def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> None:
     with ExitStack() as database:
-        url = database.enter_context(postgres())
+        url = database.enter_context(temporary_database_url())
         with run_site(url, tmp_path / "web.log") as address:
             for path in (WEB, WORKER):
-                code, told = fetch(address + path)
+                code, told = fetch_page(address + path)
                 assert (code, "manage.py migrate" in told) == (503, True)
             migrate(url)
-            assert fetch(address + WEB) == (200, '{"healthy": true, "problems": []}')
-            assert fetch(address + WORKER)[0] == 200
+            assert fetch_page(address + WEB) == (200, '{"healthy": true, "problems": []}')
+            assert fetch_page(address + WORKER)[0] == 200
             database.close()
             for path in (WEB, WORKER, READY):
-                code, told = fetch(address + path)
+                code, told = fetch_page(address + path)
                 assert (code, "The database does not answer" in told) == (503, True)
                 assert "postgres" not in told
-            assert fetch(address + ALIVE)[0] == 200
+            assert fetch_page(address + ALIVE)[0] == 200
             program = {"X-Forwarded-Proto": "https", "Authorization": "Bearer sa_some"}
-            code, told = fetch(address + "/metrics", HOST | program)
+            code, told = fetch_page(address + "/metrics", HOST_HEADER | program)
             problem = "urn:storage-audit:database-unavailable"
             assert (code, json.loads(told)["type"]) == (503, problem)
 
@@ -256,13 +256,16 @@ def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
         silent.settimeout(60)
         url = f"postgres://u:hunter2@127.0.0.1:{silent.getsockname()[1]}/n"
         with run_site(url, tmp_path / "web.log") as address:
-            assert fetch(address + ALIVE)[0] == 200
+            assert fetch_page(address + ALIVE)[0] == 200
             seconds = pool.submit(seconds_waited_for, silent)
             started = time.monotonic()
-            code, told = fetch(address + WEB)
+            code, told = fetch_page(address + WEB)
             answered = time.monotonic() - started
         assert answered < 10
-        assert seconds.result() < 2 * site_settings.database(url)["OPTIONS"]["connect_timeout"]
+        assert (
+            seconds.result()
+            < 2 * site_settings.database_settings(url)["OPTIONS"]["connect_timeout"]
+        )
         # Nor does it try again.
         silent.setblocking(False)
         with pytest.raises(BlockingIOError):

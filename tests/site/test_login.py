@@ -11,7 +11,7 @@ from django.db.models import F
 from django.test import Client
 from pytest_django import Settings
 
-from tests.admin_client import superuser, text_of, words
+from tests.admin_client import normalized_text, page_text, superuser_client
 
 LOGIN, RIGHT = "/admin/login/?next=/admin/", "a-right-password"
 FAILURES, WAIT = 10, timedelta(minutes=15)
@@ -41,8 +41,10 @@ def test_ten_failures_lock_the_name_at_this_address_for_a_quarter_of_an_hour() -
     assert guess("carla", 1) == 429
     refused = log_in("carla", RIGHT)
     assert refused.status_code == 429
-    assert "Wait 15 minutes" in words(refused)
-    assert "AutoShorts administration" in words(refused) and "Django" not in words(refused)
+    assert "Wait 15 minutes" in normalized_text(refused)
+    assert "AutoShorts administration" in normalized_text(
+        refused
+    ) and "Django" not in normalized_text(refused)
     assert log_in("dan", RIGHT).status_code == 302
     assert log_in("carla", RIGHT, "203.0.113.8").status_code == 302
     ATTEMPTS.objects.update(attempt_time=F("attempt_time") - WAIT)
@@ -150,6 +152,8 @@ def test_rows_are_pruned_by_the_next_login_and_none_is_kept_of_a_success() -> No
 )
 def test_weak_password_is_refused(password: str, why: str) -> None:
     data = {"username": "bartholomew", "password1": password, "password2": password}
-    shown = text_of(superuser().post("/admin/auth/user/add/", data | {"usable_password": "true"}))
+    shown = page_text(
+        superuser_client().post("/admin/auth/user/add/", data | {"usable_password": "true"})
+    )
     assert why in shown
     assert not User.objects.filter(username="bartholomew").exists()

@@ -32,16 +32,16 @@ from devtools.processes import Child, free_port
 from storage_audit import logs, queue
 from storage_audit.bucket import s3
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupOperation, OperationEvent
-from storage_audit.cleanup.turn import Work
-from storage_audit.logs import LONGEST, Formatter, RequestIdMiddleware
+from storage_audit.cleanup.models import Cleanup, CleanupEvent
+from storage_audit.cleanup.turn import Turn
+from storage_audit.logs import MAX_TEXT_LENGTH, Formatter, RequestIdMiddleware
 from storage_audit.models import Project
-from storage_audit.redaction import HIDDEN, visible
-from tests.admin_client import page, superuser
+from storage_audit.redaction import REDACTED, printable_text
+from tests.admin_client import admin_url, superuser_client
 from tests.builders import create_cleanup
 from tests.paths import ROOT
 from tests.processes import database_url
-from tests.promises import requested
+from tests.promises import request_cleanup
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 
@@ -116,7 +116,7 @@ def test_a_line_of_json_says_when_where_and_what(lines: Lines) -> None:
 
 def test_a_line_to_be_read_ends_with_its_context(text: Lines) -> None:
     probe.info("before")
-    with logs.about(UUID(int=1), "asked"):
+    with logs.deletion_context(UUID(int=1), "asked"):
         probe.info("within", extra={"step": "plan", "data": {"n": 1}})
     assert text.text.splitlines() == [
         "INFO tests.probe before",
@@ -157,7 +157,7 @@ def test_a_line_has_an_end(lines: Lines, text: Lines) -> None:
     assert long["exc_info"].startswith("Traceback") and long["exc_info"].endswith("yyy")
     assert len(wide["data"]["keys"]) == 51
     assert wide["data"]["keys"][-1] == "and 4950 more"
-    assert len(text.text.splitlines()[0]) < 2 * LONGEST
+    assert len(text.text.splitlines()[0]) < 2 * MAX_TEXT_LENGTH
 
 
 # What none may say
@@ -192,7 +192,7 @@ def test_no_secret_is_in_what_a_record_brings(
     planted: None, lines: Lines, text: Lines, extra: dict[str, object]
 ) -> None:
     probe.info("told", extra=extra)
-    assert "told" in text.text and HIDDEN in lines.text
+    assert "told" in text.text and REDACTED in lines.text
     for line in (lines.text, text.text):
         assert "planted" not in line
 
@@ -201,18 +201,18 @@ def test_no_secret_is_in_a_message_or_a_traceback(planted: None, lines: Lines, t
     try:
         raise ValueError(f"Authorization: Bearer planted-bearer\n{SECRET}")
     except ValueError:
-        with logs.about(UUID(int=5)):
+        with logs.deletion_context(UUID(int=5)):
             probe.exception("%s %r, Authorization: planted-bearer", SECRET, {"key": SECRET})
     for line in (lines.text, text.text):
         assert "planted" not in line
-        assert "Traceback" in line and HIDDEN in line
+        assert "Traceback" in line and REDACTED in line
         # What is hidden does not take the context with it.
         assert str(UUID(int=5)) in line
 
 
 def test_half_a_secret_is_not_left_where_a_text_is_cut(planted: None, lines: Lines) -> None:
-    for length in range(LONGEST // 2 - len(SECRET), LONGEST // 2 + 1):
-        probe.info("%s", "m" * length + SECRET + "m" * LONGEST)
+    for length in range(MAX_TEXT_LENGTH // 2 - len(SECRET), MAX_TEXT_LENGTH // 2 + 1):
+        probe.info("%s", "m" * length + SECRET + "m" * MAX_TEXT_LENGTH)
     assert "planted" not in lines.text
 
 
@@ -291,7 +291,7 @@ def test_the_middleware_is_the_first(settings: Settings) -> None:
 # The timeline
 
 
-def told(lines: Lines) -> list[str]:
+def timeline_messages(lines: Lines) -> list[str]:
     return [line["message"] for line in lines.of("storage_audit.timeline")]
 
 
@@ -300,9 +300,9 @@ def test_an_event_is_a_line_once_it_is_committed(lines: Lines) -> None:
     with transaction.atomic():
         made = create_cleanup(project_id="proj_1")
         made.record("plan", "50 % done", found=3)
-        assert told(lines) == []
-    assert told(lines) == ["deletion", "50 % done"]
-    event = OperationEvent.objects.latest("pk")
+        assert timeline_messages(lines) == []
+    assert timeline_messages(lines) == ["deletion", "50 % done"]
+    event = CleanupEvent.objects.latest("pk")
     line = lines.of("storage_audit.timeline")[-1]
     assert (line["deletion_id"], line["event"]) == (str(made.pk), event.pk)
     assert (line["step"], line["data"]) == ("plan", event.data)
@@ -322,14 +322,14 @@ def test_nothing_is_told_of_what_was_rolled_back(lines: Lines) -> None:
         made.record("plan", "by hand")
         transaction.savepoint_rollback(savepoint)
         made.record("plan", "kept")
-    assert told(lines) == ["deletion", "kept"]
+    assert timeline_messages(lines) == ["deletion", "kept"]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_what_may_need_a_person_is_a_warning(lines: Lines) -> None:
     made = create_cleanup(project_id="proj_1")
-    steps = ("plan", "delete", "verify", "closed", "superseded", "pace", "retry", "force")
-    worse = ("blocked", "failed", "incomplete", "takeover", "vanished")
+    steps = ("plan", "delete", "verify", "closed", "superseded", "batch_size", "retry", "approved")
+    worse = ("blocked", "failed", "retrying", "takeover", "vanished")
     for step in (*steps, *worse):
         made.record(step, step)
     found = {line["step"]: line["level"] for line in lines.of("storage_audit.timeline")}
@@ -340,11 +340,11 @@ def test_what_may_need_a_person_is_a_warning(lines: Lines) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_a_log_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(event: OperationEvent) -> None:
+    def fail(event: CleanupEvent) -> None:
         raise RuntimeError
 
     fail.__qualname__ = "fail"
-    monkeypatch.setattr(OperationEvent, "log", fail)
+    monkeypatch.setattr(CleanupEvent, "log", fail)
     with transaction.atomic():
         made = create_cleanup(project_id="proj_1")
     assert made.events.count() == 1
@@ -355,7 +355,7 @@ def test_a_log_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 def delete_on_the_site(project_id: str) -> str:
     """The id of the request that did it."""
-    answer = superuser().post(page("project", "delete", project_id), {"post": "yes"})
+    answer = superuser_client().post(admin_url("project", "delete", project_id), {"post": "yes"})
     assert answer.status_code == 302
     return answer["X-Request-ID"]
 
@@ -371,11 +371,11 @@ def test_the_request_can_be_followed_into_the_worker(
 
     bucket.upload("proj_1")
     request_id = delete_on_the_site("proj_1")
-    made = CleanupOperation.objects.get(parent=None)
+    made = Cleanup.objects.get(parent=None)
     assert made.events.earliest("pk").data == {"request_id": request_id}
     monkeypatch.setattr(s3, "delete_batch", delete_batch)
     before = len(lines.all())
-    async_task("storage_audit.tasks.run_operation", str(made.pk), sync=True)
+    async_task("storage_audit.tasks.run_cleanup", str(made.pk), sync=True)
     made.refresh_from_db()
     assert made.status == "clean"
 
@@ -389,7 +389,7 @@ def test_the_request_can_be_followed_into_the_worker(
     assert len({line["task"] for line in ours}) == 1
     assert re.fullmatch("autoshorts/[0-9a-f]{32}", ours[0]["task"])
     assert "in a thread of the pool" in [line["message"] for line in ours]
-    assert logs.current() == logs.NOTHING
+    assert logs.current_context() == logs.EMPTY_CONTEXT
 
     events = [
         line["message"]
@@ -408,9 +408,9 @@ def test_what_could_not_be_enqueued_is_a_line_of_its_deletion(
 
     monkeypatch.setattr(queue, "async_task", fails)
     Project.objects.create(pk="proj_1").delete()
-    operation = CleanupOperation.objects.get()
+    cleanup = Cleanup.objects.get()
     told = [line for line in lines.all() if line["level"] == "ERROR" and line["deletion_id"]]
-    assert [line["deletion_id"] for line in told] == [str(operation.pk)]
+    assert [line["deletion_id"] for line in told] == [str(cleanup.pk)]
     assert "the sweep does it" in told[0]["message"] and "locked" in told[0]["exc_info"]
 
 
@@ -419,9 +419,9 @@ def test_an_error_that_nobody_foresaw_is_a_line_of_its_deletion(
     lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = create_cleanup(project_id="proj_1")
-    OperationEvent.objects.filter(operation=made).update(data={"request_id": "asked"})
-    monkeypatch.setattr(Work, "begin", lambda operation: 1 / 0)
-    async_task("storage_audit.tasks.run_operation", str(made.pk), task_name=str(made.pk))
+    CleanupEvent.objects.filter(cleanup=made).update(data={"request_id": "asked"})
+    monkeypatch.setattr(Turn, "start", lambda cleanup: 1 / 0)
+    async_task("storage_audit.tasks.run_cleanup", str(made.pk), task_name=str(made.pk))
     work_off_the_queue()
     failed = [line for line in lines.all() if "ZeroDivisionError" in json.dumps(line)]
     told = [line for line in failed if line["logger"] != "storage_audit.timeline"]
@@ -445,16 +445,16 @@ def work_off_the_queue() -> None:
 
 def test_what_was_asked_for_in_no_request_has_no_request_id(bucket: Bucket, lines: Lines) -> None:
     bucket.upload("proj_1")
-    made = runner.run(requested("proj_1").pk)
+    made = runner.run_to_end(request_cleanup("proj_1").pk)
     assert made.events.earliest("pk").data == {}
     assert {line["request_id"] for line in lines.all()} == {None}
 
 
 def test_another_request_keeps_its_own_id(bucket: Bucket) -> None:
-    logs.become(request_id="other")
-    with logs.about(uuid4(), "asked"):
-        assert logs.current().request_id == "other"
-    logs.forget_request()
+    logs.set_context(request_id="other")
+    with logs.deletion_context(uuid4(), "asked"):
+        assert logs.current_context().request_id == "other"
+    logs.clear_request_id()
 
 
 # Keys
@@ -466,21 +466,23 @@ def test_keys_are_told_only_to_those_who_ask(
     keys = {f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(5)}
     evil = "projects/proj_1/scenes/s1/media/\u202e\u2028.mp4"
     for number, level in enumerate((logging.INFO, logging.DEBUG)):
-        caplog.set_level(level, logs.keys.name)
+        caplog.set_level(level, logs.key_logger.name)
         bucket.put(*keys, evil)
         Project.objects.create(pk="proj_1").delete()
-        made = runner.run(CleanupOperation.objects.filter(parent=None).latest("created_at").pk)
-        found = lines.of(logs.keys.name)
-        batches = [line for line in lines.of(logs.timeline.name) if line["step"] == "delete"]
+        made = runner.run_to_end(Cleanup.objects.filter(parent=None).latest("created_at").pk)
+        found = lines.of(logs.key_logger.name)
+        batches = [line for line in lines.of(logs.timeline_logger.name) if line["step"] == "delete"]
         assert len(batches) == number + 1
         if level == logging.INFO:
             assert found == []
     assert sorted(line["message"] for line in found) == sorted(
-        f"{visible(key)}: Deleted" for key in (*keys, evil)
+        f"{printable_text(key)}: Deleted" for key in (*keys, evil)
     )
     assert {line["deletion_id"] for line in found} == {str(made.pk)}
     # Also to who formats lines otherwise.
-    assert all(r.getMessage().isprintable() for r in caplog.records if r.name == logs.keys.name)
+    assert all(
+        r.getMessage().isprintable() for r in caplog.records if r.name == logs.key_logger.name
+    )
 
 
 @pytest.mark.django_db(transaction=True)
@@ -489,9 +491,9 @@ def test_a_command_run_for_a_key_is_for_those_who_ask(
 ) -> None:
     made = create_cleanup(project_id="proj_1")
     made.record("command", "one")
-    caplog.set_level(logging.DEBUG, logs.keys.name)
+    caplog.set_level(logging.DEBUG, logs.key_logger.name)
     made.record("command", "two")
-    assert [line["message"] for line in lines.of(logs.keys.name)] == ["two"]
+    assert [line["message"] for line in lines.of(logs.key_logger.name)] == ["two"]
 
 
 # Processes
@@ -521,12 +523,14 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
         web.wait_until(lambda: "Booting worker" in web.tail())
         browser = Browser(f"http://127.0.0.1:{web.port}")
         browser.log_in("anna", "a-password")
-        browser.submit(page("project", "delete", "proj_1"), post="yes")
-        made = CleanupOperation.objects.get(parent=None)
-        cluster.wait_until(lambda: "Processed" in cluster.said and str(made.pk) in cluster.said)
+        browser.submit(admin_url("project", "delete", "proj_1"), post="yes")
+        made = Cleanup.objects.get(parent=None)
+        cluster.wait_until(
+            lambda: "Processed" in cluster.log_text and str(made.pk) in cluster.log_text
+        )
     assert web.log is not None
     said = [json.loads(line) for line in web.log.read_text().splitlines()]
-    worked = [json.loads(line) for line in cluster.said.splitlines()]
+    worked = [json.loads(line) for line in cluster.log_text.splitlines()]
     for line in (*said, *worked):
         assert {"time", "level", "logger", "message", "deletion_id", "worker"} <= line.keys()
 
@@ -539,7 +543,7 @@ def test_each_line_of_web_and_worker_is_json_and_says_of_which_deletion(
     }
     access = of_request["gunicorn.access"]
     assert (access["method"], access["status"]) == ("POST", "302")
-    assert access["path"] == page("project", "delete", "proj_1")
+    assert access["path"] == admin_url("project", "delete", "proj_1")
     booted = [line for line in said if "Booting worker" in line["message"]]
     assert len(booted) == len({line["message"] for line in booted}) > 0
 

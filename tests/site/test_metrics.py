@@ -26,9 +26,9 @@ from pytest_django import Settings
 
 from storage_audit import locking
 from storage_audit.api.models import ApiToken
-from storage_audit.bucket.models import StoreCalls
+from storage_audit.bucket.models import RequestCount
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.dashboard import daily_figures
 from storage_audit.findings.models import Finding
 from storage_audit.metrics import metrics
@@ -36,7 +36,7 @@ from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.builders import create_finding
 from tests.paths import ROOT
-from tests.promises import again, delete, prune_cleanups
+from tests.promises import clean_up_project, prune_cleanups, run_again
 from tests.real_bucket import Bucket
 
 PROMETHEUS = ROOT / "deploy/prometheus"
@@ -50,7 +50,7 @@ Figures = dict[tuple[str, ...], float]
 def reader(*, may: bool = True) -> User:
     user = User.objects.create_user(f"u{User.objects.count()}", is_staff=True)
     if may:
-        user.user_permissions.add(Permission.objects.get(codename="view_cleanupoperation"))
+        user.user_permissions.add(Permission.objects.get(codename="view_cleanup"))
     return user
 
 
@@ -88,9 +88,9 @@ def promtool(*arguments: object, given: str | None = None) -> str:
     return done.stdout + done.stderr
 
 
-def operation(**values: Any) -> CleanupOperation:
+def create_cleanup(**values: Any) -> Cleanup:
     defaults = {"kind": "project", "project_id": "proj_1", "bucket": "tests", "trigger": "deleted"}
-    return CleanupOperation.objects.create(**defaults | values)
+    return Cleanup.objects.create(**defaults | values)
 
 
 def test_a_deletion_is_told_in_objects_and_bytes_and_pruning_takes_nothing_back(
@@ -103,97 +103,97 @@ def test_a_deletion_is_told_in_objects_and_bytes_and_pruning_takes_nothing_back(
     # It could be proj_1_s's as well, which lives.
     bucket.upload("proj_1_s")
     bucket.put("proj_1_s_1_media.mp4", body=b"123")
-    cleaned = delete("proj_1")
-    assert cleaned.status == "clean_with_protected"
+    cleaned = clean_up_project("proj_1")
+    assert cleaned.status == "clean_with_kept"
 
     told = figures(admin)
-    assert told["settled_objects_total", "deleted"] == 2
-    assert told["settled_bytes_total", "deleted"] == 10
-    assert told["settled_objects_total", "already_absent"] == 1
-    assert told["settled_bytes_total", "already_absent"] == 7
-    assert told["settled_objects_total", "protected"] == 1
-    assert told["settled_bytes_total", "protected"] == 3
-    assert told["operations", "project", "clean_with_protected"] == 1
-    assert told["operations", "project", "pending"] == 3, "the late checks"
-    assert told["oldest_open_deletion_age_seconds",] == 0, "late checks are no open deletion"
+    assert told["cleaned_objects_total", "deleted"] == 2
+    assert told["cleaned_bytes_total", "deleted"] == 10
+    assert told["cleaned_objects_total", "already_gone"] == 1
+    assert told["cleaned_bytes_total", "already_gone"] == 7
+    assert told["cleaned_objects_total", "kept"] == 1
+    assert told["cleaned_bytes_total", "kept"] == 3
+    assert told["cleanups", "project", "clean_with_kept"] == 1
+    assert told["cleanups", "project", "pending"] == 3, "the follow-up checks"
+    assert told["oldest_open_deletion_age_seconds",] == 0, "follow-up checks are no open deletion"
 
     for check in cleaned.children.all():
-        again(check)
+        run_again(check)
     assert settled(figures(admin)) == settled(told)
     assert prune_cleanups(tmp_path, timedelta(days=-1)) and not CleanupItem.objects.exists()
     assert settled(figures(admin)) == settled(told)
 
 
 def settled(told: Figures) -> Figures:
-    return {name: value for name, value in told.items() if name[0].startswith("settled")}
+    return {name: value for name, value in told.items() if name[0].startswith("cleaned")}
 
 
-def test_left_behind_is_the_figure_of_the_dashboard(admin: Client) -> None:
+def test_leftover_is_the_figure_of_the_dashboard(admin: Client) -> None:
     """An open cleanup still decides on its files; a file that none covers is left behind."""
-    books = {"found": 6, "found_bytes": 50, "deleted": 2, "deleted_bytes": 20, "protected": 1}
-    open_one = operation(status="incomplete", failed=3, failed_bytes=30, **books)
-    operation(dry_run=True, status="planned", found=9, failed=9)
+    totals = {"found": 6, "found_bytes": 50, "deleted": 2, "deleted_bytes": 20, "kept": 1}
+    open_one = create_cleanup(status="retrying", failed=3, failed_bytes=30, **totals)
+    create_cleanup(dry_run=True, status="planned", found=9, failed=9)
     create_finding("a.mp4", project_id="proj_1", size=7)
     create_finding("b.mp4", project_id="proj_2", size=10)
     told = figures(admin)
-    assert (told["left_behind_objects",], told["left_behind_bytes",]) == (1, 10)
-    assert daily_figures.left_behind() == (1, 10)
-    assert told["settled_objects_total", "deleted"] == 0
-    assert told["settled_objects_total", "protected"] == 0
-    CleanupOperation.objects.filter(pk=open_one.pk).update(
-        status="clean_with_protected", deleted=5, deleted_bytes=50, failed=0, failed_bytes=0
+    assert (told["leftover_objects",], told["leftover_bytes",]) == (1, 10)
+    assert daily_figures.count_leftovers() == (1, 10)
+    assert told["cleaned_objects_total", "deleted"] == 0
+    assert told["cleaned_objects_total", "kept"] == 0
+    Cleanup.objects.filter(pk=open_one.pk).update(
+        status="clean_with_kept", deleted=5, deleted_bytes=50, failed=0, failed_bytes=0
     )
     told = figures(admin)
-    assert (told["left_behind_objects",], told["left_behind_bytes",]) == (2, 17)
-    assert told["settled_objects_total", "deleted"] == 5
-    assert told["settled_objects_total", "protected"] == 1
+    assert (told["leftover_objects",], told["leftover_bytes",]) == (2, 17)
+    assert told["cleaned_objects_total", "deleted"] == 5
+    assert told["cleaned_objects_total", "kept"] == 1
 
 
-def test_left_behind_is_not_told_before_it_was_counted(
+def test_leftover_is_not_told_before_it_was_counted(
     admin: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the dashboard: of very many only a sweep's last count is known."""
     create_finding("a.mp4", project_id="proj_1", size=7)
-    monkeypatch.setattr(daily_figures, "MUCH", 0)
-    assert ("left_behind_objects",) not in figures(admin)
+    monkeypatch.setattr(daily_figures, "MAX_COUNTED_LEFTOVERS", 0)
+    assert ("leftover_objects",) not in figures(admin)
     daily_figures.take_figures()
-    assert figures(admin)["left_behind_bytes",] == 7
+    assert figures(admin)["leftover_bytes",] == 7
 
 
-def test_looks_and_late_checks_count_nothing_twice(admin: Client) -> None:
-    first = operation(status="clean", found=4, already_absent=4)
-    operation(status="clean", found=4, already_absent=4, parent=first)
-    operation(status="clean_with_protected", found=1, protected=1, parent=first)
-    operation(kind="verify", status="clean", found=4, already_absent=4)
+def test_verifications_and_follow_ups_count_nothing_twice(admin: Client) -> None:
+    first = create_cleanup(status="clean", found=4, already_gone=4)
+    create_cleanup(status="clean", found=4, already_gone=4, parent=first)
+    create_cleanup(status="clean_with_kept", found=1, kept=1, parent=first)
+    create_cleanup(kind="verify", status="clean", found=4, already_gone=4)
     told = figures(admin)
-    assert told["settled_objects_total", "already_absent"] == 4
-    assert told["settled_objects_total", "protected"] == 0
+    assert told["cleaned_objects_total", "already_gone"] == 4
+    assert told["cleaned_objects_total", "kept"] == 0
 
 
-def test_operations_by_kind_and_status_and_the_oldest_that_is_open(admin: Client) -> None:
+def test_cleanups_by_kind_and_status_and_the_oldest_that_is_open(admin: Client) -> None:
     now = timezone.now()
     for status, hours in {"clean": 99, "planned": 88, "blocked": 30, "failed": 20}.items():
-        operation(status=status, created_at=now - timedelta(hours=hours))
-    operation(kind="verify", status="running", created_at=now - timedelta(hours=77))
+        create_cleanup(status=status, created_at=now - timedelta(hours=hours))
+    create_cleanup(kind="verify", status="running", created_at=now - timedelta(hours=77))
     told = figures(admin)
-    for status in CleanupOperation.Status.values:
+    for status in Cleanup.Status.values:
         there = status in ("clean", "planned", "blocked", "failed")
-        assert told["operations", "project", status] == there
-    assert told["operations", "verify", "running"] == 1
-    assert told["operations", "vanished", "blocked"] == 0
+        assert told["cleanups", "project", status] == there
+    assert told["cleanups", "verify", "running"] == 1
+    assert told["cleanups", "vanished", "blocked"] == 0
     assert told["oldest_open_deletion_age_seconds",] == pytest.approx(30 * 3600, abs=60)
 
 
 def test_a_plan_is_a_deletion_from_when_it_is_run(admin: Client) -> None:
     days_ago = timezone.now() - timedelta(days=3)
     values = {"trigger": "dry_run", "found": 5, "failed": 5, "found_bytes": 9, "failed_bytes": 9}
-    plan = operation(status="planned", dry_run=True, created_at=days_ago, **values)
-    plan.events.create(step="force", message="Released.", at=days_ago)
-    requests.force_delete_operation(plan)
+    plan = create_cleanup(status="planned", dry_run=True, created_at=days_ago, **values)
+    plan.events.create(step="approved", message="Approved.", at=days_ago)
+    requests.approve_or_retry(plan)
     told = figures(admin)
-    assert told["operations", "project", "pending"] == 1
+    assert told["cleanups", "project", "pending"] == 1
     assert told["oldest_open_deletion_age_seconds",] == pytest.approx(0, abs=60)
-    assert (told["left_behind_objects",], told["left_behind_bytes",]) == (0, 0)
+    assert (told["leftover_objects",], told["leftover_bytes",]) == (0, 0)
 
 
 def test_the_queue_and_the_workers_heartbeat(admin: Client) -> None:
@@ -216,7 +216,7 @@ def test_the_queue_and_the_workers_heartbeat(admin: Client) -> None:
 def test_without_a_queue_nobody_is_late(admin: Client, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     names = {name for name, *_labels in figures(admin)}
-    assert "operations" in names
+    assert "cleanups" in names
     assert not names & {"queue_tasks", "queue_oldest_task_age_seconds", "sweep_lateness_seconds"}
 
 
@@ -242,15 +242,15 @@ def test_scans_and_findings(bucket: Bucket, admin: Client) -> None:
     assert told["last_scan_figures", bucket.name, "unrecognised"] == 1
     assert told["last_scan_age_seconds", bucket.name] == pytest.approx(3 * 86400, abs=60)
     assert told["findings_open", "unrecognised"] == 1
-    Finding.objects.update(state="acknowledged")
+    Finding.objects.update(state="ignored")
     assert figures(admin)["findings_open", "unrecognised"] == 0
 
 
 def test_calls_to_the_store_by_kind_and_result(admin: Client) -> None:
-    StoreCalls.objects.add({("ListObjectsV2", "ok"): 7, ("DeleteObjects", "SlowDown"): 2})
+    RequestCount.objects.add({("ListObjectsV2", "ok"): 7, ("DeleteObjects", "SlowDown"): 2})
     told = figures(admin)
-    assert told["store_calls_total", "ListObjectsV2", "ok"] == 7
-    assert told["store_calls_total", "DeleteObjects", "SlowDown"] == 2
+    assert told["store_requests_total", "ListObjectsV2", "ok"] == 7
+    assert told["store_requests_total", "DeleteObjects", "SlowDown"] == 2
 
 
 def test_each_figure_is_one_question_however_much_there_is(
@@ -260,12 +260,12 @@ def test_each_figure_is_one_question_however_much_there_is(
     with CaptureQueriesContext(connection) as few:
         page(admin)
     for number in range(20):
-        operation(project_id=f"proj_{number}", status="failed")
-        StoreCalls.objects.add({(f"k{number}", "ok"): 1})
+        create_cleanup(project_id=f"proj_{number}", status="failed")
+        RequestCount.objects.add({(f"k{number}", "ok"): 1})
     with CaptureQueriesContext(connection) as many:
         page(admin)
     assert len(many) == len(few) < 16
-    monkeypatch.setattr(daily_figures, "MUCH", -1)
+    monkeypatch.setattr(daily_figures, "MAX_COUNTED_LEFTOVERS", -1)
     with CaptureQueriesContext(connection) as with_much_left_behind:
         page(admin)
     asked = " ".join(query["sql"] for query in with_much_left_behind.captured_queries)
@@ -285,14 +285,14 @@ def test_a_stranger_is_asked_who_he_is(db: None, headers: dict[str, str]) -> Non
     answer = Client().get("/metrics", headers=headers)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"].startswith("Bearer ")
-    assert b"storage_audit_operations" not in answer.content
+    assert b"storage_audit_cleanups" not in answer.content
 
 
-def test_a_token_opens_it_while_it_is_valid_and_its_person_may_look(db: None) -> None:
+def test_a_token_opens_it_while_it_is_valid_and_its_person_may_view(db: None) -> None:
     now = timezone.now()
     answer = Client().get("/metrics", headers=bearer(reader()))
     assert answer.status_code == 200
-    assert "storage_audit_operations" in answer.content.decode()
+    assert "storage_audit_cleanups" in answer.content.decode()
     assert "no-store" in answer.headers["Cache-Control"]
     for values in ({"revoked_at": now}, {"expires_at": now}):
         refused = Client().get("/metrics", headers=bearer(reader(), **values))
@@ -304,7 +304,7 @@ def test_a_token_opens_it_while_it_is_valid_and_its_person_may_look(db: None) ->
     assert Client().get("/metrics", headers=headers).status_code == 401
 
 
-def test_a_session_opens_it_to_staff_who_may_look_and_nothing_can_be_sent(db: None) -> None:
+def test_a_session_opens_it_to_viewers_and_nothing_can_be_sent(db: None) -> None:
     for user, status in (
         (reader(), 200),
         (reader(may=False), 403),
@@ -332,7 +332,7 @@ def test_who_only_reads_is_served_while_nobody_can_write(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     headers = bearer(reader())
-    monkeypatch.setattr(locking, "PATIENCE", 200)
+    monkeypatch.setattr(locking, "LOCK_TIMEOUT_MS", 200)
     began = monotonic()
     with nobody_can_write():
         assert Client().get("/metrics", headers=headers).status_code == 200
@@ -365,7 +365,7 @@ def test_both_formats_can_be_read_and_have_no_fault_of_style(admin: Client) -> N
     assert modern.headers["Content-Type"].startswith("application/openmetrics-text")
     read: Any = openmetrics.text_string_to_metric_families
     units = {family.name: family.unit for family in read(modern.content.decode())}
-    assert units["storage_audit_settled_bytes"] == "bytes"
+    assert units["storage_audit_cleaned_bytes"] == "bytes"
     assert units["storage_audit_last_scan_age_seconds"] == "seconds"
 
 
@@ -383,7 +383,7 @@ def metrics_in(text: str) -> set[str]:
 
 
 def all_there_are(client: Client) -> set[str]:
-    StoreCalls.objects.add({("ListObjectsV2", "ok"): 1})
+    RequestCount.objects.add({("ListObjectsV2", "ok"): 1})
     return {f"storage_audit_{name}" for name, *_labels in figures(client)}
 
 

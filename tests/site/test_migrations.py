@@ -13,9 +13,9 @@ from django.utils import timezone
 from django_q.models import Schedule
 
 from storage_audit import project_model, queue
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.fields import BytewiseTextField, after_prefix
-from storage_audit.models import Installation, KnownProject, Project, R2Object
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.fields import BytewiseTextField, prefix_end
+from storage_audit.models import DatabaseIdentity, KnownProject, Project, R2Object
 from storage_audit.roles import ROLES
 from tests.builders import track_keys
 from tests.paths import ROOT
@@ -58,8 +58,8 @@ def test_the_tables_go_and_come_back(migrated_again: None) -> None:
         given = Group.objects.get(name=name).permissions.values_list("codename", flat=True)
         assert set(given) == held
     Project.objects.create(pk="proj_1").delete()
-    assert CleanupOperation.objects.get().project_id == "proj_1"
-    assert queue.is_scheduled()
+    assert Cleanup.objects.get().project_id == "proj_1"
+    assert queue.is_sweep_scheduled()
 
 
 @pytest.mark.only_on("postgresql")
@@ -70,7 +70,7 @@ def test_postgresql_counts_the_pairs_of_values_that_the_lists_filter_by() -> Non
             "CREATE STATISTICS public.finding_filters (mcv) ON kind, state"
             " FROM storage_audit_finding",
             "CREATE STATISTICS public.operation_filters (mcv) ON status, trigger"
-            " FROM storage_audit_cleanupoperation",
+            " FROM storage_audit_cleanup",
         ]
 
 
@@ -115,12 +115,12 @@ def test_every_column_of_keys_buckets_and_ids_has_the_bytewise_collation() -> No
 def test_keys_are_sorted_by_their_bytes() -> None:
     track_keys(*reversed(IN_ORDER))
     assert list(R2Object.objects.order_by("key").values_list("key", flat=True)) == IN_ORDER
-    operation = CleanupOperation.objects.request(kind="objects", bucket="tests", trigger="deleted")
+    cleanup = Cleanup.objects.request(kind="objects", bucket="tests", trigger="deleted")
     CleanupItem.objects.bulk_create(
-        CleanupItem(operation=operation, key=key, identity=key, found_in="tracked")
+        CleanupItem(cleanup=cleanup, key=key, identity=key, found_in="tracked")
         for key in reversed(IN_ORDER)
     )
-    assert list(operation.items.order_by("key").values_list("key", flat=True)) == IN_ORDER
+    assert list(cleanup.items.order_by("key").values_list("key", flat=True)) == IN_ORDER
 
 
 def test_ids_are_compared_by_their_bytes() -> None:
@@ -129,7 +129,7 @@ def test_ids_are_compared_by_their_bytes() -> None:
     expected = ["proj_-", "proj_A", "proj_B", "proj_a"]
     assert list(Project.objects.order_by("pk").values_list("pk", flat=True)) == expected
     assert list(KnownProject.objects.order_by("pk").values_list("pk", flat=True)) == expected
-    assert project_model.alive(["proj_a", "PROJ_A"]) == {"proj_a"}
+    assert project_model.living_ids(["proj_a", "PROJ_A"]) == {"proj_a"}
 
 
 @pytest.mark.parametrize("prefix", ["", "a", "A", "a-", "é", "😀", "\U0010ffff", "a\ud7ff", "e"])
@@ -149,10 +149,10 @@ def test_outside_of_prefixes_is_what_starts_with_none_of_them() -> None:
 
 @pytest.mark.parametrize("key", ["a", "proj_1/", "é", "\ud7ff", "\U0010ffff", "a\U0010ffff"])
 def test_after_prefix_is_the_least_text_behind_all_that_start_with_it(key: str) -> None:
-    end = after_prefix(key)
+    end = prefix_end(key)
     assert not end or key.encode() < end.encode()
     assert not end or (key + "\U0010ffff" * 3).encode() < end.encode()
-    assert after_prefix("\U0010ffff") == ""
+    assert prefix_end("\U0010ffff") == ""
 
 
 def test_a_row_for_the_same_key_in_another_case_or_spelling_is_another_row() -> None:
@@ -161,13 +161,13 @@ def test_a_row_for_the_same_key_in_another_case_or_spelling_is_another_row() -> 
     assert R2Object.objects.get(key="é").key == "é"
 
 
-def test_a_database_has_one_installation() -> None:
+def test_a_database_has_one_identity() -> None:
     now = timezone.now()
-    Installation.objects.bulk_create([Installation(fingerprint="a", claimed_at=now)])
-    made = Installation.objects.bulk_create(
-        [Installation(fingerprint="b", claimed_at=now)], ignore_conflicts=True
+    DatabaseIdentity.objects.bulk_create([DatabaseIdentity(fingerprint="a", connected_at=now)])
+    made = DatabaseIdentity.objects.bulk_create(
+        [DatabaseIdentity(fingerprint="b", connected_at=now)], ignore_conflicts=True
     )
-    assert len(made) == Installation.objects.count() == 1
+    assert len(made) == DatabaseIdentity.objects.count() == 1
 
 
 def test_the_field_keeps_its_name_in_migrations() -> None:

@@ -9,7 +9,7 @@ from django.test import RequestFactory
 from django.utils.functional import SimpleLazyObject
 from pytest_django import Settings
 
-from storage_audit.origin import Origin, OriginMiddleware, current_origin, of_request
+from storage_audit.origin import Origin, OriginMiddleware, current_origin, request_origin
 
 
 def place(settings: Settings, trusted: bool, forwarded: str | None) -> str:
@@ -17,7 +17,7 @@ def place(settings: Settings, trusted: bool, forwarded: str | None) -> str:
     headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
     request = RequestFactory().get("/", headers=headers)
     request.user = AnonymousUser()
-    return of_request(request).place
+    return request_origin(request).place
 
 
 @pytest.mark.parametrize(

@@ -17,17 +17,24 @@ from django.urls import resolve
 from pytest_django import Settings
 
 from storage_audit.bucket import multipart
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.doctor import compare_processes
 from storage_audit.management.console import login_name
 from storage_audit.models import Project
 from storage_audit.projects.admin.projects import OwnerAdmin
-from tests.admin_client import page
+from tests.admin_client import admin_url
 from tests.database import dump_everything
 from tests.forms import TOKEN, get_and_post, make_client, post_form
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
-from tests.site.admin_actions import ACTIONS, OURS, TYPED, choose_first, list_places, prepare_world
+from tests.site.admin_actions import (
+    ACTIONS,
+    OUR_ACTIONS,
+    TYPED_FIELDS,
+    choose_first,
+    list_places,
+    prepare_world,
+)
 from tests.site.pages import (
     ANYBODY,
     LISTS_OF_APPS,
@@ -102,8 +109,8 @@ def test_each_permission_opens_its_pages_and_no_other(world: Bucket) -> None:
     for name, user in people():
         client, before = make_client(user), dump_everything(world)
         for each in all_pages:
-            if each.opens_to(name):
-                assert client.get(each.url).status_code == each.answer, (name, each)
+            if each.is_open_to(name):
+                assert client.get(each.url).status_code == each.expected_status, (name, each)
                 continue
             for method, answer in get_and_post(client, each.url).items():
                 # 405 where there is nothing to post to.
@@ -111,7 +118,7 @@ def test_each_permission_opens_its_pages_and_no_other(world: Bucket) -> None:
         assert dump_everything(world) == before, name
 
 
-def looking() -> list[Permission]:
+def viewing_permissions() -> list[Permission]:
     """May see every list, without which no action can be reached."""
     return [permission for _name, permission in permissions() if "view" in permission.codename]
 
@@ -131,7 +138,7 @@ def test_somebody_decided_on_each_action_and_each_decision_is_of_an_action(db: N
 
 
 def test_each_permission_brings_its_actions_and_no_other(world: Bucket) -> None:
-    for name, user in people(*looking()):
+    for name, user in people(*viewing_permissions()):
         mine = {action for action, needs in ACTIONS.items() if needs == name}
         assert offered(user) == mine, name
         if not mine and name != "the others":
@@ -143,12 +150,12 @@ def test_each_permission_brings_its_actions_and_no_other(world: Bucket) -> None:
         assert dump_everything(world) == before, name
 
 
-@pytest.mark.parametrize(("model", "action"), OURS)
+@pytest.mark.parametrize(("model", "action"), OUR_ACTIONS)
 def test_the_permission_of_an_action_and_the_list_suffice(
     world: Bucket, model: str, action: str, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 10}
-    monkeypatch.setattr(multipart, "unfinished", lambda bucket, prefix: iter([[]]))
+    monkeypatch.setattr(multipart, "list_unfinished_uploads", lambda bucket, prefix: iter([[]]))
     prepare_world(world, action)
     needed = {*ACTIONS[model, action].split(), *name_permissions("view", model)}
     client = make_client(staff(*(p for name, p in permissions() if name in needed)))
@@ -159,7 +166,7 @@ def test_the_permission_of_an_action_and_the_list_suffice(
     # What is asked for is confirmed with what its page says.
     fields = dict(re.findall('type="hidden" name="(.*?)" value="(.*?)"', answer.content.decode()))
     if "post" in fields:
-        answer = client.post(url, TYPED | fields, follow=True)
+        answer = client.post(url, TYPED_FIELDS | fields, follow=True)
     assert answer.status_code == 200
     assert 'class="success"' in answer.content.decode()
     assert dump_everything(world) != before
@@ -178,7 +185,7 @@ def test_a_superuser_opens_all_but_what_is_nobodys(world: Bucket) -> None:
         elif each.name in ("", "admin:login") or each.name.endswith(SHORTCUT):
             assert answer.status_code == 302, each
         else:
-            assert answer.status_code == each.answer, each
+            assert answer.status_code == each.expected_status, each
 
 
 QUERIES = (
@@ -191,7 +198,7 @@ QUERIES = (
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_looking_changes_nothing(world: Bucket, query: str) -> None:
+def test_opening_pages_changes_nothing(world: Bucket, query: str) -> None:
     client = make_client(User.objects.create_superuser("anna"))
     before = dump_everything(world)
     for each in list_pages():
@@ -228,7 +235,7 @@ def test_no_row_goes_with_a_project_that_the_person_may_not_delete(
     user = User.objects.create_superuser("anna") if may else staff(*enough)
     user.groups.add(Group.objects.create(name="g"))
     request, said = RequestFactory().post("/", data), list[str]()
-    request.user, request.resolver_match = user, resolve(page("project"))
+    request.user, request.resolver_match = user, resolve(admin_url("project"))
     collector = type("Messages", (), {"add": lambda self, level, text, tags: said.append(text)})
     request._messages = collector()  # type: ignore[attr-defined]
     groups: Any = site.get_model_admin(Group)
@@ -242,17 +249,17 @@ def test_no_row_goes_with_a_project_that_the_person_may_not_delete(
 # What a shell may do is no question of permissions: here is what it does all the same not do.
 COMMANDS = {
     "backfill_r2": "",
-    "claim_bucket": "--take-over",
+    "connect_bucket": "--take-over",
     "cleanup_project": "proj_2 --sync",
     "compare_discovery": "proj_1",
     "compare_strategies": "--objects 1 --strategies batch",
     "deletion_log": "DELETION_ID",
     "findings": "",
     "notify": "",
-    "prune_operations": "--to FOLDER",
+    "prune_cleanups": "--to FOLDER",
     "r2_doctor": "",
     "reconcile_r2": "",
-    "release_cleanup": "DELETION_ID --confirm FIGURES",
+    "approve_cleanup": "DELETION_ID --confirm FIGURES",
     "sweep_cleanups": "--sync",
     "verify_certificate": "FILE",
     "verify_cleanup": "proj_1",
@@ -270,8 +277,8 @@ def test_a_command_leaves_what_lives_and_says_who_asked(
 ) -> None:
     monkeypatch.setattr(compare_processes, "WORKER_ANSWERS_WITHIN", timedelta(0))
     lives = world.facts("projects/proj_1/") | world.facts("stranger")
-    before, blocked = set(Project.objects.all()), CleanupOperation.objects.get()
-    values = {"FOLDER": tmp_path, "DELETION_ID": blocked.pk, "FIGURES": blocked.figures}
+    before, blocked = set(Project.objects.all()), Cleanup.objects.get()
+    values = {"FOLDER": tmp_path, "DELETION_ID": blocked.pk, "FIGURES": blocked.confirmation_digest}
     values["FILE"] = tmp_path / "lost.json"
     words = COMMANDS[command].split()
     _out, err, code = run_command(command, *(str(values.get(word, word)) for word in words))
@@ -280,6 +287,6 @@ def test_a_command_leaves_what_lives_and_says_who_asked(
     assert code == codes.get(command, 0), err
     assert lives.items() <= world.facts().items()
     assert set(Project.objects.all()) == before
-    for operation in CleanupOperation.objects.exclude(pk=blocked.pk):
-        assert operation.requested_by == login_name()
-        assert operation.origin == f"command on {gethostname()}"
+    for cleanup in Cleanup.objects.exclude(pk=blocked.pk):
+        assert cleanup.requested_by == login_name()
+        assert cleanup.origin == f"command on {gethostname()}"

@@ -19,15 +19,15 @@ from devtools import debian
 from devtools.processes import Child
 from storage_audit import models, reading
 from storage_audit.certificate import evidence
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.debug import discovery_comparison
-from storage_audit.debug.discovery_comparison import Way
+from storage_audit.debug.discovery_comparison import DiscoveryMethod
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
-from tests.promises import Status, check, run
+from tests.promises import Status, check_promises, run_until_idle
 from tests.real_bucket import Bucket
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql")]
@@ -54,7 +54,7 @@ def pgbouncer(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     server = connection.settings_dict
     facts = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
     to_server = " ".join(f"{name}='{server[key]}'" for name, key in facts.items() if server[key])
-    program = debian.pgbouncer()
+    program = debian.find_pgbouncer()
     assert program, "PgBouncer is missing."
     with TemporaryDirectory(prefix="pgbouncer-") as name:
         folder = Path(name)
@@ -99,29 +99,32 @@ def test_cleanup_and_scans_work_behind_a_transaction_pooler(
 ) -> None:
     for module in (reading, models):
         monkeypatch.setattr(module, "STEP", 2)
-    bucket_marker.claim(bucket.name, take_over=True)  # The host is part of its identity.
+    bucket_marker.connect_bucket(bucket.name, take_over=True)  # The host is part of its identity.
     for project_id in ("proj_1", "proj_2"):
         for n in range(FILES):
             bucket.upload(project_id, f"{n}.mp4")
-    R2Object.objects.all().forget()
+    R2Object.objects.all().delete_without_signals()
     list(work_on_scan(start_scan()))
     assert BucketScan.objects.get().status == BucketScan.Status.COMPLETE
     assert R2Object.objects.count() == 2 * FILES
     Project.objects.get(pk="proj_1").delete()
-    operation = run(CleanupOperation.objects.get())
-    assert (operation.status, operation.deleted) == (Status.CLEAN, FILES)
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert (cleanup.status, cleanup.deleted) == (Status.CLEAN, FILES)
     assert not bucket.facts("projects/proj_1/")
-    check(bucket)
-    assert len(list(evidence.items_of(operation))) == FILES
-    R2Object.objects.filter(key__endswith="0.mp4").forget()
+    check_promises(bucket)
+    assert len(list(evidence.certificate_items(cleanup))) == FILES
+    R2Object.objects.filter(key__endswith="0.mp4").delete_without_signals()
     bucket.r2.remove(R2Object.objects.earliest("key").key, bucket.name)
-    found = discovery_comparison.compare("proj_2").found
-    assert (found[Way.TRACKED].count, found[Way.LISTED].count) == (FILES - 1, FILES - 1)
-    call_command("deletion_log", str(operation.pk), "--items")
-    CleanupOperation.objects.exclude(pk=operation.pk).delete()
-    CleanupOperation.objects.update(finished_at=operation.created_at - timedelta(days=500))
-    call_command("prune_operations", "--to", str(tmp_path))
-    assert CleanupOperation.objects.pruned().exists()
+    found = discovery_comparison.compare_bucket("proj_2").keys_by_method
+    assert (found[DiscoveryMethod.TRACKED].count, found[DiscoveryMethod.LISTED].count) == (
+        FILES - 1,
+        FILES - 1,
+    )
+    call_command("deletion_log", str(cleanup.pk), "--items")
+    Cleanup.objects.exclude(pk=cleanup.pk).delete()
+    Cleanup.objects.update(finished_at=cleanup.created_at - timedelta(days=500))
+    call_command("prune_cleanups", "--to", str(tmp_path))
+    assert Cleanup.objects.pruned().exists()
 
 
 @pytest.mark.usefixtures("pgbouncer")

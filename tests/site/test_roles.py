@@ -15,27 +15,34 @@ from django.test import Client, RequestFactory
 from pytest_django import Settings
 
 from storage_audit import roles
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
-from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.models import HealthReport
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.projects.admin.projects import OwnerAdmin
 from storage_audit.roles import (
-    ADMIN,
-    OPERATOR,
+    ADMIN_PERMISSIONS,
+    OPERATOR_PERMISSIONS,
     ROLES,
-    VIEWER,
+    VIEWER_PERMISSIONS,
     all_admin_sites,
     deletion_obstacles,
     is_hidden,
     make_groups,
 )
 from storage_audit.scan.models import BucketScan
-from storage_audit.ui.links import lookup_of
+from storage_audit.ui.links import lookup_url
 from storage_audit.ui.model_admin import DJANGO_6_1, ModelAdmin
-from tests.admin_client import act, confirm, page, signed_in, superuser, text_of
-from tests.api_client import program
+from tests.admin_client import (
+    admin_url,
+    client_for,
+    confirm_action,
+    page_text,
+    run_action,
+    superuser_client,
+)
+from tests.api_client import client_with_token
 from tests.owner_models import create_table, forget_model
 from tests.real_bucket import Bucket
 
@@ -57,10 +64,10 @@ def test_site_without_the_admin_asks_no_admin_about_a_row(settings: Settings) ->
 def member(role: str) -> Client:
     user = User.objects.create_user(role, is_staff=True)
     user.groups.add(Group.objects.get(name=role))
-    return signed_in(user)
+    return client_for(user)
 
 
-def held(role: str) -> set[str]:
+def role_permissions(role: str) -> set[str]:
     found = Group.objects.get(name=role).permissions.all()
     assert {each.content_type.app_label for each in found} == {"storage_audit"}
     return {each.codename for each in found}
@@ -68,19 +75,19 @@ def held(role: str) -> set[str]:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_group_has_all_permissions_of_its_role_and_no_other(role: str) -> None:
-    assert held(role) == ROLES[role]
+    assert role_permissions(role) == ROLES[role]
 
 
 def test_each_role_may_what_the_lesser_one_may_and_a_viewer_changes_nothing() -> None:
-    assert VIEWER < OPERATOR < ADMIN
-    assert all(each.startswith("view_") for each in VIEWER)
+    assert VIEWER_PERMISSIONS < OPERATOR_PERMISSIONS < ADMIN_PERMISSIONS
+    assert all(each.startswith("view_") for each in VIEWER_PERMISSIONS)
 
 
 def test_every_permission_that_the_application_asks_for_is_in_a_role() -> None:
     ours = Permission.objects.filter(content_type__app_label="storage_audit")
     custom = {p.codename for p in ours if p.codename.split("_")[0] not in ("add", "change", "view")}
     asked = {each for each in custom if not each.startswith("delete_")}
-    assert asked and asked <= ADMIN
+    assert asked and asked <= ADMIN_PERMISSIONS
 
 
 def test_a_group_that_was_given_more_keeps_it() -> None:
@@ -96,21 +103,21 @@ def test_no_group_of_ours_is_said_to_help_with_the_model_of_another_application(
     request = rf.get("/")
     request.user = User.objects.create_user("ben", is_staff=True)
     monkeypatch.setattr(Project._meta, "app_label", "newsroom")
-    told = dict(site.get_model_admin(Project).refused(request, Project(pk="proj_1")))  # type: ignore[attr-defined]
+    told = dict(site.get_model_admin(Project).refused_actions(request, Project(pk="proj_1")))  # type: ignore[attr-defined]
     assert told["Delete"] == "You may not do this. Ask an administrator for the permission."
     assert told["Verify cleanup"].endswith("the group “Storage operator”.")
 
 
-@pytest.mark.parametrize("client", [superuser, lambda: member("Storage viewer")])
+@pytest.mark.parametrize("client", [superuser_client, lambda: member("Storage viewer")])
 def test_deletion_that_the_site_disabled_is_not_offered(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, client: Any
 ) -> None:
     Project.objects.create(pk="proj_1")
-    shown = text_of((browser := client()).get(page("project")))
+    shown = page_text((browser := client()).get(admin_url("project")))
     assert "Delete selected projects" in shown
     monkeypatch.delitem(site._actions, "delete_selected")
-    assert "Delete selected projects" not in text_of(browser.get(page("project")))
-    act(browser, "project", "delete_selected", "proj_1", post="yes")
+    assert "Delete selected projects" not in page_text(browser.get(admin_url("project")))
+    run_action(browser, "project", "delete_selected", "proj_1", post="yes")
     assert Project.objects.exists()
 
 
@@ -139,7 +146,7 @@ def test_an_adopters_own_action_is_offered_and_refused_as_django_does(
     monkeypatch.setattr(type(pages), "has_archive_permission", lambda *_: False, raising=False)
     client, refused = member("Storage operator"), 'value="Archive these projects" disabled> <small>'
     for name, args in (("changelist", ()), ("change", ("proj_1",))):
-        shown = text_of(client.get(page("project", name, *args)))
+        shown = page_text(client.get(admin_url("project", name, *args)))
         has_it = name == "changelist" or not DJANGO_6_1
         assert (refused in shown) == (has_it and act is archive_as_editor)
         assert (f'value="{act.__name__}"' in shown) == (has_it and act is not archive_as_editor)
@@ -153,7 +160,7 @@ def test_a_superuser_whom_an_adopters_own_rule_refuses_is_told_so(
     pages: Any = site.get_model_admin(Project)
     monkeypatch.setattr(type(pages), "actions", [archive_as_editor])
     monkeypatch.setattr(type(pages), "has_archive_permission", lambda *_: False, raising=False)
-    shown = text_of(superuser().get(page("project")))
+    shown = page_text(superuser_client().get(admin_url("project")))
     text = "You may not do this. Ask an administrator for the permission."
     assert f'value="Archive these projects" disabled> <small>{text}' in shown
 
@@ -185,8 +192,8 @@ def test_what_a_person_may_not_do_is_shown_with_whom_to_ask(
 ) -> None:
     Project.objects.create(pk="proj_1")
     client = member(role)
-    for url in (page("project"), page("project", "change", "proj_1")):
-        shown = text_of(client.get(url))
+    for url in (admin_url("project"), admin_url("project", "change", "proj_1")):
+        shown = page_text(client.get(url))
         for action in ("Dry-run cleanup", "Verify cleanup", "Force-delete"):
             disabled = f'value="{action}" disabled> <small>You may not do this. Ask'
             assert (disabled in shown) == (action in asks_for or role == "Storage viewer"), action
@@ -199,8 +206,8 @@ def make(model: str) -> object:
     """One of it that has something to decide; returns its id."""
     if model == "project":
         return Project.objects.create(pk="proj_1").pk
-    if model == "diagnosis":
-        return Diagnosis.objects.create(context="web", host="h", pid=1, probes=[]).pk
+    if model == "healthreport":
+        return HealthReport.objects.create(context="web", host="h", pid=1, probes=[]).pk
     scan = BucketScan.objects.create(bucket=conf().bucket, status="stopped")
     if model == "bucketscan":
         return scan.pk
@@ -208,8 +215,8 @@ def make(model: str) -> object:
     return Finding.objects.create(key="k", kind="unrecognised", **seen).pk
 
 
-DECIDING = {"Acknowledge": "operator", "Adopt into a project": "admin"}
-EXAMINING = {"Examine now": "operator"}
+DECIDING = {"Ignore": "operator", "Assign to a project": "admin"}
+REPORT_BUTTONS = {"Examine now": "operator"}
 COMPARING = {"Compare with the bucket": "operator"}
 
 
@@ -220,18 +227,18 @@ COMPARING = {"Compare with the bucket": "operator"}
         ("project", {"Add project": "operator"}, COMPARING | {"Delete": "operator"}),
         ("finding", DECIDING | {"Delete orphans": "admin"}, DECIDING),
         ("bucketscan", {"Compare now": "operator", "Stop": "operator"}, {"Resume": "operator"}),
-        ("diagnosis", EXAMINING, EXAMINING),
+        ("healthreport", REPORT_BUTTONS, REPORT_BUTTONS),
     ],
 )
 def test_lists_and_pages_show_what_a_person_may_not_do_with_whom_to_ask(
     bucket: Bucket, role: str, model: str, on_list: dict[str, str], on_page: dict[str, str]
 ) -> None:
     client, pk = member(role), make(model)
-    for url, buttons in ((page(model), on_list), (page(model, "change", pk), on_page)):
-        told_whom_to_ask(text_of(client.get(url)), role, buttons)
+    for url, buttons in ((admin_url(model), on_list), (admin_url(model, "change", pk), on_page)):
+        assert_told_whom_to_ask(page_text(client.get(url)), role, buttons)
 
 
-def told_whom_to_ask(shown: str, role: str, buttons: dict[str, str]) -> None:
+def assert_told_whom_to_ask(shown: str, role: str, buttons: dict[str, str]) -> None:
     order = list(ROLES)
     for button, group in buttons.items():
         lacks = order.index(role) < order.index(f"Storage {group}")
@@ -240,52 +247,54 @@ def told_whom_to_ask(shown: str, role: str, buttons: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_incidents_and_answers_show_what_a_person_may_not_do_with_whom_to_ask(
+def test_alerts_and_answers_show_what_a_person_may_not_do_with_whom_to_ask(
     bucket: Bucket, settings: Settings, role: str
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"NOTIFY_EMAILS": ("ann@example.com",)}
     client, key = member(role), "projects/proj_1/scenes/s1/media/a.mp4"
     make("project")
     for url, buttons in (
-        (page("incident"), {"Send a test message": "admin"}),
-        (lookup_of("proj_1"), COMPARING),
-        (lookup_of(key), {"Look into the bucket now": "operator"}),
+        (admin_url("alert"), {"Send a test message": "admin"}),
+        (lookup_url("proj_1"), COMPARING),
+        (lookup_url(key), {"Look into the bucket now": "operator"}),
     ):
-        told_whom_to_ask(text_of(client.get(url)), role, buttons)
+        assert_told_whom_to_ask(page_text(client.get(url)), role, buttons)
 
 
 @pytest.mark.parametrize(
     ("model", "tool", "role"),
     [
-        ("diagnosis", "Examine now", "operator"),
-        ("cleanupoperation", "Compare with the bucket", "operator"),
-        ("cleanupoperation", "Clean up a deleted project", "admin"),
+        ("healthreport", "Examine now", "operator"),
+        ("cleanup", "Compare with the bucket", "operator"),
+        ("cleanup", "Clean up a deleted project", "admin"),
     ],
 )
 def test_a_tool_of_a_list_is_shown_with_whom_to_ask(model: str, tool: str, role: str) -> None:
-    shown = text_of(member("Storage viewer").get(page(model)))
+    shown = page_text(member("Storage viewer").get(admin_url(model)))
     asked = f"Ask an administrator to add you to the group “Storage {role}”."
     assert f'value="{tool}" disabled> <small>You may not do this. {asked}' in shown
-    assert f'value="{tool}" disabled' not in text_of(member("Storage admin").get(page(model)))
+    assert f'value="{tool}" disabled' not in page_text(
+        member("Storage admin").get(admin_url(model))
+    )
 
 
 def test_a_viewer_who_asks_by_hand_is_refused(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     asked = {"action": "dry_run_cleanup", "_selected_action": "proj_1"}
-    member("Storage viewer").post(page("project"), asked)
-    assert not CleanupOperation.objects.exists()
+    member("Storage viewer").post(admin_url("project"), asked)
+    assert not Cleanup.objects.exists()
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_only_who_may_delete_an_object_gives_it_to_a_project(bucket: Bucket, role: str) -> None:
     """Whoever may delete projects could delete anybody's file so."""
-    assert "delete_project" in OPERATOR
+    assert "delete_project" in OPERATOR_PERMISSIONS
     Project.objects.create(pk="proj_1")
     bucket.put("k")
     pk, (size, etag) = make("finding"), bucket.facts()["k"]
     Finding.objects.update(size=size, etag=etag)
-    asked = {"action": "adopt", "_selected_action": pk, "post": "yes", "project_id": "proj_1"}
-    member(role).post(page("finding"), asked)
+    asked = {"action": "assign", "_selected_action": pk, "post": "yes", "project_id": "proj_1"}
+    member(role).post(admin_url("finding"), asked)
     assert Finding.objects.get().state == ("resolved" if role == "Storage admin" else "open")
     assert R2Object.objects.exists() == (role == "Storage admin")
 
@@ -382,7 +391,7 @@ def test_child_with_its_own_deletion_stops_force_delete_and_the_api(
     with create_table(Film), monkeypatch.context() as registered:
         Film.objects.create(pk="proj_1", id="proj_1", title="a film")
         registered.setitem(registry, Film, ArchivedFilms(Film, admin.site))
-        shown = confirm(superuser(), "project", "force_delete", "proj_1")
+        shown = confirm_action(superuser_client(), "project", "force_delete", "proj_1")
         assert "Nothing was deleted: Force-delete would skip this site" in shown
-        assert program().ask("DELETE", "/projects/proj_1").status_code == 409
+        assert client_with_token().request("DELETE", "/projects/proj_1").status_code == 409
         assert Project.objects.exists()

@@ -30,19 +30,19 @@ from devtools.environment import made_up_environment
 from devtools.http_reply import Reply
 from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import requests, retention
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.conf import conf
-from storage_audit.ownership.bucket_marker import MARKER
-from storage_audit.redaction import HIDDEN
-from tests.admin_client import superuser
+from storage_audit.ownership.bucket_marker import MARKER_KEY
+from storage_audit.redaction import REDACTED
+from tests.admin_client import superuser_client
 from tests.database import list_stored_values
 from tests.faults import matching
-from tests.faults.kinds import error, per_key
-from tests.faults.matching import Matches, is_anything, on
+from tests.faults.kinds import error_xml, reply_per_key
+from tests.faults.matching import Matches, is_anything, rule_for
 from tests.faults.proxy import FaultyStore, Forward, Request, Rule
 from tests.network import faulty_network
 from tests.paths import ROOT
-from tests.promises import again, requested
+from tests.promises import request_cleanup, run_again
 from tests.real_bucket import Bucket
 from tests.run_command import run_command
 from tests.site.pages import list_pages
@@ -98,7 +98,7 @@ def refuses(request: Request, forward: Forward) -> Reply:
 
 def refuses_each_key(request: Request, forward: Forward) -> Reply:
     why = f"<Code>InternalError</Code><Message>{escape(tells(request))}</Message>"
-    return per_key(request, lambda key: f"<Error><Key>{key}</Key>{why}</Error>")
+    return reply_per_key(request, lambda key: f"<Error><Key>{key}</Key>{why}</Error>")
 
 
 def upload(request: HttpRequest) -> HttpResponse:
@@ -122,20 +122,20 @@ STAGES: list[tuple[Matches, Rule]] = [
 ]
 
 
-def a_bad_day(store: FaultyStore, bucket: Bucket) -> list[CleanupOperation]:
+def a_bad_day(store: FaultyStore, bucket: Bucket) -> list[Cleanup]:
     """An upload, a deletion and a cleanup while one kind of request is refused, and the next."""
     made = []
     for number, (matches, rule) in enumerate(STAGES):
         project_id = f"proj_day{number}"
         for filename in ("take.mp4", "\x01take.mp4"):
             bucket.upload(project_id, filename)
-        store.rules[:] = [on(matches, rule)]
+        store.rules[:] = [rule_for(matches, rule)]
         with suppress(ClientError, StoreError):
             default_storage.save("notes/a.txt", ContentFile(b"a"))
         with suppress(ClientError, StoreError):
             default_storage.delete("notes/b.txt")
-        made.append(requested(project_id))
-        async_task("storage_audit.tasks.run_operation", str(made[-1].pk), sync=True)
+        made.append(request_cleanup(project_id))
+        async_task("storage_audit.tasks.run_cleanup", str(made[-1].pk), sync=True)
         store.rules.clear()
     return made
 
@@ -147,11 +147,11 @@ def assert_no_secret(where: str, text: str) -> None:
 
 
 def everything_shown() -> Iterator[tuple[str, str]]:
-    client = superuser()
+    client = superuser_client()
     for each in list_pages():
         yield each.url, unescape(b"".join(client.get(each.url)).decode())
-    for operation in CleanupOperation.objects.all():
-        url = f"/admin/storage_audit/cleanupoperation/{operation.pk}/change/"
+    for cleanup in Cleanup.objects.all():
+        url = f"/admin/storage_audit/cleanup/{cleanup.pk}/change/"
         yield url, unescape(client.get(url).content.decode())
 
 
@@ -159,25 +159,25 @@ def test_no_secret_is_in_a_table_on_a_page_or_in_the_log(
     store: FaultyStore, world: Bucket, log: StringIO
 ) -> None:
     a_bad_day(store, world)
-    assert CleanupOperation.objects.filter(error__contains="AccessDenied").exists()
-    for model in (OperationEvent, CleanupItem):
-        text = "message" if model is OperationEvent else "answer"
-        assert model._base_manager.filter(**{f"{text}__contains": HIDDEN}).exists()
-    assert HIDDEN in log.getvalue()
+    assert Cleanup.objects.filter(message__contains="AccessDenied").exists()
+    for model in (CleanupEvent, CleanupItem):
+        text = "message" if model is CleanupEvent else "answer"
+        assert model._base_manager.filter(**{f"{text}__contains": REDACTED}).exists()
+    assert REDACTED in log.getvalue()
     for where, text in (*list_stored_values(), *everything_shown(), ("log", log.getvalue())):
         assert_no_secret(where, text)
-    assert_no_secret("marker", repr(world.r2.read(MARKER)))
+    assert_no_secret("marker", repr(world.r2.read(MARKER_KEY)))
 
 
 def test_no_secret_is_in_an_archive(store: FaultyStore, world: Bucket, tmp_path: Path) -> None:
-    made = [operation.pk for operation in a_bad_day(store, world)]
-    for operation in CleanupOperation.objects.filter(pk__in=made).exclude(next_attempt_at=None):
-        assert again(operation).status == CleanupOperation.Status.CLEAN
-    CleanupOperation.objects.filter(parent__in=made).delete()
+    made = [cleanup.pk for cleanup in a_bad_day(store, world)]
+    for cleanup in Cleanup.objects.filter(pk__in=made).exclude(next_attempt_at=None):
+        assert run_again(cleanup).status == Cleanup.Status.CLEAN
+    Cleanup.objects.filter(parent__in=made).delete()
     # The application's own deletions end too, where their requests are not refused.
-    closed = set(CleanupOperation.objects.exclude(finished_at=None).values_list("pk", flat=True))
-    pruned = retention.prune(tmp_path, timezone.now() + timedelta(days=1))
-    assert {operation.pk for operation in pruned} == closed > set(made)
+    closed = set(Cleanup.objects.exclude(finished_at=None).values_list("pk", flat=True))
+    pruned = retention.prune_cleanups(tmp_path, timezone.now() + timedelta(days=1))
+    assert {cleanup.pk for cleanup in pruned} == closed > set(made)
     for file in tmp_path.glob("*.gz"):
         with gzip.open(file, "rt") as archive:
             assert_no_secret(file.name, archive.read())
@@ -186,8 +186,8 @@ def test_no_secret_is_in_an_archive(store: FaultyStore, world: Bucket, tmp_path:
 COMMANDS = (
     "backfill_r2",
     "backfill_r2 --json",
-    "claim_bucket",
-    "claim_bucket --take-over",
+    "connect_bucket",
+    "connect_bucket --take-over",
     "cleanup_project proj_9 --declare-deleted --sync",
     "cleanup_project proj_1 --dry-run --json",
     "sweep_cleanups --sync",
@@ -199,20 +199,20 @@ COMMANDS = (
 def test_no_command_prints_a_secret(
     store: FaultyStore, log: StringIO, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    requests.dry_run("proj_1")
-    store.rules[:] = [on(is_anything, refuses)]
+    requests.request_preview("proj_1")
+    store.rules[:] = [rule_for(is_anything, refuses)]
     for command in COMMANDS:
         out, err, code = run_command(*command.split())
         assert_no_secret(command, "".join((out, err, *capfd.readouterr())))
         assert code == (0 if command == "sweep_cleanups --sync" else 1)
-        assert HIDDEN in out + err, command
+        assert REDACTED in out + err, command
     assert_no_secret("log", log.getvalue())
 
 
 def test_a_failing_page_tells_nothing_and_its_traceback_no_secret(
     store: FaultyStore, log: StringIO
 ) -> None:
-    store.rules[:] = [on(is_anything, refuses)]
+    store.rules[:] = [rule_for(is_anything, refuses)]
     client = Client(raise_request_exception=False)
     answer = client.get("/upload/")
     assert answer.status_code == 500
@@ -227,7 +227,7 @@ def test_the_page_for_developers_shows_no_secret_of_ours(
     store: FaultyStore, settings: Settings
 ) -> None:
     settings.DEBUG = True
-    store.rules[:] = [on(is_anything, Reply(403, error("AccessDenied")))]
+    store.rules[:] = [rule_for(is_anything, Reply(403, error_xml("AccessDenied")))]
     answer = Client(raise_request_exception=False).get("/upload/")
     assert answer.status_code == 500
     shown = unescape(answer.content.decode())

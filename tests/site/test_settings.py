@@ -20,7 +20,7 @@ from storage_audit.conf import conf
 from tests.paths import ROOT
 from tests.site_settings import (
     GOOD_ENVIRONMENT,
-    SHOW,
+    SHOW_SCRIPT,
     list_problems,
     read_settings,
     read_variables,
@@ -105,10 +105,10 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "0"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "-2"}, "QUEUE_WORKERS"),
         ({"DATABASE_URL": "postgres://u@h/n", "QUEUE_WORKERS": "two"}, "QUEUE_WORKERS"),
-        ({"SCAN_LANES": "0"}, "SCAN_LANES"),
-        ({"SCAN_LANES": "257"}, "SCAN_LANES"),
-        ({"SCAN_CEILING": "-1"}, "SCAN_CEILING"),
-        ({"SCAN_CEILING": "1e6"}, "SCAN_CEILING"),
+        ({"SCAN_CONCURRENCY": "0"}, "SCAN_CONCURRENCY"),
+        ({"SCAN_CONCURRENCY": "257"}, "SCAN_CONCURRENCY"),
+        ({"SCAN_MAX_REQUESTS": "-1"}, "SCAN_MAX_REQUESTS"),
+        ({"SCAN_MAX_REQUESTS": "1e6"}, "SCAN_MAX_REQUESTS"),
         ({"ORPHAN_GAP_HOURS": "0"}, "ORPHAN_GAP_HOURS"),
         ({"ORPHAN_GAP_HOURS": "nan"}, "ORPHAN_GAP_HOURS"),
         ({"ORPHAN_AGE_HOURS": "-1"}, "ORPHAN_AGE_HOURS"),
@@ -120,8 +120,8 @@ def test_a_variable_that_is_missing_or_blank_is_named_alone(name: str, value: st
         ({"R2_PRICE_PER_GB": "nan"}, "R2_PRICE_PER_GB"),
         ({"API_RATE_READ": "often"}, "API_RATE_READ"),
         ({"API_RATE_WRITE": "-1"}, "API_RATE_WRITE"),
-        ({"API_WAITS": "1.5"}, "API_WAITS"),
-        ({"API_WAITS": "0"}, "API_WAITS"),
+        ({"API_CONCURRENCY": "1.5"}, "API_CONCURRENCY"),
+        ({"API_CONCURRENCY": "0"}, "API_CONCURRENCY"),
         ({"HTTPS": "maybe"}, "HTTPS"),
         ({"DEBUG": "2"}, "DEBUG"),
         ({"CLEANUP_SYNC": "on"}, "CLEANUP_SYNC"),
@@ -188,7 +188,7 @@ def test_the_least_that_starts_and_its_defaults() -> None:
     more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
     assert [storage[name] for name in more] == [10, 0.5, 10]
     assert storage["SYNC"] is False
-    assert (storage["SCAN_LANES"], storage["SCAN_CEILING"]) == (24, 100_000)
+    assert (storage["SCAN_CONCURRENCY"], storage["SCAN_MAX_REQUESTS"]) == (24, 100_000)
     times = ("ORPHAN_GAP", "ORPHAN_AGE", "RECONCILE_EVERY")
     assert [storage[name] for name in times] == ["4:00:00", "1 day, 0:00:00", "1 day, 0:00:00"]
     assert (storage["PRICE_PER_GB"], storage["CURRENCY"]) == (0.015, "$")
@@ -253,7 +253,7 @@ def site(tmp_path: Path) -> Path:
 
 def start_copy(site: Path, environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
     variables = {"PYTHONPATH": str(ROOT), "PYTHON_DOTENV_DISABLED": "", **environment}
-    return run_python(["-c", SHOW, "STORAGE_AUDIT", "DEBUG"], variables, site)
+    return run_python(["-c", SHOW_SCRIPT, "STORAGE_AUDIT", "DEBUG"], variables, site)
 
 
 def test_env_file_is_read_and_the_environment_wins(site: Path) -> None:
@@ -331,8 +331,8 @@ def test_what_is_set_is_used() -> None:
         "CLEANUP_LIMIT_MISSING": "0.25",
         "CLEANUP_LIMIT_VANISHED": "0",
         "CLEANUP_SYNC": "yes",
-        "SCAN_LANES": "4",
-        "SCAN_CEILING": "0",
+        "SCAN_CONCURRENCY": "4",
+        "SCAN_MAX_REQUESTS": "0",
         "ORPHAN_GAP_HOURS": "0.5",
         "ORPHAN_AGE_HOURS": "48",
         "RECONCILE_EVERY_HOURS": "0",
@@ -352,7 +352,7 @@ def test_what_is_set_is_used() -> None:
     assert (storage["LIMIT_OBJECTS"], storage["LIMIT_SHARE"], storage["SYNC"]) == (7, 1.0, True)
     more = ("LIMIT_MULTIPLE", "LIMIT_MISSING", "LIMIT_VANISHED")
     assert [storage[name] for name in more] == [0, 0.25, 0]
-    assert (storage["SCAN_LANES"], storage["SCAN_CEILING"]) == (4, 0)
+    assert (storage["SCAN_CONCURRENCY"], storage["SCAN_MAX_REQUESTS"]) == (4, 0)
     times = ("ORPHAN_GAP", "ORPHAN_AGE", "RECONCILE_EVERY")
     assert [storage[name] for name in times] == ["0:30:00", "2 days, 0:00:00", "0:00:00"]
 
@@ -431,19 +431,19 @@ def errors() -> list[str]:
         ("SECRET_ACCESS_KEY", "", "SECRET_ACCESS_KEY"),
         ("SECRET_ACCESS_KEY", "seven77", "at least 8 characters"),
         ("API_TOKEN", "t", "at least 8 characters"),
-        ("PROJECT_ID", "proj_(", "PROJECT_ID"),
-        ("PROJECT_ID", ".*", "empty"),
-        ("PROJECT_ID", 5, "PROJECT_ID"),
-        ("LAYOUTS", {"mine": "{project}"}, "mine"),
-        ("LAYOUTS", {"mine": "a/{projekt}/b"}, "projekt"),
-        ("LAYOUTS", {"mine": "a/{project}/{project}/"}, "more than once"),
-        ("LAYOUTS", {"mine": "a/{project}/{kind}"}, "kind"),
-        ("LAYOUTS", {"mine": 5}, "LAYOUTS"),
-        ("LAYOUTS", "a/{project}/b", "LAYOUTS"),
-        ("KINDS", ("a", "a/b"), "kinds"),
-        ("KINDS", "music", "KINDS"),
-        ("CURRENT_LAYOUT", "none", "none"),
-        ("CURRENT_LAYOUT", "flat_double", "double"),
+        ("PROJECT_ID_PATTERN", "proj_(", "PROJECT_ID_PATTERN"),
+        ("PROJECT_ID_PATTERN", ".*", "empty"),
+        ("PROJECT_ID_PATTERN", 5, "PROJECT_ID_PATTERN"),
+        ("KEY_FORMATS", {"mine": "{project}"}, "mine"),
+        ("KEY_FORMATS", {"mine": "a/{projekt}/b"}, "projekt"),
+        ("KEY_FORMATS", {"mine": "a/{project}/{project}/"}, "more than once"),
+        ("KEY_FORMATS", {"mine": "a/{project}/{kind}"}, "kind"),
+        ("KEY_FORMATS", {"mine": 5}, "KEY_FORMATS"),
+        ("KEY_FORMATS", "a/{project}/b", "KEY_FORMATS"),
+        ("MEDIA_KINDS", ("a", "a/b"), "kinds"),
+        ("MEDIA_KINDS", "music", "MEDIA_KINDS"),
+        ("CURRENT_KEY_FORMAT", "none", "none"),
+        ("CURRENT_KEY_FORMAT", "flat_double", "double"),
         ("BATCH_SIZE", 0, "BATCH_SIZE"),
         ("BATCH_SIZE", 1001, "BATCH_SIZE"),
         ("BATCH_SIZE", "10", "BATCH_SIZE"),
@@ -458,17 +458,17 @@ def errors() -> list[str]:
         ("LIMIT_MISSING", 0, "LIMIT_MISSING"),
         ("LIMIT_VANISHED", -1, "LIMIT_VANISHED"),
         ("LIMIT_OBJECTS", "5", "LIMIT_OBJECTS"),
-        ("SCAN_LANES", 0, "SCAN_LANES"),
-        ("SCAN_CEILING", -1, "SCAN_CEILING"),
+        ("SCAN_CONCURRENCY", 0, "SCAN_CONCURRENCY"),
+        ("SCAN_MAX_REQUESTS", -1, "SCAN_MAX_REQUESTS"),
         ("ORPHAN_GAP", timedelta(0), "ORPHAN_GAP"),
         ("ORPHAN_AGE", 24, "ORPHAN_AGE"),
         ("RECONCILE_EVERY", timedelta(hours=501), "RECONCILE_EVERY"),
         ("RECONCILE_EVERY", timedelta(minutes=90), "RECONCILE_EVERY"),
         ("DELETION_TIMEOUT", timedelta(minutes=30), "DELETION_TIMEOUT"),
-        ("LEASE", 60, "LEASE"),
-        ("TRIES", 0, "TRIES"),
-        ("API_WAITS", 0, "API_WAITS"),
-        ("LATE_CHECKS", 3600, "LATE_CHECKS"),
+        ("LEASE_TIME", 60, "LEASE_TIME"),
+        ("DELETE_ATTEMPTS", 0, "DELETE_ATTEMPTS"),
+        ("API_CONCURRENCY", 0, "API_CONCURRENCY"),
+        ("FOLLOW_UP_CHECKS", 3600, "FOLLOW_UP_CHECKS"),
     ],
 )
 @pytest.mark.django_db
@@ -510,8 +510,8 @@ def test_good_settings_are_no_error_and_show_no_secret(settings: Settings) -> No
 
 
 def test_changed_settings_take_effect(settings: Settings) -> None:
-    before = s3.client()
+    before = s3.s3_client()
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "another"}
     assert conf().bucket == "another"
-    assert s3.client() is not before
-    assert s3.client() is s3.client()
+    assert s3.s3_client() is not before
+    assert s3.s3_client() is s3.s3_client()

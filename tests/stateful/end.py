@@ -2,52 +2,52 @@
 
 from datetime import timedelta
 
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from tests.stateful.model import Fate
 from tests.stateful.play import Play
 
-Status = CleanupOperation.Status
-ROUNDS = 20
+Status = Cleanup.Status
+MAX_ROUNDS = 20
 
 
-def come_to_rest(play: Play) -> None:
+def finish_play(play: Play) -> None:
     work_until_rest(play)
-    assert not [key for key, fate in fates(play).items() if fate is Fate.GOES]
+    assert not [key for key, fate in read_fates(play).items() if fate is Fate.GOES]
     # What changed after a deletion, and after all that followed it, waits for a person to ask.
-    if Fate.MAY_GO in fates(play).values():
+    if Fate.MAY_GO in read_fates(play).values():
         for project in sorted(play.model.deleted):
             play.declare_deleted(project)
-        work_on_what_is_due(play)
-    left = {key for key, fate in fates(play).items() if fate is Fate.MAY_GO}
-    kept = CleanupItem.objects.filter(key__in=left, outcome__in=["protected", "failed"])
+        work_on_due(play)
+    left = {key for key, fate in read_fates(play).items() if fate is Fate.MAY_GO}
+    kept = CleanupItem.objects.filter(key__in=left, outcome__in=["kept", "failed"])
     assert left == set(kept.exclude(reason="").values_list("key", flat=True))
 
 
-def fates(play: Play) -> dict[str, Fate]:
+def read_fates(play: Play) -> dict[str, Fate]:
     return {key: play.model.fate(key) for key in play.model.objects}
 
 
 def work_until_rest(play: Play) -> None:
     """All time that anything could wait for goes by, and a person decides what is to be decided,
     but for projects that went without a word."""
-    for _round in range(ROUNDS):
+    for _round in range(MAX_ROUNDS):
         play.let_pass(timedelta(days=9))
         play.sweep()
-        for operation in stopped():
-            play.decide(operation)
-        if not play.due():
+        for cleanup in stopped_cleanups():
+            play.decide(cleanup)
+        if not play.list_due():
             return
-        work_on_what_is_due(play)
-    raise AssertionError(f"no end of {[(each.status, each.error) for each in play.due()]}")
+        work_on_due(play)
+    raise AssertionError(f"no end of {[(each.status, each.message) for each in play.list_due()]}")
 
 
-def work_on_what_is_due(play: Play) -> None:
-    for operation in play.due():
-        play.work_to_the_end(operation)
-    play.watch.agrees()
+def work_on_due(play: Play) -> None:
+    for cleanup in play.list_due():
+        play.work_to_the_end(cleanup)
+    play.watch.check_all()
 
 
-def stopped() -> list[CleanupOperation]:
+def stopped_cleanups() -> list[Cleanup]:
     """By a look that was not believed."""
-    blocked = CleanupOperation.objects.filter(status=Status.BLOCKED)
+    blocked = Cleanup.objects.filter(status=Status.BLOCKED)
     return list(blocked.exclude(trigger="vanished").exclude(kind="verify"))

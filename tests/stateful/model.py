@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
-from tests.ownership.oracle import named_by
+from tests.ownership.oracle import named_projects
 
 
 class Fate(Enum):
@@ -19,8 +19,8 @@ class Object:
     """`put` and `asked` are moments: when it was written, and when its row was deleted."""
 
     etag: str
-    put: int
-    asked: int | None = None
+    put_at: int
+    asked_at: int | None = None
 
 
 @dataclass
@@ -37,77 +37,77 @@ class Model:
     uploads: dict[str, str | None] = field(default_factory=dict)
     objects: dict[str, Object] = field(default_factory=dict)
     deletions: Counter[str] = field(default_factory=Counter)
-    stirred: dict[str, int] = field(default_factory=dict)
+    touched_at: dict[str, int] = field(default_factory=dict)
 
-    def put(self, key: str, etag: str) -> None:
+    def record_put(self, key: str, etag: str) -> None:
         """An object was written; one that is the same again may still go by its deleted row."""
         before = self.objects.get(key)
-        asked = before.asked if before and before.etag == etag else None
-        self.objects[key] = Object(etag, self.stir(key), asked)
+        asked = before.asked_at if before and before.etag == etag else None
+        self.objects[key] = Object(etag, self.touch(key), asked)
 
-    def uploaded(self, key: str, project: str | None) -> None:
+    def record_upload(self, key: str, project: str | None) -> None:
         self.uploads[key] = project
-        self.stir(key)
+        self.touch(key)
         if key in self.objects:
-            self.objects[key].asked = None
+            self.objects[key].asked_at = None
 
-    def removed(self, key: str) -> None:
+    def record_removal(self, key: str) -> None:
         self.objects.pop(key, None)
-        self.stir(key)
+        self.touch(key)
 
-    def row_deleted(self, key: str, etag: str, described: bool) -> None:
+    def record_row_deletion(self, key: str, etag: str, described: bool) -> None:
         """A person deleted the row, which described an object with this ETag, or with any; and the
         one that is there by its time as well, or it may stay."""
         self.uploads.pop(key, None)
-        moment = self.stir(key)
+        moment = self.touch(key)
         if (there := self.objects.get(key)) and etag in ("", there.etag):
-            there.asked = moment if described else 0
+            there.asked_at = moment if described else 0
 
-    def handed_over(self, key: str, project: str) -> None:
-        self.stir(key)
+    def record_handover(self, key: str, project: str) -> None:
+        self.touch(key)
         if key in self.uploads:
             self.uploads[key] = project
 
-    def created(self, id: str) -> None:
-        self.stir(id)
+    def record_creation(self, id: str) -> None:
+        self.touch(id)
         self.living.add(id)
         self.deleted.pop(id, None)
         self.silent.discard(id)
 
-    def deletion_committed(self, id: str) -> None:
+    def record_deletion(self, id: str) -> None:
         self.living.remove(id)
         self.deletions[id] += 1
-        self.deleted[id] = self.stir("")
+        self.deleted[id] = self.touch("")
 
-    def went_silently(self, id: str) -> None:
+    def record_silent_deletion(self, id: str) -> None:
         self.living.remove(id)
         self.silent.add(id)
 
-    def said_deleted(self, id: str) -> None:
+    def record_declaration(self, id: str) -> None:
         """A person released a silent disappearance, or asked for the cleanup of a dead id."""
         self.silent.discard(id)
-        self.deleted.setdefault(id, self.stir(id))
+        self.deleted.setdefault(id, self.touch(id))
 
-    def stir(self, what: str) -> int:
+    def touch(self, what: str) -> int:
         self.moment += 1
-        self.stirred[what] = self.moment
+        self.touched_at[what] = self.moment
         return self.moment
 
     def fate(self, key: str) -> Fate:
         there = self.objects[key]
-        if there.asked is not None:
-            return Fate.GOES if self.stirred[key] == there.asked else Fate.MAY_GO
+        if there.asked_at is not None:
+            return Fate.GOES if self.touched_at[key] == there.asked_at else Fate.MAY_GO
         owner = self.uploads.get(key)
-        names = {owner} if owner else named_by(key)
-        dead, rivals = names & self.deleted.keys(), named_by(key) - {owner}
+        names = {owner} if owner else named_projects(key)
+        dead, rivals = names & self.deleted.keys(), named_projects(key) - {owner}
         if not dead or rivals & (self.living | self.silent):
             return Fate.STAYS
         if owner and rivals & self.deleted.keys():
             # It was kept while one of them lived, and is while its cleanup is blocked.
             return Fate.MAY_GO
         last = max(self.deleted[id] for id in dead)
-        if not owner and len(names) > 1 and there.put > last:
+        if not owner and len(names) > 1 and there.put_at > last:
             return Fate.STAYS
         # What changed after the deletion may be left to a person.
-        touched = max(self.stirred.get(what, 0) for what in (key, *names))
+        touched = max(self.touched_at.get(what, 0) for what in (key, *names))
         return Fate.GOES if touched < last else Fate.MAY_GO

@@ -14,7 +14,7 @@ from django.db.models import F
 
 from storage_audit import tasks
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project, R2Object
@@ -27,7 +27,7 @@ from tests.stateful.model import Model
 from tests.stateful.watch import Watch
 from tests.stateful.world import World
 
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 
 
 class RolledBack(Exception):
@@ -50,35 +50,35 @@ class Play:
     def remove(self, key: str) -> None:
         if key in self.model.objects:
             self.bucket.r2.remove(key, self.bucket.name)
-            self.model.removed(key)
+            self.model.record_removal(key)
 
     def let_pass(self, time: timedelta) -> None:
         """Whatever waits for the clock has waited so much longer."""
-        age(CleanupOperation, time, "next_attempt_at", "lease_until", "troubled_since")
-        age(CleanupOperation, time, "enqueued_at", "finished_at")
-        age(CleanupItem, time, "changed_at", "unanswered_at")
-        age(R2Object, time, "updated_at")
+        age_rows(Cleanup, time, "next_attempt_at", "lease_until", "failing_since")
+        age_rows(Cleanup, time, "enqueued_at", "finished_at")
+        age_rows(CleanupItem, time, "changed_at", "unanswered_at")
+        age_rows(R2Object, time, "updated_at")
 
     # The application
 
     def create(self, project: str) -> None:
         if project not in self.model.living:
             Project.objects.create(pk=project)
-            self.model.created(project)
+            self.model.record_creation(project)
 
     def save(self, key: str, body: bytes) -> None:
-        with self.mishaps():
+        with self.allow_failures():
             default_storage.save(key, ContentFile(body))
         self.learn_uploads(key)
 
     def overwrite(self, key: str, body: bytes) -> None:
-        with self.mishaps(), default_storage.open(key, "w") as file:
+        with self.allow_failures(), default_storage.open(key, "w") as file:
             file.write(body)
         self.learn_uploads(key)
 
     def save_and_roll_back(self, project: str, key: str, body: bytes) -> None:
         self.world.may_call_in_transaction = True
-        with self.mishaps(), suppress(RolledBack), transaction.atomic():
+        with self.allow_failures(), suppress(RolledBack), transaction.atomic():
             Project.objects.get_or_create(pk=project)
             default_storage.save(key, ContentFile(body))
             raise RolledBack
@@ -86,7 +86,7 @@ class Play:
         self.learn_uploads(key)
 
     @contextmanager
-    def mishaps(self) -> Iterator[None]:
+    def allow_failures(self) -> Iterator[None]:
         """An upload may be refused by a cleanup, and fail in any way with the store."""
         try:
             yield
@@ -98,7 +98,7 @@ class Play:
 
     def learn_object(self, key: str) -> None:
         if key in (there := self.bucket.facts(key)):
-            self.model.put(key, there[key][1])
+            self.model.record_put(key, there[key][1])
 
     def learn_uploads(self, key: str) -> None:
         """An upload may have failed half-way, or have taken another name than it was given."""
@@ -110,27 +110,27 @@ class Play:
         for row in uploads:
             assert row.upload_id is not None
             self._uploads.add(row.upload_id)
-            self.model.uploaded(row.key, row.project_id)
+            self.model.record_upload(row.key, row.project_id)
             self.watch.window.discard(row.key)
 
     def storage_delete(self, key: str) -> None:
-        left = CleanupItem.objects.filter(key=key, operation__kind="objects").order_by("pk")
+        left = CleanupItem.objects.filter(key=key, cleanup__kind="objects").order_by("pk")
         before = left.count()
-        with self.mishaps():
+        with self.allow_failures():
             default_storage.delete(key)
         if key not in self.bucket.facts(key):
-            self.model.removed(key)
+            self.model.record_removal(key)
         elif left.count() > before:  # The store gave no answer.
             item = left.last()
             assert item
-            self.model.row_deleted(key, item.etag, self.describes(item))
+            self.model.record_row_deletion(key, item.etag, self.has_same_time(item))
 
     def hand_over(self, key: str, project: str) -> None:
         R2Object.objects.filter(key=key).update(project_id=project)
-        self.model.handed_over(key, project)
+        self.model.record_handover(key, project)
 
     def backfill(self, dies_after: int | None = None) -> None:
-        with self.world.dying(dies_after):
+        with self.world.die_after(dies_after):
             for _page in work_on_scan(start_scan()):
                 pass
 
@@ -140,13 +140,13 @@ class Play:
         if project not in self.model.living:
             return
         row = Project.objects.get(pk=project)
-        with self.world.dying(dies_after):
+        with self.world.die_after(dies_after):
             if forced:
                 force_delete(project, "staff")
             else:
                 row.delete()
         if not Project.objects.filter(pk=project).exists():
-            self.model.deletion_committed(project)
+            self.model.record_deletion(project)
 
     def delete_forced(self, project: str) -> None:
         self.delete(project, forced=True)
@@ -160,20 +160,20 @@ class Play:
         if project in self.model.living:
             with connection.cursor() as cursor:
                 cursor.execute("DELETE FROM storage_audit_project WHERE id = %s", [project])
-            self.model.went_silently(project)
+            self.model.record_silent_deletion(project)
 
     def delete_row(self, key: str, dies_after: int | None = None) -> None:
         row = R2Object.objects.filter(key=key).first()
         if row is None:
             return
-        with self.world.dying(dies_after):
+        with self.world.die_after(dies_after):
             row.delete()
         if not R2Object.objects.filter(key=key).exists():
-            asked = CleanupItem.objects.filter(key=key, operation__kind="objects")
-            assert asked.exclude(operation__status__in=CleanupOperation.ENDED).exists()
-            self.model.row_deleted(key, row.etag, self.describes(row))
+            asked = CleanupItem.objects.filter(key=key, cleanup__kind="objects")
+            assert asked.exclude(cleanup__status__in=Cleanup.ENDED).exists()
+            self.model.record_row_deletion(key, row.etag, self.has_same_time(row))
 
-    def describes(self, row: R2Object | CleanupItem) -> bool:
+    def has_same_time(self, row: R2Object | CleanupItem) -> bool:
         """Whether the object there, if any, has the row's time."""
         listing = self.bucket.r2.client().list_objects_v2(Bucket=self.bucket.name, Prefix=row.key)
         there = (one for one in listing.get("Contents", []) if one["Key"] == row.key)
@@ -182,66 +182,66 @@ class Play:
 
     def dry_run(self, project: str) -> None:
         if project in self.model.living | self.model.deleted.keys():
-            requests.dry_run(project)
+            requests.request_preview(project)
 
     def verify(self, project: str) -> None:
-        requests.verify_project(project)
+        requests.request_verification(project)
 
-    def verify_operation(self, operation: CleanupOperation) -> None:
-        requests.verify_operation(operation)
+    def verify_cleanup(self, cleanup: Cleanup) -> None:
+        requests.request_cleanup_verification(cleanup)
 
     def declare_deleted(self, project: str) -> None:
         with suppress(ProjectExists):
             requests.declare_deleted(project)
-            self.model.said_deleted(project)
+            self.model.record_declaration(project)
 
-    def decide(self, operation: CleanupOperation) -> None:
+    def decide(self, cleanup: Cleanup) -> None:
         """A person releases it, runs its plan, or has it tried again."""
         # So that what went without a word is known.
         self.sweep()
-        operation.refresh_from_db()
-        before = operation.status
+        cleanup.refresh_from_db()
+        before = cleanup.status
         with suppress(IllegalTransition, ProjectExists):
-            requests.force_delete_operation(operation)
-            self.watch.decided.add(operation.pk)
+            requests.approve_or_retry(cleanup)
+            self.watch.decided.add(cleanup.pk)
             says_so = before in (Status.BLOCKED, Status.PLANNED)
-            if says_so and operation.project_id and operation.kind == "project":
-                self.said_deleted(operation.project_id)
+            if says_so and cleanup.project_id and cleanup.kind == "project":
+                self.record_declaration(cleanup.project_id)
 
-    def said_deleted(self, project: str) -> None:
+    def record_declaration(self, project: str) -> None:
         if project not in self.model.living:
-            self.model.said_deleted(project)
+            self.model.record_declaration(project)
 
     # Workers
 
     def sweep(self, dies_after: int | None = None) -> None:
-        with self.world.dying(dies_after):
+        with self.world.die_after(dies_after):
             tasks.sweep()
 
-    def work(self, operation: CleanupOperation, dies_after: int | None = None) -> str:
+    def work(self, cleanup: Cleanup, dies_after: int | None = None) -> str:
         """One slice of a worker."""
         status = ""
-        with self.watch.slice(), self.world.dying(dies_after):
-            status = tasks.run_operation(str(operation.pk))
+        with self.watch.during_turn(), self.world.die_after(dies_after):
+            status = tasks.run_cleanup(str(cleanup.pk))
         return status
 
-    def work_in_a_hurry(self, operation: CleanupOperation) -> None:
-        with self.world.hurrying():
-            self.work(operation)
+    def work_in_a_hurry(self, cleanup: Cleanup) -> None:
+        with self.world.hurry_turns():
+            self.work(cleanup)
 
-    def work_to_the_end(self, operation: CleanupOperation) -> None:
-        while self.work(operation) == Status.RUNNING:
+    def work_to_the_end(self, cleanup: Cleanup) -> None:
+        while self.work(cleanup) == Status.RUNNING:
             pass
 
     def work_interrupted(
-        self, operation: CleanupOperation, at: int, act: str, arguments: tuple[Any, ...]
+        self, cleanup: Cleanup, at: int, act: str, arguments: tuple[Any, ...]
     ) -> None:
-        with self.world.interrupted(at, partial(self.others, act, arguments)):
-            self.work(operation)
+        with self.world.interrupt_at(at, partial(self.act_as_other, act, arguments)):
+            self.work(cleanup)
 
-    def others(self, act: str, arguments: tuple[Any, ...], deletes: bool) -> None:
+    def act_as_other(self, act: str, arguments: tuple[Any, ...], deletes: bool) -> None:
         """Somebody acts while a worker is at it, and waits for the store."""
-        self.watch.look()
+        self.watch.check_objects()
         out_of_band = act in ("put", "remove")
         if deletes or out_of_band:
             self.watch.open_window()
@@ -250,13 +250,13 @@ class Play:
         if out_of_band:
             self.watch.window.add(arguments[0])
 
-    def workable(self) -> list[CleanupOperation]:
-        workable = CleanupOperation.objects.filter(status__in=CleanupOperation.WORKABLE)
+    def list_workable(self) -> list[Cleanup]:
+        workable = Cleanup.objects.filter(status__in=Cleanup.WORKABLE)
         return list(workable.order_by("created_at"))
 
-    def due(self) -> list[CleanupOperation]:
-        return list(CleanupOperation.objects.due().order_by("next_attempt_at"))
+    def list_due(self) -> list[Cleanup]:
+        return list(Cleanup.objects.due().order_by("next_attempt_at"))
 
 
-def age(model: type[models.Model], time: timedelta, *names: str) -> None:
+def age_rows(model: type[models.Model], time: timedelta, *names: str) -> None:
     model._default_manager.update(**{name: F(name) - time for name in names})

@@ -24,14 +24,14 @@ from hypothesis.stateful import (
 
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import s3
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.models import Installation
-from tests.faults.kinds import KINDS
-from tests.faults.matching import is_delete_batch, on, then
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.models import DatabaseIdentity
+from tests.faults.kinds import FAULT_KINDS
+from tests.faults.matching import is_delete_batch, rule_for, run_before
 from tests.faults.proxy import FaultyStore
 from tests.network import faulty_network
 from tests.real_bucket import Bucket
-from tests.stateful.end import come_to_rest
+from tests.stateful.end import finish_play
 from tests.stateful.play import Play
 from tests.stateful.world import World
 
@@ -54,13 +54,13 @@ KEYS = [
 ]
 TIMES = [timedelta(minutes=2), timedelta(minutes=40), timedelta(hours=2), timedelta(days=2)]
 # The late ones only take time.
-FAULTS = sorted(KINDS.keys() - {"late-answer", "late-request"})
-OF_DELETIONS = [name for name in FAULTS if KINDS[name].fits is is_delete_batch]
+FAULTS = sorted(FAULT_KINDS.keys() - {"late-answer", "late-request"})
+OF_DELETIONS = [name for name in FAULTS if FAULT_KINDS[name].fits is is_delete_batch]
 FOREIGN = ["page-of-another-bucket", "page-of-another-prefix", "page-of-the-past", "page-malformed"]
 SETTINGS = {
-    "KINDS": ("audio",),
+    "MEDIA_KINDS": ("audio",),
     "BATCH_SIZE": 2,
-    "LATE_CHECKS": (timedelta(days=1),),
+    "FOLLOW_UP_CHECKS": (timedelta(days=1),),
 }
 
 ids, keys, bodies = st.sampled_from(IDS), st.sampled_from(KEYS), st.sampled_from([b"1", b"22"])
@@ -115,8 +115,8 @@ class Machine(RuleBasedStateMachine):
         self.trouble(*trouble)
 
     def trouble(self, fault: str, after: int, times: int) -> None:
-        kind, spared = KINDS[fault], [then()] * after
-        self.store.rules.append(on(kind.fits, *spared, kind.answer, times=after + times))
+        kind, spared = FAULT_KINDS[fault], [run_before()] * after
+        self.store.rules.append(rule_for(kind.fits, *spared, kind.answer, times=after + times))
         self.play.store_has_trouble = True
 
     @precondition(lambda self: self.store.rules)
@@ -171,14 +171,14 @@ class Machine(RuleBasedStateMachine):
     def ask(self, id: str, ask: str) -> None:
         getattr(self.play, ask)(id)
 
-    @precondition(lambda self: CleanupOperation.objects.exists())
+    @precondition(lambda self: Cleanup.objects.exists())
     @rule(place=places, ask=st.sampled_from(["decide", "verify_operation"]))
-    def ask_of_operation(self, place: int, ask: str) -> None:
-        getattr(self.play, ask)(at(place, list(CleanupOperation.objects.order_by("created_at"))))
+    def ask_of_cleanup(self, place: int, ask: str) -> None:
+        getattr(self.play, ask)(at(place, list(Cleanup.objects.order_by("created_at"))))
 
     @rule(strategy=st.sampled_from(["batch", "parallel", "sequential"]))
     def choose_strategy(self, strategy: str) -> None:
-        CleanupOperation.objects.update(strategy=strategy)
+        Cleanup.objects.update(strategy=strategy)
 
     # Workers
 
@@ -189,54 +189,54 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.play.workable())
     @rule(place=places)
     def work(self, place: int) -> None:
-        self.play.work(at(place, self.play.workable()))
+        self.play.work(at(place, self.play.list_workable()))
 
     @precondition(lambda self: self.play.workable())
     @rule(place=places, dies_after=lives)
     def work_and_die(self, place: int, dies_after: int) -> None:
-        self.play.work(at(place, self.play.workable()), dies_after)
+        self.play.work(at(place, self.play.list_workable()), dies_after)
 
     @precondition(lambda self: self.play.workable())
     @rule(place=places, trouble=troubles)
     def work_in_trouble(self, place: int, trouble: tuple[str, int, int]) -> None:
         self.trouble(*trouble)
-        self.play.work(at(place, self.play.workable()))
+        self.play.work(at(place, self.play.list_workable()))
         self.heal()
 
     @precondition(lambda self: self.play.workable())
     @rule(place=places)
     def work_in_a_hurry(self, place: int) -> None:
-        self.play.work_in_a_hurry(at(place, self.play.workable()))
+        self.play.work_in_a_hurry(at(place, self.play.list_workable()))
 
     @precondition(lambda self: self.play.workable())
     @rule(place=places, call=st.integers(1, 60), act=acts)
     def work_interrupted(self, place: int, call: int, act: tuple[str, tuple[Any, ...]]) -> None:
-        self.play.work_interrupted(at(place, self.play.workable()), call, *act)
+        self.play.work_interrupted(at(place, self.play.list_workable()), call, *act)
 
     @rule()
     def work_on_all(self) -> None:
-        for operation in self.play.due():
-            self.play.work_to_the_end(operation)
+        for cleanup in self.play.list_due():
+            self.play.work_to_the_end(cleanup)
 
     @invariant()
     def holds(self) -> None:
-        self.play.watch.agrees()
+        self.play.watch.check_all()
 
     def teardown(self) -> None:
         self.heal()
         if exc_info()[0] is None:
-            come_to_rest(self.play)
+            finish_play(self.play)
 
 
-def at(place: int, operations: list[CleanupOperation]) -> CleanupOperation:
-    return operations[place % len(operations)]
+def at(place: int, cleanups: list[Cleanup]) -> Cleanup:
+    return cleanups[place % len(cleanups)]
 
 
 def empty(bucket: Bucket) -> None:
     """Back to the start, but for the claim of the bucket."""
     for key in bucket.keys():  # noqa: SIM118
         bucket.r2.remove(key, bucket.name)
-    tables = set(apps.get_app_config("storage_audit").get_models()) - {Installation}
+    tables = set(apps.get_app_config("storage_audit").get_models()) - {DatabaseIdentity}
     # Together, since the database asks for what is referred to when the transaction ends.
     with transaction.atomic():
         for model in [*tables, OrmQ]:
@@ -255,7 +255,7 @@ def store(local_r2: LocalR2) -> Iterator[FaultyStore]:
 def test_any_order_of_events(
     bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "PAGE", 5)
+    monkeypatch.setattr(s3, "PAGE_SIZE", 5)
     here = {"bucket": bucket, "store": store, "world": World(monkeypatch)}
     is_long = settings.get_current_profile_name() == "crash"
     size = settings(max_examples=60 if is_long else 15, stateful_step_count=50 if is_long else 25)

@@ -15,7 +15,7 @@ from django.db.backends.utils import CursorWrapper
 from storage_audit.cleanup import turn
 from storage_audit.cleanup.models import states
 
-WRITES = ("INSERT", "UPDATE", "DELETE")
+WRITE_STATEMENTS = ("INSERT", "UPDATE", "DELETE")
 # Told whether the call that is about to be sent deletes objects.
 Act = Callable[[bool], object]
 
@@ -36,10 +36,10 @@ class World:
         self._watch_store(patch, URLLib3Session.send)
         for name in ("execute", "executemany"):
             self._watch_database(patch, name, getattr(CursorWrapper, name))
-        patch.setattr(turn, "monotonic", self._clock)
+        patch.setattr(turn, "monotonic_seconds", self._clock)
         patch.setattr(ExponentialBackoff, "delay_amount", lambda *args: 0)
         # What is drawn at random would make of the same steps another story.
-        patch.setattr(states, "SPREAD", 1.0)
+        patch.setattr(states, "MAX_JITTER_FACTOR", 1.0)
 
     def _clock(self) -> float:
         """In a hurry, a worker's turn is over whenever it looks at the clock."""
@@ -49,11 +49,11 @@ class World:
 
     def _watch_store(self, patch: pytest.MonkeyPatch, send: Callable[..., Any]) -> None:
         def watched(session: URLLib3Session, request: AWSPreparedRequest) -> Any:
-            self.live()
+            self.spend_life()
             assert self.may_call_in_transaction or not connection.in_atomic_block
             self._others_act(request)
             answer = send(session, request)
-            self.live()
+            self.spend_life()
             return answer
 
         patch.setattr(URLLib3Session, "send", watched)
@@ -62,13 +62,13 @@ class World:
         self, patch: pytest.MonkeyPatch, name: str, execute: Callable[..., Any]
     ) -> None:
         def watched(cursor: CursorWrapper, sql: Any, *args: Any) -> Any:
-            if self._life == 0 or str(sql).startswith(WRITES):
-                self.live()
+            if self._life == 0 or str(sql).startswith(WRITE_STATEMENTS):
+                self.spend_life()
             return execute(cursor, sql, *args)
 
         patch.setattr(CursorWrapper, name, watched)
 
-    def live(self) -> None:
+    def spend_life(self) -> None:
         if self._life is None:
             return
         if self._life == 0:
@@ -86,7 +86,7 @@ class World:
             self._life = life
 
     @contextmanager
-    def dying(self, after: int | None) -> Iterator[None]:
+    def die_after(self, after: int | None) -> Iterator[None]:
         """Let the process within die after so many writes and calls; never for None."""
         self._life = after
         try:
@@ -97,7 +97,7 @@ class World:
             self._life = None
 
     @contextmanager
-    def interrupted(self, at: int, act: Act) -> Iterator[None]:
+    def interrupt_at(self, at: int, act: Act) -> Iterator[None]:
         """Let others act before the call of this number, counted from 1."""
         self._calls, self._between = 0, (at, act)
         try:
@@ -106,7 +106,7 @@ class World:
             self._between = None
 
     @contextmanager
-    def hurrying(self) -> Iterator[None]:
+    def hurry_turns(self) -> Iterator[None]:
         self.in_a_hurry = True
         try:
             yield

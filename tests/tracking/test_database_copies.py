@@ -10,12 +10,12 @@ from django.http import HttpRequest
 from pytest_django import Settings
 
 from storage_audit.cleanup import bulk
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin, is_copy
-from tests.admin_client import act, confirm, page, superuser, text_of
+from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin, is_database_copy
+from tests.admin_client import admin_url, confirm_action, page_text, run_action, superuser_client
 from tests.database import another_database
-from tests.promises import alive
+from tests.promises import create_projects
 
 # The copy is in SQLite, and a list sorts with the collation of the default database.
 pytestmark = pytest.mark.only_on("sqlite")
@@ -40,8 +40,8 @@ def archive(
     def get_queryset(pages: Any, request: HttpRequest) -> QuerySet[Project]:
         return stock(pages, request).using("copy")
 
-    alive("proj_1", "proj_2")
-    with another_database(tmp_path, Project, R2Object, KnownProject, CleanupOperation):
+    create_projects("proj_1", "proj_2")
+    with another_database(tmp_path, Project, R2Object, KnownProject, Cleanup):
         copies = Project.objects.using("copy")
         copies.bulk_create(Project(pk=f"proj_{number}") for number in (1, 2))
         monkeypatch.setattr(ProjectAdmin, "get_queryset", get_queryset)
@@ -54,29 +54,29 @@ def archive(
 def test_deletion_of_copies_deletes_no_project(
     archive: Any, monkeypatch: pytest.MonkeyPatch, way: str, size: int
 ) -> None:
-    """Of more than `size`, a job would delete the projects."""
-    monkeypatch.setattr(bulk, "SLICE", size)
+    """Of more than `size`, a bulk job would delete the projects."""
+    monkeypatch.setattr(bulk, "PROJECTS_PER_TRANSACTION", size)
     R2Object.objects.create(bucket="tests", key="k", project_id="proj_1", size=7, state="stored")
-    client, address = superuser(), page("project", "delete", "proj_1")
+    client, address = superuser_client(), admin_url("project", "delete", "proj_1")
     if way == "button":
-        asked = text_of(client.get(address))
+        asked = page_text(client.get(address))
         client.post(address, {"post": "yes"})
     else:
-        asked = act(client, "project", way, "proj_1", "proj_2")
-        confirm(client, "project", way, "proj_1", "proj_2")
+        asked = run_action(client, "project", way, "proj_1", "proj_2")
+        confirm_action(client, "project", way, "proj_1", "proj_2")
     assert archive.count() == (1 if way == "button" else 0)
     assert "will be deleted from R2" not in asked and "1 object" not in asked
     assert Project.objects.count() == 2
-    assert not CleanupOperation.objects.exists() and not Job.objects.exists()
+    assert not Cleanup.objects.exists() and not BulkJob.objects.exists()
 
 
 @pytest.mark.parametrize("action", ["force_delete", "dry_run_cleanup", "verify_cleanup"])
 def test_actions_about_files_refuse_copies(archive: Any, action: str) -> None:
     for projects in (["proj_1"], ["proj_1", "proj_2"]):
-        shown = act(superuser(), "project", action, *projects, post="yes")
+        shown = run_action(superuser_client(), "project", action, *projects, post="yes")
         assert "Nothing was done: these rows are in the database copy." in shown
     assert (Project.objects.count(), archive.count()) == (2, 2)
-    assert not CleanupOperation.objects.exists() and not Job.objects.exists()
+    assert not Cleanup.objects.exists() and not BulkJob.objects.exists()
 
 
 class Replica:
@@ -86,5 +86,5 @@ class Replica:
 
 def test_rows_that_a_router_reads_from_a_replica_are_no_copies(settings: Settings) -> None:
     settings.DATABASE_ROUTERS = [Replica()]
-    assert Project.objects.all().db == "replica" and not is_copy(Project.objects.all())
-    assert not is_copy(Project.objects.using("default"))
+    assert Project.objects.all().db == "replica" and not is_database_copy(Project.objects.all())
+    assert not is_database_copy(Project.objects.using("default"))

@@ -15,33 +15,40 @@ from pytest_django import Settings
 from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.alerts import alert_rules, lateness
-from storage_audit.alerts.models import Incident
+from storage_audit.alerts.models import Alert
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, Refused, StoreError, Unavailable
-from storage_audit.certificate.evidence import items_of
+from storage_audit.certificate.evidence import certificate_items
 from storage_audit.cleanup import policies, requests
 from storage_audit.cleanup.attention import select_keeping_files
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import Project, R2Object
 from storage_audit.storage import KeyBeingDeleted
-from storage_audit.tracking.delete_file import Deletion
-from storage_audit.tracking.upload import Upload, intend
+from storage_audit.tracking.delete_file import FileDeletion
+from storage_audit.tracking.upload import Upload, record_upload_start
 from tests.database import Rollback
-from tests.faults.kinds import error
+from tests.faults.kinds import error_xml
 from tests.faults.matching import (
     is_delete_batch,
     is_delete_single,
     is_listing,
     is_marker,
-    on,
+    rule_for,
 )
 from tests.faults.proxy import FaultyStore
 from tests.keys import NFC, NFD
-from tests.promises import delete, list_facts, outcomes, reason, run, track
+from tests.promises import (
+    clean_up_project,
+    list_facts,
+    read_outcomes,
+    read_reason,
+    run_until_idle,
+    track_key,
+)
 from tests.real_bucket import Bucket
 from tests.uploads import NAME, State, assert_row_matches_object, read_row
 
-NO_ANSWER = Reply(500, error("InternalError"))
+NO_ANSWER = Reply(500, error_xml("InternalError"))
 During = Callable[[Callable[[], object]], None]
 
 
@@ -49,11 +56,11 @@ def put(name: str = NAME) -> str:
     return default_storage.save(name, ContentFile(b"content"))
 
 
-def delete_without_answer(store: FaultyStore, name: str) -> CleanupOperation:
-    store.rules.append(on(is_delete_single, NO_ANSWER))
+def delete_without_answer(store: FaultyStore, name: str) -> Cleanup:
+    store.rules.append(rule_for(is_delete_single, NO_ANSWER))
     default_storage.delete(name)
     store.rules.clear()
-    return CleanupOperation.objects.get()
+    return Cleanup.objects.get()
 
 
 # Spellings
@@ -66,7 +73,7 @@ def spelled(bucket: Bucket) -> Bucket:
     Project.objects.create(pk="proj_1")
     for key in (NFC, NFD):
         bucket.put(key)
-        track(bucket, key, "proj_1", **list_facts(bucket)[key])
+        track_key(bucket, key, "proj_1", **list_facts(bucket)[key])
     return bucket
 
 
@@ -74,8 +81,8 @@ def test_file_of_another_spelling_stays_when_the_marker_was_not_read(
     spelled: Bucket, store: FaultyStore
 ) -> None:
     other = read_row(NFC)
-    store.rules.append(on(is_marker, Reply(404, error("NoSuchKey")), times=1))
-    assert outcomes(run(delete_without_answer(store, NFD))) == {NFD: "deleted"}
+    store.rules.append(rule_for(is_marker, Reply(404, error_xml("NoSuchKey")), times=1))
+    assert read_outcomes(run_until_idle(delete_without_answer(store, NFD))) == {NFD: "deleted"}
     assert spelled.keys() == {NFC}
     left = R2Object.objects.get()
     assert (left.key, left.state, left.etag) == (NFC, State.STORED, other.etag)
@@ -85,7 +92,7 @@ def test_file_of_another_spelling_stays_when_the_marker_does_not_say(
     spelled: Bucket, store: FaultyStore
 ) -> None:
     spelled.set_marker(folds_unicode=None)
-    assert outcomes(run(delete_without_answer(store, NFD))).keys() <= {NFD, NFC}
+    assert read_outcomes(run_until_idle(delete_without_answer(store, NFD))).keys() <= {NFD, NFC}
     assert spelled.keys() >= {NFC}
     assert read_row(NFC).state == State.STORED
 
@@ -95,7 +102,7 @@ def test_row_of_another_spelling_goes_where_the_store_takes_both_for_one_file(
 ) -> None:
     bucket.set_marker(folds_unicode=True)
     put(NFC)
-    assert outcomes(run(delete_without_answer(store, NFD))) == {NFC: "deleted"}
+    assert read_outcomes(run_until_idle(delete_without_answer(store, NFD))) == {NFC: "deleted"}
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
 
@@ -124,7 +131,7 @@ def test_key_stays_barred_when_another_process_takes_the_row_during_the_call(
     put()
 
     def lose_row(*args: str) -> None:
-        R2Object.objects.all().forget()
+        R2Object.objects.all().delete_without_signals()
         raise Unavailable("no answer")
 
     monkeypatch.setattr(s3, "delete_single", lose_row)
@@ -147,7 +154,7 @@ def test_row_stays_that_another_process_changes_during_the_call(
 
     monkeypatch.setattr(s3, "delete_single", change_row)
     default_storage.delete(NAME)
-    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
+    assert read_outcomes(run_until_idle(Cleanup.objects.get())) == {NAME: "kept"}
     assert_row_matches_object(bucket, NAME)
 
 
@@ -174,9 +181,9 @@ def test_second_deletion_that_is_answered_leaves_the_key_barred_for_the_first(
     put()
     during_call(lambda: default_storage.delete(NAME))
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
-    operation = CleanupOperation.objects.get(status="pending")
+    cleanup = Cleanup.objects.get(status="pending")
     assert put() != NAME
-    assert run(operation).status == "clean"
+    assert run_until_idle(cleanup).status == "clean"
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
 
@@ -185,7 +192,7 @@ def test_second_deletion_that_is_refused_leaves_the_key_barred_for_the_first(
     bucket: Bucket, store: FaultyStore, during_call: During
 ) -> None:
     put()
-    store.rules.append(on(is_delete_single, Reply(403, error("AccessDenied"))))
+    store.rules.append(rule_for(is_delete_single, Reply(403, error_xml("AccessDenied"))))
 
     def refused() -> None:
         with pytest.raises(Refused):
@@ -193,7 +200,7 @@ def test_second_deletion_that_is_refused_leaves_the_key_barred_for_the_first(
 
     during_call(refused)
     store.rules.clear()
-    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "deleted"}
+    assert read_outcomes(run_until_idle(Cleanup.objects.get())) == {NAME: "deleted"}
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
@@ -205,7 +212,7 @@ def test_cleanup_that_ends_during_the_call_leaves_the_key_barred(
     put()
 
     def delete_and_create_again() -> None:
-        assert delete("proj_1").status == "clean"
+        assert clean_up_project("proj_1").status == "clean"
         Project.objects.create(pk="proj_1")
         with pytest.raises(KeyBeingDeleted):
             default_storage.open(NAME, "w")
@@ -229,19 +236,19 @@ def test_row_deleted_during_the_call_leaves_the_key_barred(
 def test_file_of_a_deletion_that_slept_is_deleted_though_a_worker_had_its_cleanup(
     bucket: Bucket, during_call: During, settings: Settings
 ) -> None:
-    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LONGEST_RETRY": timedelta(minutes=1)}
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"RETRY_LONGEST": timedelta(minutes=1)}
     put()
 
     def let_worker_have_it() -> None:
-        tasks.bring_forward(timezone.now())
-        operation = CleanupOperation.objects.get()
-        assert run(operation).status == "pending"
-        operation.make_due()
-        assert outcomes(run(operation)) == {NAME: "protected"}
+        tasks.bring_work_forward(timezone.now())
+        cleanup = Cleanup.objects.get()
+        assert run_until_idle(cleanup).status == "pending"
+        cleanup.make_due()
+        assert read_outcomes(run_until_idle(cleanup)) == {NAME: "kept"}
 
     during_call(let_worker_have_it)
     assert not R2Object.objects.exists()
-    assert run(CleanupOperation.objects.get(status="pending")).status == "clean"
+    assert run_until_idle(Cleanup.objects.get(status="pending")).status == "clean"
     assert bucket.keys() == set()
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
@@ -251,15 +258,15 @@ def test_refused_deletion_that_slept_takes_no_mark_of_a_worker_back(
     bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if the file were an old one.
-    monkeypatch.setattr(policies, "CLOCKS_DIFFER", timedelta(hours=-1))
+    monkeypatch.setattr(policies, "MAX_CLOCK_SKEW", timedelta(hours=-1))
     bucket.put(NAME)
-    store.rules.append(on(is_delete_batch, NO_ANSWER))
+    store.rules.append(rule_for(is_delete_batch, NO_ANSWER))
 
     def sleep_and_refuse(*args: str) -> None:
-        operation = CleanupOperation.objects.get()
-        operation.make_due()
-        run(operation)
-        assert operation.items.get().calls
+        cleanup = Cleanup.objects.get()
+        cleanup.make_due()
+        run_until_idle(cleanup)
+        assert cleanup.items.get().calls
         raise Refused("refused")
 
     monkeypatch.setattr(s3, "delete_single", sleep_and_refuse)
@@ -271,10 +278,10 @@ def test_refused_deletion_that_slept_takes_no_mark_of_a_worker_back(
 
 def test_refused_deletion_leaves_no_cleanup(bucket: Bucket, store: FaultyStore) -> None:
     put()
-    store.rules.append(on(is_delete_single, Reply(403, error("AccessDenied"))))
+    store.rules.append(rule_for(is_delete_single, Reply(403, error_xml("AccessDenied"))))
     with pytest.raises(Refused):
         default_storage.delete(NAME)
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
     assert put(NAME) != NAME
     default_storage.open(NAME, "w").close()
 
@@ -284,15 +291,15 @@ def test_row_goes_that_an_upload_took_back_which_the_deletion_refused(
 ) -> None:
     put()
     upload = Upload(bucket.name, NAME)
-    mark = Deletion._request
+    mark = FileDeletion._request_cleanup
 
-    def write_row_and_mark(self: Deletion) -> CleanupOperation:
-        upload.before = intend(bucket.name, NAME, upload.id)
-        operation = mark(self)
+    def write_row_and_mark(self: FileDeletion) -> Cleanup:
+        upload.row_before = record_upload_start(bucket.name, NAME, upload.id)
+        cleanup = mark(self)
         upload.withdraw()
-        return operation
+        return cleanup
 
-    monkeypatch.setattr(Deletion, "_request", write_row_and_mark)
+    monkeypatch.setattr(FileDeletion, "_request_cleanup", write_row_and_mark)
     default_storage.delete(NAME)
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
@@ -303,51 +310,55 @@ def test_deletion_is_carried_out_though_it_met_an_upload_that_it_refused(
 ) -> None:
     """Without an answer, after a death, or where the look afterwards fails."""
     put()
-    upload, request, call = Upload(bucket.name, NAME), Deletion._request, s3.delete_single
+    upload, request, call = (
+        Upload(bucket.name, NAME),
+        FileDeletion._request_cleanup,
+        s3.delete_single,
+    )
 
-    def request_between(deletion: Deletion) -> CleanupOperation:
-        upload.before = intend(bucket.name, NAME, upload.id)
-        operation = request(deletion)
+    def request_between(deletion: FileDeletion) -> Cleanup:
+        upload.row_before = record_upload_start(bucket.name, NAME, upload.id)
+        cleanup = request(deletion)
         upload.withdraw()
-        return operation
+        return cleanup
 
     def delete_with_trouble(*args: str) -> s3.Answer:
         answer = call(*args)
         if trouble:
             raise trouble
-        store.rules.append(on(is_listing, NO_ANSWER))
+        store.rules.append(rule_for(is_listing, NO_ANSWER))
         return answer
 
     with monkeypatch.context() as patch, suppress(StoreError, SystemExit):
-        patch.setattr(Deletion, "_request", request_between)
+        patch.setattr(FileDeletion, "_request_cleanup", request_between)
         patch.setattr(s3, "delete_single", delete_with_trouble)
         default_storage.delete(NAME)
     store.rules.clear()
-    operation = CleanupOperation.objects.get()
-    operation.make_due()
-    assert run(operation).status == "clean"
+    cleanup = Cleanup.objects.get()
+    cleanup.make_due()
+    assert run_until_idle(cleanup).status == "clean"
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_throttled_deletion_bars_no_key(bucket: Bucket, store: FaultyStore, status: int) -> None:
     put()
-    store.rules.append(on(is_delete_single, Reply(status, error("SlowDown"))))
+    store.rules.append(rule_for(is_delete_single, Reply(status, error_xml("SlowDown"))))
     default_storage.delete(NAME)
     default_storage.open(NAME, "w").close()
-    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
+    assert read_outcomes(run_until_idle(Cleanup.objects.get())) == {NAME: "kept"}
 
 
-def test_answered_deletion_whose_look_fails_is_left_to_a_cleanup(
+def test_answered_deletion_whose_check_fails_is_left_to_a_cleanup(
     bucket: Bucket, store: FaultyStore
 ) -> None:
     put()
-    store.rules.append(on(is_listing, Reply(503, error("SlowDown"))))
+    store.rules.append(rule_for(is_listing, Reply(503, error_xml("SlowDown"))))
     with pytest.raises(StoreError):
         default_storage.delete(NAME)
     store.rules.clear()
-    operation = run(CleanupOperation.objects.get())
-    assert (operation.status, outcomes(operation)) == ("clean", {NAME: "deleted"})
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert (cleanup.status, read_outcomes(cleanup)) == ("clean", {NAME: "deleted"})
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
 
@@ -362,16 +373,16 @@ def test_answered_deletion_is_a_clean_cleanup_with_the_facts_of_its_row(
     row = R2Object.objects.values_list(*facts).get()
     default_storage.delete(NAME)
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
-    operation = CleanupOperation.objects.get()
-    assert {getattr(each, "deletion_id", None) for each in caplog.records} == {str(operation.pk)}
-    assert (operation.status, operation.found, operation.deleted) == ("clean", 1, 1)
-    assert (operation.next_attempt_at, operation.children.count()) == (None, 0)
-    assert operation.items.values_list(*facts, "outcome", "answer").get() == (
+    cleanup = Cleanup.objects.get()
+    assert {getattr(each, "deletion_id", None) for each in caplog.records} == {str(cleanup.pk)}
+    assert (cleanup.status, cleanup.found, cleanup.deleted) == ("clean", 1, 1)
+    assert (cleanup.next_attempt_at, cleanup.children.count()) == (None, 0)
+    assert cleanup.items.values_list(*facts, "outcome", "store_answer").get() == (
         *row,
         "deleted",
         "Deleted",
     )
-    [item] = items_of(operation)
+    [item] = certificate_items(cleanup)
     assert item["listing"] == 1
     assert put() == NAME
 
@@ -379,22 +390,22 @@ def test_answered_deletion_is_a_clean_cleanup_with_the_facts_of_its_row(
 def test_answered_deletion_tells_nobody_and_is_no_sign_of_a_worker(bucket: Bucket) -> None:
     put()
     default_storage.delete(NAME)
-    assert CleanupOperation.objects.get().status == "clean"
-    alert_rules.notice()
-    assert not Incident.objects.exists()
-    assert not lateness.gets_on()
+    assert Cleanup.objects.get().status == "clean"
+    alert_rules.update_alerts()
+    assert not Alert.objects.exists()
+    assert not lateness.is_work_progressing()
 
 
 def test_answered_deletion_hides_no_kept_file_and_is_no_usual_cleanup(bucket: Bucket) -> None:
     other = put()
     R2Object.objects.get().delete()
     default_storage.open(other, "w").close()
-    kept = run(CleanupOperation.objects.get())
-    assert kept.status == "clean_with_protected"
+    kept = run_until_idle(Cleanup.objects.get())
+    assert kept.status == "clean_with_kept"
     default_storage.delete(other)
-    assert CleanupOperation.objects.count() == 2
-    assert select_keeping_files(CleanupOperation.objects.all()).get() == kept
-    assert CleanupOperation.objects.cleanups().get() == kept
+    assert Cleanup.objects.count() == 2
+    assert select_keeping_files(Cleanup.objects.all()).get() == kept
+    assert Cleanup.objects.requested_deletions().get() == kept
 
 
 def test_file_is_deleted_whose_cleanup_somebody_verifies_meanwhile(
@@ -404,14 +415,14 @@ def test_file_is_deleted_whose_cleanup_somebody_verifies_meanwhile(
     call = s3.delete_single
 
     def verify_and_call(*args: str) -> s3.Answer:
-        requests.verify_operation(CleanupOperation.objects.get())
+        requests.request_cleanup_verification(Cleanup.objects.get())
         return call(*args)
 
     monkeypatch.setattr(s3, "delete_single", verify_and_call)
     default_storage.delete(NAME)
-    operation = CleanupOperation.objects.get(kind="objects")
-    assert (operation.status, R2Object.objects.count()) == ("clean", 0)
-    assert run(operation.children.get()).status == "clean"
+    cleanup = Cleanup.objects.get(kind="objects")
+    assert (cleanup.status, R2Object.objects.count()) == ("clean", 0)
+    assert run_until_idle(cleanup.children.get()).status == "clean"
 
 
 def test_cleanup_that_a_worker_had_is_not_closed(
@@ -422,14 +433,14 @@ def test_cleanup_that_a_worker_had_is_not_closed(
     call = s3.delete_single
 
     def approve_and_call(*args: str) -> s3.Answer:
-        CleanupOperation.objects.update(status="blocked", started_at=timezone.now())
-        CleanupOperation.objects.get().release("somebody")
+        Cleanup.objects.update(status="blocked", started_at=timezone.now())
+        Cleanup.objects.get().approve("somebody")
         return call(*args)
 
     monkeypatch.setattr(s3, "delete_single", approve_and_call)
     default_storage.delete(NAME)
     assert not R2Object.objects.exists()
-    assert CleanupOperation.objects.get().status == "pending"
+    assert Cleanup.objects.get().status == "pending"
     assert put() == NAME
 
 
@@ -451,18 +462,18 @@ def test_cleanup_is_locked_before_the_rows_of_its_file(bucket: Bucket) -> None:
 def test_impossible_name_is_refused(bucket: Bucket, store: FaultyStore, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be a key"):
         default_storage.delete(name)
-    assert not store.asked(is_delete_single)
-    assert not (R2Object.objects.exists() or CleanupOperation.objects.exists())
+    assert not store.find_requests(is_delete_single)
+    assert not (R2Object.objects.exists() or Cleanup.objects.exists())
 
 
-@pytest.mark.parametrize("reply", [NO_ANSWER, Reply(400, error("InvalidArgument"))])
+@pytest.mark.parametrize("reply", [NO_ANSWER, Reply(400, error_xml("InvalidArgument"))])
 def test_cleanup_goes_on_where_the_store_is_in_trouble(
     bucket: Bucket, store: FaultyStore, reply: Reply
 ) -> None:
     put()
-    store.rules.append(on(is_delete_single, reply))
+    store.rules.append(rule_for(is_delete_single, reply))
     default_storage.delete(NAME)
-    assert run(CleanupOperation.objects.get()).status == "clean"
+    assert run_until_idle(Cleanup.objects.get()).status == "clean"
     assert bucket.keys() == set()
 
 
@@ -470,11 +481,11 @@ def test_cleanup_says_that_it_keeps_a_young_file_without_a_row(
     bucket: Bucket, store: FaultyStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     bucket.put(NAME)
-    operation = run(delete_without_answer(store, NAME))
-    assert operation.status == "clean_with_protected"
-    assert f"{NAME}: cleanup {operation.pk} goes on" in caplog.text
-    assert "No row says when this file was written" in reason(operation, NAME)
-    assert operation.items.get().evidence == "the application deleted the file"
+    cleanup = run_until_idle(delete_without_answer(store, NAME))
+    assert cleanup.status == "clean_with_kept"
+    assert f"{NAME}: cleanup {cleanup.pk} goes on" in caplog.text
+    assert "No row says when this file was written" in read_reason(cleanup, NAME)
+    assert cleanup.items.get().owner_evidence == "the application deleted the file"
     assert bucket.keys() == {NAME}
 
 
@@ -493,9 +504,9 @@ def test_deletion_that_is_rolled_back_sends_nothing(
     with pytest.raises(Rollback), transaction.atomic():
         default_storage.delete(NAME)
         raise Rollback
-    assert not store.asked(is_delete_single)
+    assert not store.find_requests(is_delete_single)
     assert list(R2Object.objects.values()) == rows
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
 @on_sqlite
@@ -509,10 +520,10 @@ def test_file_goes_once_its_deletion_is_committed(
         default_storage.delete(NAME)
         assert bucket.keys() == {NAME}
         assert not caplog.records
-    operation = CleanupOperation.objects.get()
-    assert f"{NAME}: cleanup {operation.pk} goes on" in caplog.text
+    cleanup = Cleanup.objects.get()
+    assert f"{NAME}: cleanup {cleanup.pk} goes on" in caplog.text
     assert (bucket.keys() == set()) is sync
-    assert run(operation).status == "clean"
+    assert run_until_idle(cleanup).status == "clean"
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
 
 
@@ -522,7 +533,7 @@ def test_deletion_in_a_transaction_keeps_the_file_of_an_upload_under_way(bucket:
     Upload(bucket.name, NAME).begin()
     with transaction.atomic():
         default_storage.delete(NAME)
-    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
+    assert read_outcomes(run_until_idle(Cleanup.objects.get())) == {NAME: "kept"}
 
 
 @on_sqlite
@@ -531,8 +542,8 @@ def test_deletion_in_a_transaction_leaves_a_file_to_the_blocked_cleanup(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
     key = bucket.upload("proj_1")
-    blocked = delete("proj_1")
+    blocked = clean_up_project("proj_1")
     with transaction.atomic():
         default_storage.delete(key)
-    assert CleanupOperation.objects.get() == blocked
+    assert Cleanup.objects.get() == blocked
     assert read_row(key)

@@ -6,9 +6,18 @@ from django.core.files.storage import default_storage
 from django_q.models import OrmQ
 
 from storage_audit.cleanup import runner
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, R2Object
-from tests.admin_client import act, confirm, count_queries, page, person, superuser, text_of, yes_to
+from tests.admin_client import (
+    admin_url,
+    confirm_action,
+    confirmation_fields,
+    count_queries,
+    page_text,
+    run_action,
+    staff_client,
+    superuser_client,
+)
 from tests.builders import create_finding, create_row, track_files
 from tests.keys import ESCAPED, HOSTILE, NFC, NFD
 from tests.real_bucket import Bucket
@@ -16,7 +25,7 @@ from tests.real_bucket import Bucket
 
 def test_rows_whose_project_is_gone_are_listed_with_its_id(db: None) -> None:
     create_row("projects/proj_gone/scenes/s1/media/a.mp4", project_id="proj_gone")
-    shown = text_of(superuser().get(page("r2object")))
+    shown = page_text(superuser_client().get(admin_url("r2object")))
     assert '<td class="field-owner">proj_gone</td>' in shown
     assert "1 R2 object" in shown
 
@@ -24,7 +33,7 @@ def test_rows_whose_project_is_gone_are_listed_with_its_id(db: None) -> None:
 def test_search_is_by_the_beginning_of_the_key_to_the_byte(db: None) -> None:
     for key in ("proj_1_a", "PROJ_1_b", "proj_10_c", "projX1_d", "x/proj_1_e"):
         create_row(key)
-    shown = text_of(superuser().get(page("r2object"), {"q": "proj_1_"}))
+    shown = page_text(superuser_client().get(admin_url("r2object"), {"q": "proj_1_"}))
     assert "proj_1_a" in shown
     for other in ("PROJ_1_b", "proj_10_c", "projX1_d", "x/proj_1_e"):
         assert other not in shown
@@ -33,35 +42,37 @@ def test_search_is_by_the_beginning_of_the_key_to_the_byte(db: None) -> None:
 @pytest.mark.parametrize("column", range(1, 8))
 def test_every_column_sorts(db: None, column: int) -> None:
     create_row("a", project_id="proj_gone")
-    assert "proj_gone" in text_of(superuser().get(page("r2object"), {"o": str(column)}))
+    assert "proj_gone" in page_text(
+        superuser_client().get(admin_url("r2object"), {"o": str(column)})
+    )
 
 
 def test_list_of_50_rows_costs_as_many_queries_as_of_one(db: None) -> None:
-    client = superuser()
+    client = superuser_client()
     track_files("proj_1", 1)
-    one = count_queries(client, page("r2object"))
+    one = count_queries(client, admin_url("r2object"))
     track_files("proj_2", 50)
-    assert count_queries(client, page("r2object")) == one
+    assert count_queries(client, admin_url("r2object")) == one
 
 
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_confirmation_shows_hostile_keys_escaped(db: None, action: str) -> None:
-    shown = act(superuser(), "r2object", action, create_row(HOSTILE).pk)
+    shown = run_action(superuser_client(), "r2object", action, create_row(HOSTILE).pk)
     assert ESCAPED in shown
     assert "<script>alert" not in shown
 
 
 def test_list_and_page_show_hostile_keys_escaped(db: None) -> None:
-    client, hostile = superuser(), create_row(HOSTILE)
-    for url in (page("r2object"), page("r2object", "change", hostile.pk)):
-        shown = text_of(client.get(url))
+    client, hostile = superuser_client(), create_row(HOSTILE)
+    for url in (admin_url("r2object"), admin_url("r2object", "change", hostile.pk)):
+        shown = page_text(client.get(url))
         assert ESCAPED in shown
         assert "<script>alert" not in shown
 
 
 def test_confirmation_says_that_the_very_objects_go_with_count_and_bytes(db: None) -> None:
     rows = [create_row("a", size=1000), create_row("b", size=2000)]
-    shown = act(superuser(), "r2object", "delete_selected", *[r.pk for r in rows])
+    shown = run_action(superuser_client(), "r2object", "delete_selected", *[r.pk for r in rows])
     assert "This deletes these very objects from R2, even if their project exists" in shown
     assert "2 objects, 2.9 KB in bucket tests will be deleted from R2" in shown
     assert R2Object.objects.count() == 2
@@ -69,9 +80,9 @@ def test_confirmation_says_that_the_very_objects_go_with_count_and_bytes(db: Non
 
 def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None) -> None:
     track_files("proj_1", 200)
-    client = superuser()
+    client = superuser_client()
     across = {"select_across": "1", "index": "0"}
-    shown = act(client, "r2object", "delete_selected", "all", **across)
+    shown = run_action(client, "r2object", "delete_selected", "all", **across)
     assert "… and 150 more" in shown
     assert "R2 objects: 200 objects" in shown
     assert shown.count("_selected_action") == 1
@@ -80,51 +91,51 @@ def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None)
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_page_asks_again_when_the_object_is_another_by_now(bucket: Bucket, action: str) -> None:
     key = bucket.upload("proj_1", body=b"old")
-    row, client = R2Object.objects.get(), superuser()
-    asked = act(client, "r2object", action, row.pk)
+    row, client = R2Object.objects.get(), superuser_client()
+    asked = run_action(client, "r2object", action, row.pk)
     with default_storage.open(key, "w") as file:
         file.write(b"new and longer")
-    again = act(client, "r2object", action, row.pk, **yes_to(asked))
+    again = run_action(client, "r2object", action, row.pk, **confirmation_fields(asked))
     assert "Nothing was done: your selection changed" in again
-    assert R2Object.objects.exists() and not CleanupOperation.objects.exists()
+    assert R2Object.objects.exists() and not Cleanup.objects.exists()
     if action == "delete_selected":
         assert "14 bytes in bucket tests will be deleted from R2" in again
-    act(client, "r2object", action, row.pk, **yes_to(again))
-    assert CleanupOperation.objects.exists() or not R2Object.objects.exists()
+    run_action(client, "r2object", action, row.pk, **confirmation_fields(again))
+    assert Cleanup.objects.exists() or not R2Object.objects.exists()
 
 
 def test_page_of_one_object_asks_again_when_it_is_another_by_now(bucket: Bucket) -> None:
     key = bucket.upload("proj_1", body=b"old")
-    client, url = superuser(), page("r2object", "delete", R2Object.objects.get().pk)
-    asked = text_of(client.get(url))
+    client, url = superuser_client(), admin_url("r2object", "delete", R2Object.objects.get().pk)
+    asked = page_text(client.get(url))
     with default_storage.open(key, "w") as file:
         file.write(b"new and longer")
-    again = text_of(client.post(url, yes_to(asked), follow=True))
+    again = page_text(client.post(url, confirmation_fields(asked), follow=True))
     assert "Nothing was done: your selection changed" in again and "14 bytes" in again
-    assert not CleanupOperation.objects.exists()
-    assert "A cleanup is deleting the files" in text_of(
-        client.post(url, yes_to(again), follow=True)
+    assert not Cleanup.objects.exists()
+    assert "A cleanup is deleting the files" in page_text(
+        client.post(url, confirmation_fields(again), follow=True)
     )
-    assert CleanupOperation.objects.exists()
+    assert Cleanup.objects.exists()
 
 
 def test_deletion_of_rows_deletes_these_objects_and_no_other(bucket: Bucket) -> None:
     bucket.upload("proj_1", "a.mp4")
     kept = bucket.upload("proj_1", "b.mp4")
     gone = R2Object.objects.get(key__endswith="a.mp4")
-    shown = confirm(superuser(), "r2object", "delete_selected", gone.pk)
-    operation = CleanupOperation.objects.get()
-    assert page("cleanupoperation", "change", operation.pk) in shown
-    assert runner.run(operation.pk).status == CleanupOperation.Status.CLEAN
+    shown = confirm_action(superuser_client(), "r2object", "delete_selected", gone.pk)
+    cleanup = Cleanup.objects.get()
+    assert admin_url("cleanup", "change", cleanup.pk) in shown
+    assert runner.run_to_end(cleanup.pk).status == Cleanup.Status.CLEAN
     assert bucket.keys() == {kept}
 
 
 def test_untracking_forgets_rows_and_keeps_objects(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
-    shown = confirm(superuser(), "r2object", "untrack", R2Object.objects.get().pk)
+    shown = confirm_action(superuser_client(), "r2object", "untrack", R2Object.objects.get().pk)
     assert "1 row is forgotten; its object is still in R2." in shown
     assert not R2Object.objects.exists()
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
     assert not OrmQ.objects.exists()
     assert bucket.keys() == {key}
     assert "Untracked" in LogEntry.objects.get().change_message
@@ -132,31 +143,29 @@ def test_untracking_forgets_rows_and_keeps_objects(bucket: Bucket) -> None:
 
 def test_rows_in_the_hands_of_an_upload_or_a_cleanup_are_not_untracked(db: None) -> None:
     rows = [create_row("a", state="uploading"), create_row("b", state="deleting"), create_row("c")]
-    confirm(superuser(), "r2object", "untrack", *[r.pk for r in rows])
+    confirm_action(superuser_client(), "r2object", "untrack", *[r.pk for r in rows])
     assert sorted(R2Object.objects.values_list("key", flat=True)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", ["changed", "missing"])
-def test_row_of_an_acknowledged_file_is_not_untracked(db: None, kind: str) -> None:
+def test_row_of_an_ignored_file_is_not_untracked(db: None, kind: str) -> None:
     rows = [create_row(name) for name in "abcd"]
-    kept = create_finding("a", kind=kind, state="acknowledged")
+    kept = create_finding("a", kind=kind, state="ignored")
     create_finding("b", kind=kind)
-    create_finding("c", kind="unfinished", state="acknowledged")
-    create_finding("d", kind=kind, state="acknowledged", bucket="another")
-    shown = confirm(superuser(), "r2object", "untrack", *[row.pk for row in rows])
+    create_finding("c", kind="unfinished", state="ignored")
+    create_finding("d", kind=kind, state="ignored", bucket="another")
+    shown = confirm_action(superuser_client(), "r2object", "untrack", *[row.pk for row in rows])
     assert "3 rows are forgotten" in shown and "1 row was kept:" in shown
-    told = f"Somebody acknowledged finding {kept.pk} about this file. Reopen that finding first."
+    told = f"Somebody ignored finding {kept.pk} about this file. Reopen that finding first."
     assert told in shown
     assert R2Object.objects.get().key == "a"
 
 
 @pytest.mark.parametrize("tracked", [NFC, NFD], ids=["NFC", "NFD"])
-def test_row_of_a_file_acknowledged_in_another_spelling_is_not_untracked(
-    db: None, tracked: str
-) -> None:
+def test_row_of_a_file_ignored_in_another_spelling_is_not_untracked(db: None, tracked: str) -> None:
     row = create_row(tracked)
-    create_finding(NFD if tracked == NFC else NFC, kind="changed", state="acknowledged")
-    shown = confirm(superuser(), "r2object", "untrack", row.pk)
+    create_finding(NFD if tracked == NFC else NFC, kind="changed", state="ignored")
+    shown = confirm_action(superuser_client(), "r2object", "untrack", row.pk)
     assert "1 row was kept:" in shown and "Reopen that finding first." in shown
     assert R2Object.objects.exists()
 
@@ -164,21 +173,21 @@ def test_row_of_a_file_acknowledged_in_another_spelling_is_not_untracked(
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_nothing_is_done_to_rows_without_the_permission_to_delete(db: None, action: str) -> None:
     tracked = create_row("a")
-    confirm(person("force_cleanup", "delete_project"), "r2object", action, tracked.pk)
+    confirm_action(staff_client("force_cleanup", "delete_project"), "r2object", action, tracked.pk)
     assert R2Object.objects.exists()
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
 @pytest.mark.parametrize("action", ["delete_selected", "untrack"])
 def test_the_permission_to_delete_rows_suffices(db: None, action: str) -> None:
-    confirm(person("delete_r2object"), "r2object", action, create_row("a").pk)
+    confirm_action(staff_client("delete_r2object"), "r2object", action, create_row("a").pk)
     assert not R2Object.objects.exists()
 
 
 def test_rows_cannot_be_added_or_edited(db: None) -> None:
-    client, tracked = superuser(), create_row("a")
-    assert client.post(page("r2object", "add"), {"key": "b"}).status_code == 403
-    url = page("r2object", "change", tracked.pk)
+    client, tracked = superuser_client(), create_row("a")
+    assert client.post(admin_url("r2object", "add"), {"key": "b"}).status_code == 403
+    url = admin_url("r2object", "change", tracked.pk)
     assert client.post(url, {"key": "b"}).status_code == 403
     assert R2Object.objects.get().key == "a"
 
@@ -186,7 +195,7 @@ def test_rows_cannot_be_added_or_edited(db: None) -> None:
 def test_findings_are_searched_by_the_beginning_of_the_key(db: None) -> None:
     for key in ("stray/" + HOSTILE, "other.txt"):
         create_finding(key)
-    shown = text_of(superuser().get(page("finding"), {"q": "stray/"}))
+    shown = page_text(superuser_client().get(admin_url("finding"), {"q": "stray/"}))
     assert ESCAPED in shown
     assert "other.txt" not in shown
 
@@ -195,9 +204,9 @@ def test_findings_are_searched_by_the_beginning_of_the_key(db: None) -> None:
 def test_what_was_found_is_read_only(db: None, model: str) -> None:
     known = KnownProject.objects.create(pk="proj_1", evidence="saved")
     pk = {"finding": create_finding("a"), "knownproject": known}[model].pk
-    client = superuser()
-    text_of(client.get(page(model)))
-    text_of(client.get(page(model, "change", pk)))
-    assert client.post(page(model, "add"), {}).status_code == 403
-    assert client.post(page(model, "change", pk), {}).status_code == 403
-    assert client.post(page(model, "delete", pk), {"post": "yes"}).status_code == 403
+    client = superuser_client()
+    page_text(client.get(admin_url(model)))
+    page_text(client.get(admin_url(model, "change", pk)))
+    assert client.post(admin_url(model, "add"), {}).status_code == 403
+    assert client.post(admin_url(model, "change", pk), {}).status_code == 403
+    assert client.post(admin_url(model, "delete", pk), {"post": "yes"}).status_code == 403

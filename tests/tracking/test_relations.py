@@ -13,18 +13,18 @@ from django.http import HttpRequest
 
 from devtools.http_reply import Reply
 from storage_audit import locking
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import R2Object
 from storage_audit.ui.model_admin import ModelAdmin
-from tests.admin_client import confirm, person, superuser, text_of
-from tests.faults.kinds import error
-from tests.faults.matching import is_delete_single, on
+from tests.admin_client import confirm_action, page_text, staff_client, superuser_client
+from tests.faults.kinds import error_xml
+from tests.faults.matching import is_delete_single, rule_for
 from tests.faults.proxy import FaultyStore
-from tests.promises import run
+from tests.promises import run_until_idle
 from tests.real_bucket import Bucket
 
 CASCADE = {"on_delete": models.CASCADE, "db_constraint": False}
-PROTECT = {"on_delete": models.PROTECT, "db_constraint": False}
+PROTECTED_RELATION = {"on_delete": models.PROTECT, "db_constraint": False}
 SET_NULL = {"on_delete": models.SET_NULL, "null": True, "db_constraint": False}
 CONSTRAINED = {"on_delete": models.SET_NULL, "null": True}
 
@@ -77,10 +77,10 @@ def test_deletion_takes_another_row_along_only_if_the_person_may_delete_it(
     bucket: Bucket, poster: Any, title: str
 ) -> None:
     row = with_poster(bucket, poster, title)
-    shown = confirm(person("delete_r2object"), "r2object", "delete_selected", row.pk)
+    shown = confirm_action(staff_client("delete_r2object"), "r2object", "delete_selected", row.pk)
     is_kept = title == "kept"
     assert poster.objects.exists() == R2Object.objects.exists() == is_kept
-    assert CleanupOperation.objects.exists() != is_kept
+    assert Cleanup.objects.exists() != is_kept
     if is_kept:
         assert "your account doesn't have permission" in shown.replace("&#x27;", "'")
 
@@ -89,38 +89,38 @@ def test_deletion_takes_another_row_along_only_if_the_person_may_delete_it(
 def test_page_lists_the_rows_that_go_with_an_object(bucket: Bucket, poster: Any) -> None:
     row = with_poster(bucket, poster, "free")
     url = f"/admin/storage_audit/r2object/{row.pk}/delete/"
-    shown = text_of(superuser().get(url))
+    shown = page_text(superuser_client().get(url))
     assert "the free poster" in shown and "Posters: 1" in shown
     assert "R2 objects: 1 object," in shown
 
 
-@pytest.mark.parametrize("poster", [PROTECT], indirect=True)
+@pytest.mark.parametrize("poster", [PROTECTED_RELATION], indirect=True)
 def test_object_that_another_row_protects_is_not_deleted(bucket: Bucket, poster: Any) -> None:
     row = with_poster(bucket, poster, "free")
-    shown = confirm(superuser(), "r2object", "delete_selected", row.pk)
+    shown = confirm_action(superuser_client(), "r2object", "delete_selected", row.pk)
     assert "the free poster" in shown
-    assert R2Object.objects.exists() and not CleanupOperation.objects.exists()
+    assert R2Object.objects.exists() and not Cleanup.objects.exists()
 
 
 @pytest.mark.parametrize("poster", [CONSTRAINED], indirect=True)
 def test_object_that_a_constraint_keeps_is_not_untracked(bucket: Bucket, poster: Any) -> None:
     row = with_poster(bucket, poster, "free")
-    shown = confirm(superuser(), "r2object", "untrack", row.pk)
+    shown = confirm_action(superuser_client(), "r2object", "untrack", row.pk)
     assert "Nothing was untracked" in shown
     assert R2Object.objects.exists()
 
 
-@pytest.mark.parametrize("poster", [CASCADE, PROTECT, SET_NULL], indirect=True)
+@pytest.mark.parametrize("poster", [CASCADE, PROTECTED_RELATION, SET_NULL], indirect=True)
 @pytest.mark.parametrize("is_answered", [True, False])
 def test_row_stays_that_refers_to_a_file_which_the_application_deletes(
     bucket: Bucket, store: FaultyStore, poster: Any, is_answered: bool
 ) -> None:
     row = with_poster(bucket, poster, "free")
     if not is_answered:
-        store.rules.append(on(is_delete_single, Reply(500, error("InternalError"))))
+        store.rules.append(rule_for(is_delete_single, Reply(500, error_xml("InternalError"))))
     default_storage.delete(row.key)
     if not is_answered:
-        assert run(CleanupOperation.objects.get()).status == "clean"
+        assert run_until_idle(Cleanup.objects.get()).status == "clean"
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
     assert poster.objects.get().file_id == row.pk
 
@@ -130,13 +130,13 @@ def test_row_stays_that_refers_to_a_file_which_the_application_deletes(
 def test_cleanup_takes_over_a_file_whose_transaction_holds_a_row_that_refers_to_it(
     bucket: Bucket, store: FaultyStore, poster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locking, "PATIENCE", 200)
+    monkeypatch.setattr(locking, "LOCK_TIMEOUT_MS", 200)
     row = with_poster(bucket, poster, "free")
-    store.rules.append(on(is_delete_single, Reply(500, error("InternalError"))))
+    store.rules.append(rule_for(is_delete_single, Reply(500, error_xml("InternalError"))))
     with transaction.atomic():
         poster.objects.update(title="held")
         default_storage.delete(row.key)
-    assert run(CleanupOperation.objects.get()).status == "clean"
+    assert run_until_idle(Cleanup.objects.get()).status == "clean"
     assert poster.objects.get().file_id == row.pk
 
 

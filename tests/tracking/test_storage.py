@@ -27,17 +27,17 @@ from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError, Unavailable
 from storage_audit.cleanup import delete_batches, runner, settle
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import Project, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from storage_audit.tracking.upload import Upload
-from storage_audit.tracking.upload_rows import durably
+from storage_audit.tracking.upload_rows import run_durably
 from tests.database import Rollback
-from tests.faults.kinds import error
-from tests.faults.matching import is_delete_single, on
+from tests.faults.kinds import error_xml
+from tests.faults.matching import is_delete_single, rule_for
 from tests.faults.proxy import FaultyStore, Forward, Request
-from tests.promises import delete, outcomes, reason, run
+from tests.promises import clean_up_project, read_outcomes, read_reason, run_until_idle
 from tests.real_bucket import Bucket
 from tests.times import STALE_CALL
 from tests.uploads import NAME, State, assert_row_matches_object, mark_as_being_deleted, read_row
@@ -57,11 +57,11 @@ class Spy(ContentFile):  # type: ignore[type-arg]
         if not self.seen:
             # Read from another connection: on PostgreSQL only what is committed is seen.
             with ThreadPoolExecutor(1) as other:
-                self.seen = other.submit(self.look).result()
+                self.seen = other.submit(self.read_rows).result()
         content: bytes = super().read(*args)
         return content
 
-    def look(self) -> list[tuple[str, str]]:
+    def read_rows(self) -> list[tuple[str, str]]:
         try:
             return list(R2Object.objects.filter(key=self.key).values_list("key", "state"))
         finally:
@@ -117,7 +117,7 @@ def test_the_row_says_what_the_bucket_says(bucket: Bucket) -> None:
     assert_row_matches_object(bucket, NAME)
     found = read_row()
     assert (found.bucket, found.size, found.source) == ("tests", 12, R2Object.Source.UPLOAD)
-    assert (found.project_id, found.scene_id, found.layout) == ("proj_1", "s1", "hierarchical")
+    assert (found.project_id, found.scene_id, found.key_format) == ("proj_1", "s1", "hierarchical")
     assert found.file_type == "mp4"
 
 
@@ -156,7 +156,7 @@ def test_overwriting_brings_the_row_up_to_date(bucket: Bucket) -> None:
 def test_a_file_that_says_nothing_of_a_project_is_tracked_all_the_same(bucket: Bucket) -> None:
     put("misc/readme.txt")
     found = read_row("misc/readme.txt")
-    assert (found.project_id, found.layout) == (None, "")
+    assert (found.project_id, found.key_format) == (None, "")
 
 
 def test_an_ambiguous_name_names_no_project(bucket: Bucket) -> None:
@@ -196,7 +196,7 @@ def test_a_store_that_takes_no_more_after_the_upload_leaves_an_unconfirmed_row(
     def no_head(bucket: str, key: str) -> None:
         raise Unavailable("no")
 
-    monkeypatch.setattr(s3, "head", no_head)
+    monkeypatch.setattr(s3, "head_object", no_head)
     with pytest.raises(Unavailable):
         put()
     assert read_row().state == State.UPLOAD_FAILED
@@ -216,7 +216,7 @@ def test_upload_is_not_confirmed_by_an_answer_that_cannot_be_stored(
         others = [pair for pair in reply.headers if pair[0].lower() != name.lower()]
         return replace(reply, headers=(*others, *([(name, value)] if value else [])))
 
-    store.rules.append(on(lambda request: request.method == "HEAD", change))
+    store.rules.append(rule_for(lambda request: request.method == "HEAD", change))
     with pytest.raises(InvalidResponse, match="The store's answer is unreadable"):
         overwriting().save(NAME, ContentFile(b"content"))
     assert read_row().state == State.UPLOAD_FAILED
@@ -224,7 +224,7 @@ def test_upload_is_not_confirmed_by_an_answer_that_cannot_be_stored(
 
 
 def test_a_folder_that_other_storages_use_is_not_ours(bucket: Bucket, settings: Settings) -> None:
-    """Under another start no layout would read the key, and no cleanup look for it."""
+    """Under another start no key format would read the key, and no cleanup look for it."""
     settings.AWS_LOCATION = "static"
     settings.STORAGES = dict(settings.STORAGES)
     put()
@@ -261,7 +261,7 @@ def test_an_upload_that_comes_between_is_no_error_in_any_isolation(
     assert R2Object.objects.get().upload_id == upload.id
 
 
-def test_a_rolled_back_transaction_leaves_no_stray_without_a_row(bucket: Bucket) -> None:
+def test_a_rolled_back_transaction_leaves_no_file_without_a_row(bucket: Bucket) -> None:
     """SQLite has one writer: there the row goes too, and a scan finds the stray."""
     with suppress(Rollback), transaction.atomic():
         put()
@@ -289,7 +289,7 @@ def test_upload_in_a_transaction_takes_no_second_connection_of_a_pool(
     here, as the driver has none."""
     with transaction.atomic(), monkeypatch.context() as patch:
         patch.setitem(connection.settings_dict["OPTIONS"], "pool", True)
-        assert durably(R2Object.objects.count) == 0
+        assert run_durably(R2Object.objects.count) == 0
 
 
 @contextmanager
@@ -323,9 +323,9 @@ def test_deletion_sees_a_blocked_cleanup_that_its_own_transaction_is_too_old_to_
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
     key = bucket.upload("proj_1")
     with old_snapshot():
-        elsewhere(lambda: delete("proj_1"))
+        elsewhere(lambda: clean_up_project("proj_1"))
         default_storage.delete(key)
-    assert CleanupOperation.objects.get().status == "blocked"
+    assert Cleanup.objects.get().status == "blocked"
     assert bucket.keys() == {key}
 
 
@@ -346,7 +346,7 @@ def test_row_taken_away_during_an_upload_with_an_old_snapshot_is_made_again(
     put()
     with old_snapshot(), default_storage.open(NAME, "w") as file:
         file.write("text")
-        elsewhere(R2Object.objects.all().forget)
+        elsewhere(R2Object.objects.all().delete_without_signals)
     assert_row_matches_object(bucket, NAME)
 
 
@@ -364,7 +364,7 @@ def test_a_file_is_replaced_within_one_transaction(bucket: Bucket) -> None:
         saved = put(content=b"new")
     assert (saved == NAME) is ON_POSTGRESQL
     if not ON_POSTGRESQL:
-        assert run(CleanupOperation.objects.get()).status == "clean"
+        assert run_until_idle(Cleanup.objects.get()).status == "clean"
     assert bucket.keys() == {saved}
     assert_row_matches_object(bucket, saved)
     assert bucket.r2.read(saved) == b"new"
@@ -380,7 +380,7 @@ def test_rollback_undoes_the_deletion_of_a_file_on_sqlite_alone(
         default_storage.delete(NAME)
         raise Rollback
     assert bool(caplog.records) is ON_POSTGRESQL
-    assert CleanupOperation.objects.filter(status="clean").exists() is ON_POSTGRESQL
+    assert Cleanup.objects.filter(status="clean").exists() is ON_POSTGRESQL
     if ON_POSTGRESQL:
         assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
     else:
@@ -406,9 +406,9 @@ def test_deletion_of_a_file_whose_row_the_same_transaction_holds_sends_nothing(
     with pytest.raises(OperationalError), transaction.atomic():
         R2Object.objects.update(scene_id="s2")
         default_storage.delete(NAME)
-    assert not store.asked(is_delete_single)
+    assert not store.find_requests(is_delete_single)
     assert_row_matches_object(bucket, NAME)
-    assert not CleanupOperation.objects.exists()
+    assert not Cleanup.objects.exists()
 
 
 # Files that are written bit by bit
@@ -491,7 +491,7 @@ def test_a_file_that_cannot_be_closed_leaves_a_failed_row(
     assert read_row().state == State.UPLOAD_FAILED
 
 
-def test_reading_works_and_tracks_nothing(bucket: Bucket) -> None:
+def test_opening_a_file_tracks_nothing(bucket: Bucket) -> None:
     bucket.put("a.txt", body=b"one\ntwo\n")
     with default_storage.open("a.txt") as file:
         assert file.read() == b"one\ntwo\n"
@@ -547,7 +547,7 @@ def test_a_row_being_deleted_bars_its_key(
     assert read_row().state == State.DELETING
 
 
-def test_a_row_left_behind_by_a_dead_process_does_not_bar_its_key_for_ever(bucket: Bucket) -> None:
+def test_a_row_of_a_dead_process_does_not_bar_its_key_for_ever(bucket: Bucket) -> None:
     put()
     bucket.r2.remove(NAME, bucket.name)
     R2Object.objects.update(
@@ -572,7 +572,7 @@ def test_a_mark_set_after_the_name_was_chosen_is_seen(
 def test_a_row_taken_away_during_the_upload_is_made_again(bucket: Bucket) -> None:
     with default_storage.open(NAME, "w") as file:
         file.write("text")
-        R2Object.objects.all().forget()
+        R2Object.objects.all().delete_without_signals()
     assert_row_matches_object(bucket, NAME)
     assert read_row().project_id == "proj_1"
 
@@ -581,13 +581,13 @@ def test_upload_is_not_confirmed_while_a_cleanup_deletes_its_key(bucket: Bucket)
     """The row was deleted meanwhile, and with it the mark of this upload."""
     file = default_storage.open(NAME, "w")
     file.write("text")
-    R2Object.objects.all().forget()
+    R2Object.objects.all().delete_without_signals()
     with mark_as_being_deleted(), pytest.raises(KeyBeingDeleted, match="take.mp4"):
         file.close()
     assert not R2Object.objects.exists()
 
 
-@pytest.mark.parametrize(("hours", "outcome"), [(0, "protected"), (25, "deleted")])
+@pytest.mark.parametrize(("hours", "outcome"), [(0, "kept"), (25, "deleted")])
 def test_deleting_a_row_keeps_its_file_while_an_upload_to_it_is_under_way(
     bucket: Bucket, hours: int, outcome: str
 ) -> None:
@@ -595,9 +595,9 @@ def test_deleting_a_row_keeps_its_file_while_an_upload_to_it_is_under_way(
     Upload(bucket.name, NAME).begin()
     R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=hours))
     read_row().delete()
-    operation = runner.run(CleanupOperation.objects.get().pk)
-    assert operation.items.get().outcome == outcome
-    assert bucket.keys() == ({NAME} if outcome == "protected" else set())
+    cleanup = runner.run_to_end(Cleanup.objects.get().pk)
+    assert cleanup.items.get().outcome == outcome
+    assert bucket.keys() == ({NAME} if outcome == "kept" else set())
 
 
 def test_an_upload_under_way_is_not_barred_by_a_cleanup(bucket: Bucket) -> None:
@@ -645,7 +645,7 @@ def test_a_cleanup_beside_an_upload_leaves_no_object_without_a_row(bucket: Bucke
     with default_storage.open("projects/proj_1/scenes/s1/media/late.mp4", "w") as file:
         file.write("text")
         project.delete()
-        runner.run(CleanupOperation.objects.latest("created_at").pk)
+        runner.run_to_end(Cleanup.objects.latest("created_at").pk)
     assert bucket.keys() <= {each.key for each in R2Object.objects.all()}
 
 
@@ -714,11 +714,11 @@ def test_a_name_among_our_own_objects_is_refused(name: str, bucket: Bucket) -> N
 
 def test_deleting_our_own_objects_is_refused(bucket: Bucket) -> None:
     with pytest.raises(ValueError, match="reserved"):
-        default_storage.delete(bucket_marker.MARKER)
-    assert bucket.r2.read(bucket_marker.MARKER, bucket.name)
+        default_storage.delete(bucket_marker.MARKER_KEY)
+    assert bucket.r2.read(bucket_marker.MARKER_KEY, bucket.name)
 
 
-def test_a_key_is_built_by_the_one_current_layout() -> None:
+def test_a_key_is_built_by_the_one_current_key_format() -> None:
     assert key_for("proj_1", scene="s1", filename="take.mp4") == NAME
 
 
@@ -783,8 +783,8 @@ def test_a_cleanup_deletes_a_file_when_the_store_cannot_be_reached(
     default_storage.delete(NAME)
     settings.STORAGE_AUDIT = usual
     assert bucket.keys() == {NAME}
-    operation = run(CleanupOperation.objects.get())
-    assert (operation.status, bucket.keys()) == ("clean", set())
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert (cleanup.status, bucket.keys()) == ("clean", set())
 
 
 @pytest.mark.parametrize("is_tracked", [True, False])
@@ -793,17 +793,17 @@ def test_a_deletion_that_reaches_the_store_late_deletes_no_later_file(
 ) -> None:
     put()
     if not is_tracked:
-        R2Object.objects.all().forget()
+        R2Object.objects.all().delete_without_signals()
     on_its_way = list[Forward]()
 
     def hold_up(request: Request, forward: Forward) -> Reply:
         on_its_way.append(forward)
-        return Reply(500, error("InternalError"))
+        return Reply(500, error_xml("InternalError"))
 
-    store.rules.append(on(is_delete_single, hold_up))
+    store.rules.append(rule_for(is_delete_single, hold_up))
     default_storage.delete(NAME)
     assert len(on_its_way) == 1
-    run(CleanupOperation.objects.get())
+    run_until_idle(Cleanup.objects.get())
     store.rules.clear()
     default_storage.delete(NAME)
     assert bucket.keys() == set()
@@ -828,17 +828,17 @@ def test_a_key_stays_barred_after_a_process_died_that_deleted_its_file(
         default_storage.delete(NAME)
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
-    died = CleanupOperation.objects.get()
+    died = Cleanup.objects.get()
     if by_cleanup:
         Project.objects.create(pk="proj_1").delete()
-        assert run(CleanupOperation.objects.get(kind="project")).status == "clean"
+        assert run_until_idle(Cleanup.objects.get(kind="project")).status == "clean"
     else:
         default_storage.delete(NAME)
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
     died.make_due()
-    assert run(died).status == "clean"
+    assert run_until_idle(died).status == "clean"
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(NAME, "w")
 
@@ -851,11 +851,11 @@ def test_file_stays_with_its_row_when_a_process_died_that_deleted_it(
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(s3, "delete_single", die)
         default_storage.delete(NAME)
-    operation = CleanupOperation.objects.get()
-    assert run(operation).status == "pending"
-    operation.make_due()
-    assert outcomes(run(operation)) == {NAME: "protected"}
-    assert "names this key again" in reason(operation, NAME)
+    cleanup = Cleanup.objects.get()
+    assert run_until_idle(cleanup).status == "pending"
+    cleanup.make_due()
+    assert read_outcomes(run_until_idle(cleanup)) == {NAME: "kept"}
+    assert "names this key again" in read_reason(cleanup, NAME)
     assert_row_matches_object(bucket, NAME)
 
 
@@ -880,10 +880,10 @@ def test_row_goes_with_its_file_though_the_process_died_that_deleted_it(
     delete_and_die(monkeypatch)
     if is_another:
         R2Object.objects.update(last_modified=timezone.now())
-    operation = CleanupOperation.objects.get()
-    operation.make_due()
-    outcome = "protected" if is_another else "already_absent"
-    assert outcomes(run(operation)) == {NAME: outcome}
+    cleanup = Cleanup.objects.get()
+    cleanup.make_due()
+    outcome = "kept" if is_another else "already_gone"
+    assert read_outcomes(run_until_idle(cleanup)) == {NAME: outcome}
     assert R2Object.objects.exists() is is_another
 
 
@@ -894,7 +894,7 @@ def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_fi
     """Behind the last look, its outcome unknown: the row has the facts of the file before."""
     put()
     delete_and_die(monkeypatch)
-    original = settle.settle
+    original = settle.settle_items
 
     def upload_and_settle(*args: Any) -> None:
         if is_confirmed:
@@ -905,10 +905,10 @@ def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_fi
             R2Object.objects.update(state="upload_failed", updated_at=died_at)
         original(*args)
 
-    monkeypatch.setattr(settle, "settle", upload_and_settle)
-    operation = CleanupOperation.objects.get()
-    operation.make_due()
-    assert outcomes(run(operation)) == {NAME: "protected"}
+    monkeypatch.setattr(settle, "settle_items", upload_and_settle)
+    cleanup = Cleanup.objects.get()
+    cleanup.make_due()
+    assert read_outcomes(run_until_idle(cleanup)) == {NAME: "kept"}
     assert R2Object.objects.exists()
 
 
@@ -916,7 +916,7 @@ def test_a_process_that_slept_before_its_deletion_left_deletes_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    monkeypatch.setattr(delete_batches, "PROOF_LASTS", -1.0)
+    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", -1.0)
     with pytest.raises(DeadlinePassed):
         default_storage.delete(NAME)
     assert_row_matches_object(bucket, NAME)
@@ -941,9 +941,9 @@ def test_file_of_an_upload_under_way_is_left_to_a_cleanup(
     put()
     upload = Upload(bucket.name, NAME).begin()
     default_storage.delete(NAME)
-    assert not store.asked(is_delete_single)
+    assert not store.find_requests(is_delete_single)
     upload.withdraw()
-    assert outcomes(run(CleanupOperation.objects.get())) == {NAME: "protected"}
+    assert read_outcomes(run_until_idle(Cleanup.objects.get())) == {NAME: "kept"}
     assert_row_matches_object(bucket, NAME)
     default_storage.open(NAME, "w").close()
 
@@ -1052,7 +1052,7 @@ def test_a_file_that_came_to_its_end_after_the_name_was_chosen_is_kept(
 def test_a_file_is_kept_that_head_does_not_show(store: FaultyStore, bucket: Bucket) -> None:
     put(content=b"first")
     # One for the choice of the name, one before the upload.
-    store.rules.append(on(lambda request: request.method == "HEAD", Reply(404), times=2))
+    store.rules.append(rule_for(lambda request: request.method == "HEAD", Reply(404), times=2))
     other = put(content=b"second")
     assert other != NAME
     assert (bucket.r2.read(NAME), bucket.r2.read(other)) == (b"first", b"second")

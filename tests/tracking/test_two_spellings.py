@@ -15,37 +15,37 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.bucket import s3
-from storage_audit.bucket.multipart import Upload
+from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.cleanup import delete_batches, named_files, policies, requests, runner, verify
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.named_files import Named
-from storage_audit.cleanup.turn import Work
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.named_files import NamedFile
+from storage_audit.cleanup.turn import Turn
 from storage_audit.findings import track_files
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.tracking.untrack import kept_by_rows
+from storage_audit.tracking.untrack import rows_to_keep
 from tests.builders import create_findings, list_ids
-from tests.faults.kinds import lies
-from tests.faults.matching import is_delete_batch, on
+from tests.faults.kinds import confirm_without_deleting
+from tests.faults.matching import is_delete_batch, rule_for
 from tests.faults.proxy import FaultyStore
 from tests.findings.orphans import request_deletion
 from tests.keys import NFC, NFD
 from tests.promises import (
-    again,
-    alive,
-    between_plan_and_batch,
-    check,
-    delete,
-    deleted,
-    outcomes,
-    reason,
-    requested,
-    run,
-    track,
+    act_before_batch,
+    check_promises,
+    clean_up_project,
+    create_projects,
+    read_outcomes,
+    read_reason,
+    record_deleted_projects,
+    request_cleanup,
+    run_again,
+    run_until_idle,
+    track_key,
 )
 from tests.real_bucket import Bucket
-from tests.scan.listing_in_memory import backfill, findings
+from tests.scan.listing_in_memory import read_findings, run_backfill
 
 OWN = "projects/proj_1/scenes/s/media/own.mp4"
 # Which of the two rows is written, and found, last must make no difference.
@@ -67,16 +67,16 @@ def folding(bucket: Bucket) -> Bucket:
 def test_object_that_a_live_projects_row_names_is_kept(
     folding: Bucket, mine: str, other: str
 ) -> None:
-    alive("proj_1", "proj_2")
-    track(folding, mine, "proj_1")
-    track(folding, other, "proj_2")
+    create_projects("proj_1", "proj_2")
+    track_key(folding, mine, "proj_1")
+    track_key(folding, other, "proj_2")
     folding.put(NFD, OWN)
-    operation = delete("proj_1")
-    assert outcomes(operation) == {NFD: "protected", OWN: "deleted"}
-    assert "proj_1, proj_2" in reason(operation, NFD)
+    cleanup = clean_up_project("proj_1")
+    assert read_outcomes(cleanup) == {NFD: "kept", OWN: "deleted"}
+    assert "proj_1, proj_2" in read_reason(cleanup, NFD)
     assert set(folding.facts()) >= {NFD}
     assert set(R2Object.objects.values_list("key", flat=True)) == {NFC, NFD}
-    check(folding)
+    check_promises(folding)
 
 
 @each_order
@@ -84,47 +84,47 @@ def test_object_that_a_live_projects_row_names_is_kept(
 def test_object_that_a_live_projects_row_of_any_source_names_is_kept(
     folding: Bucket, mine: str, other: str, source: str, others: str
 ) -> None:
-    alive("proj_1", "proj_2")
-    track(folding, mine, "proj_1", source)
-    track(folding, other, "proj_2", others)
+    create_projects("proj_1", "proj_2")
+    track_key(folding, mine, "proj_1", source)
+    track_key(folding, other, "proj_2", others)
     folding.put(NFD, OWN)
-    operation = delete("proj_1")
-    left = {key: outcome for key, outcome in outcomes(operation).items() if key != OWN}
-    assert outcomes(operation)[OWN] == "deleted" and set(left.values()) == {"protected"}
+    cleanup = clean_up_project("proj_1")
+    left = {key: outcome for key, outcome in read_outcomes(cleanup).items() if key != OWN}
+    assert read_outcomes(cleanup)[OWN] == "deleted" and set(left.values()) == {"kept"}
     assert NFD in folding.facts()
-    check(folding)
+    check_promises(folding)
 
 
 def test_backfilled_row_of_a_live_project_keeps_an_object_whose_key_names_a_deleted_one(
     bucket: Bucket,
 ) -> None:
-    alive("proj_1", "proj_2")
-    track(bucket, OWN, "proj_2", "backfill")
+    create_projects("proj_1", "proj_2")
+    track_key(bucket, OWN, "proj_2", "backfill")
     bucket.put(OWN)
-    [plan] = requests.dry_run("proj_1")
-    assert outcomes(run(plan)) == {OWN: "protected"}
-    operation = delete("proj_1")
-    assert outcomes(operation) == {OWN: "protected"}
-    assert "proj_2" in reason(operation, OWN)
+    [plan] = requests.request_preview("proj_1")
+    assert read_outcomes(run_until_idle(plan)) == {OWN: "kept"}
+    cleanup = clean_up_project("proj_1")
+    assert read_outcomes(cleanup) == {OWN: "kept"}
+    assert "proj_2" in read_reason(cleanup, OWN)
 
 
 def test_backfilled_row_of_a_deleted_project_keeps_nothing(bucket: Bucket) -> None:
-    deleted("proj_2")
-    alive("proj_1")
-    track(bucket, OWN, "proj_2", "backfill")
+    record_deleted_projects("proj_2")
+    create_projects("proj_1")
+    track_key(bucket, OWN, "proj_2", "backfill")
     bucket.put(OWN)
-    assert outcomes(delete("proj_1")) == {OWN: "deleted"}
+    assert read_outcomes(clean_up_project("proj_1")) == {OWN: "deleted"}
 
 
 @each_order
 def test_backfilled_row_that_comes_after_the_plan_keeps_the_object(
     folding: Bucket, mine: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1", "proj_2")
-    track(folding, mine, "proj_1")
+    create_projects("proj_1", "proj_2")
+    track_key(folding, mine, "proj_1")
     folding.put(NFD)
-    between_plan_and_batch(monkeypatch, lambda: track(folding, other, "proj_2", "backfill"))
-    assert outcomes(delete("proj_1")) == {NFD: "protected"}
+    act_before_batch(monkeypatch, lambda: track_key(folding, other, "proj_2", "backfill"))
+    assert read_outcomes(clean_up_project("proj_1")) == {NFD: "kept"}
     assert NFD in folding.facts()
 
 
@@ -132,11 +132,11 @@ def test_backfilled_row_that_comes_after_the_plan_keeps_the_object(
 def test_row_that_comes_after_the_plan_keeps_the_object(
     folding: Bucket, mine: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1", "proj_2")
-    track(folding, mine, "proj_1")
+    create_projects("proj_1", "proj_2")
+    track_key(folding, mine, "proj_1")
     folding.put(NFD)
-    between_plan_and_batch(monkeypatch, lambda: track(folding, other, "proj_2"))
-    assert outcomes(delete("proj_1")) == {NFD: "protected"}
+    act_before_batch(monkeypatch, lambda: track_key(folding, other, "proj_2"))
+    assert read_outcomes(clean_up_project("proj_1")) == {NFD: "kept"}
     assert NFD in folding.facts()
 
 
@@ -144,30 +144,30 @@ def test_row_that_comes_after_the_plan_keeps_the_object(
 def test_upload_under_way_at_any_spelling_keeps_the_object(
     folding: Bucket, mine: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
-    track(folding, mine, "proj_1")
+    create_projects("proj_1")
+    track_key(folding, mine, "proj_1")
     folding.put(NFD)
-    between_plan_and_batch(monkeypatch, lambda: track(folding, other, "proj_1", state="uploading"))
-    operation = delete("proj_1")
-    assert outcomes(operation) == {NFD: "protected"}
-    assert "under way" in reason(operation, NFD)
+    act_before_batch(monkeypatch, lambda: track_key(folding, other, "proj_1", state="uploading"))
+    cleanup = clean_up_project("proj_1")
+    assert read_outcomes(cleanup) == {NFD: "kept"}
+    assert "under way" in read_reason(cleanup, NFD)
 
 
 @each_order
 def test_orphan_that_two_rows_name_is_kept(
     folding: Bucket, mine: str, other: str, settings: Settings
 ) -> None:
-    deleted("proj_1")
-    alive("proj_3")
-    track(folding, mine, "proj_1")
-    track(folding, other, "proj_2")
+    record_deleted_projects("proj_1")
+    create_projects("proj_3")
+    track_key(folding, mine, "proj_1")
+    track_key(folding, other, "proj_2")
     folding.put(NFD)
-    backfill()
-    assert findings() == {("ambiguous", NFD)}
+    run_backfill()
+    assert read_findings() == {("ambiguous", NFD)}
     Finding.objects.all().delete()
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ORPHAN_AGE": timedelta(microseconds=1)}
-    operation = run(request_deletion(create_findings(folding, NFD)))
-    assert outcomes(operation) == {NFD: "protected"}
+    cleanup = run_until_idle(request_deletion(create_findings(folding, NFD)))
+    assert read_outcomes(cleanup) == {NFD: "kept"}
     assert NFD in folding.facts()
 
 
@@ -176,132 +176,136 @@ def test_orphan_that_two_rows_name_is_kept(
 def test_unfinished_upload_that_two_rows_name_is_not_aborted(
     folding: Bucket, mine: str, other: str, source: str
 ) -> None:
-    alive("proj_1", "proj_2")
-    track(folding, mine, "proj_1", source)
-    track(folding, other, "proj_2", source)
-    operation = requested("proj_1")
+    create_projects("proj_1", "proj_2")
+    track_key(folding, mine, "proj_1", source)
+    track_key(folding, other, "proj_2", source)
+    cleanup = request_cleanup("proj_1")
     with transaction.atomic():
-        assert operation.claim()
-    work = Work.begin(operation)
-    upload = Upload(NFC, "id", timezone.now() - timedelta(days=9))
-    assert not list(delete_batches.owned_uploads(work, [upload]))
+        assert cleanup.acquire_lease()
+    work = Turn.start(cleanup)
+    upload = MultipartUpload(NFC, "id", timezone.now() - timedelta(days=9))
+    assert not list(delete_batches.find_owned_uploads(work, [upload]))
 
 
 @each_order
 def test_verification_calls_the_object_of_two_projects_kept(
     folding: Bucket, mine: str, other: str
 ) -> None:
-    deleted("proj_1")
-    alive("proj_2")
-    track(folding, mine, "proj_1")
-    track(folding, other, "proj_2")
+    record_deleted_projects("proj_1")
+    create_projects("proj_2")
+    track_key(folding, mine, "proj_1")
+    track_key(folding, other, "proj_2")
     folding.put(NFD)
-    [verification] = requests.verify_project("proj_1")
-    assert outcomes(run(verification))[NFD] == "protected"
-    check(folding)
+    [verification] = requests.request_verification("proj_1")
+    assert read_outcomes(run_until_idle(verification))[NFD] == "kept"
+    check_promises(folding)
 
 
 @each_order
-def test_verification_does_not_call_an_object_absent_that_is_another_projects(
+def test_verification_does_not_call_an_object_gone_that_is_another_projects(
     folding: Bucket, mine: str, other: str
 ) -> None:
-    deleted("proj_1")
-    alive("proj_2")
-    track(folding, mine, "proj_1", "backfill")
-    track(folding, other, "proj_2", "adopted")
+    record_deleted_projects("proj_1")
+    create_projects("proj_2")
+    track_key(folding, mine, "proj_1", "backfill")
+    track_key(folding, other, "proj_2", "assigned")
     folding.put(NFD)
-    [verification] = requests.verify_project("proj_1")
-    assert run(verification).error == "0 left behind, 0 seen absent."
+    [verification] = requests.request_verification("proj_1")
+    assert run_until_idle(verification).message == "0 leftover, 0 confirmed gone."
 
 
 def test_verification_of_a_live_project_does_not_call_an_object_with_two_rows_missing(
     folding: Bucket,
 ) -> None:
-    alive("proj_1", "proj_2")
-    track(folding, NFD, "proj_1", "backfill")
-    track(folding, NFC, "proj_2", "adopted")
+    create_projects("proj_1", "proj_2")
+    track_key(folding, NFD, "proj_1", "backfill")
+    track_key(folding, NFC, "proj_2", "assigned")
     folding.put(NFD)
-    [verification] = requests.verify_project("proj_1")
-    assert run(verification).error == "1 in step, 0 missing, 0 untracked."
+    [verification] = requests.request_verification("proj_1")
+    assert run_until_idle(verification).message == "1 in step, 0 missing, 0 untracked."
 
 
 def test_verification_of_a_cleanup_sees_an_object_that_is_another_projects_by_now(
     folding: Bucket,
 ) -> None:
-    alive("proj_1", "proj_2")
+    create_projects("proj_1", "proj_2")
     folding.put(NFC)
-    operation = delete("proj_1")
+    cleanup = clean_up_project("proj_1")
     folding.put(NFD)
-    track(folding, NFD, "proj_2", "adopted")
-    found = run(requests.verify_operation(operation))
-    assert found.error == "0 left behind, 0 seen absent."
+    track_key(folding, NFD, "proj_2", "assigned")
+    found = run_until_idle(requests.request_cleanup_verification(cleanup))
+    assert found.message == "0 leftover, 0 confirmed gone."
 
 
 def test_file_is_not_called_deleted_when_the_store_was_found_to_tell_spellings_apart(
     folding: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     folding.put(NFD)
-    store.rules.append(on(is_delete_batch, lies))
-    look, todo = verify.look, [partial(folding.set_marker, folds_unicode=False)]
+    store.rules.append(rule_for(is_delete_batch, confirm_without_deleting))
+    look, todo = verify.relist_bucket, [partial(folding.set_marker, folds_unicode=False)]
 
-    def learn_first(work: Work) -> None:
+    def learn_first(work: Turn) -> None:
         while todo:
             todo.pop()()
         look(work)
 
-    monkeypatch.setattr(verify, "look", learn_first)
-    operation = again(delete("proj_1"))
-    check(folding)
-    assert list(operation.items.values_list("key", "outcome")) == [(NFD, "failed")]
+    monkeypatch.setattr(verify, "relist_bucket", learn_first)
+    cleanup = run_again(clean_up_project("proj_1"))
+    check_promises(folding)
+    assert list(cleanup.items.values_list("key", "outcome")) == [(NFD, "failed")]
 
 
 @each_order
-def test_adopting_the_object_settles_both_rows(folding: Bucket, mine: str, other: str) -> None:
-    deleted("proj_1")
-    alive("proj_2", "proj_3")
-    track(folding, mine, "proj_1")
-    track(folding, other, "proj_2")
+def test_assigning_the_object_settles_both_rows(folding: Bucket, mine: str, other: str) -> None:
+    record_deleted_projects("proj_1")
+    create_projects("proj_2", "proj_3")
+    track_key(folding, mine, "proj_1")
+    track_key(folding, other, "proj_2")
     folding.put(NFD)
     call_command("backfill_r2")
-    decision = track_files.adopt(list(Finding.objects.values_list("pk", flat=True)), "proj_3")
-    assert decision.left == []
+    decision = track_files.assign_objects(
+        list(Finding.objects.values_list("pk", flat=True)), "proj_3"
+    )
+    assert decision.skipped == []
     assert set(R2Object.objects.values_list("project_id", flat=True)) == {"proj_3"}
-    assert outcomes(delete("proj_3"))[NFD] == "deleted"
+    assert read_outcomes(clean_up_project("proj_3"))[NFD] == "deleted"
 
 
 def test_file_named_by_rows_counts_once_whatever_its_spelling(bucket: Bucket) -> None:
     bucket.set_marker(folds_unicode=True)
-    alive("proj_1")
+    create_projects("proj_1")
     key = "projects/proj_1/scenes/e\u0301.txt"
     bucket.put(key)
-    operation = requested("proj_1")
+    cleanup = request_cleanup("proj_1")
     for spelling in (key, normalize("NFC", key)):
-        named_files.note([operation], [Named(bucket.name, spelling, "shop.Cover 1, field file")])
-    operation = run(operation)
-    assert (operation.found, operation.protected) == (1, 1)
-    check(bucket)
+        named_files.add_named_files(
+            [cleanup], [NamedFile(bucket.name, spelling, "shop.Cover 1, field file")]
+        )
+    cleanup = run_until_idle(cleanup)
+    assert (cleanup.found, cleanup.kept) == (1, 1)
+    check_promises(bucket)
 
 
 @pytest.mark.parametrize("etag", ["", "of an earlier object"])
 def test_object_whose_two_rows_are_deleted_counts_once(bucket: Bucket, etag: str) -> None:
     """Unless the rows describe two objects, of which one is there."""
     bucket.set_marker(folds_unicode=True)
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(NFD)
-    seen = s3.head(bucket.name, NFD)
+    seen = s3.head_object(bucket.name, NFD)
     facts: dict[str, Any] = {
         "size": seen.size,
         "etag": seen.etag,
         "last_modified": seen.last_modified,
     }
-    track(bucket, NFC, "proj_1", **facts | ({"etag": etag} if etag else {}))
-    track(bucket, NFD, "proj_1", **facts)
+    track_key(bucket, NFC, "proj_1", **facts | ({"etag": etag} if etag else {}))
+    track_key(bucket, NFD, "proj_1", **facts)
     R2Object.objects.all().delete()
-    operation = run(CleanupOperation.objects.get())
-    assert (operation.found, operation.protected) == ((2, 1) if etag else (1, 0))
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert (cleanup.found, cleanup.kept) == ((2, 1) if etag else (1, 0))
     assert not bucket.keys()
-    check(bucket)
+    check_promises(bucket)
 
 
 @each_order
@@ -310,23 +314,23 @@ def test_deleting_two_rows_keeps_the_file_that_an_upload_to_one_of_them_stores(
     folding: Bucket, mine: str, other: str, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether or not the rows say the same of it."""
-    alive("proj_1")
+    create_projects("proj_1")
     folding.put(NFD)
-    track(folding, mine, "proj_1", state="upload_failed")
-    track(folding, other, "proj_1", state="uploading", **facts)
+    track_key(folding, mine, "proj_1", state="upload_failed")
+    track_key(folding, other, "proj_1", state="uploading", **facts)
     R2Object.objects.all().delete()
     later = timezone.now() + timedelta(hours=2)
-    CleanupOperation.objects.update(created_at=later)
+    Cleanup.objects.update(created_at=later)
     monkeypatch.setattr(timezone, "now", lambda: later)
-    operation = run(CleanupOperation.objects.get())
+    cleanup = run_until_idle(Cleanup.objects.get())
     assert folding.keys() == {NFD}
-    assert operation.found == operation.protected == (2 if facts else 1)
+    assert cleanup.found == cleanup.kept == (2 if facts else 1)
 
 
-def claim_again(
+def connect_again(
     bucket: Bucket, patch: pytest.MonkeyPatch, module: Any, name: str, *, folds_unicode: bool = True
 ) -> None:
-    """Let claim_bucket learn once, just before this is called, whether the store folds keys."""
+    """Let connect_bucket learn once, just before this is called, whether the store folds keys."""
     original = getattr(module, name)
     todo = [partial(bucket.set_marker, folds_unicode=folds_unicode)]
 
@@ -340,58 +344,60 @@ def claim_again(
 
 # The first is within the plan, the others within the look at the marker with which a turn begins.
 each_moment = pytest.mark.parametrize(
-    ("module", "name"), [(runner, "look_for_uploads"), (bucket_marker, "see_marker")]
+    ("module", "name"), [(runner, "record_unfinished_uploads"), (bucket_marker, "require_marker")]
 )
 
 
 @each_moment
-def test_named_file_counts_once_when_the_bucket_is_claimed_again(
+def test_named_file_counts_once_when_the_bucket_is_connected_again(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
-    alive("proj_1")
-    operation = requested("proj_1")
+    create_projects("proj_1")
+    cleanup = request_cleanup("proj_1")
     key = "files/e\u0301.txt"
     bucket.put(key)
-    track(bucket, normalize("NFC", key), "proj_1")
-    named_files.note([operation], [Named(bucket.name, key, "shop.Cover 1, field file")])
-    claim_again(bucket, monkeypatch, module, name)
-    assert "claimed again" in run(operation).error
-    assert again(operation).found == 1
-    check(bucket)
+    track_key(bucket, normalize("NFC", key), "proj_1")
+    named_files.add_named_files(
+        [cleanup], [NamedFile(bucket.name, key, "shop.Cover 1, field file")]
+    )
+    connect_again(bucket, monkeypatch, module, name)
+    assert "connected again" in run_until_idle(cleanup).message
+    assert run_again(cleanup).found == 1
+    check_promises(bucket)
 
 
 @each_moment
-def test_object_of_two_rows_counts_once_when_the_bucket_is_claimed_again(
+def test_object_of_two_rows_counts_once_when_the_bucket_is_connected_again(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(NFD)
-    seen = s3.head(bucket.name, NFD)._asdict()
+    seen = s3.head_object(bucket.name, NFD)._asdict()
     for key in (NFC, seen.pop("key")):
-        track(bucket, key, "proj_1", **seen)
+        track_key(bucket, key, "proj_1", **seen)
     R2Object.objects.all().delete()
-    claim_again(bucket, monkeypatch, module, name)
-    operation = run(CleanupOperation.objects.get())
-    assert "claimed again" in operation.error
-    assert again(operation).found == 1
-    check(bucket)
+    connect_again(bucket, monkeypatch, module, name)
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert "connected again" in cleanup.message
+    assert run_again(cleanup).found == 1
+    check_promises(bucket)
 
 
 @each_order
-def test_upload_that_keeps_one_row_keeps_both_when_the_bucket_is_claimed_again(
+def test_upload_that_keeps_one_row_keeps_both_when_the_bucket_is_connected_again(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, mine: str, other: str
 ) -> None:
     """The first pass saw the object of the one row, and none of the other."""
-    alive("proj_1")
+    create_projects("proj_1")
     bucket.put(mine)
-    seen = s3.head(bucket.name, mine)._asdict()
-    track(bucket, seen.pop("key"), "proj_1", state="uploading")
-    track(bucket, other, "proj_1", **seen)
+    seen = s3.head_object(bucket.name, mine)._asdict()
+    track_key(bucket, seen.pop("key"), "proj_1", state="uploading")
+    track_key(bucket, other, "proj_1", **seen)
     R2Object.objects.all().delete()
-    claim_again(bucket, monkeypatch, runner, "look_for_uploads")
-    operation = run(CleanupOperation.objects.get())
-    assert "claimed again" in operation.error
-    assert again(operation).deleted == 0
+    connect_again(bucket, monkeypatch, runner, "record_unfinished_uploads")
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert "connected again" in cleanup.message
+    assert run_again(cleanup).deleted == 0
     assert bucket.keys() == {mine}
 
 
@@ -406,50 +412,54 @@ def test_plan_that_starts_again_deletes_the_file_of_the_row_that_describes_it(
     name: str,
 ) -> None:
     """As it does without a pause. The other row describes an earlier file of the key."""
-    alive("proj_1")
+    create_projects("proj_1")
     folding.put(NFD)
-    seen = s3.head(folding.name, NFD)._asdict()
+    seen = s3.head_object(folding.name, NFD)._asdict()
     seen.pop("key")
-    track(folding, mine, "proj_1", **seen)
-    track(folding, other, "proj_1", **seen | {"etag": "of an earlier file"})
+    track_key(folding, mine, "proj_1", **seen)
+    track_key(folding, other, "proj_1", **seen | {"etag": "of an earlier file"})
     R2Object.objects.all().delete()
-    claim_again(folding, monkeypatch, module, name)
-    operation = run(CleanupOperation.objects.get())
-    assert "claimed again" in operation.error
-    operation = again(operation)
-    assert (operation.found, operation.deleted, operation.protected) == (2, 1, 1)
+    connect_again(folding, monkeypatch, module, name)
+    cleanup = run_until_idle(Cleanup.objects.get())
+    assert "connected again" in cleanup.message
+    cleanup = run_again(cleanup)
+    assert (cleanup.found, cleanup.deleted, cleanup.kept) == (2, 1, 1)
     assert not folding.keys()
-    check(folding)
+    check_promises(folding)
 
 
 def test_two_files_are_two_items_once_the_bucket_tells_their_spellings_apart(
     folding: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive("proj_1")
+    create_projects("proj_1")
     named, tracked = "files/e\u0301.txt", "files/\u00e9.txt"
     folding.put(named, tracked)
-    track(folding, tracked, "proj_1")
-    operation = requested("proj_1")
-    named_files.note([operation], [Named(folding.name, named, "shop.Cover 1, field file")])
-    claim_again(folding, monkeypatch, runner, "look_for_uploads", folds_unicode=False)
-    assert "claimed again" in run(operation).error
-    assert again(operation).found == 2
-    check(folding)
+    track_key(folding, tracked, "proj_1")
+    cleanup = request_cleanup("proj_1")
+    named_files.add_named_files(
+        [cleanup], [NamedFile(folding.name, named, "shop.Cover 1, field file")]
+    )
+    connect_again(folding, monkeypatch, runner, "record_unfinished_uploads", folds_unicode=False)
+    assert "connected again" in run_until_idle(cleanup).message
+    assert run_again(cleanup).found == 2
+    check_promises(folding)
 
 
 def test_items_are_merged_some_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """The spelling that is an item may come in an earlier piece, or in a later one, or in none."""
-    monkeypatch.setattr(policies, "TOGETHER", 1)
+    monkeypatch.setattr(policies, "ITEMS_PER_TRANSACTION", 1)
     bucket.set_marker(folds_unicode=True)
-    alive("proj_1")
-    operation = requested("proj_1")
+    create_projects("proj_1")
+    cleanup = request_cleanup("proj_1")
     letters = [("e\u0301", "\u00e9"), ("\u212a",), ("o\u0308", "\u00f6")]
     for spelling in chain(*letters):
-        named_files.note([operation], [Named(bucket.name, f"files/{spelling}", "shop.Cover 1")])
-    operation = run(operation)
-    found = set(operation.items.values_list("identity", flat=True))
+        named_files.add_named_files(
+            [cleanup], [NamedFile(bucket.name, f"files/{spelling}", "shop.Cover 1")]
+        )
+    cleanup = run_until_idle(cleanup)
+    found = set(cleanup.items.values_list("identity", flat=True))
     assert found == {"files/\u00e9", "files/K", "files/\u00f6"}
-    assert (operation.found, operation.items.count()) == (3, 3)
+    assert (cleanup.found, cleanup.items.count()) == (3, 3)
 
 
 @each_order
@@ -457,14 +467,14 @@ def test_row_of_either_spelling_says_which_blocked_cleanup_covers_the_object(
     folding: Bucket, settings: Settings, mine: str, other: str
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 0}
-    alive("proj_2", "proj_3")
-    deleted("proj_1")
+    create_projects("proj_2", "proj_3")
+    record_deleted_projects("proj_1")
     folding.put(NFC)
-    track(folding, mine, None, "backfill")
-    track(folding, other, "proj_2", "adopted")
-    blocked = delete("proj_2")
+    track_key(folding, mine, None, "backfill")
+    track_key(folding, other, "proj_2", "assigned")
+    blocked = clean_up_project("proj_2")
     assert blocked.status == blocked.Status.BLOCKED
-    [left] = track_files.adopt(list_ids(create_findings(folding, NFC)), "proj_3").left
+    [left] = track_files.assign_objects(list_ids(create_findings(folding, NFC)), "proj_3").skipped
     assert str(blocked.pk) in left.reason
     for name in (NFC, NFD):
         default_storage.delete(name)
@@ -474,22 +484,22 @@ def test_row_of_either_spelling_says_which_blocked_cleanup_covers_the_object(
 def test_row_that_keeps_an_object_from_the_cleanup_of_its_other_row_is_not_untracked(
     folding: Bucket,
 ) -> None:
-    alive("proj_2", "proj_3")
+    create_projects("proj_2", "proj_3")
     folding.put(NFC)
-    row = track(folding, NFC, "proj_2", "adopted")
-    track(folding, NFD, "proj_3", "adopted")
-    operation = requested("proj_3")
-    kept = kept_by_rows(R2Object.objects.filter(pk=row.pk))
-    assert str(operation.pk) in kept[row.pk].reason
+    row = track_key(folding, NFC, "proj_2", "assigned")
+    track_key(folding, NFD, "proj_3", "assigned")
+    cleanup = request_cleanup("proj_3")
+    kept = rows_to_keep(R2Object.objects.filter(pk=row.pk))
+    assert str(cleanup.pk) in kept[row.pk].reason
     # Without both rows, it is the file of the project that its name says.
-    assert not kept_by_rows(R2Object.objects.all())
+    assert not rows_to_keep(R2Object.objects.all())
 
 
 def test_row_of_another_object_does_not_say_that_a_cleanup_leaves_the_file(bucket: Bucket) -> None:
     """The store tells the two spellings apart."""
-    alive("proj_1", "proj_2", "proj_3")
-    operation = requested("proj_1")
-    row = track(bucket, NFC, "proj_2", "adopted")
-    track(bucket, NFD, "proj_3", "upload")
-    kept = kept_by_rows(R2Object.objects.filter(pk=row.pk))
-    assert str(operation.pk) in kept[row.pk].reason
+    create_projects("proj_1", "proj_2", "proj_3")
+    cleanup = request_cleanup("proj_1")
+    row = track_key(bucket, NFC, "proj_2", "assigned")
+    track_key(bucket, NFD, "proj_3", "upload")
+    kept = rows_to_keep(R2Object.objects.filter(pk=row.pk))
+    assert str(cleanup.pk) in kept[row.pk].reason

@@ -21,15 +21,15 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
 from storage_audit import exports as texts
-from storage_audit.alerts.models import Incident
+from storage_audit.alerts.models import Alert
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models import CleanupOperation, Job
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.findings.admin import leftover_pages
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui import downloads
-from tests.admin_client import page, signed_in, superuser, words
+from tests.admin_client import admin_url, client_for, normalized_text, superuser_client
 from tests.builders import add_item, create_finding, create_scan, track_keys
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +38,7 @@ LONG_AGO = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
 def export(client: Client, model: str, form: str, query: str = "") -> str:
-    return sent(client, page(model, "export", form) + query)
+    return sent(client, admin_url(model, "export", form) + query)
 
 
 def sent(client: Client, url: str) -> str:
@@ -55,7 +55,7 @@ def rows_in(as_json: str, as_csv: str) -> list[dict[str, Any]]:
     """Of both forms of it, which must say the same."""
     told: list[dict[str, Any]] = json.loads(as_json)
     names, *lines = csv.reader(StringIO(as_csv))
-    cells = [dict(zip(names, map(texts.text_of, line), strict=True)) for line in lines]
+    cells = [dict(zip(names, map(texts.cell_text, line), strict=True)) for line in lines]
     assert cells == [{k: "" if v is None else str(v) for k, v in row.items()} for row in told]
     return told
 
@@ -70,9 +70,9 @@ def make_objects() -> None:
     track_keys(*(f"{n:03}{HOSTILE[n % 6]}" for n in range(120)))
 
 
-def make_operations() -> None:
+def make_cleanups() -> None:
     for n in range(120):
-        CleanupOperation.objects.request(
+        Cleanup.objects.request(
             kind="project", project_id=f"proj_{n:03}", bucket="tests", trigger="deleted"
         )
 
@@ -92,36 +92,36 @@ def make_scans() -> None:
         create_scan(prefix=f"{n:03}{HOSTILE[n % 6]}", purpose=("reconcile", "backfill")[n % 2])
 
 
-def make_jobs() -> None:
+def make_bulk_jobs() -> None:
     for n in range(120):
-        Job.objects.request(("verify", "dry_run")[n % 2], [HOSTILE[n % 6]])
+        BulkJob.objects.request(("verify", "dry_run")[n % 2], [HOSTILE[n % 6]])
 
 
 # How to fill the list; a query of it; and how many rows it has then.
 LISTS: dict[str, tuple[Callable[[], None], str, int]] = {
     "project": (make_projects, "?q=proj_01&o=1", 10),
     "r2object": (make_objects, "?q=01&o=-1", 10),
-    "cleanupoperation": (make_operations, "?q=proj_1&o=1", 20),
+    "cleanup": (make_cleanups, "?q=proj_1&o=1", 20),
     "finding": (make_findings, "?q=11&o=-1", 10),
     "knownproject": (make_known, "?q=proj_00&o=-1", 10),
     "bucketscan": (make_scans, "?purpose__exact=backfill", 60),
-    "job": (make_jobs, "?action__exact=verify&o=-1", 60),
+    "bulkjob": (make_bulk_jobs, "?action__exact=verify&o=-1", 60),
 }
 MODELS: dict[str, Any] = {
     str(each._meta.model_name): each
-    for each in (Project, R2Object, CleanupOperation, Finding, KnownProject, BucketScan, Job)
+    for each in (Project, R2Object, Cleanup, Finding, KnownProject, BucketScan, BulkJob)
 }
 
 
 def listed(client: Client, model: str, query: str) -> list[str]:
     """The rows of all pages of the list, by their order."""
     found: list[str] = []
-    url: str | None = f"{page(model)}{query}"
+    url: str | None = f"{admin_url(model)}{query}"
     while url:
-        shown = words(client.get(url))
+        shown = normalized_text(client.get(url))
         found += re.findall(rf"{model}/([^/\"?]+)/change/", shown)
         following = re.search(r'<a[^>]* href="([^"]*)"[^>]*>\s*Next\s*</a>', shown)
-        url = f"{page(model)}{unescape(following[1])}" if following else None
+        url = f"{admin_url(model)}{unescape(following[1])}" if following else None
     return list(dict.fromkeys(found))
 
 
@@ -129,7 +129,7 @@ def listed(client: Client, model: str, query: str) -> list[str]:
 def test_an_export_is_the_list_as_filtered_searched_and_ordered_and_all_of_it(model: str) -> None:
     make, query, count = LISTS[model]
     make()
-    client = superuser()
+    client = superuser_client()
     for some, expected in ((query, count), ("", 120)):
         told = rows_of(client, model, some)
         assert len(told) == expected
@@ -145,11 +145,11 @@ def test_an_export_is_the_list_as_filtered_searched_and_ordered_and_all_of_it(mo
 
 
 def test_each_of_our_lists_can_be_exported_with_rows_and_without() -> None:
-    client, models = superuser(), [each for each in admin.site._registry if is_ours(each)]
+    client, models = superuser_client(), [each for each in admin.site._registry if is_ours(each)]
     for model in models:
         assert rows_of(client, str(model._meta.model_name)) == []
-    Incident.objects.create(kind="worker", summary="gone")
-    [row] = rows_of(client, "incident")
+    Alert.objects.create(kind="worker", summary="gone")
+    [row] = rows_of(client, "alert")
     assert (row["kind"], row["summary"]) == ("worker", "gone")
 
 
@@ -160,45 +160,47 @@ def is_ours(model: Any) -> bool:
 @pytest.mark.parametrize("model", ["project", "r2object", "finding", "bucketscan"])
 def test_no_cell_is_a_formula_or_hides_something(model: str) -> None:
     LISTS[model][0]()
-    for row in csv.reader(StringIO(export(superuser(), model, "csv"))):
+    for row in csv.reader(StringIO(export(superuser_client(), model, "csv"))):
         for cell in row:
-            assert not cell.startswith(texts.FORMULA)
+            assert not cell.startswith(texts.FORMULA_STARTS)
             assert cell.isprintable()
 
 
 def test_values_are_data_and_not_what_a_page_says_of_them() -> None:
     Project.objects.create(pk="proj_1", title="A", created_at=LONG_AGO)
     track_keys("a", "b", project="proj_1")
-    operation = CleanupOperation.objects.request(
+    cleanup = Cleanup.objects.request(
         kind="project", project_id="proj_1", bucket="tests", trigger="deleted"
     )
-    [row] = rows_of(superuser(), "project")
+    [row] = rows_of(superuser_client(), "project")
     assert row == {
         "id": "proj_1",
         "title": "A",
         "created_at": "2026-01-02T03:04:05.678901+00:00",
         "storage_audit_object_count": 2,
         "storage_audit_object_bytes": 6,
-        "storage_audit_last_operation_id": str(operation.pk),
-        "storage_audit_last_operation_status": "pending",
+        "storage_audit_last_cleanup_id": str(cleanup.pk),
+        "storage_audit_last_cleanup_status": "pending",
     }
 
 
 def test_inner_affairs_and_secrets_are_in_no_export() -> None:
     ApiToken.issue(name="nightly", user=User.objects.create_user("zoe"))
-    [row] = rows_of(superuser(), "apitoken")
+    [row] = rows_of(superuser_client(), "apitoken")
     assert "digest" not in row
-    make_operations()
+    make_cleanups()
     assert not {"lease_token", "cursor", "enqueued_at"} & set(
-        rows_of(superuser(), "cleanupoperation")[0]
+        rows_of(superuser_client(), "cleanup")[0]
     )
-    make_jobs()
-    assert "project_ids" not in rows_of(superuser(), "job")[0]
+    make_bulk_jobs()
+    assert "project_ids" not in rows_of(superuser_client(), "bulkjob")[0]
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_the_file_has_a_plain_name_and_an_empty_list_is_a_whole_file(form: str) -> None:
-    answer: Any = superuser().get(page("finding", "export", form) + "?q=%22%0d%0aX: y/../")
+    answer: Any = superuser_client().get(
+        admin_url("finding", "export", form) + "?q=%22%0d%0aX: y/../"
+    )
     name = answer.headers["Content-Disposition"]
     assert re.fullmatch(rf'attachment; filename="finding-\d{{4}}-\d\d-\d\d\.{form}"', name)
     text = b"".join(answer).decode()
@@ -209,29 +211,29 @@ def test_the_file_has_a_plain_name_and_an_empty_list_is_a_whole_file(form: str) 
 def test_each_list_links_to_the_exports_of_what_it_shows(model: str) -> None:
     make, query, _count = LISTS[model]
     make()
-    shown = words(superuser().get(page(model) + query + "&p=1"))
+    shown = normalized_text(superuser_client().get(admin_url(model) + query + "&p=1"))
     for form in ("csv", "json"):
-        link = page(model, "export", form) + query.replace("&", "&amp;")
+        link = admin_url(model, "export", form) + query.replace("&", "&amp;")
         assert f'href="{link}" download' in shown
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_an_export_is_for_who_may_see_the_list(form: str) -> None:
     user = User.objects.create_user("ben", is_staff=True)
-    address = page("finding", "export", form)
-    assert signed_in(user).get(address).status_code == 403
+    address = admin_url("finding", "export", form)
+    assert client_for(user).get(address).status_code == 403
     user.user_permissions.set(Permission.objects.filter(codename="view_finding"))
-    assert signed_in(user).get(address).status_code == 200
-    assert signed_in(user).get(page("r2object", "export", form)).status_code == 403
+    assert client_for(user).get(address).status_code == 200
+    assert client_for(user).get(admin_url("r2object", "export", form)).status_code == 403
     assert Client().get(address).status_code == 302
 
 
 def test_another_form_and_a_filter_that_is_none_are_refused() -> None:
-    client = superuser()
-    assert client.get(page("finding", "export", "xml")).status_code == 404
-    assert client.post(page("finding", "export", "csv")).status_code == 405
-    answer = client.get(page("cleanupoperation", "export", "csv") + "?job=nonsense")
-    assert answer.headers["Location"] == page("cleanupoperation") + "?e=1"
+    client = superuser_client()
+    assert client.get(admin_url("finding", "export", "xml")).status_code == 404
+    assert client.post(admin_url("finding", "export", "csv")).status_code == 405
+    answer = client.get(admin_url("cleanup", "export", "csv") + "?bulk_job=nonsense")
+    assert answer.headers["Location"] == admin_url("cleanup") + "?e=1"
 
 
 # Of what is no list of a table
@@ -240,22 +242,22 @@ FORMS = ("json", "csv")
 
 
 def items_url(pk: object, form: str) -> str:
-    return reverse("admin:storage_audit_operation_items", args=[pk, form])
+    return reverse("admin:storage_audit_cleanup_items", args=[pk, form])
 
 
-def left_behind_url(form: str) -> str:
-    return reverse("admin:storage_audit_left_behind_file", args=[form])
+def leftover_url(form: str) -> str:
+    return reverse("admin:storage_audit_leftover_file", args=[form])
 
 
 @pytest.fixture
-def operation() -> CleanupOperation:
+def cleanup() -> Cleanup:
     """Its keys do not come in the order of their outcomes, nor of the rows."""
-    make_operations()
-    made = CleanupOperation.objects.earliest("pk")
+    make_cleanups()
+    made = Cleanup.objects.earliest("pk")
     for n in reversed(range(120)):
-        outcome, key = ("failed", "deleted", "protected")[n % 3], f"{n:03}{HOSTILE[n % 6]}"
-        add_item(made, key, outcome, reason=HOSTILE[n % 6], present_at=LONG_AGO)
-    add_item(CleanupOperation.objects.latest("pk"), "another's")
+        outcome, key = ("failed", "deleted", "kept")[n % 3], f"{n:03}{HOSTILE[n % 6]}"
+        add_item(made, key, outcome, reason=HOSTILE[n % 6], last_seen_at=LONG_AGO)
+    add_item(Cleanup.objects.latest("pk"), "another's")
     return made
 
 
@@ -279,50 +281,50 @@ def rows_behind(client: Client, links: dict[str, str]) -> list[dict[str, Any]]:
         ("?outcome=nonsense", 120),
     ],
 )
-def test_the_items_of_an_operation_are_exported_as_its_page_chooses_them(
-    operation: CleanupOperation, query: str, count: int
+def test_the_items_of_a_cleanup_are_exported_as_its_page_chooses_them(
+    cleanup: Cleanup, query: str, count: int
 ) -> None:
-    client = superuser()
-    shown = words(client.get(page("cleanupoperation", "change", operation.pk) + query))
+    client = superuser_client()
+    shown = normalized_text(client.get(admin_url("cleanup", "change", cleanup.pk) + query))
     links = links_to_files(shown)
     assert bool(links) == bool(count)
-    urls = {form: items_url(operation.pk, form) + query for form in FORMS}
+    urls = {form: items_url(cleanup.pk, form) + query for form in FORMS}
     told = rows_behind(client, links or urls)
     assert told == rows_behind(client, urls)
     assert len(told) == count
     assert [row["key"] for row in told] == sorted(row["key"] for row in told)
     for row in told:
-        item = operation.items.get(key=row["key"])
+        item = cleanup.items.get(key=row["key"])
         assert {name: row[name] for name in ("outcome", "reason", "size")} == {
             "outcome": item.outcome,
             "reason": item.reason,
             "size": item.size,
         }
-        assert row["present_at"] == LONG_AGO.isoformat()
+        assert row["last_seen_at"] == LONG_AGO.isoformat()
 
 
-def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
-    operation: CleanupOperation, monkeypatch: pytest.MonkeyPatch
+def test_all_leftover_files_are_exported_by_whoever_tells_of_them(
+    cleanup: Cleanup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leftover_pages, "A_PAGE", 7)
+    monkeypatch.setattr(leftover_pages, "PAGE_SIZE", 7)
     orphan = create_finding("zz", evidence="=its project is gone")
-    CleanupOperation.objects.filter(pk=operation.pk).update(
+    Cleanup.objects.filter(pk=cleanup.pk).update(
         kind="verify",
         project_id="proj_gone",
-        status="incomplete",
+        status="differs",
         found=40,
         failed=40,
         finished_at=LONG_AGO,
         next_attempt_at=None,
     )
-    client = superuser()
-    links = links_to_files(words(client.get(reverse("admin:storage_audit_left_behind"))))
-    assert links == {form: left_behind_url(form) for form in FORMS}
+    client = superuser_client()
+    links = links_to_files(normalized_text(client.get(reverse("admin:storage_audit_leftovers"))))
+    assert links == {form: leftover_url(form) for form in FORMS}
     told = rows_behind(client, links)
-    failed = operation.items.filter(outcome="failed")
+    failed = cleanup.items.filter(outcome="failed")
     assert [row["key"] for row in told] == sorted([*(item.key for item in failed), "zz"])
     *items, last = told
-    assert {row["operation_id"] for row in items} == {str(operation.pk)}
+    assert {row["cleanup_id"] for row in items} == {str(cleanup.pk)}
     assert {row["finding_id"] for row in items} == {None}
     assert last.pop("reason").startswith("Its project is no more, or was never known")
     assert last == {
@@ -331,19 +333,19 @@ def test_all_that_is_left_behind_is_exported_by_whoever_tells_of_it(
         "size": orphan.size,
         "evidence": "=its project is gone",
         "finding_id": orphan.pk,
-        "operation_id": None,
+        "cleanup_id": None,
     }
-    for url in (links["csv"], items_url(operation.pk, "csv")):
+    for url in (links["csv"], items_url(cleanup.pk, "csv")):
         for row in csv.reader(StringIO(sent(client, url))):
-            assert not [cell for cell in row if cell.startswith(texts.FORMULA)]
+            assert not [cell for cell in row if cell.startswith(texts.FORMULA_STARTS)]
 
 
-def test_what_is_left_behind_is_read_while_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leftover_pages, "A_PAGE", 7)
+def test_leftover_files_are_read_while_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftover_pages, "PAGE_SIZE", 7)
     scan = create_scan()
     for n in range(50):
         create_finding(f"k{n:02}", scan=scan)
-    rows = leftover_pages.everything()
+    rows = leftover_pages.all_leftovers()
     with CaptureQueriesContext(connection) as queries:
         next(rows)
         of_a_page = len(queries)
@@ -352,11 +354,11 @@ def test_what_is_left_behind_is_read_while_it_is_sent(monkeypatch: pytest.Monkey
         assert len(queries) == 8 * of_a_page
 
 
-def test_nothing_else_is_exported_of_them(operation: CleanupOperation) -> None:
-    client = superuser()
-    urls = items_url(operation.pk, "csv"), left_behind_url("csv")
+def test_nothing_else_is_exported_of_them(cleanup: Cleanup) -> None:
+    client = superuser_client()
+    urls = items_url(cleanup.pk, "csv"), leftover_url("csv")
     assert [client.post(url).status_code for url in urls] == [405, 405]
-    others = items_url(operation.pk, "xml"), items_url(UUID(int=0), "csv"), left_behind_url("xml")
+    others = items_url(cleanup.pk, "xml"), items_url(UUID(int=0), "csv"), leftover_url("xml")
     assert [client.get(url).status_code for url in others] == [404, 404, 404]
 
 
@@ -367,7 +369,7 @@ def peak(count: int) -> int:
     """The most memory that an export of so many rows takes."""
     ids = (KnownProject(pk=f"proj_{count}_{n:06}", evidence="saved") for n in range(count))
     KnownProject.objects.bulk_create(ids, batch_size=5000)
-    answer = downloads.answer("csv", KnownProject.objects.order_by("pk"), ["id", "evidence"])
+    answer = downloads.rows_response("csv", KnownProject.objects.order_by("pk"), ["id", "evidence"])
     lines = 0
     tracemalloc.start()
     for piece in answer:
@@ -391,7 +393,7 @@ def test_the_server_gives_the_rows_as_they_are_read() -> None:
     """What the client's library held would be in no figure of Python's, and a result that is held
     for a time without a transaction would be written down first."""
     KnownProject.objects.bulk_create(KnownProject(pk=f"proj_{n}") for n in range(5000))
-    rows: Any = downloads.values(KnownProject.objects.all(), ["id"])
+    rows: Any = downloads.export_values(KnownProject.objects.all(), ["id"])
     next(rows)
     with connection.cursor() as cursor:
         cursor.execute("SELECT is_holdable FROM pg_cursors WHERE statement LIKE '%%knownproject%%'")
@@ -404,12 +406,14 @@ def test_lists_of_dates_ids_and_decimals_are_cells_too() -> None:
     """As the fields of a project may hold on PostgreSQL."""
     day, number = date(2026, 1, 2), UUID(int=7)
     row = [day, number, Decimal("1.50")]
-    answers = [downloads.file(form, "clips", ["parts"], [[row]]) for form in ("json", "csv")]
+    answers = [
+        downloads.file_response(form, "clips", ["parts"], [[row]]) for form in ("json", "csv")
+    ]
     as_json, as_csv = (b"".join(answer).decode() for answer in answers)
     told = [str(day), str(number), "1.50"]
     assert json.loads(as_json) == [{"parts": told}]
     [_names, [cell]] = csv.reader(StringIO(as_csv))
-    assert json.loads(texts.text_of(cell)) == told
+    assert json.loads(texts.cell_text(cell)) == told
 
 
 # Trouble
@@ -424,7 +428,7 @@ def test_what_breaks_off_does_not_look_whole(
     form: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_known()
-    whole = downloads.values
+    whole = downloads.export_values
 
     def breaking(*args: Any) -> Iterator[list[Any]]:
         for number, row in enumerate(whole(*args)):
@@ -432,9 +436,9 @@ def test_what_breaks_off_does_not_look_whole(
                 raise Broken
             yield row
 
-    monkeypatch.setattr(downloads, "values", breaking)
-    monkeypatch.setattr(texts, "LINES_AT_A_TIME", 10)
-    answer, sent = superuser().get(page("knownproject", "export", form)), b""
+    monkeypatch.setattr(downloads, "export_values", breaking)
+    monkeypatch.setattr(texts, "LINES_PER_CHUNK", 10)
+    answer, sent = superuser_client().get(admin_url("knownproject", "export", form)), b""
     with pytest.raises(Broken):  # So the server ends the connection, and not the answer.
         for piece in answer:
             sent += piece

@@ -4,7 +4,7 @@ from io import StringIO
 
 import pytest
 
-from storage_audit.exports import cell, csv_lines, json_lines, pieces, text_of
+from storage_audit.exports import byte_chunks, cell_text, csv_cell, csv_lines, json_lines
 
 SIGNS = "=+-@＝＋－＠\t\r"
 TEXTS = [
@@ -31,16 +31,16 @@ def shown_by(text: str, delimiter: str) -> list[str]:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_cell_is_no_formula_hides_nothing_and_is_still_the_same_text(text: str) -> None:
-    assert cell(text).isprintable()
-    assert text_of(cell(text)) == text
-    assert shown_by(text, ",") == ["first", cell(text)]
+    assert csv_cell(text).isprintable()
+    assert cell_text(csv_cell(text)) == text
+    assert shown_by(text, ",") == ["first", csv_cell(text)]
     # Quotation marks do not hold a cell together that is cut where none was expected.
     for seen in (*shown_by(text, ","), *shown_by(text, ";")):
         assert not seen.strip(" \"'").startswith(tuple(SIGNS)) or seen.startswith("'")
 
 
 def test_no_two_texts_become_the_same_cell() -> None:
-    assert len({cell(text) for text in TEXTS}) == len(TEXTS)
+    assert len({csv_cell(text) for text in TEXTS}) == len(TEXTS)
 
 
 def test_json_is_one_array_with_an_element_a_line() -> None:
@@ -52,4 +52,4 @@ def test_json_is_one_array_with_an_element_a_line() -> None:
 
 
 def test_many_lines_are_one_piece() -> None:
-    assert [piece.count(b"\n") for piece in pieces(["x\n"] * 1001)] == [500, 500, 1]
+    assert [piece.count(b"\n") for piece in byte_chunks(["x\n"] * 1001)] == [500, 500, 1]

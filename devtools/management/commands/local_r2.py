@@ -12,13 +12,13 @@ from devtools.processes import StartError, stop_on_signals
 from storage_audit.management.documented import DocumentedCommand
 
 
-def port(text: str) -> int:
+def parse_port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
         raise ArgumentTypeError("a port is a number from 0 to 65535")
     return int(text)
 
 
-def bucket_name(text: str) -> str:
+def parse_bucket_name(text: str) -> str:
     """https://developers.cloudflare.com/r2/buckets/create-buckets/"""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", text):
         raise ArgumentTypeError(
@@ -45,7 +45,7 @@ class Command(DocumentedCommand):
       128 and the signal's number, such as 130 for Ctrl-C: it was stopped
 
     Next: paste the printed lines into another shell, set SECRET_KEY and ALLOWED_HOSTS there, and
-    run migrate and claim_bucket.
+    run migrate and connect_bucket.
     """
     requires_system_checks = []
 
@@ -58,13 +58,13 @@ class Command(DocumentedCommand):
         )
         parser.add_argument(
             "--port",
-            type=port,
+            type=parse_port,
             default=8787,
             help="the port to listen on; when it is taken, any free one (default: %(default)s)",
         )
         parser.add_argument(
             "--bucket",
-            type=bucket_name,
+            type=parse_bucket_name,
             default="autoshorts-media",
             help="the bucket that it has (default: %(default)s)",
         )

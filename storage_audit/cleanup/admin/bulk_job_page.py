@@ -1,151 +1,147 @@
-"""What was asked for of many projects at once: how far it is, and what came of it."""
+"""The page of a bulk job: its progress and its results."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django.contrib import admin
-from django.db.models import Case, Count, Q, QuerySet, Sum, Value, When
+from django.db.models import Count, Q, QuerySet, Sum
 from django.http import HttpRequest, HttpResponse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.cleanup_text import DIFFERENCES_FOUND
-from storage_audit.cleanup.describe import label_of
-from storage_audit.cleanup.models import CleanupOperation, Job
-from storage_audit.redaction import visible
-from storage_audit.ui.links import list_of
+from storage_audit.cleanup.describe import field_label
+from storage_audit.cleanup.models import BulkJob, Cleanup
+from storage_audit.redaction import printable_text
+from storage_audit.ui.links import changelist_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin
 
-Status = CleanupOperation.Status
-# Of those that are incomplete the ones that are tried again.
-AGAIN = "again"
-UNDER_WAY = (Status.PENDING, Status.RUNNING, AGAIN)
-# What is drawn on the colour of each status, in a square of 8: nothing is told by colour alone.
+Status = Cleanup.Status
+UNFINISHED_STATUSES = (Status.PENDING, Status.RUNNING, Status.RETRYING)
+# What is drawn on the colour of each status, in a square of 8: colour alone never shows it.
 # Lines and parts of the bar are in this order.
-MARKS: dict[str, str] = {
+STATUS_MARKS: dict[str, str] = {
     Status.PLANNED: "M0 4H8",
     Status.PENDING: "M1 4H3M5 0H7",
     Status.RUNNING: "M4 0V8",
-    AGAIN: "M0 2H8M0 6H8",
+    Status.RETRYING: "M0 2H8M0 6H8",
     Status.CLEAN: "",
-    Status.CLEAN_WITH_PROTECTED: "M-2 2 2-2M0 8 8 0M6 10 10 6",
-    Status.INCOMPLETE: "M4 0V8M0 4H8",
+    Status.CLEAN_WITH_KEPT: "M-2 2 2-2M0 8 8 0M6 10 10 6",
+    Status.DIFFERS: "M4 0V8M0 4H8",
     Status.FAILED: "M0 0 8 8M0 8 8 0",
     Status.BLOCKED: "M-2 6 2 10M0 0 8 8M6-2 10 2",
     Status.SUPERSEDED: "M3 4H5M4 3V5",
 }
-LABELS = {**dict(Status.choices), AGAIN: gettext_lazy("to be tried again")}
-FACTS = ("id", "requested_by", "origin", "created_at", "finished_at")
+BULK_JOB_FACTS = ("id", "requested_by", "origin", "created_at", "finished_at")
 
 
-@admin.register(Job)
-class JobAdmin(ReadOnlyAdmin[Job]):
+@admin.register(BulkJob)
+class BulkJobAdmin(ReadOnlyAdmin[BulkJob]):
     list_display = ("created_at", "action", "projects", "position", "requested_by", "finished_at")
     list_filter = ("action",)
     ordering = ("-created_at", "pk")
     fields = ()
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[Job]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[BulkJob]:
         return super().get_queryset(request).defer("project_ids", "lives")
 
-    def has_view_permission(self, request: HttpRequest, obj: Job | None = None) -> bool:
-        return may_see_jobs(request)
+    def has_view_permission(self, request: HttpRequest, obj: BulkJob | None = None) -> bool:
+        return may_view_bulk_jobs(request)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
         job = context["original"]
-        context |= {"title": capfirst(str(job)), "subtitle": None, **page(job)}
+        context |= {"title": capfirst(str(job)), "subtitle": None, **bulk_job_context(job)}
         return super().render_change_form(request, context, *args, **kwargs)
 
 
-def may_see_jobs(request: HttpRequest) -> bool:
-    """Whoever may see the operations may see what they were made for."""
-    names = ("view_job", "view_cleanupoperation")
+def may_view_bulk_jobs(request: HttpRequest) -> bool:
+    """Whoever may see the cleanups may see what they were made for."""
+    names = ("view_bulkjob", "view_cleanup")
     return any(request.user.has_perm(f"storage_audit.{name}") for name in names)
 
 
-class StatusSums(NamedTuple):
-    """The operations with one status, or `AGAIN`: how many, how many with a message, and their
-    books."""
+class StatusTotals(NamedTuple):
+    """The cleanups with one status, or `RETRYING`: how many, how many with a message, and their
+    totals."""
 
     status: str
-    operations: int
+    cleanups: int
     messages: int
     found: int
     found_bytes: int
     deleted: int
     deleted_bytes: int
-    already_absent: int
-    already_absent_bytes: int
-    protected: int
-    protected_bytes: int
+    already_gone: int
+    already_gone_bytes: int
+    kept: int
+    kept_bytes: int
     failed: int
     failed_bytes: int
 
 
-class Line(NamedTuple):
-    """The operations with one status, or `AGAIN`; `x` and `width` are their part of the bar."""
+class StatusLine(NamedTuple):
+    """The cleanups with one status, or `RETRYING`, and their part of the bar."""
 
     status: str
     label: Any
-    sums: StatusSums
-    x: str
-    width: str
+    totals: StatusTotals
+    bar_x: str
+    bar_width: str
     mark: str
     url: str
 
 
-class Need(NamedTuple):
+class AttentionLine(NamedTuple):
     """Something that waits for a person."""
 
     text: str
     url: str
 
 
-def page(job: Job) -> dict[str, Any]:
-    sums = sum_by_status(job)
-    made = sum(each.operations for each in sums.values())
-    under_way = sum(sums[status].operations for status in UNDER_WAY if status in sums)
+def bulk_job_context(job: BulkJob) -> dict[str, Any]:
+    sums = total_by_status(job)
+    made = sum(each.cleanups for each in sums.values())
+    under_way = sum(sums[status].cleanups for status in UNFINISHED_STATUSES if status in sums)
     return {
-        "job": job,
+        "bulk_job": job,
         "is_live": not job.finished_at or under_way > 0,
-        "sentence": " ".join(sentences(job, sums, made, under_way)),
+        "sentence": " ".join(status_sentences(job, sums, made, under_way)),
         "made": made,
         # What is not taken up yet has its place in the bar, too.
-        "lines": list(lines(job, sums, made + job.projects - job.position)),
-        "needs": list(needs(job, sums)),
-        "books": books(job, sums),
-        "all_operations": operations_of(job),
-        "facts": list(facts(job)),
+        "lines": list(status_lines(job, sums, made + job.projects - job.position)),
+        "attention_lines": list(attention_lines(job, sums)),
+        "totals": bulk_job_totals(job, sums),
+        "all_cleanups_url": cleanup_list_url(job),
+        "facts": list(bulk_job_facts(job)),
     }
 
 
-def sum_by_status(job: Job) -> dict[str, StatusSums]:
-    """What its operations with each status, or `AGAIN`, have in their books, from one aggregate."""
-    again = When(status=Status.INCOMPLETE, next_attempt_at__isnull=False, then=Value(AGAIN))
-    sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusSums._fields[3:]}
-    with_message = Count("pk", filter=~Q(error=""))
-    groups = job.operations.order_by().values(group=Case(again, default="status"))
-    groups = groups.annotate(operations=Count("pk"), messages=with_message, **sums)
-    found = groups.values_list("group", "operations", "messages", *sums)
-    return {row[0]: StatusSums(*row) for row in found}
+def total_by_status(job: BulkJob) -> dict[str, StatusTotals]:
+    """The totals of its cleanups by status, from one aggregate."""
+    sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusTotals._fields[3:]}
+    with_message = Count("pk", filter=~Q(message=""))
+    groups = job.cleanups.order_by().values("status")
+    groups = groups.annotate(cleanups=Count("pk"), messages=with_message, **sums)
+    found = groups.values_list("status", "cleanups", "messages", *sums)
+    return {row[0]: StatusTotals(*row) for row in found}
 
 
-def facts(job: Job) -> Iterator[tuple[Any, Any]]:
-    for name in FACTS:
+def bulk_job_facts(job: BulkJob) -> Iterator[tuple[Any, Any]]:
+    for name in BULK_JOB_FACTS:
         if value := getattr(job, name):
             stopped = name == "finished_at" and job.stop_reason
-            label = _("stopped") if stopped else label_of(job, name)
-            yield label, visible(value) if isinstance(value, str) else value
+            label = _("stopped") if stopped else field_label(job, name)
+            yield label, printable_text(value) if isinstance(value, str) else value
 
 
-def operations_of(job: Job, **filters: object) -> str:
-    return list_of("cleanupoperation", job=job.pk, **filters)
+def cleanup_list_url(job: BulkJob, **filters: object) -> str:
+    return changelist_url("cleanup", bulk_job=job.pk, **filters)
 
 
-def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> Iterator[str]:
+def status_sentences(
+    job: BulkJob, sums: dict[str, StatusTotals], made: int, under_way: int
+) -> Iterator[str]:
     if job.stop_reason:
         text = _(
             "Stopped after %(position)d of %(projects)d projects: %(reason)s The other %(left)d"
@@ -154,7 +150,7 @@ def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) 
         left = job.projects - job.position
         numbers = {"position": job.position, "projects": job.projects, "left": left}
         yield text % {**numbers, "reason": job.stop_reason}
-    elif job.action in Job.DELETIONS:
+    elif job.action in BulkJob.DELETING_ACTIONS:
         yield describe_deletion(job, sums, made, under_way)
     elif not job.finished_at:
         text = _(
@@ -164,7 +160,7 @@ def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) 
         yield text % {"position": job.position, "projects": job.projects}
     elif under_way:
         text = _(
-            "All projects are taken up. Of %(made)d operations, %(open)d are still to be done; you"
+            "All projects are taken up. Of %(made)d cleanups, %(open)d are still to be done; you"
             " may leave this page."
         )
         yield text % {"open": under_way, "made": made}
@@ -172,16 +168,18 @@ def sentences(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) 
         yield _("Done, but for what was stopped or has failed.")
     else:
         yield _("Done: each project was looked at.")
-    if again := sums.get(AGAIN):
+    if again := sums.get(Status.RETRYING):
         text = _(
             "To be tried again by themselves, as the bucket could not be asked or something"
             " remains: %d."
         )
-        yield text % again.operations
-    yield from left_out(job)
+        yield text % again.cleanups
+    yield from describe_skipped(job)
 
 
-def describe_deletion(job: Job, sums: dict[str, StatusSums], made: int, under_way: int) -> str:
+def describe_deletion(
+    job: BulkJob, sums: dict[str, StatusTotals], made: int, under_way: int
+) -> str:
     if not job.finished_at:
         text = _(
             "%(position)d of %(projects)d projects are done. The others follow. You can leave this"
@@ -201,63 +199,56 @@ def describe_deletion(job: Job, sums: dict[str, StatusSums], made: int, under_wa
     return _("Done. All cleanups are finished.")
 
 
-def left_out(job: Job) -> Iterator[str]:
-    """What was taken up and came to nothing."""
-    made_of = job.operations.values("project_id").distinct().count()
+def describe_skipped(job: BulkJob) -> Iterator[str]:
+    """The projects that were left out."""
+    made_of = job.cleanups.values("project_id").distinct().count()
     if job.position > made_of:
         text = _("Projects left out, as the log tells: %d.")
-        if job.action in Job.DELETIONS:
-            text = _("Not deleted by this job: %d. The log says why.")
+        if job.action in BulkJob.DELETING_ACTIONS:
+            text = _("Not deleted by this bulk job: %d. The log says why.")
         yield text % (job.position - made_of)
 
 
-def lines(job: Job, sums: dict[str, StatusSums], whole: int) -> Iterator[Line]:
+def status_lines(job: BulkJob, sums: dict[str, StatusTotals], whole: int) -> Iterator[StatusLine]:
     before = 0
-    for status, mark in MARKS.items():
+    for status, mark in STATUS_MARKS.items():
         if each := sums.get(status):
-            x, width = (f"{100 * n / whole:.2f}%" for n in (before, each.operations))
-            yield Line(status, label(job, status), each, x, width, mark, list_with(job, status))
-            before += each.operations
+            x, width = (f"{100 * n / whole:.2f}%" for n in (before, each.cleanups))
+            yield StatusLine(
+                status, Status(status).label, each, x, width, mark, status_list_url(job, status)
+            )
+            before += each.cleanups
 
 
-def label(job: Job, status: str) -> Any:
-    found = job.action == Job.Action.VERIFY and status == Status.INCOMPLETE
-    return DIFFERENCES_FOUND if found else LABELS[status]
+def status_list_url(job: BulkJob, status: str) -> str:
+    return cleanup_list_url(job, status__exact=status)
 
 
-def list_with(job: Job, status: str) -> str:
-    if status not in (AGAIN, Status.INCOMPLETE):
-        return operations_of(job, status__exact=status)
-    over = {"next_attempt_at__isnull": status != AGAIN}
-    return operations_of(job, **over, status__exact=Status.INCOMPLETE.value)
-
-
-def needs(job: Job, sums: dict[str, StatusSums]) -> Iterator[Need]:
+def attention_lines(job: BulkJob, sums: dict[str, StatusTotals]) -> Iterator[AttentionLine]:
     texts = {
         Status.BLOCKED: _("Stopped; each says by what: %d"),
         Status.FAILED: _("Failed after hours of trying: %d"),
+        Status.DIFFERS: _("Bucket and table differ, or there are leftover files: %d"),
     }
-    if job.action == Job.Action.VERIFY:
-        texts[Status.INCOMPLETE] = _("Bucket and table differ, or something was left behind: %d")
     for status, text in texts.items():
         if each := sums.get(status):
-            yield Need(text % each.operations, list_with(job, status))
+            yield AttentionLine(text % each.cleanups, status_list_url(job, status))
     plans = sums.get(Status.PLANNED)
     if plans and plans.messages:
         text = _("A safety limit would block the deletion: %d")
-        shown = {"status__exact": Status.PLANNED.value, "error__gt": ""}
-        yield Need(text % plans.messages, operations_of(job, **shown))
+        shown = {"status__exact": Status.PLANNED.value, "message__gt": ""}
+        yield AttentionLine(text % plans.messages, cleanup_list_url(job, **shown))
 
 
-def books(job: Job, sums: dict[str, StatusSums]) -> list[tuple[str, int, int]]:
-    """Objects and bytes of all its operations, as far as these are."""
-    is_look = job.action == Job.Action.VERIFY
-    is_plan = job.action == Job.Action.DRY_RUN
+def bulk_job_totals(job: BulkJob, sums: dict[str, StatusTotals]) -> list[tuple[str, int, int]]:
+    """Objects and bytes of all its cleanups so far."""
+    is_look = job.action == BulkJob.Action.VERIFY
+    is_plan = job.action == BulkJob.Action.DRY_RUN
     labels = {
         "found": _("found"),
         "deleted": _("deleted"),
-        "already_absent": _("already absent"),
-        "protected": _("protected"),
+        "already_gone": _("already gone"),
+        "kept": _("kept"),
         # What a plan would delete is not gone, and so counts as failed; what differs does too.
         "failed": _("different") if is_look else _("to be deleted") if is_plan else _("failed"),
     }
@@ -265,7 +256,7 @@ def books(job: Job, sums: dict[str, StatusSums]) -> list[tuple[str, int, int]]:
     if is_look:
         # What was not compared to the end does not differ.
         sums = {
-            status: each if status == Status.INCOMPLETE else each._replace(failed=0, failed_bytes=0)
+            status: each if status == Status.DIFFERS else each._replace(failed=0, failed_bytes=0)
             for status, each in sums.items()
         }
 

@@ -11,8 +11,8 @@ from django.utils.translation import gettext_lazy
 from storage_audit.cleanup.attention import select_keeping_files, select_waiting_for_person
 
 
-class Needs(admin.SimpleListFilter):
-    """Operations by what they wait for."""
+class NeedsFilter(admin.SimpleListFilter):
+    """Cleanups by what they wait for."""
 
     title = gettext_lazy("what it needs")
     parameter_name = "needs"
@@ -24,26 +24,26 @@ class Needs(admin.SimpleListFilter):
             ("judgement", gettext_lazy("Nothing, but kept objects to judge")),
         ]
 
-    def queryset(self, request: HttpRequest, operations: Any) -> Any:
+    def queryset(self, request: HttpRequest, cleanups: Any) -> Any:
         match self.value():
             case "end":
-                return operations.cleanups().open()
+                return cleanups.requested_deletions().open()
             case "person":
-                return select_waiting_for_person(operations)
+                return select_waiting_for_person(cleanups)
             case "judgement":
-                return select_keeping_files(operations)
-        return operations
+                return select_keeping_files(cleanups)
+        return cleanups
 
 
-class FollowUpChecks(admin.SimpleListFilter):
+class FollowUpFilter(admin.SimpleListFilter):
     """Follow-up checks are newer than the cleanups that they follow, and would stand above them.
-    They are hidden unless somebody asks for them, or for operations in a certain state."""
+    They are hidden unless somebody asks for them, or for cleanups in a certain state."""
 
     title = gettext_lazy("follow-up checks")
     parameter_name = "follow_up_checks"
-    SHOWN = "shown"
-    # Which operations these show does not depend on what they follow.
-    SHOWN_BY = ("status", "trigger", "needs")
+    SHOWN_VALUE = "shown"
+    # Which cleanups these show does not depend on what they follow.
+    SHOWING_PARAMETERS = ("status", "trigger", "needs")
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         asked = {name.partition("__")[0] for name in request.GET}
@@ -51,17 +51,17 @@ class FollowUpChecks(admin.SimpleListFilter):
         # A file that is kept must not lack any.
         is_export = bool(place and (place.url_name or "").endswith("_export"))
         is_named = is_uuid(request.GET.get("q", ""))
-        self.is_shown = is_export or is_named or not asked.isdisjoint(self.SHOWN_BY)
-        return [(self.SHOWN, gettext_lazy("Shown"))]
+        self.is_shown = is_export or is_named or not asked.isdisjoint(self.SHOWING_PARAMETERS)
+        return [(self.SHOWN_VALUE, gettext_lazy("Shown"))]
 
     def choices(self, changelist: Any) -> Iterator[Any]:
         _all, *others = super().choices(changelist)
         yield from ({**_all, "display": gettext_lazy("Hidden")}, *others)
 
-    def queryset(self, request: HttpRequest, operations: Any) -> Any:
-        if self.is_shown or self.value() == self.SHOWN:
-            return operations
-        return operations.without_follow_ups()
+    def queryset(self, request: HttpRequest, cleanups: Any) -> Any:
+        if self.is_shown or self.value() == self.SHOWN_VALUE:
+            return cleanups
+        return cleanups.without_follow_ups()
 
 
 def is_uuid(text: str) -> bool:

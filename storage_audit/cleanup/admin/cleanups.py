@@ -1,4 +1,4 @@
-"""Cleanup operations: the list, one page for each, and what a person may do to them."""
+"""Cleanups: the list, one page for each, and what a person may do to them."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -26,40 +26,39 @@ from django.views.decorators.http import require_GET
 
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.admin import cleanup_page, items, live_progress, plan_page
-from storage_audit.cleanup.admin.cleanup_filters import FollowUpChecks, Needs
-from storage_audit.cleanup.admin.deleting import announce, badge_of
+from storage_audit.cleanup.admin.cleanup_filters import FollowUpFilter, NeedsFilter
+from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
-from storage_audit.cleanup.cleanup_text import words_of
-from storage_audit.cleanup.describe import CLOSED
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.cleanup_text import describe_outcome
+from storage_audit.cleanup.describe import FINAL_OUTCOMES
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.fields import starts_with
-from storage_audit.formats import amount
-from storage_audit.redaction import visible
+from storage_audit.formats import format_amount
+from storage_audit.redaction import printable_text
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.model_admin import DJANGO_6_1, ReadOnlyAdmin
 
-# Verified in one request; of whole projects, a job verifies any number.
-MOST_AT_ONCE = 100
+# Verified in one request; of whole projects, a bulk job verifies any number.
+MAX_VERIFICATIONS = 100
 
 
-@admin.register(CleanupOperation)
-class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[CleanupOperation]):
+@admin.register(Cleanup)
+class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
     list_display = (
-        "subject_shown",
+        "visible_subject",
         "state",
-        "found_shown",
+        "found_amount",
         "trigger",
         "created_at",
     )
-    # Each of them, and both, has an index. The trigger tells nearly all that the kind would.
-    list_filter = (Needs, "status", "trigger", FollowUpChecks)
+    # Each of them, and both, has an index. The trigger says nearly all that the kind would.
+    list_filter = (NeedsFilter, "status", "trigger", FollowUpFilter)
     linked_lookups = (
         "project_id",
-        "job",
+        "bulk_job",
         "created_at__gte",
-        "next_attempt_at__isnull",
-        "error__gt",
+        "message__gt",
     )
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
@@ -73,158 +72,160 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
         "verify_cleanup": gettext_lazy("Compare with the bucket"),
         "force_cleanup": gettext_lazy("Clean up a deleted project"),
     }
-    change_list_template = "admin/storage_audit/cleanupoperation/change_list.html"
+    change_list_template = "admin/storage_audit/cleanup/change_list.html"
     # Of features above this one, which storage_audit/admin.py adds: their pages below this list,
     # and what a cleanup's own page shows of them.
-    more_urls: Iterable[Callable[["CleanupOperationAdmin"], list[URLPattern]]] = ()
-    more_context: Iterable[Callable[[CleanupOperation], dict[str, Any]]] = ()
+    more_urls: Iterable[Callable[["CleanupAdmin"], list[URLPattern]]] = ()
+    more_context: Iterable[Callable[[Cleanup], dict[str, Any]]] = ()
 
-    def get_queryset(self, request: HttpRequest) -> QuerySet[CleanupOperation]:
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Cleanup]:
         # A hundred kilobytes, at worst, which only the page of a plan shows.
-        return super().get_queryset(request).defer("summary")
+        return super().get_queryset(request).defer("plan_summary")
 
     def get_urls(self) -> list[URLPattern]:
-        declare = self.as_page(self.declare_deleted)
+        declare = self.wrap_view(self.declare_deleted)
         return [
             path("declare-deleted/", declare, name="storage_audit_declare_deleted"),
             path(
-                "<uuid:operation_id>/items.<str:form>",
-                self.as_page(require_GET(self.items_file)),
-                name="storage_audit_operation_items",
+                "<uuid:deletion_id>/items.<str:form>",
+                self.wrap_view(require_GET(self.items_view)),
+                name="storage_audit_cleanup_items",
             ),
             path(
-                "<uuid:operation_id>/progress/",
-                self.as_page(self.progress),
-                name="storage_audit_operation_progress",
+                "<uuid:deletion_id>/progress/",
+                self.wrap_view(self.progress_view),
+                name="storage_audit_cleanup_progress",
             ),
             *chain.from_iterable(urls(self) for urls in self.more_urls),
             *super().get_urls(),
         ]
 
     def get_search_results(
-        self, request: HttpRequest, queryset: QuerySet[CleanupOperation], search_term: str
-    ) -> tuple[QuerySet[CleanupOperation], bool]:
+        self, request: HttpRequest, queryset: QuerySet[Cleanup], search_term: str
+    ) -> tuple[QuerySet[Cleanup], bool]:
         found = starts_with("project_id", search_term)
         with suppress(ValueError):
             found |= Q(pk=UUID(search_term))
         return queryset.filter(found), False
 
     @admin.display(description=gettext_lazy("project"), ordering="project_id")
-    def subject_shown(self, operation: CleanupOperation) -> str:
-        return visible(operation.subject)
+    def visible_subject(self, cleanup: Cleanup) -> str:
+        return printable_text(cleanup.subject)
 
     @admin.display(description=gettext_lazy("status"), ordering="status")
-    def state(self, operation: CleanupOperation) -> SafeString:
-        return badge_of(operation)
+    def state(self, cleanup: Cleanup) -> SafeString:
+        return cleanup_badge(cleanup)
 
-    # Empty while the books are open: their figures are written when they are closed.
+    # Empty while the totals are open: their figures are written when they are closed.
     @admin.display(description=gettext_lazy("found"), ordering="found")
-    def found_shown(self, operation: CleanupOperation) -> SafeString | None:
-        if operation.status == CleanupOperation.Status.PENDING and operation.next_attempt_at:
-            due = date_format(localtime(operation.next_attempt_at), "DATETIME_FORMAT")
+    def found_amount(self, cleanup: Cleanup) -> SafeString | None:
+        if cleanup.status == Cleanup.Status.PENDING and cleanup.next_attempt_at:
+            due = date_format(localtime(cleanup.next_attempt_at), "DATETIME_FORMAT")
             return format_html("{}", _("due %s") % due)
-        if operation.status not in (*CleanupOperation.CLOSED, CleanupOperation.Status.PLANNED):
+        if cleanup.status not in (*Cleanup.FINISHED, Cleanup.Status.PLANNED):
             return None
-        closed = operation.status in CleanupOperation.CLOSED
-        counts = [(getattr(operation, name), name) for name in CLOSED if closed]
-        became = ", ".join(f"{n} {words_of(operation, name)[0]}" for n, name in counts if n)
-        return format_html("{}<br>{}", amount(operation.found, operation.found_bytes), became)
+        closed = cleanup.status in Cleanup.FINISHED
+        counts = [(getattr(cleanup, name), name) for name in FINAL_OUTCOMES if closed]
+        became = ", ".join(f"{n} {describe_outcome(cleanup, name)[0]}" for n, name in counts if n)
+        return format_html("{}<br>{}", format_amount(cleanup.found, cleanup.found_bytes), became)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
-        operation = context["original"]
+        cleanup = context["original"]
         context |= {
-            "title": _("Cleanup operation: %s") % visible(operation.subject),
+            "title": _("Cleanup: %s") % printable_text(cleanup.subject),
             "has_own_object_tools": not DJANGO_6_1,
-            **cleanup_page.context(request, operation),
-            **plan_page.context(request, operation),
+            **cleanup_page.cleanup_context(request, cleanup),
+            **plan_page.plan_context(request, cleanup),
         }
         for more in self.more_context:
-            context |= more(operation)
+            context |= more(cleanup)
         return super().render_change_form(request, context, *args, **kwargs)
 
-    def progress(self, request: HttpRequest, operation_id: UUID) -> HttpResponse:
+    def progress_view(self, request: HttpRequest, deletion_id: UUID) -> HttpResponse:
         if not self.has_view_permission(request):
             raise PermissionDenied
         # Some have a list of many projects there, or a large plan's figures.
-        light = CleanupOperation.objects.defer("cursor", "summary")
-        operation = get_object_or_404(light, pk=operation_id)
-        told = live_progress.progress(operation, timezone.now())
-        return JsonResponse({**told, "books": live_progress.lines(operation)})
+        light = Cleanup.objects.defer("position", "plan_summary")
+        cleanup = get_object_or_404(light, pk=deletion_id)
+        told = live_progress.progress_values(cleanup, timezone.now())
+        return JsonResponse({**told, "totals": live_progress.line_values(cleanup)})
 
     @admin.action(permissions=["verify"], description=gettext_lazy("Verify cleanup"))
     def verify_cleanup(
-        self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
+        self, request: HttpRequest, queryset: QuerySet[Cleanup]
     ) -> HttpResponse | None:
-        if queryset[: MOST_AT_ONCE + 1].count() > MOST_AT_ONCE:
+        if queryset[: MAX_VERIFICATIONS + 1].count() > MAX_VERIFICATIONS:
             text = _(
-                "Nothing was done: at most %d operations can be verified at once. Select fewer, or"
+                "Nothing was done: at most %d cleanups can be verified at once. Select fewer, or"
                 " verify their projects, of which you may select any number."
             )
-            self.message_user(request, text % MOST_AT_ONCE, messages.ERROR)
+            self.message_user(request, text % MAX_VERIFICATIONS, messages.ERROR)
             return None
         with transaction.atomic():
             checks = []
             # In the order in which all who lock several lock them.
-            for operation in queryset.order_by("pk"):
+            for cleanup in queryset.order_by("pk"):
                 try:
-                    checks.append(check := requests.verify_operation(operation))
+                    checks.append(check := requests.request_cleanup_verification(cleanup))
                 except IllegalTransition as refusal:
                     self.message_user(request, str(refusal), messages.ERROR)
                     continue
-                log = _("Verification requested: operation %s.") % check.pk
-                self.log_change(request, operation, log)
+                log = _("Verification requested: cleanup %s.") % check.pk
+                self.log_change(request, cleanup, log)
             requests.enqueue_on_commit(checks)
         text = _("A verification is queued. It looks into the bucket again and changes nothing.")
-        return announce(self, request, text, checks)
+        return announce_cleanups(self, request, text, checks)
 
     @admin.action(permissions=["force"], description=gettext_lazy("Force-delete"))
     def force_delete(
-        self, request: HttpRequest, queryset: QuerySet[CleanupOperation]
+        self, request: HttpRequest, queryset: QuerySet[Cleanup]
     ) -> HttpResponse | None:
-        selection = self.select(request, queryset)
+        selection = self.read_selection(request, queryset)
         if not selection:
             return None
-        confirmed, operations = selection.is_confirmed, list(selection.rows)
-        if confirmed and request.POST.get("figures") != figures_of(operations):
-            self.ask_again(request)
+        confirmed, cleanups = selection.is_confirmed, list(selection.rows)
+        if confirmed and request.POST.get("figures") != combined_digest(cleanups):
+            self.require_new_confirmation(request)
             confirmed = False
         if not confirmed:
-            return self.confirm_force(request, selection, operations)
-        released = [each for operation in operations for each in self.force(request, operation)]
+            return self.confirm_force(request, selection, cleanups)
+        released = [
+            each for cleanup in cleanups for each in self.approve_or_retry(request, cleanup)
+        ]
         text = _("Queued: a worker takes it next. Its page says what became of it.")
-        return announce(self, request, text, released)
+        return announce_cleanups(self, request, text, released)
 
-    def force(self, request: HttpRequest, operation: CleanupOperation) -> list[CleanupOperation]:
-        if may_not := cleanup_page.refuse_to_force(request, operation):
-            self.message_user(request, f"{operation.pk}: {may_not}", messages.ERROR)
+    def approve_or_retry(self, request: HttpRequest, cleanup: Cleanup) -> list[Cleanup]:
+        if may_not := cleanup_page.force_refusal(request, cleanup):
+            self.message_user(request, f"{cleanup.pk}: {may_not}", messages.ERROR)
             return []
         try:
             with transaction.atomic():
-                released = requests.force_delete_operation(operation)
-                self.log_change(request, operation, _("Force-deleted."))
+                released = requests.approve_or_retry(cleanup)
+                self.log_change(request, cleanup, _("Force-deleted."))
                 requests.enqueue_on_commit(released)
         except (IllegalTransition, requests.ProjectExists, ValidationError) as refusal:
             text = refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)
-            self.message_user(request, visible(text), messages.ERROR)
+            self.message_user(request, printable_text(text), messages.ERROR)
             return []
         return released
 
     def confirm_force(
-        self, request: HttpRequest, selection: Selection, operations: list[CleanupOperation]
+        self, request: HttpRequest, selection: Selection, cleanups: list[Cleanup]
     ) -> HttpResponse:
-        forced = [each for each in operations if cleanup_page.force_choice(each)]
-        going = cleanup_page.to_be_deleted(forced)
-        # Nobody knows what one deletes that has no plan yet.
+        forced = [each for each in cleanups if cleanup_page.force_choice(each)]
+        going = cleanup_page.amounts_to_delete(forced)
+        # Without a plan nobody knows yet what it deletes.
         is_known = 0 < len(forced) == len(going)
-        total = amount(*map(sum, zip(*going.values(), strict=True))) if is_known else ""
-        are_plans = all(each.status == CleanupOperation.Status.PLANNED for each in operations)
-        return self.confirm(
+        total = format_amount(*map(sum, zip(*going.values(), strict=True))) if is_known else ""
+        are_plans = all(each.status == Cleanup.Status.PLANNED for each in cleanups)
+        return self.render_confirmation(
             request,
             selection,
             action="force_delete",
-            figures=figures_of(operations),
+            figures=combined_digest(cleanups),
             title=_("Run this plan?") if are_plans else _("Force-delete?"),
             sentences=(
                 _(
@@ -238,17 +239,17 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
                 _("Deletes at most"),
                 _("What happens"),
                 _("Status"),
-                _("Operation"),
+                _("Cleanup"),
             ),
             rows=[
                 (
-                    visible(operation.subject),
-                    amount(*going[operation.pk]) if operation.pk in going else "–",
-                    cleanup_page.effect_of_force(operation),
-                    badge_of(operation),
-                    operation.pk,
+                    printable_text(cleanup.subject),
+                    format_amount(*going[cleanup.pk]) if cleanup.pk in going else "–",
+                    cleanup_page.force_effect(cleanup),
+                    cleanup_badge(cleanup),
+                    cleanup.pk,
                 )
-                for operation in operations
+                for cleanup in cleanups
             ],
             button=_("Delete %s") % total if total else _("Yes, go on without limits"),
         )
@@ -258,7 +259,7 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             raise PermissionDenied
         given = {"project_id": request.GET.get("project_id")}
         form = DeclareDeletedForm(request.POST or None, initial=given)
-        if form.is_valid() and (answer := self.declare(request, form)):
+        if form.is_valid() and (answer := self.submit_declaration(request, form)):
             return answer
         request.current_app = self.admin_site.name
         context = {
@@ -269,35 +270,39 @@ class CleanupOperationAdmin(ReadOnlyAdmin[CleanupOperation], ConfirmingAdmin[Cle
             "form": form,
         }
         return TemplateResponse(
-            request, "admin/storage_audit/cleanupoperation/declare_deleted.html", context
+            request, "admin/storage_audit/cleanup/declare_deleted.html", context
         )
 
-    def declare(self, request: HttpRequest, form: DeclareDeletedForm) -> HttpResponse | None:
+    def submit_declaration(
+        self, request: HttpRequest, form: DeclareDeletedForm
+    ) -> HttpResponse | None:
         try:
             with transaction.atomic():
-                operations = requests.declare_deleted(form.cleaned_data["project_id"])
-                for operation in operations:
-                    self.log_addition(request, operation, _("Project declared deleted."))
-                requests.enqueue_on_commit(operations)
+                cleanups = requests.declare_deleted(form.cleaned_data["project_id"])
+                for cleanup in cleanups:
+                    self.log_addition(request, cleanup, _("Project declared deleted."))
+                requests.enqueue_on_commit(cleanups)
         except requests.ProjectExists as refusal:
             form.add_error("project_id", str(refusal))
             return None
-        text = _("A cleanup is queued. It looks for what the project left behind and deletes it.")
-        answer = announce(self, request, text, operations)
-        return answer or redirect("admin:storage_audit_cleanupoperation_changelist")
+        text = _("A cleanup is queued. It finds the project's leftover files and deletes them.")
+        answer = announce_cleanups(self, request, text, cleanups)
+        return answer or redirect("admin:storage_audit_cleanup_changelist")
 
-    def items_file(
-        self, request: HttpRequest, operation_id: UUID, form: str
+    def items_view(
+        self, request: HttpRequest, deletion_id: UUID, form: str
     ) -> StreamingHttpResponse:
-        return items.download(self.seen(request, operation_id), form, request.GET)
+        return items.download_items(self.get_cleanup(request, deletion_id), form, request.GET)
 
-    def seen(self, request: HttpRequest, operation_id: UUID) -> CleanupOperation:
-        """The operation, if there is one and this person may see it."""
+    def get_cleanup(self, request: HttpRequest, deletion_id: UUID) -> Cleanup:
+        """The cleanup, if there is one and this person may see it."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        return get_object_or_404(CleanupOperation, pk=operation_id)
+        return get_object_or_404(Cleanup, pk=deletion_id)
 
 
-def figures_of(operations: list[CleanupOperation]) -> str:
-    """What the confirmation page repeats: in another status the same button does another thing."""
-    return hashlib.sha256("".join(sorted(each.figures for each in operations)).encode()).hexdigest()
+def combined_digest(cleanups: list[Cleanup]) -> str:
+    """Repeated by the confirmation page: in another status the button does something else."""
+    return hashlib.sha256(
+        "".join(sorted(each.confirmation_digest for each in cleanups)).encode()
+    ).hexdigest()

@@ -18,15 +18,15 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.cleanup_text import status_of
-from storage_audit.cleanup.delete_projects import committing
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.roles import deletion_of_site, stock_deletion
+from storage_audit.cleanup.cleanup_text import status_label
+from storage_audit.cleanup.delete_projects import tolerate_hook_errors
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.roles import site_deletion, stock_deletion
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
-from storage_audit.ui.links import list_of, page_of
+from storage_audit.ui.links import changelist_url, cleanup_url
 from storage_audit.ui.model_admin import AuditAdmin, M
 
-deletes = admin.action(
+deletion_action = admin.action(
     permissions=["delete"],
     description=gettext_lazy("Delete selected %(verbose_name_plural)s"),
 )
@@ -36,38 +36,38 @@ class DeletingAdmin(ConfirmingAdmin[M]):
     """The stock deletion, which here is followed by a cleanup."""
 
     def get_action(self, action: Any, *args: Any, **kwargs: Any) -> Any:
-        """None for the deletion where the site disabled it, or has another one in its place, which
-        Django then offers: ours has the name of Django's."""
+        """None for the deletion where the site disabled it or replaced it. Django then offers the
+        site's own: ours has the name of Django's."""
         if action == "delete_selected":
-            of_site = deletion_of_site(self.admin_site)
+            of_site = site_deletion(self.admin_site)
             is_ours = type(self).delete_selected is DeletingAdmin.delete_selected
             if of_site is None or (is_ours and of_site is not delete_selected):
                 return None
         return super().get_action(action, *args, **kwargs)
 
-    def refused(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
-        found = super().refused(request, row)
+    def refused_actions(self, request: HttpRequest, row: M | None = None) -> list[tuple[str, str]]:
+        found = super().refused_actions(request, row)
         if row and not self.has_delete_permission(request, row):
-            found.append((_("Delete"), self.reason(request, "delete")))
+            found.append((_("Delete"), self.denial_reason(request, "delete")))
         return found
 
     @stock_deletion
-    @deletes
+    @deletion_action
     def delete_selected(
         self, request: HttpRequest, queryset: models.QuerySet[M]
     ) -> HttpResponse | None:
-        selection = self.select(request, queryset)
+        selection = self.read_selection(request, queryset)
         return self.delete_selection(request, selection) if selection else None
 
     @contextmanager
-    def _deletion(self, request: HttpRequest) -> Iterator[None]:
+    def _deletion_transaction(self, request: HttpRequest) -> Iterator[None]:
         """A transaction; says if a hook of the site failed after its commit."""
         failures = list[Exception]()
-        with committing(failures):
+        with tolerate_hook_errors(failures):
             yield
-        self._tell_failures(request, failures)
+        self._report_failures(request, failures)
 
-    def _tell_failures(self, request: HttpRequest, failures: list[Exception]) -> None:
+    def _report_failures(self, request: HttpRequest, failures: list[Exception]) -> None:
         if failures:
             text = _(
                 "The deletion went through, but a later step of this site failed. The server's log"
@@ -77,7 +77,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
 
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         began = timezone.now()
-        with self._deletion(request):
+        with self._deletion_transaction(request):
             response = delete_selected(self, request, selection.rows)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             response.context_data |= self.hidden_fields(request, selection)
@@ -89,7 +89,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         if row := self.row_to_delete(request, object_id):
-            _pks, digest = self.read_facts(self.rows_of(request, row))
+            _pks, digest = self.keys_and_digest(self.queryset_of(request, row))
             # Read before the page: what changes between them is asked for again.
             extra_context = {"digest": digest, **(extra_context or {})}
             if request.POST and not self.is_confirmed(request, digest):
@@ -98,7 +98,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         if request.method != "POST":
             return super().delete_view(request, object_id, extra_context)
         began = timezone.now()
-        with self._deletion(request):
+        with self._deletion_transaction(request):
             response = super().delete_view(request, object_id, extra_context)
         if response.status_code == 302:
             self.announce_deletion(request, began)
@@ -111,44 +111,44 @@ class DeletingAdmin(ConfirmingAdmin[M]):
             return None
         return self.get_object(request, unquote(object_id), to_field)
 
-    def rows_of(self, request: HttpRequest, row: M) -> models.QuerySet[M]:
+    def queryset_of(self, request: HttpRequest, row: M) -> models.QuerySet[M]:
         return self.get_queryset(request).filter(pk=row.pk)
 
     def announce_deletion(self, request: HttpRequest, began: datetime) -> None:
-        made = CleanupOperation.objects.filter(
+        made = Cleanup.objects.filter(
             requested_by=request.user.get_username(),
-            trigger=CleanupOperation.Trigger.DELETED,
+            trigger=Cleanup.Trigger.DELETED,
             created_at__gte=began,
         )
         text = _("A cleanup is deleting the files from R2. Its page shows when they are gone.")
-        announce(self, request, text, list(made))
+        announce_cleanups(self, request, text, list(made))
 
 
-def badge(status: str, word: str = "") -> SafeString:
-    shown = word or CleanupOperation.Status(status).label
+def status_badge(status: str, word: str = "") -> SafeString:
+    shown = word or Cleanup.Status(status).label
     return format_html('<span class="audit-status audit-{}">{}</span>', status, shown)
 
 
-def badge_of(operation: CleanupOperation) -> SafeString:
-    return badge(operation.status, status_of(operation))
+def cleanup_badge(cleanup: Cleanup) -> SafeString:
+    return status_badge(cleanup.status, status_label(cleanup))
 
 
-def announce(
-    admin: AuditAdmin[Any], request: HttpRequest, text: str, cleanups: Sequence[CleanupOperation]
+def announce_cleanups(
+    model_admin: AuditAdmin[Any], request: HttpRequest, text: str, cleanups: Sequence[Cleanup]
 ) -> HttpResponse | None:
-    """Say what happens next, with a link to it. A single operation's page is shown next, to those
+    """Say what happens next, with a link to it. A single cleanup's page is shown next, to those
     who may look at it."""
     if not cleanups:
         return None
-    if not request.user.has_perm("storage_audit.view_cleanupoperation"):
-        admin.message_user(request, text, messages.SUCCESS)
+    if not request.user.has_perm("storage_audit.view_cleanup"):
+        model_admin.message_user(request, text, messages.SUCCESS)
         return None
     if len(cleanups) == 1:
-        url, label = page_of(cleanups[0].pk), _("Follow it here")
+        url, label = cleanup_url(cleanups[0].pk), _("Follow it here")
     else:
         first = min(cleanup.created_at for cleanup in cleanups)
-        url = list_of("cleanupoperation", created_at__gte=first.isoformat())
-        label = _("Follow the %d operations here") % len(cleanups)
+        url = changelist_url("cleanup", created_at__gte=first.isoformat())
+        label = _("Follow the %d cleanups here") % len(cleanups)
     message = format_html('{} <a href="{}">{}</a>.', text, url, label)
-    admin.message_user(request, message, messages.SUCCESS)
+    model_admin.message_user(request, message, messages.SUCCESS)
     return HttpResponseRedirect(url) if len(cleanups) == 1 else None

@@ -1,4 +1,4 @@
-"""An operation's items, page by page, each with its evidence.
+"""A cleanup's items, page by page, each with its evidence.
 
 There may be a million, so a page is found by the place of the item before it, on an index.
 """
@@ -14,215 +14,230 @@ from django.http import Http404, QueryDict, StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.bucket.listing import storable
-from storage_audit.cleanup.cleanup_text import words_of
-from storage_audit.cleanup.describe import Line, are_closed, shown_item
-from storage_audit.cleanup.field_words import words_for
-from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet, CleanupOperation
-from storage_audit.fields import spellings, starts_with_any
-from storage_audit.ownership.key_format import Reading, Readings
-from storage_audit.ownership.owner import layouts
-from storage_audit.redaction import visible
+from storage_audit.bucket.listing import is_storable
+from storage_audit.cleanup.cleanup_text import describe_outcome
+from storage_audit.cleanup.describe import TotalsLine, has_final_totals, item_texts
+from storage_audit.cleanup.field_words import describe_field
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.fields import starts_with_any, unicode_spellings
+from storage_audit.ownership.key_format import ParsedKey, ParsedKeys
+from storage_audit.ownership.owner import get_key_formats
+from storage_audit.redaction import printable_text
 from storage_audit.ui import downloads
 
 Outcome = CleanupItem.Outcome
-ITEMS_A_PAGE = 50
-EXPORTED = (
+ITEMS_PER_PAGE = 50
+EXPORT_COLUMNS = (
     "key",
     "outcome",
     "reason",
-    "evidence",
+    "owner_evidence",
     "project_id",
     "size",
     "etag",
     "last_modified",
     "found_in",
-    "answer",
-    "tries",
-    "present_at",
+    "store_answer",
+    "attempts",
+    "last_seen_at",
     "changed_at",
     "escaped",
 )
-PLACE = re.compile(r"([a-z_]+)-(\d{1,18})")
+ANCHOR_PATTERN = re.compile(r"([a-z_]+)-(\d{1,18})")
 
 
-class Place(NamedTuple):
+class PageAnchor(NamedTuple):
     """Where an item stands, or stood before it had another outcome."""
 
     outcome: str
-    span: int | None
+    range_index: int | None
     key: str
     identity: str
     pk: int
 
 
-class ByOutcome:
-    """The order of the index item_work, items without a span last. It is asked for piece by piece,
-    as no database finds its way in an index by a comparison of which a part may be NULL."""
+class OutcomeOrder:
+    """The order of the index item_work, items without a range last. It is read piece by piece, as
+    no database uses an index for a comparison of which a part may be NULL."""
 
-    forwards = ("outcome", F("span").asc(nulls_last=True), "key", "pk")
-    backwards = ("-outcome", F("span").desc(nulls_first=True), "-key", "-pk")
+    ascending = ("outcome", F("range_index").asc(nulls_last=True), "key", "pk")
+    descending = ("-outcome", F("range_index").desc(nulls_first=True), "-key", "-pk")
 
     @staticmethod
-    def after(place: Place) -> list[Q]:
+    def filters_after(place: PageAnchor) -> list[Q]:
         outcome, span, key, _identity, pk = place
-        here = Q(outcome=outcome, span=span, key__gte=key) & (Q(key__gt=key) | Q(pk__gt=pk))
+        here = Q(outcome=outcome, range_index=span, key__gte=key) & (Q(key__gt=key) | Q(pk__gt=pk))
         same = Q(outcome=outcome)
-        spans = [] if span is None else [same & Q(span__gt=span), same & Q(span=None)]
+        spans = [] if span is None else [same & Q(range_index__gt=span), same & Q(range_index=None)]
         return [here, *spans, Q(outcome__gt=outcome)]
 
     @staticmethod
-    def before(place: Place) -> list[Q]:
+    def filters_before(place: PageAnchor) -> list[Q]:
         outcome, span, key, _identity, pk = place
-        here = Q(outcome=outcome, span=span, key__lte=key) & (Q(key__lt=key) | Q(pk__lt=pk))
-        lesser = Q(span__isnull=False) if span is None else Q(span__lt=span)
+        here = Q(outcome=outcome, range_index=span, key__lte=key) & (Q(key__lt=key) | Q(pk__lt=pk))
+        lesser = Q(range_index__isnull=False) if span is None else Q(range_index__lt=span)
         return [here, Q(outcome=outcome) & lesser, Q(outcome__lt=outcome)]
 
 
-class ByName:
-    """The order of the index one_item_per_object, in which a beginning is one stretch."""
+class NameOrder:
+    """The order of the index one_item_per_object, in which keys with one prefix are neighbours."""
 
-    forwards = ("identity", "pk")
-    backwards = ("-identity", "-pk")
+    ascending = ("identity", "pk")
+    descending = ("-identity", "-pk")
 
     @staticmethod
-    def after(place: Place) -> list[Q]:
+    def filters_after(place: PageAnchor) -> list[Q]:
         name, pk = place.identity, place.pk
         return [Q(identity__gte=name) & (Q(identity__gt=name) | Q(pk__gt=pk))]
 
     @staticmethod
-    def before(place: Place) -> list[Q]:
+    def filters_before(place: PageAnchor) -> list[Q]:
         name, pk = place.identity, place.pk
         return [Q(identity__lte=name) & (Q(identity__lt=name) | Q(pk__lt=pk))]
 
 
-def items(operation: CleanupOperation, books: Sequence[Line], query: QueryDict) -> dict[str, Any]:
-    rows, outcome, start = choose(operation, query)
-    after, before = (place_of(operation, query.get(way, "")) for way in ("after", "before"))
-    page, is_first, is_last = turn_to(rows, ByName if start else ByOutcome, after, before)
+def items_context(
+    cleanup: Cleanup, totals: Sequence[TotalsLine], query: QueryDict
+) -> dict[str, Any]:
+    rows, outcome, start = filter_items(cleanup, query)
+    after, before = (find_anchor(cleanup, query.get(way, "")) for way in ("after", "before"))
+    page, is_first, is_last = read_page(rows, NameOrder if start else OutcomeOrder, after, before)
     chosen = {"outcome": outcome, "q": start}
     return {
         "outcome": outcome,
         "start": start,
         "filters": [
-            (each, link(outcome=each, q=start), *shown)
-            for each, *shown in filters(operation, books)
+            (each, items_url(outcome=each, q=start), *shown)
+            for each, *shown in outcome_filters(cleanup, totals)
         ],
-        "all": link(q=start),
-        "export": query_of(**chosen),
-        "items": shown_items(operation, page),
-        "first": "" if is_first else link(**chosen),
-        "previous": "" if is_first else link(**chosen, before=name_of(page[0])),
-        "next": "" if is_last else link(**chosen, after=name_of(page[-1])),
+        "all": items_url(q=start),
+        "export": query_string(**chosen),
+        "items": page_items(cleanup, page),
+        "first": "" if is_first else items_url(**chosen),
+        "previous": "" if is_first else items_url(**chosen, before=anchor_name(page[0])),
+        "next": "" if is_last else items_url(**chosen, after=anchor_name(page[-1])),
     }
 
 
-def choose(operation: CleanupOperation, query: QueryDict) -> tuple[CleanupItemQuerySet, str, str]:
-    """The items that are asked for, of which outcome, and with which beginning."""
+def filter_items(cleanup: Cleanup, query: QueryDict) -> tuple[CleanupItemQuerySet, str, str]:
+    """The requested items, with their outcome and prefix."""
     outcome, start = query.get("outcome", ""), query.get("q", "")
     outcome = outcome if outcome in Outcome.values else ""
-    rows = operation.items.filter(outcome=outcome) if outcome else operation.items.all()
+    rows = cleanup.items.filter(outcome=outcome) if outcome else cleanup.items.all()
     if start:
-        rows = rows.filter(starts_with(start)) if storable(start) else rows.none()
+        rows = rows.filter(prefix_filter(start)) if is_storable(start) else rows.none()
     return rows, outcome, start
 
 
-def download(operation: CleanupOperation, form: str, query: QueryDict) -> StreamingHttpResponse:
-    """The same items, all pages of them, by their keys: the order of an index. Raises Http404."""
-    if form not in downloads.CONTENT_TYPES:
-        raise Http404(form)
-    rows = choose(operation, query)[0].order_by("identity", "escaped")
-    return downloads.file(form, f"items-{operation.pk}", EXPORTED, downloads.values(rows, EXPORTED))
+def download_items(cleanup: Cleanup, file_format: str, query: QueryDict) -> StreamingHttpResponse:
+    """The same items, all pages of them, ordered by key, as an index is. Raises Http404."""
+    if file_format not in downloads.CONTENT_TYPES:
+        raise Http404(file_format)
+    rows = filter_items(cleanup, query)[0].order_by("identity", "escaped")
+    return downloads.file_response(
+        file_format,
+        f"items-{cleanup.pk}",
+        EXPORT_COLUMNS,
+        downloads.export_values(rows, EXPORT_COLUMNS),
+    )
 
 
-def starts_with(start: str) -> Q:
-    return starts_with_any("identity", sorted(spellings(start)))
+def prefix_filter(start: str) -> Q:
+    return starts_with_any("identity", sorted(unicode_spellings(start)))
 
 
-def place_of(operation: CleanupOperation, name: str) -> Place | None:
+def find_anchor(cleanup: Cleanup, name: str) -> PageAnchor | None:
     """None also for an item that is not there any more."""
-    if not (told := PLACE.fullmatch(name)) or told[1] not in Outcome.values:
+    if not (told := ANCHOR_PATTERN.fullmatch(name)) or told[1] not in Outcome.values:
         return None
-    facts = operation.items.filter(pk=told[2]).values_list("span", "key", "identity", "pk").first()
-    return Place(told[1], *facts) if facts else None
+    facts = (
+        cleanup.items.filter(pk=told[2]).values_list("range_index", "key", "identity", "pk").first()
+    )
+    return PageAnchor(told[1], *facts) if facts else None
 
 
-def name_of(item: CleanupItem) -> str:
+def anchor_name(item: CleanupItem) -> str:
     return f"{item.outcome}-{item.pk}"
 
 
-def link(**query: str) -> str:
-    return f"{query_of(**query)}#items"
+def items_url(**query: str) -> str:
+    return f"{query_string(**query)}#items"
 
 
-def query_of(**query: str) -> str:
+def query_string(**query: str) -> str:
     return f"?{urlencode({name: value for name, value in query.items() if value})}"
 
 
-def turn_to(
+def read_page(
     rows: CleanupItemQuerySet,
-    order: type[ByOutcome] | type[ByName],
-    after: Place | None,
-    before: Place | None,
+    order: type[OutcomeOrder] | type[NameOrder],
+    after: PageAnchor | None,
+    before: PageAnchor | None,
 ) -> tuple[list[CleanupItem], bool, bool]:
     """The page after or before a place, and whether it is the first and the last."""
     if before:
-        found = some(rows, order.before(before), order.backwards)
-        if len(found) > ITEMS_A_PAGE:
-            return found[ITEMS_A_PAGE - 1 :: -1], False, False
-    found = some(rows, order.after(after), order.forwards) if after and not before else []
+        found = read_rows(rows, order.filters_before(before), order.descending)
+        if len(found) > ITEMS_PER_PAGE:
+            return found[ITEMS_PER_PAGE - 1 :: -1], False, False
+    found = (
+        read_rows(rows, order.filters_after(after), order.ascending) if after and not before else []
+    )
     is_first = not found
     if is_first:
-        found = some(rows, [Q()], order.forwards)
-    return found[:ITEMS_A_PAGE], is_first, len(found) <= ITEMS_A_PAGE
+        found = read_rows(rows, [Q()], order.ascending)
+    return found[:ITEMS_PER_PAGE], is_first, len(found) <= ITEMS_PER_PAGE
 
 
-def some(rows: CleanupItemQuerySet, pieces: Sequence[Q], order: Sequence[Any]) -> list[CleanupItem]:
+def read_rows(
+    rows: CleanupItemQuerySet, pieces: Sequence[Q], order: Sequence[Any]
+) -> list[CleanupItem]:
     """One more than a page has; as many queries as it takes."""
-    wanted = ITEMS_A_PAGE + 1
+    wanted = ITEMS_PER_PAGE + 1
     found = (rows.filter(piece).order_by(*order)[:wanted] for piece in pieces)
     return list(islice(chain.from_iterable(found), wanted))
 
 
-def filters(
-    operation: CleanupOperation, books: Sequence[Line]
+def outcome_filters(
+    cleanup: Cleanup, totals: Sequence[TotalsLine]
 ) -> list[tuple[str, str, int | None]]:
-    """Each outcome there is, with its count where the books tell it: closed ones count as failed
-    also what is still to be done."""
-    there, counts = operation.outcomes_there(), {line.name: line.objects for line in books}
-    if are_closed(operation) and set(there) & set(CleanupItem.OPEN):
+    """Each outcome there is, with its count where the totals give it: final totals count open items
+    as failed."""
+    there, counts = cleanup.existing_outcomes(), {line.name: line.objects for line in totals}
+    if has_final_totals(cleanup) and set(there) & set(CleanupItem.OPEN):
         counts.pop(Outcome.FAILED)
-    return [(each, words_of(operation, each)[0], counts.get(each)) for each in there]
+    return [(each, describe_outcome(cleanup, each)[0], counts.get(each)) for each in there]
 
 
-def shown_items(operation: CleanupOperation, page: list[CleanupItem]) -> list[dict[str, Any]]:
-    # Not all at once, which makes up what is only a file's name.
-    readings = {item.key: layouts().readings(item.key) for item in page if not item.escaped}
+def page_items(cleanup: Cleanup, page: list[CleanupItem]) -> list[dict[str, Any]]:
+    # One by one: `parse_keys` makes up fields of the file's name.
+    readings = {
+        item.key: get_key_formats().parse_key(item.key) for item in page if not item.escaped
+    }
     named = {item.project_id for item in page if item.project_id}
-    alive = project_model.alive(named.union(*(ways.owners for ways in readings.values())))
+    alive = project_model.living_ids(named.union(*(ways.owners for ways in readings.values())))
     return [
         {
-            **shown_item(operation, item),
+            **item_texts(cleanup, item),
             "item": item,
-            "readings": [in_words(reading) for reading in readings.get(item.key, ())],
-            "owners": owners(item, readings.get(item.key, Readings()), alive),
+            "parsed_keys": [parsed_key_text(reading) for reading in readings.get(item.key, ())],
+            "owners": owner_texts(item, readings.get(item.key, ParsedKeys()), alive),
         }
         for item in page
     ]
 
 
-def in_words(reading: Reading) -> str:
+def parsed_key_text(reading: ParsedKey) -> str:
     """Such as “flat: project proj_1, scene s1, ext mp4”."""
     fields = {"project": reading.project, **reading.fields}
-    parts = ", ".join(f"{words_for(name)} {value}" for name, value in fields.items())
-    return visible(f"{reading.layout}: {parts}")
+    parts = ", ".join(f"{describe_field(name)} {value}" for name, value in fields.items())
+    return printable_text(f"{reading.key_format}: {parts}")
 
 
-def owners(item: CleanupItem, readings: Readings, alive: set[str]) -> list[str]:
+def owner_texts(item: CleanupItem, readings: ParsedKeys, alive: set[str]) -> list[str]:
     """Each project that the key or its row names, and whether it exists."""
     names = dict.fromkeys(reading.project for reading in readings)
-    names |= dict.fromkeys(sorted(readings.others & alive))
+    names |= dict.fromkeys(sorted(readings.refused_ids & alive))
     if item.project_id:
         names = {item.project_id: None, **names}
     exists, gone = _("%s, which exists"), _("%s, which does not exist")
-    return [visible((exists if name in alive else gone) % name) for name in names]
+    return [printable_text((exists if name in alive else gone) % name) for name in names]

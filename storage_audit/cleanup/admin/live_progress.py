@@ -1,4 +1,4 @@
-"""How far an operation is, for a page that shows it while it runs."""
+"""How far a cleanup is, for a page that shows it while it runs."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -10,108 +10,112 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup.cleanup_text import doing, status_of
-from storage_audit.cleanup.describe import books
-from storage_audit.cleanup.models import CleanupOperation
-from storage_audit.cleanup.progress import Headway
+from storage_audit.cleanup.cleanup_text import current_activity, status_label
+from storage_audit.cleanup.describe import totals_lines
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.progress import StepProgress
 
-Status = CleanupOperation.Status
-# Seconds from one look to the next.
-OFTEN, SELDOM = 1, 60
+Status = Cleanup.Status
+# Seconds from one poll to the next.
+MIN_POLL_SECONDS, MAX_POLL_SECONDS = 1, 60
 # A page without scripts loads itself anew only if something is to happen so soon.
-SOON = timedelta(minutes=2)
+RELOAD_WITHIN = timedelta(minutes=2)
 
 
-def is_watched(operation: CleanupOperation) -> bool:
+def is_in_progress(cleanup: Cleanup) -> bool:
     """Whether it goes on by itself, so that there is something to watch."""
-    if operation.status == Status.INCOMPLETE:
-        return operation.next_attempt_at is not None
-    return operation.status in (Status.PENDING, Status.RUNNING)
+    return cleanup.status in (Status.PENDING, Status.RUNNING, Status.RETRYING)
 
 
-def waits_until(operation: CleanupOperation, now: datetime) -> datetime | None:
-    """For what it waits, if no worker may take it now."""
-    due = operation.next_attempt_at
-    return due if operation.status != Status.RUNNING and due and due > now else None
+def scheduled_start(cleanup: Cleanup, now: datetime) -> datetime | None:
+    """When a worker may take it, if none may now."""
+    due = cleanup.next_attempt_at
+    return due if cleanup.status != Status.RUNNING and due and due > now else None
 
 
-def progress(operation: CleanupOperation, now: datetime) -> dict[str, Any]:
-    headway = Headway.of(operation, now) if operation.status == Status.RUNNING else None
-    until = waits_until(operation, now)
+def progress_values(cleanup: Cleanup, now: datetime) -> dict[str, Any]:
+    headway = StepProgress.of(cleanup, now) if cleanup.status == Status.RUNNING else None
+    until = scheduled_start(cleanup, now)
     return {
-        "status": operation.status,
-        "step": operation.step,
-        "step_in_words": in_words(operation, headway, until),
+        "status": cleanup.status,
+        "step": cleanup.step,
+        "step_in_words": step_text(cleanup, headway, until),
         "done": headway.done if headway else 0,
         "total": headway.total if headway else None,
-        "share": share(headway),
+        "share": done_fraction(headway),
         "rate": round(headway.rate, 1) if headway else 0,
         "seconds_left": headway.seconds_left if headway else None,
-        "sentence": sentence(operation, headway, until),
+        "sentence": progress_sentence(cleanup, headway, until),
         "waits": until is not None,
-        "finished": not is_watched(operation),
-        "look_again": seconds_until_next_look(until, now),
+        "finished": not is_in_progress(cleanup),
+        "next_poll_seconds": seconds_to_next_poll(until, now),
     }
 
 
-def lines(operation: CleanupOperation) -> list[dict[str, Any]]:
+def line_values(cleanup: Cleanup) -> list[dict[str, Any]]:
     return [
         {
             "name": line.name,
             "objects": line.objects,
             "size": filesizeformat(line.size),
-            "x": line.x,
-            "width": line.width,
+            "x": line.bar_x,
+            "width": line.bar_width,
         }
-        for line in books(operation, recount=False)
+        for line in totals_lines(cleanup, recount=False)
     ]
 
 
-def share(headway: Headway | None) -> float | None:
+def done_fraction(headway: StepProgress | None) -> float | None:
     if headway is None or not headway.total:
         return None
     return min(1.0, headway.done / headway.total)
 
 
-def seconds_until_next_look(until: datetime | None, now: datetime) -> float:
-    return OFTEN if until is None else min(SELDOM, max(OFTEN, (until - now).total_seconds()))
+def seconds_to_next_poll(until: datetime | None, now: datetime) -> float:
+    return (
+        MIN_POLL_SECONDS
+        if until is None
+        else min(MAX_POLL_SECONDS, max(MIN_POLL_SECONDS, (until - now).total_seconds()))
+    )
 
 
-def in_words(operation: CleanupOperation, headway: Headway | None, until: datetime | None) -> str:
+def step_text(cleanup: Cleanup, headway: StepProgress | None, until: datetime | None) -> str:
     """Without figures, as it is read aloud whenever it changes."""
-    if not is_watched(operation):
-        return _("It has ended: %s.") % status_of(operation)
+    if not is_in_progress(cleanup):
+        return _("It has ended: %s.") % status_label(cleanup)
     if until:
         due = date_format(localtime(until), "Y-m-d H:i:s")
-        again = operation.status == Status.INCOMPLETE
+        again = cleanup.status == Status.RETRYING
         return (_("It is tried again on %s.") if again else _("It starts on %s.")) % due
     if headway is None:
-        running = operation.status == Status.RUNNING
+        running = cleanup.status == Status.RUNNING
         return _("A worker begins with it.") if running else _("It waits for a worker.")
-    return f"{doing(operation)}."
+    return f"{current_activity(cleanup)}."
 
 
-def sentence(operation: CleanupOperation, headway: Headway | None, until: datetime | None) -> str:
+def progress_sentence(
+    cleanup: Cleanup, headway: StepProgress | None, until: datetime | None
+) -> str:
     """Such as “Deleting: 1,200 of 5,000 objects, 350 a second, about 11 seconds left.”"""
     if headway is None:
-        return in_words(operation, headway, until)
-    return f"{doing(operation)}: {', '.join(figures(headway))}."
+        return step_text(cleanup, headway, until)
+    return f"{current_activity(cleanup)}: {', '.join(progress_figures(headway))}."
 
 
-def figures(headway: Headway) -> list[str]:
-    numbers = {"done": grouped(headway.done), "total": grouped(headway.total or 0)}
+def progress_figures(headway: StepProgress) -> list[str]:
+    numbers = {"done": format_number(headway.done), "total": format_number(headway.total or 0)}
     if headway.total:
         said = [_("%(done)s of %(total)s objects") % numbers]
     else:
         said = [ngettext("%(done)s object", "%(done)s objects", headway.done) % numbers]
-    said.append(_("%s a second") % grouped(max(0.1, headway.rate) if headway.rate else 0))
+    said.append(_("%s a second") % format_number(max(0.1, headway.rate) if headway.rate else 0))
     if headway.total:
         left = headway.seconds_left
         said.append(_("no estimate of the time left") if left is None else time_left(left))
     return said
 
 
-def grouped(number: float) -> str:
+def format_number(number: float) -> str:
     """With one digit after the point where there is hardly more."""
     digits = 1 if 0 < number < 10 and number % 1 else 0
     return number_format(number, digits, use_l10n=True, force_grouping=True)

@@ -11,107 +11,117 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.bucket import prices
 from storage_audit.cleanup import plan_summary
-from storage_audit.cleanup.admin.cleanup_page import refuse_to_force
-from storage_audit.cleanup.cleanup_text import NOT_WHILE_ALIVE, is_of_live_project
-from storage_audit.cleanup.describe import label_of
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation
-from storage_audit.formats import amount
-from storage_audit.redaction import visible
+from storage_audit.cleanup.admin.cleanup_page import force_refusal
+from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT, is_of_live_project
+from storage_audit.cleanup.describe import field_label
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.formats import format_amount
+from storage_audit.redaction import printable_text
 
 Outcome = CleanupItem.Outcome
-Status = CleanupOperation.Status
-# So few are summed up for a page, where the plan was frozen before that was done with it.
-FEW = 1000
-OLD = timedelta(days=1)
-# What a plan says, and the column of what becomes of that.
-BECAME = (
+Status = Cleanup.Status
+# At most this many items are summed up for a page, for plans frozen without a summary.
+MAX_SUMMARISED_ITEMS = 1000
+STALE_AFTER = timedelta(days=1)
+# A figure of the plan, and the column of its result.
+OUTCOME_COLUMNS = (
     ("go", "deleted"),
-    ("absent", "already_absent"),
-    ("protected", "protected"),
+    ("absent", "already_gone"),
+    ("kept", "kept"),
     ("failed", "failed"),
 )
-GONE_BEFORE = gettext_lazy("It was not in the bucket any more.")
+ALREADY_GONE_REASON = gettext_lazy("It was not in the bucket any more.")
 
 
-def context(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
-    is_open = operation.status == Status.PLANNED
-    summary = operation.summary
-    if is_open and not summary and operation.found <= FEW:
-        summary = plan_summary.summarise(operation)
+def plan_context(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
+    is_open = cleanup.status == Status.PLANNED
+    summary = cleanup.plan_summary
+    if is_open and not summary and cleanup.found <= MAX_SUMMARISED_ITEMS:
+        summary = plan_summary.summarise_plan(cleanup)
     if not is_open and not summary:
         return {}
-    plan = {"is_open": is_open, **who(operation), **(shown(summary) if summary else {})}
+    plan = {
+        "is_open": is_open,
+        **plan_people(cleanup),
+        **(summary_context(summary) if summary else {}),
+    }
     if is_open:
-        return {"plan": plan | offer(request, operation)}
-    return {"plan": plan | outcome(operation, summary)}
+        return {"plan": plan | run_offer(request, cleanup)}
+    return {"plan": plan | outcome_context(cleanup, summary)}
 
 
-def who(operation: CleanupOperation) -> dict[str, str]:
+def plan_people(cleanup: Cleanup) -> dict[str, str]:
     return {
-        "bucket": visible(operation.bucket),
-        "asked_by": visible(operation.requested_by),
-        "run_by": visible(operation.released_by),
+        "bucket": printable_text(cleanup.bucket),
+        "asked_by": printable_text(cleanup.requested_by),
+        "run_by": printable_text(cleanup.limits_waived_by),
     }
 
 
-def offer(request: HttpRequest, operation: CleanupOperation) -> dict[str, Any]:
-    alive = is_of_live_project(operation)
-    planned_at = operation.planned_at
+def run_offer(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
+    alive = is_of_live_project(cleanup)
+    planned_at = cleanup.planned_at
     return {
-        "refusal": NOT_WHILE_ALIVE if alive else refuse_to_force(request, operation),
-        "is_old": planned_at is not None and timezone.now() - planned_at > OLD,
+        "refusal": PROJECT_EXISTS_TEXT if alive else force_refusal(request, cleanup),
+        "is_old": planned_at is not None and timezone.now() - planned_at > STALE_AFTER,
     }
 
 
-def shown(summary: dict[str, Any]) -> dict[str, Any]:
+def summary_context(summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "summed_up": True,
-        "go": amount_of(summary["go"]),
-        "absent": summary["absent"]["objects"],
-        "stay": amount(*stay(summary)),
+        "go": group_amount(summary["go"]),
+        "already_gone": summary["absent"]["objects"],
+        "stay": format_amount(*kept_amount(summary)),
         "parts": [
-            (_("By folder"), _("Folder"), groups(summary["folders"], _("(no folder)"))),
-            (_("By file type"), _("Type"), groups(summary["types"], _("(no type, or a rare one)"))),
+            (_("By folder"), _("Folder"), group_table(summary["folders"], _("(no folder)"))),
+            (
+                _("By file type"),
+                _("Type"),
+                group_table(summary["types"], _("(no type, or a rare one)")),
+            ),
         ],
-        "largest": [(size, visible(key)) for size, key in summary["largest"]],
-        "reasons": list(reasons(summary["reasons"])),
+        "largest": [(size, printable_text(key)) for size, key in summary["largest"]],
+        "reasons": list(reason_rows(summary["reasons"])),
         "other_reasons": summary["reasons"]["others"],
-        "time": takes(summary),
-        "basis": basis(summary["speed"]),
-        **costs(summary["calls"]),
+        "time": estimated_time(summary),
+        "basis": estimate_basis(summary["speed"]),
+        **cost_context(summary["calls"]),
     }
 
 
-def stay(summary: dict[str, Any]) -> tuple[int, int]:
-    both = summary["protected"], summary["failed"]
+def kept_amount(summary: dict[str, Any]) -> tuple[int, int]:
+    both = summary["kept"], summary["failed"]
     return sum(each["objects"] for each in both), sum(each["bytes"] for each in both)
 
 
-def amount_of(figures: dict[str, int]) -> str:
-    return amount(figures["objects"], figures["bytes"])
+def group_amount(figures: dict[str, int]) -> str:
+    return format_amount(figures["objects"], figures["bytes"])
 
 
-def groups(found: dict[str, Any], nameless: str) -> dict[str, Any]:
+def group_table(found: dict[str, Any], nameless: str) -> dict[str, Any]:
     rows = [
-        (visible(row["name"]) or nameless, row["objects"], row["bytes"]) for row in found["rows"]
+        (printable_text(row["name"]) or nameless, row["objects"], row["bytes"])
+        for row in found["rows"]
     ]
-    return {"rows": rows, "others": found["others"], "rest": amount_of(found)}
+    return {"rows": rows, "others": found["others"], "rest": group_amount(found)}
 
 
-def reasons(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def reason_rows(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for row in found["rows"]:
         outcome, _space, reason = row["name"].partition(" ")
         yield {
             "outcome": outcome,
             "label": Outcome(outcome).label if outcome else "",
-            "reason": visible(reason) or (GONE_BEFORE if outcome else _("(rare reasons)")),
-            "amount": amount_of(row),
-            "keys": [visible(key) for key in row["keys"]],
+            "reason": printable_text(reason)
+            or (ALREADY_GONE_REASON if outcome else _("(rare reasons)")),
+            "amount": group_amount(row),
+            "keys": [printable_text(key) for key in row["keys"]],
             "more": row["objects"] - len(row["keys"]),
         }
 
 
-def takes(summary: dict[str, Any]) -> str:
+def estimated_time(summary: dict[str, Any]) -> str:
     minutes: float = summary["go"]["objects"] / summary["speed"]["rate"] / 60
     if minutes < 1:
         return _("less than a minute")
@@ -120,7 +130,7 @@ def takes(summary: dict[str, Any]) -> str:
     return _("about %d hours") % round(minutes / 60)
 
 
-def basis(speed: dict[str, float]) -> str:
+def estimate_basis(speed: dict[str, float]) -> str:
     rate = f"{speed['rate']:,.0f}" if speed["rate"] >= 10 else f"{speed['rate']:.1f}"
     if not speed["cleanups"]:
         text = _(
@@ -136,37 +146,37 @@ def basis(speed: dict[str, float]) -> str:
     return text % {"rate": rate, "count": speed["cleanups"]}
 
 
-def costs(calls: dict[str, int]) -> dict[str, Any]:
-    dollars = prices.dollars(calls.items())
-    of_class = {"A": prices.CLASS_A, "B": prices.CLASS_B}
+def cost_context(calls: dict[str, int]) -> dict[str, Any]:
+    dollars = prices.cost_in_dollars(calls.items())
+    of_class = {"A": prices.CLASS_A_PRICE, "B": prices.CLASS_B_PRICE}
     counts = {
-        name: sum(n for kind, n in calls.items() if prices.PRICES[kind] == price)
+        name: sum(n for kind, n in calls.items() if prices.PRICES_PER_MILLION[kind] == price)
         for name, price in of_class.items()
     }
     return {
         "dollars": f"${dollars:,.2f}" if dollars >= 0.01 else _("less than $0.01"),
         "class_a": counts["A"],
         "class_b": counts["B"],
-        "prices_of": prices.PRICES_OF,
+        "prices_of": prices.PRICES_DATE,
     }
 
 
-def outcome(operation: CleanupOperation, summary: dict[str, Any]) -> dict[str, Any]:
+def outcome_context(cleanup: Cleanup, summary: dict[str, Any]) -> dict[str, Any]:
     dropped = summary.get("dropped")
-    if operation.status not in CleanupOperation.CLOSED or dropped is None:
+    if cleanup.status not in Cleanup.FINISHED or dropped is None:
         return {}
-    planned = sum(summary[name]["objects"] for name, _column in BECAME)
+    planned = sum(summary[name]["objects"] for name, _column in OUTCOME_COLUMNS)
     return {
         "is_over": True,
-        "became": list(became(operation, summary)),
-        "dropped": list(reasons(dropped)),
+        "became": list(outcome_rows(cleanup, summary)),
+        "dropped": list(reason_rows(dropped)),
         "other_dropped": dropped["others"],
-        "came_after": max(0, operation.found - planned),
+        "came_after": max(0, cleanup.found - planned),
     }
 
 
-def became(operation: CleanupOperation, summary: dict[str, Any]) -> Iterator[tuple[Any, str, str]]:
-    """What the plan said, and what became of that."""
-    for name, column in BECAME:
-        now = amount(getattr(operation, column), getattr(operation, f"{column}_bytes"))
-        yield label_of(operation, column), amount_of(summary[name]), now
+def outcome_rows(cleanup: Cleanup, summary: dict[str, Any]) -> Iterator[tuple[Any, str, str]]:
+    """What the plan said, and the result."""
+    for name, column in OUTCOME_COLUMNS:
+        now = format_amount(getattr(cleanup, column), getattr(cleanup, f"{column}_bytes"))
+        yield field_label(cleanup, column), group_amount(summary[name]), now

@@ -18,59 +18,59 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit import logs
-from storage_audit.cleanup.models.bulk_job import Job
-from storage_audit.cleanup.models.event import OperationEvent
-from storage_audit.cleanup.models.item import CleanupItem, Row
-from storage_audit.cleanup.models.states import Transitions
-from storage_audit.clocks import DatabaseNow, after, before, leased
+from storage_audit.cleanup.models.bulk_job import BulkJob
+from storage_audit.cleanup.models.event import CleanupEvent
+from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
+from storage_audit.cleanup.models.states import CleanupStates
+from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.models import R2Object
 from storage_audit.origin import current_origin
 from storage_audit.reading import read_in_steps
-from storage_audit.redaction import redact
+from storage_audit.redaction import redact_secrets
 
-# A call of `storage.delete` with all its looks, at a slow store. Its cleanup waits for it as long.
-CALL_LASTS = timedelta(minutes=5)
+# A call of `storage.delete` with all its checks, at a slow store. Its cleanup waits that long.
+STORAGE_DELETE_TIME = timedelta(minutes=5)
 
 
-class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
-    def request(self, **values: Any) -> CleanupOperation:
-        """Create an operation, with who asked and from where; in the transaction that deletes."""
+class CleanupQuerySet(models.QuerySet["Cleanup"]):
+    def request(self, **values: Any) -> Cleanup:
+        """Create a cleanup, with who asked and from where; in the transaction that deletes."""
         origin = current_origin()
         asked: dict[str, Any] = {"requested_by": origin.user, "origin": origin.place}
         asked["next_attempt_at"] = DatabaseNow()
         if values["kind"] != self.model.Kind.VERIFY:
             asked |= {"discovery": conf().discovery, "strategy": conf().strategy}
-        operation = self.create(**asked | values)
-        operation.defer_times()
-        asked_by = logs.current().request_id
+        cleanup = self.create(**asked | values)
+        cleanup.defer_times()
+        asked_by = logs.current_context().request_id
         joins = {"request_id": asked_by} if asked_by else {}
-        operation.record("request", operation.get_trigger_display(), **joins)
-        return operation
+        cleanup.record("request", cleanup.get_trigger_display(), **joins)
+        return cleanup
 
-    def request_for_rows(self, rows: list[Row], evidence: str) -> CleanupOperation:
-        """A deletion of the objects of these rows, of one bucket, which no `delete()` signals."""
+    def request_for_rows(self, rows: list[DeletedRow], evidence: str) -> Cleanup:
+        """A cleanup of the objects of these rows, of one bucket, which no `delete()` signals."""
         bucket, project_id = rows[0].bucket, rows[0].project_id
-        operation = self.request(
+        cleanup = self.request(
             kind=self.model.Kind.OBJECTS,
             bucket=bucket,
             project_id=project_id,
             trigger=self.model.Trigger.DELETED,
         )
-        operation.add_rows(rows, evidence)
-        return operation
+        cleanup.add_rows(rows, evidence)
+        return cleanup
 
-    def request_id(self, pk: uuid.UUID) -> str | None:
-        """Of the web request that asked for the operation, or for the one that it follows."""
-        events = OperationEvent.objects.filter(operation=pk)
+    def find_request_id(self, pk: uuid.UUID) -> str | None:
+        """The id of the web request that asked for the cleanup, or for the one that it follows."""
+        events = CleanupEvent.objects.filter(cleanup=pk)
         asked = events.filter(step="request", data__has_key="request_id")
         return asked.values_list("data__request_id", flat=True).first()
 
     def request_for_project(
         self, project_id: str, *, trigger: str, deleted_at: datetime | None, **values: Any
-    ) -> list[CleanupOperation]:
-        """One operation for each bucket in which the project may have objects."""
+    ) -> list[Cleanup]:
+        """One cleanup for each bucket in which the project may have objects."""
         return [
             self.request(
                 project_id=project_id,
@@ -94,75 +94,77 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
             kind=self.model.Kind.PROJECT, dry_run=False, project_id=project_id
         )
 
-    def still_untouched(self, pk: uuid.UUID) -> CleanupOperation | None:
-        """The operation if it exists and no worker had it, kept from workers until the commit."""
+    def get_untouched(self, pk: uuid.UUID) -> Cleanup | None:
+        """The cleanup if it exists and no worker had it, kept from workers until the commit."""
         untouched = self.filter(pk=pk, status=self.model.Status.PENDING, started_at=None)
         return untouched.get() if untouched.update(attempts=0) else None
 
-    def rivals(self, operation: Transitions) -> Self:
-        """The operations that must not run beside this one."""
-        return self.filter(bucket=operation.bucket).filter(
-            Q(pk=operation.pk) | Q(project_id__isnull=False, project_id=operation.project_id),
-            status__in=operation.WORKABLE,
+    def rivals(self, cleanup: CleanupStates) -> Self:
+        """The cleanups that must not run beside this one."""
+        return self.filter(bucket=cleanup.bucket).filter(
+            Q(pk=cleanup.pk) | Q(project_id__isnull=False, project_id=cleanup.project_id),
+            status__in=cleanup.WORKABLE,
         )
 
     def lock(self) -> Self:
-        """Wait for whoever claims one of these rows, then keep others from it (PostgreSQL)."""
+        """Wait for whoever has locked one of these rows, then lock them (PostgreSQL)."""
         list(self.select_for_update().order_by("pk").values_list("pk"))
         return self.all()
 
-    def held(self) -> Self:
-        return self.filter(leased())
+    def leased(self) -> Self:
+        return self.filter(has_lease())
 
     def worked_on_since(self, moment: datetime) -> Self:
         """Those whose lease a worker has taken or renewed since, or that it has brought to their
         end."""
-        # What was taken over, workers die of, until one has done something for good.
-        held = Q(status=self.model.Status.RUNNING, takeovers=0) & leased(moment + conf().lease)
+        # A cleanup that was taken over may kill its workers, until one gets something done.
+        held = Q(status=self.model.Status.RUNNING, takeovers=0) & has_lease(
+            moment + conf().lease_time
+        )
         # To be superseded takes no worker.
         without_worker = Q(status=self.model.Status.SUPERSEDED) | self.model.DONE_AT_ONCE
-        over = self.model.OVER & after("finished_at", moment)
+        over = self.model.OVER & time_after("finished_at", moment)
         return self.filter(held | over).exclude(without_worker)
 
     def due(self, late: timedelta = timedelta(0)) -> Self:
-        """Operations that a worker may take: their time has come, so long ago, and nobody has had
+        """Cleanups that a worker may take: their time has come, so long ago, and nobody has had
         them since."""
         since = DatabaseNow(-late)
         ready = self.filter(
-            ~leased(since), status__in=self.model.WORKABLE, next_attempt_at__lte=since
+            ~has_lease(since), status__in=self.model.WORKABLE, next_attempt_at__lte=since
         )
-        return ready.waiting_for_nobody()
+        return ready.not_behind_blocked()
 
     def behind_blocked(self) -> Self:
-        """Cleanups, and follow-up checks, of a deletion of which another one is blocked: they would
-        delete the files on which a person has yet to decide there."""
+        """Cleanups and follow-up checks of a deletion that has a blocked cleanup: they would delete
+        the files on which a person has yet to decide there."""
         same = (OuterRef("bucket"), OuterRef("project_id"), OuterRef("project_deleted_at"))
         blocked = self.model.objects.blocked_of_deletion(*same)
         return self.deleting().of_projects().filter(Exists(blocked))
 
     def blocked_of_deletion(self, bucket: Any, project_id: Any, deleted_at: Any) -> Self:
-        """The cleanups of this deletion, and their follow-up checks, that a person has to approve.
-        At the next deletion they end superseded, so that one waits for none of them."""
+        """The blocked cleanups of this deletion, and their follow-up checks. The next deletion of
+        the project supersedes them and waits for none of them."""
         same = {"project_id": project_id, "project_deleted_at": deleted_at}
         blocked = self.filter(status=self.model.Status.BLOCKED, bucket=bucket, **same)
         return blocked.deleting().of_projects()
 
-    def waiting_for_nobody(self) -> Self:
+    def not_behind_blocked(self) -> Self:
         behind = self.model.objects.behind_blocked().filter(pk=OuterRef("pk"))
         return self.filter(~Exists(behind))
 
-    def put_off_too_far(self) -> Self:
-        """Operations whose next attempt is further ahead than twice the longest pause that they can
+    def scheduled_too_far(self) -> Self:
+        """Cleanups whose next attempt is further ahead than twice the longest pause that they can
         have: the clock that set it was ahead."""
         status = self.model.Status
-        waits = Q(status=status.PENDING, trigger=self.model.Trigger.LATE_CHECK)
+        waits = Q(status=status.PENDING, trigger=self.model.Trigger.FOLLOW_UP)
         longest = (
             (
-                Q(status__in=[status.PENDING, status.RUNNING, status.INCOMPLETE]) & ~waits,
-                max(conf().longest_retry, CALL_LASTS),
+                Q(status__in=[status.PENDING, status.RUNNING, status.RETRYING]) & ~waits,
+                max(conf().retry_longest, STORAGE_DELETE_TIME),
             ),
-            (Q(status=status.FAILED), conf().failed_retry),
-            (waits, max(conf().late_checks, default=timedelta(0))),
+            (Q(status=status.FAILED), conf().retry_failed_every),
+            (waits, max(conf().follow_up_checks, default=timedelta(0))),
         )
         too_far = (
             which & Q(next_attempt_at__gt=DatabaseNow(2 * pause)) for which, pause in longest
@@ -170,18 +172,18 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(reduce(or_, too_far))
 
     def not_enqueued_since(self, moment: datetime) -> Self:
-        return self.filter(Q(enqueued_at=None) | before("enqueued_at", moment))
+        return self.filter(Q(enqueued_at=None) | time_before("enqueued_at", moment))
 
     def open(self) -> Self:
         return self.filter(status__in=[*self.model.WORKABLE, self.model.Status.BLOCKED])
 
     def deleting(self) -> Self:
-        """All but looks and dry runs."""
+        """All but verifications and dry runs."""
         return self.filter(dry_run=False).exclude(kind=self.model.Kind.VERIFY)
 
     def covering(self) -> Self:
-        """Open cleanups that are to delete something, if need be once a person approves them. No
-        other way deletes what they cover. A follow-up check covers nothing until it begins."""
+        """Open cleanups that will delete something, maybe once a person approves them. Nothing else
+        deletes what they cover. A follow-up check covers nothing until it begins."""
         waiting = Q(parent__isnull=False, status=self.model.Status.PENDING)
         return self.open().deleting().exclude(waiting)
 
@@ -190,11 +192,9 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         together may have files in any bucket."""
         return self.filter(Q(bucket=bucket) | Q(kind=self.model.Kind.VANISHED))
 
-    def unrelated_to(self, operation: CleanupOperation) -> Self:
+    def unrelated_to(self, cleanup: Cleanup) -> Self:
         """All but this one, what it follows, and what follows it."""
-        return self.exclude(pk__in=[operation.pk, operation.parent_id]).exclude(
-            parent_id=operation.pk
-        )
+        return self.exclude(pk__in=[cleanup.pk, cleanup.parent_id]).exclude(parent_id=cleanup.pk)
 
     def of_projects(self) -> Self:
         """Those that cover all files of a project."""
@@ -207,25 +207,25 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         place = {"bucket": OuterRef("bucket"), "project_id": OuterRef("project_id")}
         items = CleanupItem.objects.named_by(self)
         same = items.filter(
-            operation__bucket=OuterRef("bucket"),
+            cleanup__bucket=OuterRef("bucket"),
             identity=OuterRef("key"),
             escaped=OuterRef("escaped"),
         )
         return Q(Exists(self.of_projects().filter(**place))) | Q(Exists(same))
 
     def without_follow_ups(self) -> Self:
-        return self.exclude(trigger=self.model.Trigger.LATE_CHECK)
+        return self.exclude(trigger=self.model.Trigger.FOLLOW_UP)
 
     def follow_ups_last(self) -> Self:
         """The latest first, and follow-up checks, which are newer, behind what they follow."""
-        follows = Case(When(trigger=self.model.Trigger.LATE_CHECK, then=Value(1)), default=Value(0))
+        follows = Case(When(trigger=self.model.Trigger.FOLLOW_UP, then=Value(1)), default=Value(0))
         return self.order_by(follows, "-created_at")
 
     def prunable(self, moment: datetime) -> Self:
-        """Operations that were over before `moment`, as is now all that follows them, and whose
+        """Cleanups that were over before `moment`, as is now all that follows them, and whose
         items and timeline are still here. An open alert reads the items: it would end without."""
         following = self.model.objects.filter(~self.model.OVER, parent=OuterRef("pk")).exclude(
-            # Nobody can release it: one verifies again.
+            # Nobody can approve it: one verifies again.
             kind=self.model.Kind.VERIFY,
             status=self.model.Status.BLOCKED,
         )
@@ -233,7 +233,7 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
         )
         alerted = self.model.objects.filter(
-            pk=OuterRef("pk"), incidents__isnull=False, incidents__ended_at=None
+            pk=OuterRef("pk"), alerts__isnull=False, alerts__ended_at=None
         )
         return over.exclude(Exists(alerted))
 
@@ -241,19 +241,19 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         return self.filter(pruned_at__isnull=False)
 
     def with_asked_at(self) -> Self:
-        """When each was asked for: a plan is a deletion from when somebody runs it."""
-        events = OperationEvent.objects
-        runs = events.filter(operation=OuterRef("pk"), step="run").order_by("at")
+        """Annotate when each was requested: a plan counts from when somebody runs it."""
+        events = CleanupEvent.objects
+        runs = events.filter(cleanup=OuterRef("pk"), step="run").order_by("at")
         return self.annotate(
             asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "created_at")
         )
 
-    def leaving(self) -> Self:
-        """Deletions that could not be brought to their end so far, also while they are tried
-        again: their books are those of the last end until the next one."""
+    def leaving_files(self) -> Self:
+        """Deletions that are not finished, as an attempt has failed; also while they are tried
+        again: their totals are those of the last attempt until the next one ends."""
         status = self.model.Status
         tried_again = Q(status__in=[status.PENDING, status.RUNNING], failed__gt=0)
-        ended = Q(status__in=[status.INCOMPLETE, status.FAILED])
+        ended = Q(status__in=[status.RETRYING, status.FAILED])
         return self.deleting().filter(ended | tried_again)
 
     def of_whole_projects(self) -> Self:
@@ -261,13 +261,12 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         of_whole = Q(parent=None) | Q(parent__kind=self.model.Kind.PROJECT)
         return self.filter(of_whole, kind__in=[self.model.Kind.PROJECT, self.model.Kind.VERIFY])
 
-    def finding_differences(self) -> Self:
-        """Verifications that are over and found some."""
-        different = {"kind": self.model.Kind.VERIFY, "status": self.model.Status.INCOMPLETE}
-        return self.filter(self.model.OVER, failed__gt=0, **different)
+    def differing(self) -> Self:
+        """Verifications that are over and found differences."""
+        return self.filter(status=self.model.Status.DIFFERS)
 
     def disappearances(self) -> Self:
-        """Of many projects at once, and nobody decided on them yet."""
+        """Cleanups of many vanished projects at once, on which nobody has decided yet."""
         return self.filter(kind=self.model.Kind.VANISHED, status=self.model.Status.BLOCKED)
 
     def disappearances_of(self, project_id: str) -> Self:
@@ -279,15 +278,15 @@ class CleanupOperationQuerySet(models.QuerySet["CleanupOperation"]):
         )
         return self.filter(alone | Q(pk__in=self.disappearances().values("pk")))
 
-    def cleanups(self) -> Self:
-        """Deletions: no look, no dry run, no late check of another, and no call of
+    def requested_deletions(self) -> Self:
+        """Deletions: no verification, no dry run, no follow-up check of another, and no call of
         `storage.delete`, unless it left its file to a worker."""
         cleanups = self.filter(parent=None, dry_run=False).exclude(kind=self.model.Kind.VERIFY)
         return cleanups.exclude(self.model.DONE_AT_ONCE)
 
 
-class CleanupOperation(Transitions):
-    """One deletion, from the request to its proof; the id is the deletion id."""
+class Cleanup(CleanupStates):
+    """One deletion, from the request to its verification; the id is the deletion id."""
 
     class Trigger(models.TextChoices):
         DELETED = "deleted", _("deletion")
@@ -297,8 +296,8 @@ class CleanupOperation(Transitions):
         VANISHED = "vanished", _("gone without a signal")
         DRY_RUN = "dry_run", _("dry run")
         VERIFY = "verify", _("verification")
-        LATE_CHECK = "late_check", _("late check")
-        TRIAL = "trial", _("trial of a strategy")
+        FOLLOW_UP = "follow_up", _("follow-up check")
+        BENCHMARK = "benchmark", _("benchmark of a strategy")
 
     class Discovery(models.TextChoices):
         BOTH = "both", _("tracked and listed objects")
@@ -313,21 +312,21 @@ class CleanupOperation(Transitions):
         WRANGLER_SEQUENTIAL = "wrangler_sequential", _("wrangler, one after the other")
 
     id = models.UUIDField(_("deletion id"), primary_key=True, default=uuid.uuid4, editable=False)
-    kind = models.CharField(_("kind"), max_length=10, choices=Transitions.Kind)
+    kind = models.CharField(_("kind"), max_length=10, choices=CleanupStates.Kind)
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
     project_deleted_at = models.DateTimeField(_("project deleted"), null=True, blank=True)
     bucket = BytewiseTextField(_("bucket"))
     parent = models.ForeignKey(
         "self", models.PROTECT, verbose_name=_("follows"), null=True, related_name="children"
     )
-    job = models.ForeignKey(
-        Job,
+    bulk_job = models.ForeignKey(
+        BulkJob,
         models.PROTECT,
-        verbose_name=_("job"),
+        verbose_name=_("bulk job"),
         null=True,
         # Most have none: see the index below.
         db_index=False,
-        related_name="operations",
+        related_name="cleanups",
     )
     trigger = models.CharField(_("trigger"), max_length=12, choices=Trigger)
     requested_by = models.TextField(_("requested by"), blank=True)
@@ -340,30 +339,30 @@ class CleanupOperation(Transitions):
     )
 
     step = models.CharField(
-        _("step"), max_length=10, choices=Transitions.Step, default=Transitions.Step.PLAN
+        _("step"), max_length=10, choices=CleanupStates.Step, default=CleanupStates.Step.PLAN
     )
-    cursor = models.JSONField(_("position"), default=dict, editable=False)
+    position = models.JSONField(_("position"), default=dict, editable=False)
     # How much is asked of the store at a time: see cleanup/adaptive_batch.py.
-    pace = models.JSONField(_("pace"), default=dict, editable=False)
+    batch_state = models.JSONField(_("batch state"), default=dict, editable=False)
     # What its step has done, and when: see cleanup/progress.py.
-    headway = models.JSONField(default=dict, editable=False)
+    progress = models.JSONField(default=dict, editable=False)
 
     found = models.PositiveBigIntegerField(_("found"), default=0)
     found_bytes = models.PositiveBigIntegerField(_("bytes found"), default=0)
     deleted = models.PositiveBigIntegerField(_("deleted"), default=0)
     deleted_bytes = models.PositiveBigIntegerField(_("bytes deleted"), default=0)
-    already_absent = models.PositiveBigIntegerField(_("already absent"), default=0)
-    already_absent_bytes = models.PositiveBigIntegerField(_("bytes already absent"), default=0)
-    protected = models.PositiveBigIntegerField(_("protected"), default=0)
-    protected_bytes = models.PositiveBigIntegerField(_("bytes protected"), default=0)
+    already_gone = models.PositiveBigIntegerField(_("already gone"), default=0)
+    already_gone_bytes = models.PositiveBigIntegerField(_("bytes already gone"), default=0)
+    kept = models.PositiveBigIntegerField(_("kept"), default=0)
+    kept_bytes = models.PositiveBigIntegerField(_("bytes kept"), default=0)
     failed = models.PositiveBigIntegerField(_("failed"), default=0)
     failed_bytes = models.PositiveBigIntegerField(_("bytes failed"), default=0)
 
     plan_digest = models.CharField(_("plan digest"), max_length=64, blank=True)
-    ranges = models.JSONField(_("listed prefixes"), default=list, editable=False)
+    listed_prefixes = models.JSONField(_("listed prefixes"), default=list, editable=False)
     planned_at = models.DateTimeField(_("planned"), null=True, blank=True)
     # Of a dry run's plan, and of what became of it: see cleanup/plan_summary.py.
-    summary = models.JSONField(default=dict, editable=False)
+    plan_summary = models.JSONField(default=dict, editable=False)
 
     created_at = models.DateTimeField(_("requested"), default=timezone.now)
 
@@ -372,86 +371,84 @@ class CleanupOperation(Transitions):
     archive = models.TextField(_("archive"), blank=True)
     archive_digest = models.CharField(_("archive digest"), max_length=64, blank=True)
 
-    objects = CleanupOperationQuerySet.as_manager()
+    objects = CleanupQuerySet.as_manager()
 
     class Meta:
-        verbose_name = _("cleanup operation")
-        verbose_name_plural = _("cleanup operations")
+        verbose_name = _("cleanup")
+        verbose_name_plural = _("cleanups")
         indexes = [
-            models.Index(fields=["next_attempt_at"], name="operation_due"),
+            models.Index(fields=["next_attempt_at"], name="cleanup_due"),
             # Written at the end of an attempt only.
             models.Index(
                 fields=["finished_at"],
                 condition=Q(finished_at__isnull=False),
-                name="operation_finished",
+                name="cleanup_finished",
             ),
             models.Index(
-                fields=["job", "status"],
-                condition=Q(job__isnull=False),
-                name="operation_of_job",
+                fields=["bulk_job", "status"],
+                condition=Q(bulk_job__isnull=False),
+                name="cleanup_of_bulk_job",
             ),
-            models.Index(fields=["created_at"], name="operation_created"),
-            models.Index(fields=["project_id", "created_at"], name="operation_project"),
-            models.Index(fields=["status", "created_at"], name="operation_status"),
-            models.Index(fields=["trigger", "created_at"], name="operation_trigger"),
-            models.Index(
-                fields=["status", "trigger", "created_at"], name="operation_status_trigger"
-            ),
+            models.Index(fields=["created_at"], name="cleanup_created"),
+            models.Index(fields=["project_id", "created_at"], name="cleanup_project"),
+            models.Index(fields=["status", "created_at"], name="cleanup_status"),
+            models.Index(fields=["trigger", "created_at"], name="cleanup_trigger"),
+            models.Index(fields=["status", "trigger", "created_at"], name="cleanup_status_trigger"),
         ]
         constraints = [
             models.CheckConstraint(
-                condition=Q(status__in=Transitions.Status.values),
-                name="operation_status_is_known",
+                condition=Q(status__in=CleanupStates.Status.values),
+                name="cleanup_status_is_known",
             ),
             models.CheckConstraint(
-                condition=~Q(status__in=Transitions.CLOSED)
-                | Q(found=F("deleted") + F("already_absent") + F("protected") + F("failed"))
+                condition=~Q(status__in=CleanupStates.FINISHED)
+                | Q(found=F("deleted") + F("already_gone") + F("kept") + F("failed"))
                 & Q(
                     found_bytes=F("deleted_bytes")
-                    + F("already_absent_bytes")
-                    + F("protected_bytes")
+                    + F("already_gone_bytes")
+                    + F("kept_bytes")
                     + F("failed_bytes")
                 ),
-                name="operation_books_close",
+                name="cleanup_totals_add_up",
             ),
             models.CheckConstraint(
-                condition=~Q(status=Transitions.Status.CLEAN) | Q(failed=0, protected=0),
-                name="operation_clean_is_clean",
+                condition=~Q(status=CleanupStates.Status.CLEAN) | Q(failed=0, kept=0),
+                name="cleanup_clean_is_clean",
             ),
             models.CheckConstraint(
-                condition=~Q(status=Transitions.Status.CLEAN_WITH_PROTECTED) | Q(failed=0),
-                name="operation_protected_is_no_failure",
+                condition=~Q(status=CleanupStates.Status.CLEAN_WITH_KEPT) | Q(failed=0),
+                name="cleanup_kept_is_no_failure",
             ),
             models.CheckConstraint(
-                condition=Q(lease_until=None) | Q(status=Transitions.Status.RUNNING),
-                name="operation_held_is_running",
+                condition=Q(lease_until=None) | Q(status=CleanupStates.Status.RUNNING),
+                name="cleanup_leased_is_running",
             ),
             models.CheckConstraint(
-                condition=Q(deleted=0) | ~Q(kind=Transitions.Kind.VERIFY) & Q(dry_run=False),
-                name="operation_look_deletes_nothing",
+                condition=Q(deleted=0) | ~Q(kind=CleanupStates.Kind.VERIFY) & Q(dry_run=False),
+                name="cleanup_verification_deletes_nothing",
             ),
             # Two of one project, created and deleted again, are told apart by their deletions: the
             # later one supersedes the other, as soon as no worker has it.
             models.UniqueConstraint(
                 fields=["project_id", "bucket", "project_deleted_at"],
                 condition=Q(
-                    kind=Transitions.Kind.PROJECT,
+                    kind=CleanupStates.Kind.PROJECT,
                     dry_run=False,
                     parent=None,
-                    status__in=[*Transitions.WORKABLE, Transitions.Status.BLOCKED],
+                    status__in=[*CleanupStates.WORKABLE, CleanupStates.Status.BLOCKED],
                 ),
                 name="one_open_cleanup_per_deletion",
             ),
             models.CheckConstraint(
                 condition=Q(pruned_at=None)
-                | Transitions.OVER & ~Q(archive="") & ~Q(archive_digest=""),
-                name="operation_open_is_not_pruned",
+                | CleanupStates.OVER & ~Q(archive="") & ~Q(archive_digest=""),
+                name="cleanup_open_is_not_pruned",
             ),
         ]
         permissions = [
             ("dry_run_cleanup", _("Can dry-run a cleanup")),
             ("verify_cleanup", _("Can verify a cleanup")),
-            ("force_cleanup", _("Can force-delete, and release blocked cleanups")),
+            ("force_cleanup", _("Can force-delete, and approve blocked cleanups")),
         ]
 
     def __str__(self) -> str:
@@ -464,14 +461,14 @@ class CleanupOperation(Transitions):
         return self.project_id or str(_("objects of several projects"))
 
     @property
-    def figures(self) -> str:
-        """Stands for what a person is shown before a release: with another plan, message or list
-        of projects it is another."""
-        shown = json.dumps([self.status, self.plan_digest, self.error])
+    def confirmation_digest(self) -> str:
+        """Stands for what a person is shown before an approval: it changes with the plan, the
+        message or the list of projects."""
+        shown = json.dumps([self.status, self.plan_digest, self.message])
         return hashlib.sha256(shown.encode()).hexdigest()[:12]
 
     @property
-    def deletes(self) -> bool:
+    def is_deletion(self) -> bool:
         return self.kind != self.Kind.VERIFY and not self.dry_run
 
     @property
@@ -479,17 +476,17 @@ class CleanupOperation(Transitions):
         return self.strategy in (self.Strategy.WRANGLER, self.Strategy.WRANGLER_SEQUENTIAL)
 
     @property
-    def about(self) -> str:
-        """Its kind; that of what it looks after, if it follows another."""
+    def root_kind(self) -> str:
+        """Its kind, or that of the cleanup that it follows."""
         return self.parent.kind if self.parent else self.kind
 
     @property
-    def names_its_objects(self) -> bool:
+    def has_given_objects(self) -> bool:
         """Its items were given with the request; otherwise they are looked for by project."""
-        return self.about in (self.Kind.OBJECTS, self.Kind.ORPHANS)
+        return self.root_kind in (self.Kind.OBJECTS, self.Kind.ORPHANS)
 
-    def outcomes_there(self) -> list[str]:
-        """What its items have come to. To count each would take long where they are many."""
+    def existing_outcomes(self) -> list[str]:
+        """The outcomes that its items have. Counting each would take long where they are many."""
         known = CleanupItem.Outcome.values
         each = [Exists(self.items.filter(outcome=outcome)) for outcome in known]
         [there] = type(self).objects.filter(pk=self.pk).values_list(*each)
@@ -498,33 +495,33 @@ class CleanupOperation(Transitions):
     def record(self, step: str, message: object, **data: Any) -> None:
         """Add a line to the timeline, and to the log once it is committed; secrets are taken out
         of it."""
-        event = OperationEvent.objects.create(
-            operation=self, step=step, message=redact(str(message)), data=redact(data)
+        event = CleanupEvent.objects.create(
+            cleanup=self, step=step, message=redact_secrets(str(message)), data=redact_secrets(data)
         )
         event.log_on_commit()
 
-    def progress(self, **values: Any) -> None:
-        """Of a verification nothing is done for good before its end, and a pass that had to start
-        again only repeats what was done."""
-        if self.kind == self.Kind.VERIFY or "restarts" in self.cursor:
+    def renew_after_progress(self, **values: Any) -> None:
+        """A verification gets nothing done for good before its end, and a pass that had to start
+        again only repeats what was done: neither counts as progress."""
+        if self.kind == self.Kind.VERIFY or "restarts" in self.position:
             self.renew(**values)
         else:
-            super().progress(**values)
+            super().renew_after_progress(**values)
 
     def mark_pruned(self, archive: str, digest: str) -> bool:
-        """Note which archive has the items and the timeline from now on; False if it is open."""
+        """Note which archive holds the items and the timeline; False if the cleanup is open."""
         values = {"pruned_at": timezone.now(), "archive": archive, "archive_digest": digest}
-        return self.change(self.OVER, **values)
+        return self.change_if(self.OVER, **values)
 
-    def add_rows(self, rows: list[Row], evidence: str = "") -> None:
-        """Make these deleted rows items of the operation: delete these very objects."""
+    def add_rows(self, rows: list[DeletedRow], evidence: str = "") -> None:
+        """Make these deleted rows items of the cleanup: delete these very objects."""
         outcomes = CleanupItem.Outcome
         if any(row.project_id != self.project_id for row in rows):
-            self.change(Q(), project_id=None)
+            self.change_if(Q(), project_id=None)
         self.items.bulk_create(
             [
                 CleanupItem(
-                    operation=self,
+                    cleanup=self,
                     key=row.key,
                     identity=row.key,
                     project_id=row.project_id,
@@ -534,9 +531,9 @@ class CleanupOperation(Transitions):
                     copied_to=row.copied_to,
                     unanswered_at=row.unanswered_at,
                     found_in=CleanupItem.FoundIn.TRACKED,
-                    evidence=evidence or str(_("its tracking row was deleted")),
-                    outcome=outcomes.PROTECTED if row.kept else outcomes.PLANNED,
-                    reason=row.kept,
+                    owner_evidence=evidence or str(_("its tracking row was deleted")),
+                    outcome=outcomes.KEPT if row.kept_reason else outcomes.TO_DELETE,
+                    reason=row.kept_reason,
                 )
                 for row in rows
             ],
@@ -546,23 +543,23 @@ class CleanupOperation(Transitions):
 
     def first_start_for_deletion(self) -> datetime | None:
         """When a worker first took up a cleanup of the same deletion."""
-        same = CleanupOperation.objects.filter(
+        same = Cleanup.objects.filter(
             project_id=self.project_id, project_deleted_at=self.project_deleted_at
         )
         first: datetime | None = same.aggregate(at=Min("started_at"))["at"]
         return first
 
-    def copy_items(self, other: CleanupOperation) -> None:
-        """Take over what another operation saw gone, unless it is an item here already; where
-        its items were given, all that it was to delete, as nothing else tells of them."""
+    def copy_items(self, other: Cleanup) -> None:
+        """Copy the items of another cleanup that are gone, unless they are items here already.
+        Where its items were given, copy all that it was to delete, as no other record has them."""
         outcomes = CleanupItem.Outcome
-        gone = other.items.filter(outcome__in=[outcomes.DELETED, outcomes.ALREADY_ABSENT])
-        if other.names_its_objects:
-            gone = other.items.exclude(outcome=outcomes.PROTECTED)
-        facts = ("key", "identity", "escaped", "span", "project_id", "size", "etag")
+        gone = other.items.filter(outcome__in=[outcomes.DELETED, outcomes.ALREADY_GONE])
+        if other.has_given_objects:
+            gone = other.items.exclude(outcome=outcomes.KEPT)
+        facts = ("key", "identity", "escaped", "range_index", "project_id", "size", "etag")
         found = CleanupItem.FoundIn.TRACKED
         copies = (
-            CleanupItem(operation=self, found_in=found, **row)
+            CleanupItem(cleanup=self, found_in=found, **row)
             for row in read_in_steps(gone.values(*facts))
         )
         while batch := list(islice(copies, 1000)):

@@ -9,10 +9,10 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit import logs
 
 
-class OperationEvent(models.Model):
-    """One line of an operation's timeline; `data` holds calls, answers and figures, redacted."""
+class CleanupEvent(models.Model):
+    """One line of a cleanup's timeline; `data` holds calls, answers and figures, redacted."""
 
-    operation = models.ForeignKey("CleanupOperation", models.CASCADE, related_name="events")
+    cleanup = models.ForeignKey("Cleanup", models.CASCADE, related_name="events")
     at = models.DateTimeField(_("time"), default=timezone.now)
     step = models.CharField(_("step"), max_length=20)
     message = models.TextField(_("message"))
@@ -24,9 +24,9 @@ class OperationEvent(models.Model):
         ordering = ["at", "pk"]
 
     # A person may have to do something.
-    WARNINGS = ("blocked", "failed", "incomplete", "takeover", "vanished")
+    WARNING_STEPS = ("blocked", "failed", "retrying", "takeover", "vanished")
 
-    # Of the request during which it was made: its line is written later.
+    # The request during which it was made, as its log line is written later.
     request_id: str | None = None
 
     def __str__(self) -> str:
@@ -34,17 +34,17 @@ class OperationEvent(models.Model):
 
     @property
     def logger(self) -> logging.Logger:
-        return logs.keys if self.step == "command" else logs.timeline
+        return logs.key_logger if self.step == "command" else logs.timeline_logger
 
     @property
     def level(self) -> int:
         if self.step == "command":
             return logging.DEBUG
-        return logging.WARNING if self.step in self.WARNINGS else logging.INFO
+        return logging.WARNING if self.step in self.WARNING_STEPS else logging.INFO
 
     def log_on_commit(self) -> None:
         if self.logger.isEnabledFor(self.level):
-            self.request_id = logs.current().request_id
+            self.request_id = logs.current_context().request_id
             transaction.on_commit(self.log, robust=True)
 
     def log(self) -> None:
@@ -52,5 +52,5 @@ class OperationEvent(models.Model):
         # id to the next row then.
         if type(self).objects.filter(pk=self.pk, at=self.at).exists():
             facts = {"step": self.step, "event": self.pk, "data": self.data}
-            ids = {"deletion_id": str(self.operation_id), "request_id": self.request_id}
+            ids = {"deletion_id": str(self.cleanup_id), "request_id": self.request_id}
             self.logger.log(self.level, "%s", self.message, extra=facts | ids)

@@ -1,4 +1,4 @@
-"""Numbers as pictures: SVG whose colours are classes, and which scales with the page."""
+"""Draws charts as SVG that scales with the page; its colours are CSS classes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import floor, log
@@ -11,29 +11,29 @@ from django.utils.safestring import SafeString
 WIDTH, HEIGHT = 360, 190
 LEFT, RIGHT, TOP, BOTTOM = 60, 352, 12, 164
 # Of the bars from the left: the height for each label, and the longest one.
-ROW, LONGEST = 44, 250
-TEXT = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
+ROW_HEIGHT, MAX_BAR_WIDTH = 44, 250
+TEXT_TEMPLATE = '<text x="{}" y="{}" text-anchor="{}">{}</text>'
 
-Show = Callable[[int], str]
+ValueFormat = Callable[[int], str]
 
 
 class Series(NamedTuple):
-    """Values that belong together; `look` is the CSS class of their colour and pattern."""
+    """Values that belong together; `pattern` is the CSS class of their colour and pattern."""
 
     name: str
-    look: str
+    pattern: str
     values: Sequence[int]
 
 
-class Share(NamedTuple):
-    """A bar from the left, with what it says; `share` is its part of the longest one."""
+class ShareBar(NamedTuple):
+    """A horizontal bar with its text; `share` is its part of the longest one."""
 
-    look: str
+    pattern: str
     share: float
     text: str
 
 
-def ceiling(value: int, base: int = 10) -> int:
+def round_up(value: int, base: int = 10) -> int:
     """A round number that is not less: 1, 2 or 5 times a power of ten, of the largest unit of
     `base` that the value reaches."""
     unit = 1 if base == 10 else base ** floor(log(max(value, 1), base))
@@ -43,8 +43,8 @@ def ceiling(value: int, base: int = 10) -> int:
     return next(step * power * unit for step in (1, 2, 5, 10) if step * power * unit >= value)
 
 
-def picture(name: str, title: str, summary: str, height: int, body: Iterable[str]) -> SafeString:
-    """`name` tells the picture from the others of the page."""
+def render_svg(name: str, title: str, summary: str, height: int, body: Iterable[str]) -> SafeString:
+    """`name` is unique on the page."""
     return format_html(
         '<svg class="audit-chart" viewBox="0 0 {} {}" role="img"'
         ' aria-labelledby="{name}-title {name}-summary">'
@@ -58,18 +58,18 @@ def picture(name: str, title: str, summary: str, height: int, body: Iterable[str
     )
 
 
-def stacked(
+def draw_stacked_bars(
     name: str,
     title: str,
     summary: str,
     labels: Sequence[str],
     series: Sequence[Series],
-    show: Show = str,
+    show: ValueFormat = str,
     base: int = 10,
 ) -> SafeString:
     """A bar for each label, made of one part for each series."""
     totals = [sum(values) for values in zip(*(each.values for each in series), strict=True)]
-    top = ceiling(max(totals, default=0), base)
+    top = round_up(max(totals, default=0), base)
     slot = (RIGHT - LEFT) / max(len(labels), 1)
     parts = []
     for place, label in enumerate(labels):
@@ -80,35 +80,37 @@ def stacked(
                 floor_at -= height
                 said = f"{label}: {show(value)} {each.name}"
                 x = LEFT + slot * place
-                parts.append(bar(each.look, x, floor_at, slot * 0.8, height, said))
-    return picture(name, title, summary, HEIGHT, [axes(labels, top, show), *parts])
+                parts.append(draw_bar(each.pattern, x, floor_at, slot * 0.8, height, said))
+    return render_svg(name, title, summary, HEIGHT, [draw_axes(labels, top, show), *parts])
 
 
-def bar(look: str, x: float, y: float, width: float, height: float, said: str) -> SafeString:
+def draw_bar(
+    pattern: str, x: float, y: float, width: float, height: float, tooltip: str
+) -> SafeString:
     """Never too thin to be seen."""
     return format_html(
         '<rect class="audit-bar" fill="url(#audit-{})" x="{}" y="{}" width="{}" height="{}">'
         "<title>{}</title></rect>",
-        look,
+        pattern,
         f"{x:.1f}",
         f"{y:.1f}",
         f"{max(width, 0.5):.1f}",
         f"{max(height, 0.5):.1f}",
-        said,
+        tooltip,
     )
 
 
-def line(
+def draw_line(
     name: str,
     title: str,
     summary: str,
     labels: Sequence[str],
     values: Sequence[int | None],
-    show: Show = str,
+    show: ValueFormat = str,
 ) -> SafeString:
     """A line through the values; None is a gap that it crosses."""
     known = [(place, value) for place, value in enumerate(values) if value is not None]
-    top = ceiling(max((value for _place, value in known), default=0))
+    top = round_up(max((value for _place, value in known), default=0))
     step = (RIGHT - LEFT) / max(len(labels), 1)
     points = [
         (LEFT + step * (place + 0.5), BOTTOM - (BOTTOM - TOP) * value / top)
@@ -127,10 +129,10 @@ def line(
         )
         for (place, value), (x, y) in zip(known, points, strict=True)
     ]
-    return picture(name, title, summary, HEIGHT, [axes(labels, top, show), path, *dots])
+    return render_svg(name, title, summary, HEIGHT, [draw_axes(labels, top, show), path, *dots])
 
 
-def axes(labels: Sequence[str], top: int, show: Show) -> SafeString:
+def draw_axes(labels: Sequence[str], top: int, show: ValueFormat) -> SafeString:
     """Lines at nothing, the half and the whole, and the first and the last label."""
     half = show(top // 2) if top > 1 else ""
     scale = ((BOTTOM, show(0)), ((TOP + BOTTOM) // 2, half), (TOP, show(top)))
@@ -142,21 +144,23 @@ def axes(labels: Sequence[str], top: int, show: Show) -> SafeString:
             '<line class="audit-axis" x1="{}" x2="{}" y1="{}" y2="{}"/>',
             ((LEFT, RIGHT, y, y) for y, _text in scale),
         ),
-        format_html_join("", TEXT, ((LEFT - 5, y + 4, "end", text) for y, text in scale)),
-        format_html_join("", TEXT, ((x, BOTTOM + 18, anchor, text) for x, anchor, text in ends)),
+        format_html_join("", TEXT_TEMPLATE, ((LEFT - 5, y + 4, "end", text) for y, text in scale)),
+        format_html_join(
+            "", TEXT_TEMPLATE, ((x, BOTTOM + 18, anchor, text) for x, anchor, text in ends)
+        ),
     )
 
 
-def shares(
-    name: str, title: str, summary: str, rows: Sequence[tuple[str, Sequence[Share]]]
+def draw_share_bars(
+    name: str, title: str, summary: str, rows: Sequence[tuple[str, Sequence[ShareBar]]]
 ) -> SafeString:
-    """Under each label its bars, one below the other, with what they say at their ends."""
+    """Under each label its bars, one below the other, with their texts at the end."""
     parts: list[SafeString] = []
     for place, (label, bars) in enumerate(rows):
-        top = place * ROW
-        parts.append(format_html(TEXT, 0, top + 12, "start", label))
+        top = place * ROW_HEIGHT
+        parts.append(format_html(TEXT_TEMPLATE, 0, top + 12, "start", label))
         for under, each in enumerate(bars):
-            y, width = top + 17 + under * 12, LONGEST * each.share
-            parts.append(bar(each.look, 0, y, width, 9, f"{label}: {each.text}"))
-            parts.append(format_html(TEXT, f"{width + 6:.1f}", y + 9, "start", each.text))
-    return picture(name, title, summary, ROW * len(rows), parts)
+            y, width = top + 17 + under * 12, MAX_BAR_WIDTH * each.share
+            parts.append(draw_bar(each.pattern, 0, y, width, 9, f"{label}: {each.text}"))
+            parts.append(format_html(TEXT_TEMPLATE, f"{width + 6:.1f}", y + 9, "start", each.text))
+    return render_svg(name, title, summary, ROW_HEIGHT * len(rows), parts)

@@ -1,4 +1,4 @@
-"""What staff can decide about findings, and what the page shows that asks first."""
+"""What staff can decide about findings, and what the confirmation page shows."""
 
 import hashlib
 from collections.abc import Callable, Collection, Sequence
@@ -14,139 +14,147 @@ from storage_audit.findings import action_result, actions, track_files
 from storage_audit.findings.action_result import Decision, Skipped
 from storage_audit.findings.admin.note_form import NoteForm
 from storage_audit.findings.models import Finding, FindingQuerySet, Kind
-from storage_audit.findings.orphans import delete_orphans, would_delete
-from storage_audit.formats import SHOWN, amount, more, placed_key, shown_key
-from storage_audit.redaction import visible
+from storage_audit.findings.orphans import delete_objects, deletion_preview
+from storage_audit.formats import (
+    MAX_LINES_SHOWN,
+    format_amount,
+    format_bucket_key,
+    format_key,
+    more_lines,
+)
+from storage_audit.redaction import printable_text
 
 
-def listed(findings: FindingQuerySet) -> dict[str, Any]:
-    first = findings.order_by("bucket", "key", "pk")[:SHOWN]
+def selection_page(findings: FindingQuerySet) -> dict[str, Any]:
+    first = findings.order_by("bucket", "key", "pk")[:MAX_LINES_SHOWN]
     rows: list[tuple[Any, ...]] = [
         (
-            placed_key(one.bucket, one.key),
+            format_bucket_key(one.bucket, one.key),
             one.get_kind_display(),
             one.get_state_display(),
-            size_of(one),
+            finding_size(one),
         )
         for one in first
     ]
     heads = (_("Key"), _("Kind"), _("State"), _("Size"))
-    return {"heads": heads, "rows": rows + more(findings.count() - len(rows))}
+    return {"heads": heads, "rows": rows + more_lines(findings.count() - len(rows))}
 
 
-def planned(decide: Callable[..., Decision]) -> Callable[[FindingQuerySet], dict[str, Any]]:
-    """What a dry run tells: of few, and so of all of them."""
+def dry_run_page(decide: Callable[..., Decision]) -> Callable[[FindingQuerySet], dict[str, Any]]:
+    """The page that shows a dry run; these actions take few findings, so it shows all."""
 
     def plan(findings: FindingQuerySet) -> dict[str, Any]:
         decision = decide(findings, dry_run=True)
         return {
             "heads": (_("Key"), _("What becomes of it")),
-            "figures": digest_of(decision.results),
-            "rows": [(shown_key(key), visible(result)) for key, result in decision.results],
-            **staying(decision.left, len(decision.left)),
-            **({} if decision.results else NOTHING),
+            "figures": preview_digest(decision.results),
+            "rows": [(format_key(key), printable_text(result)) for key, result in decision.results],
+            **skipped_rows(decision.skipped, len(decision.skipped)),
+            **({} if decision.results else NOTHING_TO_DO),
         }
 
     return plan
 
 
-def deletion(findings: FindingQuerySet) -> dict[str, Any]:
-    would = would_delete(findings, SHOWN)
+def deletion_page(findings: FindingQuerySet) -> dict[str, Any]:
+    would = deletion_preview(findings, MAX_LINES_SHOWN)
     return {
-        "figures": digest_of(would.going),
-        "rows": [(amount(len(would.going), would.bytes),)],
+        "figures": preview_digest(would.to_delete),
+        "rows": [(format_amount(len(would.to_delete), would.total_bytes),)],
         "heads": (_("To be deleted from R2"),),
-        **staying(would.left, would.stay),
-        **({} if would.going else NOTHING),
+        **skipped_rows(would.skipped, would.skipped_count),
+        **({} if would.to_delete else NOTHING_TO_DO),
     }
 
 
-def digest_of(facts: Sequence[object]) -> str:
-    """What a page sends that was shown these: another one was not confirmed."""
+def preview_digest(facts: Sequence[object]) -> str:
+    """Identifies what a page showed, so that nothing else is confirmed."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def staying(left: list[Skipped], count: int) -> dict[str, Any]:
+def skipped_rows(left: list[Skipped], count: int) -> dict[str, Any]:
     title = ngettext("%d stays as it is", "%d stay as they are", count) % count
-    rows: list[tuple[Any, ...]] = [(shown_key(key), visible(reason)) for key, reason in left]
-    return {"left_title": title, "left": rows + more(count - len(left))}
+    rows: list[tuple[Any, ...]] = [
+        (format_key(key), printable_text(reason)) for key, reason in left
+    ]
+    return {"left_title": title, "left": rows + more_lines(count - len(left))}
 
 
-def size_of(finding: Finding) -> str | None:
+def finding_size(finding: Finding) -> str | None:
     return None if finding.size is None else filesizeformat(finding.size)
 
 
-# Of a page on which there is nothing to say yes to.
-NOTHING: dict[str, Any] = {
+# For a page with nothing to confirm.
+NOTHING_TO_DO: dict[str, Any] = {
     "rows": (),
     "button": "",
     "sentences": (gettext_lazy("Nothing can be done: each of these stays as it is."),),
 }
 
 
-class Act(NamedTuple):
-    """What can be decided: `did` says it of the findings; `foresee` gives what the page shows that
-    asks. One that `looks` into the bucket takes few findings at once; one that never
-    `asks_store` takes no place of those who do."""
+class FindingAction(NamedTuple):
+    """An action on findings. `done_text` says what was done; `preview` gives what the confirmation
+    page shows. One that `lists_bucket` takes few findings at once; one that does not `asks_store`
+    needs no slot."""
 
     name: str
     decide: Callable[..., Decision]
     title: Any
-    did: Any
+    done_text: Any
     sentences: tuple[Any, ...] = ()
     button: Any = ""
     form: type[forms.Form] = forms.Form
-    asks: bool = True
-    looks: bool = False
+    needs_confirmation: bool = True
+    lists_bucket: bool = False
     asks_store: bool = True
-    foresee: Callable[[FindingQuerySet], dict[str, Any]] = listed
+    preview: Callable[[FindingQuerySet], dict[str, Any]] = selection_page
     kinds: Collection[str] = tuple(Kind)
     state: str = Finding.State.OPEN
 
-    def fits(self, finding: Finding) -> bool:
-        """Whether to offer it on the finding's page: what it is asked for, it may yet leave."""
+    def is_offered(self, finding: Finding) -> bool:
+        """Whether to offer it on the finding's page; it may still skip the finding."""
         return finding.kind in self.kinds and finding.state == self.state
 
 
-def plan_deletion(findings: FindingQuerySet) -> Decision:
-    return delete_orphans(findings, dry_run=True)
+def request_preview(findings: FindingQuerySet) -> Decision:
+    return delete_objects(findings, dry_run=True)
 
 
-ACKNOWLEDGE = Act(
-    "acknowledge",
-    action_result.acknowledge,
-    gettext_lazy("Acknowledge findings"),
-    gettext_lazy("acknowledged"),
+IGNORE = FindingAction(
+    "ignore",
+    action_result.ignore_findings,
+    gettext_lazy("Ignore findings"),
+    gettext_lazy("ignored"),
     (
         gettext_lazy(
             "They may stay as they are: they leave the list of what is open, and nothing in the"
             " bucket changes. “Reopen” takes it back."
         ),
     ),
-    gettext_lazy("Acknowledge"),
+    gettext_lazy("Ignore"),
     NoteForm,
     asks_store=False,
 )
-REOPEN = Act(
+REOPEN = FindingAction(
     "reopen",
-    action_result.reopen,
+    action_result.reopen_findings,
     gettext_lazy("Reopen findings"),
     gettext_lazy("open again"),
-    asks=False,
+    needs_confirmation=False,
     asks_store=False,
-    state=Finding.State.ACKNOWLEDGED,
+    state=Finding.State.IGNORED,
 )
-PLAN = Act(
-    "plan_deletion",
-    plan_deletion,
+PREVIEW = FindingAction(
+    "preview_deletion",
+    request_preview,
     gettext_lazy("Plan the deletion of orphans"),
     gettext_lazy("taken up: a dry run deletes nothing, and shows what would go"),
-    asks=False,
+    needs_confirmation=False,
     kinds=[Kind.ORPHANED],
 )
-DELETE = Act(
-    "delete_orphans",
-    delete_orphans,
+DELETE_OBJECTS = FindingAction(
+    "delete_objects",
+    delete_objects,
     gettext_lazy("Delete orphans?"),
     gettext_lazy(
         "taken up. A cleanup is deleting the files from R2. Its page shows when they are gone"
@@ -158,28 +166,28 @@ DELETE = Act(
         ),
     ),
     gettext_lazy("Yes, delete"),
-    foresee=deletion,
+    preview=deletion_page,
     kinds=[Kind.ORPHANED],
 )
-ADOPT = Act(
-    "adopt",
-    track_files.adopt,
-    gettext_lazy("Adopt into a project"),
-    gettext_lazy("adopted: deleting the project now deletes these files too"),
+ASSIGN = FindingAction(
+    "assign",
+    track_files.assign_objects,
+    gettext_lazy("Assign to a project"),
+    gettext_lazy("assigned: deleting the project now deletes these files too"),
     (
         gettext_lazy(
             "The objects are given to a project that exists. They stay where they are, and are"
-            " deleted with it. Each is looked at in the bucket first."
+            " deleted with it. Each is checked in the bucket first."
         ),
     ),
-    gettext_lazy("Adopt"),
+    gettext_lazy("Assign"),
     ProjectIdForm,
-    looks=True,
-    kinds=track_files.ADOPTABLE,
+    lists_bucket=True,
+    kinds=track_files.ASSIGNABLE_KINDS,
 )
-TRACK = Act(
+TRACK = FindingAction(
     "track",
-    track_files.track,
+    track_files.track_objects,
     gettext_lazy("Track objects"),
     gettext_lazy("tracked: the table says what the bucket shows"),
     (
@@ -189,12 +197,12 @@ TRACK = Act(
         ),
     ),
     gettext_lazy("Track"),
-    looks=True,
-    kinds=track_files.TRACKABLE,
+    lists_bucket=True,
+    kinds=track_files.TRACKABLE_KINDS,
 )
-UNTRACK = Act(
+UNTRACK = FindingAction(
     "untrack",
-    track_files.untrack,
+    track_files.untrack_rows,
     gettext_lazy("Remove the rows of missing objects"),
     gettext_lazy("resolved: no row tells of what is missing any more"),
     (
@@ -204,10 +212,10 @@ UNTRACK = Act(
         ),
     ),
     gettext_lazy("Yes, remove the rows"),
-    looks=True,
+    lists_bucket=True,
     kinds=[Kind.MISSING],
 )
-RENAME = Act(
+RENAME = FindingAction(
     "rename",
     actions.rename_objects,
     gettext_lazy("Rename misnamed objects?"),
@@ -221,11 +229,11 @@ RENAME = Act(
         ),
     ),
     gettext_lazy("Yes, rename"),
-    looks=True,
-    foresee=planned(actions.rename_objects),
+    lists_bucket=True,
+    preview=dry_run_page(actions.rename_objects),
     kinds=[Kind.MISNAMED],
 )
-ABORT = Act(
+ABORT = FindingAction(
     "abort_uploads",
     actions.abort_uploads,
     gettext_lazy("Abort unfinished uploads?"),
@@ -237,10 +245,10 @@ ABORT = Act(
         ),
     ),
     gettext_lazy("Yes, abort"),
-    looks=True,
-    foresee=planned(actions.abort_uploads),
+    lists_bucket=True,
+    preview=dry_run_page(actions.abort_uploads),
     kinds=[Kind.UNFINISHED],
 )
 
 
-ACTS = (ACKNOWLEDGE, REOPEN, PLAN, DELETE, ADOPT, TRACK, UNTRACK, RENAME, ABORT)
+ACTIONS = (IGNORE, REOPEN, PREVIEW, DELETE_OBJECTS, ASSIGN, TRACK, UNTRACK, RENAME, ABORT)

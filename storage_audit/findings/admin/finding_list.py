@@ -1,5 +1,5 @@
-"""Findings: the list, and what staff decide about them. It asks first, and says of what is left as
-it is, why."""
+"""The list of findings, and what staff decide about them. It asks first, and says why a finding was
+skipped."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -15,28 +15,28 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
 from storage_audit.bucket.errors import StoreError
-from storage_audit.cleanup.admin.deleting import announce
+from storage_audit.cleanup.admin.deleting import announce_cleanups
 from storage_audit.cleanup.requests import enqueue_on_commit
-from storage_audit.concurrency import Busy, place
-from storage_audit.findings.action_result import ActionRefused, Decision, refuse_many
+from storage_audit.concurrency import Busy, acquire_slot
+from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many
 from storage_audit.findings.admin import action_pages, leftover_pages
-from storage_audit.findings.admin.action_pages import Act, size_of
-from storage_audit.findings.finding_text import of_finding
+from storage_audit.findings.admin.action_pages import FindingAction, finding_size
+from storage_audit.findings.finding_text import explain_finding
 from storage_audit.findings.models import Finding, FindingQuerySet
-from storage_audit.formats import placed_key, shown_key, told, with_lines
+from storage_audit.formats import format_bucket_key, format_key, format_key_list, format_lines
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.redaction import redact, visible
+from storage_audit.redaction import printable_text, redact_secrets
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.keyset_list import BucketFilter
 from storage_audit.ui.links import why_link
-from storage_audit.ui.model_admin import ReadOnlyAdmin, action
+from storage_audit.ui.model_admin import ReadOnlyAdmin, admin_action
 
 Answer = HttpResponse | None
-# What is usually not so, and then says nothing.
-ONLY_IF = ("escaped", "upload_id")
+# Fields that are shown only when they say something.
+OPTIONAL_FIELDS = ("escaped", "upload_id")
 
 
-class MayBeDeleted(admin.SimpleListFilter):
+class DeletableFilter(admin.SimpleListFilter):
     title = gettext_lazy("what may be done")
     parameter_name = "may"
 
@@ -49,8 +49,8 @@ class MayBeDeleted(admin.SimpleListFilter):
 
 @admin.register(Finding)
 class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
-    list_display = ("found", "kind", "state", "owner", "shown_size", "last_seen_at")
-    list_filter = (BucketFilter, MayBeDeleted, "state", "kind")
+    list_display = ("key_and_evidence", "kind", "state", "owner", "shown_size", "last_seen_at")
+    list_filter = (BucketFilter, DeletableFilter, "state", "kind")
     linked_lookups = ("last_scan",)
     confirmed_fields = ("pk", "state", "etag", "size", "last_modified", "project_id")
     search_fields = ("key",)
@@ -59,13 +59,13 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     )
     prefix_field = "key"
     ordering = ("key", "pk")
-    sortable_by = ("found",)
-    actions = tuple(act.name for act in action_pages.ACTS)
+    sortable_by = ("key_and_evidence",)
+    actions = tuple(act.name for act in action_pages.ACTIONS)
     fields = (
-        "means",
+        "meaning",
         "bucket",
-        "shown",
-        "why",
+        "display_key",
+        "reason_link",
         "escaped",
         "kind",
         "upload_id",
@@ -85,60 +85,60 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     )
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.as_page(self.left_behind)
-        file = self.as_page(require_GET(self.left_behind_file))
+        view = self.wrap_view(self.leftovers)
+        file = self.wrap_view(require_GET(self.leftovers_file))
         return [
-            path("left-behind/", view, name="storage_audit_left_behind"),
-            path("left-behind.<str:form>", file, name="storage_audit_left_behind_file"),
+            path("leftovers/", view, name="storage_audit_leftovers"),
+            path("leftovers.<str:form>", file, name="storage_audit_leftover_file"),
             *super().get_urls(),
         ]
 
     def get_fields(self, request: HttpRequest, obj: Finding | None = None) -> list[Any]:
-        silent = [name for name in ONLY_IF if obj and not getattr(obj, name)]
+        silent = [name for name in OPTIONAL_FIELDS if obj and not getattr(obj, name)]
         return [name for name in super().get_fields(request, obj) if name not in silent]
 
-    def left_behind(self, request: HttpRequest) -> HttpResponse:
-        return leftover_pages.view(request, self)
+    def leftovers(self, request: HttpRequest) -> HttpResponse:
+        return leftover_pages.show_leftovers(request, self)
 
-    def left_behind_file(self, request: HttpRequest, form: str) -> StreamingHttpResponse:
-        return leftover_pages.download(request, form)
+    def leftovers_file(self, request: HttpRequest, form: str) -> StreamingHttpResponse:
+        return leftover_pages.download_leftovers(request, form)
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
-    def found(self, finding: Finding) -> SafeString:
-        evidence = visible(finding.evidence)
-        key = placed_key(finding.bucket, finding.key)
+    def key_and_evidence(self, finding: Finding) -> SafeString:
+        evidence = printable_text(finding.evidence)
+        key = format_bucket_key(finding.bucket, finding.key)
         return format_html('{}<br><span class="quiet">{}</span>', key, evidence)
 
     @admin.display(description=gettext_lazy("what it means"))
-    def means(self, finding: Finding) -> SafeString:
-        return told(of_finding(finding))
+    def meaning(self, finding: Finding) -> SafeString:
+        return format_lines(explain_finding(finding))
 
     @admin.display(description=gettext_lazy("key"))
-    def shown(self, finding: Finding) -> SafeString:
-        return shown_key(finding.key)
+    def display_key(self, finding: Finding) -> SafeString:
+        return format_key(finding.key)
 
     @admin.display(description=gettext_lazy("why it is there"))
-    def why(self, finding: Finding) -> SafeString:
+    def reason_link(self, finding: Finding) -> SafeString:
         return why_link(finding.bucket, finding.key)
 
     @admin.display(description=gettext_lazy("project"), ordering="project_id")
     def owner(self, finding: Finding) -> str | None:
-        return finding.project_id and visible(finding.project_id)
+        return finding.project_id and printable_text(finding.project_id)
 
     @admin.display(description=gettext_lazy("size"), ordering="size")
     def shown_size(self, finding: Finding) -> str | None:
-        return size_of(finding)
+        return finding_size(finding)
 
     @admin.display(description=gettext_lazy("evidence"))
     def shown_evidence(self, finding: Finding) -> str:
-        return visible(finding.evidence)
+        return printable_text(finding.evidence)
 
     @admin.display(description=gettext_lazy("note"))
     def shown_note(self, finding: Finding) -> str:
-        return visible(finding.note)
+        return printable_text(finding.note)
 
-    def is_fit(self, row: Finding, name: str) -> bool:
-        return any(act.name == name and act.fits(row) for act in action_pages.ACTS)
+    def is_action_offered(self, row: Finding, name: str) -> bool:
+        return any(act.name == name and act.is_offered(row) for act in action_pages.ACTIONS)
 
     def has_decide_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.change_finding")
@@ -149,98 +149,102 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     def has_remove_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.delete_r2object")
 
-    def has_adopt_permission(self, request: HttpRequest) -> bool:
-        """An object goes with the project that it is given to."""
+    def has_assign_permission(self, request: HttpRequest) -> bool:
+        """Also the permission to delete: an assigned object is deleted with its project."""
         return self.has_track_permission(request) and self.has_remove_permission(request)
 
-    @action("decide", gettext_lazy("Acknowledge"))
-    def acknowledge(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.ACKNOWLEDGE)
+    @admin_action("decide", gettext_lazy("Ignore"))
+    def ignore(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.run_action(request, queryset, action_pages.IGNORE)
 
-    @action("decide", gettext_lazy("Reopen"))
+    @admin_action("decide", gettext_lazy("Reopen"))
     def reopen(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.REOPEN)
+        return self.run_action(request, queryset, action_pages.REOPEN)
 
-    @action("dry_run", gettext_lazy("Dry-run deletion of orphans"))
-    def plan_deletion(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.PLAN)
+    @admin_action("dry_run", gettext_lazy("Dry-run deletion of orphans"))
+    def preview_deletion(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.run_action(request, queryset, action_pages.PREVIEW)
 
-    @action("remove", gettext_lazy("Delete orphans"))
-    def delete_orphans(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.DELETE)
+    @admin_action("remove", gettext_lazy("Delete orphans"))
+    def delete_objects(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.run_action(request, queryset, action_pages.DELETE_OBJECTS)
 
-    @action("adopt", gettext_lazy("Adopt into a project"))
-    def adopt(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.ADOPT)
+    @admin_action("assign", gettext_lazy("Assign to a project"))
+    def assign(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
+        return self.run_action(request, queryset, action_pages.ASSIGN)
 
-    @action("track", gettext_lazy("Track"))
+    @admin_action("track", gettext_lazy("Track"))
     def track(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.TRACK)
+        return self.run_action(request, queryset, action_pages.TRACK)
 
-    @action("remove", gettext_lazy("Remove the rows of missing objects"))
+    @admin_action("remove", gettext_lazy("Remove the rows of missing objects"))
     def untrack(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.UNTRACK)
+        return self.run_action(request, queryset, action_pages.UNTRACK)
 
-    @action("track", gettext_lazy("Rename misnamed objects"))
+    @admin_action("track", gettext_lazy("Rename misnamed objects"))
     def rename(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.RENAME)
+        return self.run_action(request, queryset, action_pages.RENAME)
 
-    @action("remove", gettext_lazy("Abort unfinished uploads"))
+    @admin_action("remove", gettext_lazy("Abort unfinished uploads"))
     def abort_uploads(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.decide(request, queryset, action_pages.ABORT)
+        return self.run_action(request, queryset, action_pages.ABORT)
 
-    def decide(self, request: HttpRequest, findings: FindingQuerySet, act: Act) -> Answer:
-        # What is not asked for was not shown either.
+    def run_action(
+        self, request: HttpRequest, findings: FindingQuerySet, act: FindingAction
+    ) -> Answer:
+        # Without a confirmation page nothing was shown either.
         all_now = Selection(findings, "", is_confirmed=True)
-        selection = self.select(request, findings) if act.asks else all_now
+        selection = self.read_selection(request, findings) if act.needs_confirmation else all_now
         if not selection:
             return None
         try:
-            with place() if act.asks_store else nullcontext():
-                if act.looks:
-                    refuse_many(selection.rows)
-                if selection.is_confirmed and self.has_other_figures(request, act, selection):
-                    self.ask_again(request)
+            with acquire_slot() if act.asks_store else nullcontext():
+                if act.lists_bucket:
+                    refuse_too_many(selection.rows)
+                if selection.is_confirmed and self.is_preview_outdated(request, act, selection):
+                    self.require_new_confirmation(request)
                     selection = selection._replace(is_confirmed=False)
                 form = act.form(request.POST if selection.is_confirmed else None)
                 if not form.is_valid():
-                    return self.ask(request, selection, act, form)
+                    return self.show_confirmation(request, selection, act, form)
                 decision = act.decide(selection.rows, **form.cleaned_data)
         except (ActionRefused, CannotConclude, StoreError, Busy) as trouble:
-            self.message_user(request, visible(redact(str(trouble))), messages.ERROR)
+            self.message_user(request, printable_text(redact_secrets(str(trouble))), messages.ERROR)
             return None
-        return self.tell(request, act, decision)
+        return self.report_result(request, act, decision)
 
-    def has_other_figures(self, request: HttpRequest, act: Act, selection: Selection) -> bool:
-        """Whether something else would be done about the same findings than the page said."""
-        if act.foresee is action_pages.listed:
+    def is_preview_outdated(
+        self, request: HttpRequest, act: FindingAction, selection: Selection
+    ) -> bool:
+        """Whether the action would do something else than the page said."""
+        if act.preview is action_pages.selection_page:
             return False
-        figures: str = act.foresee(selection.rows)["figures"]
+        figures: str = act.preview(selection.rows)["figures"]
         return request.POST.get("figures") != figures
 
-    def ask(
-        self, request: HttpRequest, selection: Selection, act: Act, form: forms.Form
+    def show_confirmation(
+        self, request: HttpRequest, selection: Selection, act: FindingAction, form: forms.Form
     ) -> HttpResponse:
         page: dict[str, Any] = {name: getattr(act, name) for name in ("sentences", "button")}
         page |= {"action": act.name, "title": act.title, "form": form}
-        page |= act.foresee(selection.rows)
-        return self.confirm(request, selection, **page)
+        page |= act.preview(selection.rows)
+        return self.render_confirmation(request, selection, **page)
 
-    def tell(self, request: HttpRequest, act: Act, decision: Decision) -> Answer:
-        operations: list[Any] = decision.operations
+    def report_result(self, request: HttpRequest, act: FindingAction, decision: Decision) -> Answer:
+        cleanups: list[Any] = decision.cleanups
         with transaction.atomic():
-            for operation in operations:
-                self.log_addition(request, operation, str(act.title))
-            enqueue_on_commit(operations)
-        if left := len(decision.left):
+            for cleanup in cleanups:
+                self.log_addition(request, cleanup, str(act.title))
+            enqueue_on_commit(cleanups)
+        if left := len(decision.skipped):
             text = ngettext(
                 "%d finding is left as it is:", "%d findings are left as they are:", left
             )
-            told = with_lines(text % left, decision.left)
+            told = format_key_list(text % left, decision.skipped)
             self.message_user(request, told, messages.WARNING)
         text = ngettext(
             "%(count)d finding is %(did)s.", "%(count)d findings are %(did)s.", decision.done
-        ) % {"count": decision.done, "did": act.did}
-        if decision.done and not operations:
-            self.message_user(request, with_lines(text, decision.results), messages.SUCCESS)
-        return announce(self, request, text, operations)
+        ) % {"count": decision.done, "did": act.done_text}
+        if decision.done and not cleanups:
+            self.message_user(request, format_key_list(text, decision.results), messages.SUCCESS)
+        return announce_cleanups(self, request, text, cleanups)

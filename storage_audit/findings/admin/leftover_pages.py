@@ -1,5 +1,5 @@
-"""Each object that is left behind, once, with the reason: a page that neither of the two tables
-that know of them could be alone."""
+"""The page of leftover files: each once, with the reason. It joins findings with what verifications
+found."""
 
 from collections.abc import Iterator
 from itertools import groupby, takewhile
@@ -11,28 +11,28 @@ from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpRespons
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket.listing import storable
+from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.models import CleanupItem
 from storage_audit.findings.leftovers import find_leftovers, group_by_object
 from storage_audit.findings.models import Finding
-from storage_audit.findings.orphans import why_it_stays, with_cleanups
-from storage_audit.redaction import visible
+from storage_audit.findings.orphans import attach_cleanups, orphan_skip_reason
+from storage_audit.redaction import printable_text
 from storage_audit.ui import downloads
 from storage_audit.ui.model_admin import ModelAdmin
 
-A_PAGE = 50
-TOLD_BY = ("finding", "cleanupoperation")
-EXPORTED = ("bucket", "key", "size", "reason", "evidence", "finding_id", "operation_id")
-SEEN_BY = ("storage_audit.view_finding", "storage_audit.view_cleanupoperation")
+PAGE_SIZE = 50
+SOURCE_MODELS = ("finding", "cleanup")
+EXPORT_COLUMNS = ("bucket", "key", "size", "reason", "evidence", "finding_id", "cleanup_id")
+VIEW_PERMISSIONS = ("storage_audit.view_finding", "storage_audit.view_cleanup")
 
 
-class Left(NamedTuple):
+class Leftover(NamedTuple):
     key: str
     bucket: str
     size: int | None
     reason: str
     evidence: str
-    told_by: Any
+    source: Any
     model: str
 
     @property
@@ -40,143 +40,148 @@ class Left(NamedTuple):
         return self.key, self.bucket
 
 
-class Edge(NamedTuple):
-    """The place, in the order of keys and buckets, after which a page begins, or before which it
-    ends."""
+class PageEdge(NamedTuple):
+    """The place, in the order of keys and buckets, where a page begins or ends."""
 
     key: str
     bucket: str
     is_end: bool
 
     def beyond(self, key: str, bucket: str) -> Q:
-        """What lies on the page's side of it, by the fields of these names."""
+        """A filter for the page's side of the edge, by the fields of these names."""
         way = "lt" if self.is_end else "gt"
         further = Q(**{f"{key}__{way}": self.key})
         further |= Q(**{key: self.key, f"{bucket}__{way}": self.bucket})
-        # By this alone an index leads there.
+        # This condition alone lets an index find the place.
         return further & Q(**{f"{key}__{way}e": self.key})
 
-    def order(self, *fields: str) -> list[str]:
-        """What is nearest to it comes first."""
+    def ordering(self, *fields: str) -> list[str]:
+        """The nearest come first."""
         return [f"-{field}" if self.is_end else field for field in fields]
 
 
-FIRST = Edge("", "", is_end=False)
+FIRST_EDGE = PageEdge("", "", is_end=False)
 
 
-def view(request: HttpRequest, admin: ModelAdmin[Finding]) -> HttpResponse:
-    if not request.user.has_perms(SEEN_BY):
+def show_leftovers(request: HttpRequest, admin: ModelAdmin[Finding]) -> HttpResponse:
+    if not request.user.has_perms(VIEW_PERMISSIONS):
         raise PermissionDenied
     request.current_app = admin.admin_site.name
     context = {
         **admin.admin_site.each_context(request),
         "opts": admin.opts,
         "media": admin.media,
-        "title": _("Left behind"),
-        **page(edge_of(request)),
+        "title": _("Leftover files"),
+        **page_context(requested_edge(request)),
     }
     return TemplateResponse(request, "admin/storage_audit/finding/leftovers.html", context)
 
 
-def edge_of(request: HttpRequest) -> Edge:
+def requested_edge(request: HttpRequest) -> PageEdge:
     asked = request.GET
     is_end = "before" in asked
-    edge = Edge(asked.get("before" if is_end else "after", ""), asked.get("bucket", ""), is_end)
-    # No object is found at another place, and PostgreSQL takes it for an error of the program.
-    return edge if storable(edge.key) and storable(edge.bucket) else FIRST
+    edge = PageEdge(asked.get("before" if is_end else "after", ""), asked.get("bucket", ""), is_end)
+    # No key has such a text, and PostgreSQL would raise an error.
+    return edge if is_storable(edge.key) and is_storable(edge.bucket) else FIRST_EDGE
 
 
-def page(edge: Edge) -> dict[str, Any]:
-    rows, more = nearest(edge)
+def page_context(edge: PageEdge) -> dict[str, Any]:
+    rows, more = read_page(edge)
     is_first = bool(rows) and not more if edge.is_end else not any(edge)
     is_last = not edge.is_end and not more
     return {
-        "rows": list(map(shown, rows)),
+        "rows": list(map(visible_leftover, rows)),
         "previous": rows[0] if rows and not is_first else None,
         "next": rows[-1] if rows and not is_last else None,
         "is_first": is_first,
     }
 
 
-def nearest(edge: Edge) -> tuple[list[Left], bool]:
-    """Those of one page, in the order of keys, and whether there are more beyond them."""
-    found = sorted([*orphans(edge), *undeleted(edge)], key=place, reverse=edge.is_end)
-    more = found[A_PAGE].place if len(found) > A_PAGE else None
-    # There are two in a place where one is shown escaped: they stay on one page.
+def read_page(edge: PageEdge) -> tuple[list[Leftover], bool]:
+    """The files of one page, in the order of keys, and whether there are more."""
+    found = sorted(
+        [*orphan_leftovers(edge), *verification_leftovers(edge)],
+        key=leftover_place,
+        reverse=edge.is_end,
+    )
+    more = found[PAGE_SIZE].place if len(found) > PAGE_SIZE else None
+    # Two files share a place when one is shown escaped; they stay on one page.
     rows = takewhile(lambda left: left.place != more, found)
-    return sorted(rows, key=place), more is not None
+    return sorted(rows, key=leftover_place), more is not None
 
 
-def place(left: Left) -> tuple[str, str]:
+def leftover_place(left: Leftover) -> tuple[str, str]:
     return left.place
 
 
-def shown(left: Left) -> Left:
+def visible_leftover(left: Leftover) -> Leftover:
     return left._replace(
-        key=visible(left.key),
-        bucket=visible(left.bucket),
-        reason=visible(left.reason),
-        evidence=visible(left.evidence),
+        key=printable_text(left.key),
+        bucket=printable_text(left.bucket),
+        reason=printable_text(left.reason),
+        evidence=printable_text(left.evidence),
     )
 
 
-def orphans(edge: Edge) -> Iterator[Left]:
+def orphan_leftovers(edge: PageEdge) -> Iterator[Leftover]:
     may_go = Exists(Finding.objects.deletable().filter(pk=OuterRef("pk")))
     orphaned = Finding.objects.orphaned().filter(edge.beyond("key", "bucket"))
-    ordered = orphaned.annotate(may_go=may_go).order_by(*edge.order("key", "bucket", "pk"))
-    some = list(ordered[: A_PAGE + 1])
-    for _bucket, alike in groupby(sorted(some, key=bucket_of), key=bucket_of):
-        with_cleanups(alike)
+    ordered = orphaned.annotate(may_go=may_go).order_by(*edge.ordering("key", "bucket", "pk"))
+    some = list(ordered[: PAGE_SIZE + 1])
+    for _bucket, alike in groupby(sorted(some, key=finding_bucket), key=finding_bucket):
+        attach_cleanups(alike)
     for one in some:
-        reason = why_orphaned(one)
-        yield Left(one.key, one.bucket, one.size, reason, one.evidence, one, "finding")
+        reason = orphan_reason(one)
+        yield Leftover(one.key, one.bucket, one.size, reason, one.evidence, one, "finding")
 
 
-def bucket_of(finding: Finding) -> str:
+def finding_bucket(finding: Finding) -> str:
     return finding.bucket
 
 
-def why_orphaned(finding: Any) -> str:
+def orphan_reason(finding: Any) -> str:
     text = _("Its project is no more, or was never known, and no cleanup took it.")
     may_go = _("It may be deleted: “Delete orphans” on its finding’s page or in the list.")
-    return f"{text} {why_it_stays(finding) or may_go}"
+    return f"{text} {orphan_skip_reason(finding) or may_go}"
 
 
-def undeleted(edge: Edge) -> Iterator[Left]:
-    beyond = edge.beyond("identity", "operation__bucket")
+def verification_leftovers(edge: PageEdge) -> Iterator[Leftover]:
+    beyond = edge.beyond("identity", "cleanup__bucket")
     objects = group_by_object(find_leftovers().filter(beyond))
-    ordered = objects.order_by(*edge.order("identity", "operation__bucket"))
-    latest = [each["latest"] for each in ordered[: A_PAGE + 1]]
-    for item in CleanupItem.objects.filter(pk__in=latest).select_related("operation"):
-        operation = item.operation
-        yield Left(
+    ordered = objects.order_by(*edge.ordering("identity", "cleanup__bucket"))
+    latest = [each["latest"] for each in ordered[: PAGE_SIZE + 1]]
+    for item in CleanupItem.objects.filter(pk__in=latest).select_related("cleanup"):
+        cleanup = item.cleanup
+        yield Leftover(
             item.identity,
-            operation.bucket,
+            cleanup.bucket,
             item.size,
-            item.reason or operation.error,
-            item.evidence,
-            operation,
-            "cleanupoperation",
+            item.reason or cleanup.message,
+            item.owner_evidence,
+            cleanup,
+            "cleanup",
         )
 
 
-def download(request: HttpRequest, form: str) -> StreamingHttpResponse:
+def download_leftovers(request: HttpRequest, form: str) -> StreamingHttpResponse:
     """All pages of it. Raises PermissionDenied, and Http404."""
-    if not request.user.has_perms(SEEN_BY):
+    if not request.user.has_perms(VIEW_PERMISSIONS):
         raise PermissionDenied
     if form not in downloads.CONTENT_TYPES:
         raise Http404(form)
-    return downloads.file(form, "left-behind", EXPORTED, map(exported, everything()))
+    return downloads.file_response(
+        form, "left-behind", EXPORT_COLUMNS, map(export_row, all_leftovers())
+    )
 
 
-def everything() -> Iterator[Left]:
-    rows, more = nearest(FIRST)
+def all_leftovers() -> Iterator[Leftover]:
+    rows, more = read_page(FIRST_EDGE)
     yield from rows
     while more:
-        rows, more = nearest(Edge(*rows[-1].place, is_end=False))
+        rows, more = read_page(PageEdge(*rows[-1].place, is_end=False))
         yield from rows
 
 
-def exported(left: Left) -> list[Any]:
-    ids = (left.told_by.pk if left.model == each else None for each in TOLD_BY)
+def export_row(left: Leftover) -> list[Any]:
+    ids = (left.source.pk if left.model == each else None for each in SOURCE_MODELS)
     return [left.bucket, left.key, left.size, left.reason, left.evidence, *ids]

@@ -1,4 +1,4 @@
-from storage_audit.management.scan_command import ScanCommand, shown_size
+from storage_audit.management.scan_command import ScanCommand, size_text
 from storage_audit.scan.models import BucketScan
 
 
@@ -6,9 +6,9 @@ class Command(ScanCommand):
     purpose = BucketScan.Purpose.BACKFILL
     help = (
         "Lists the bucket and writes a tracking row for each object that has none, with the project"
-        " that its key names. Reports rows without an object, keys that no layout knows, that could"
-        " be several projects', that are misnamed, or whose project is gone. Deletes no object."
-        " Safe to repeat, and beside uploads and cleanups."
+        " that its key names. Reports rows without an object, keys that no key format knows, that"
+        " could be several projects', that are misnamed, or whose project is gone. Deletes no"
+        " object. Safe to repeat, and beside uploads and cleanups."
     )
     epilog = """
     examples:
@@ -23,7 +23,7 @@ class Command(ScanCommand):
 
     exit codes:
       0    the listing reached its end, whatever it found
-      1    it did not: the store failed, or the bucket is not claimed; or it showed far fewer
+      1    it did not: the store failed, or the bucket is not connected; or it showed far fewer
            objects than there should be; or it took as many requests as it may
       2    wrong use, or it would take more requests than it may
       130  interrupted with Ctrl-C; what was written stays
@@ -35,6 +35,6 @@ class Command(ScanCommand):
     def summary(self, scan: BucketScan) -> str:
         would = "would be " if scan.dry_run else ""
         return (
-            f"{scan.listed} objects ({shown_size(scan)}) in bucket {scan.bucket}: {scan.added}"
+            f"{scan.listed} objects ({size_text(scan)}) in bucket {scan.bucket}: {scan.added}"
             f" {would}added, {scan.updated} {would}updated, {scan.unchanged} unchanged."
         )

@@ -7,26 +7,26 @@ from django.db import transaction
 
 from storage_audit import project_model
 from storage_audit.cleanup import requests, runner
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.modes import MODES, Mode, usual
+from storage_audit.cleanup.modes import MODES, Mode, default_mode
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
-    SHOWN,
-    WRONG_USE,
-    asked_from_shell,
-    deletion_id,
-    facts_of,
-    judge,
-    lines_of_plan,
-    lines_of_result,
-    project_id,
+    EXIT_USAGE,
+    KEYS_SHOWN,
+    cleanup_json,
+    command_context,
+    parse_deletion_id,
+    parse_project_id,
+    plan_lines,
+    require_finished,
+    result_lines,
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import KnownProject
 
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 
 
 class Command(DocumentedCommand):
@@ -37,7 +37,7 @@ class Command(DocumentedCommand):
     epilog = """
     examples:
       python manage.py cleanup_project proj_1 --dry-run
-      python manage.py cleanup_project proj_1 --plan 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983
+      python manage.py cleanup_project proj_1 --run-plan 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983
       python manage.py cleanup_project proj_1 --declare-deleted --sync
       python manage.py cleanup_project proj_1 --mode s3
       python manage.py cleanup_project proj_1 --discovery tracked --strategy parallel
@@ -51,7 +51,7 @@ class Command(DocumentedCommand):
                   --strategy wrangler_sequential
 
     Without any, the settings CLEANUP_DISCOVERY and CLEANUP_STRATEGY say how. What the discovery
-    leaves out stays and is shown; the rule of who owns a key, the look before each deletion and
+    leaves out stays and is shown; the rule of who owns a key, the check before each deletion and
     the verification are always the same.
 
     exit codes:
@@ -60,14 +60,14 @@ class Command(DocumentedCommand):
       2  wrong use, also when the project exists, or no deletion of it is on record
 
     Next: verify_cleanup with the deletion id that this prints. What stays in doubt waits for a
-    person: the operation's page in the admin shows each key with its reason.
+    person: the cleanup's page in the admin shows each key with its reason.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "project",
             metavar="PROJECT_ID",
-            type=project_id,
+            type=parse_project_id,
             help="the id of a project that is deleted; with --dry-run it may be a live one",
         )
         parser.add_argument(
@@ -83,9 +83,10 @@ class Command(DocumentedCommand):
             help="plan, show what would go and what would stay, and delete nothing",
         )
         how.add_argument(
-            "--plan",
+            "--run-plan",
+            dest="plan",
             metavar="DELETION_ID",
-            type=deletion_id,
+            type=parse_deletion_id,
             help="run exactly the plan of this dry run, whatever its size; without it, a new plan"
             " is made and held against the limits",
         )
@@ -117,7 +118,7 @@ class Command(DocumentedCommand):
             "--json",
             action="store_true",
             dest="as_json",
-            help=f"print one JSON object: the operations, and the first {SHOWN} keys of each",
+            help=f"print one JSON object: the cleanups, and the first {KEYS_SHOWN} keys of each",
         )
 
     def handle(
@@ -135,23 +136,21 @@ class Command(DocumentedCommand):
         **options: object,
     ) -> None:
         here = dry_run or sync or conf().sync
-        with asked_from_shell():
-            how = chosen(mode, discovery, strategy, plan)
+        with command_context():
+            how = chosen_mode(mode, discovery, strategy, plan)
             if dry_run and declare_deleted:
                 text = "--dry-run needs no --declare-deleted: leave it out."
-                raise CommandError(text, returncode=WRONG_USE)
-            operations = self.request(
-                project, declare_deleted, dry_run, plan, how, enqueue=not here
-            )
+                raise CommandError(text, returncode=EXIT_USAGE)
+            cleanups = self.request(project, declare_deleted, dry_run, plan, how, enqueue=not here)
             if here:
-                operations = [runner.run(operation.pk) for operation in operations]
+                cleanups = [runner.run_to_end(cleanup.pk) for cleanup in cleanups]
         if as_json:
-            self.stdout.write(json.dumps({"operations": [facts_of(o) for o in operations]}))
+            self.stdout.write(json.dumps({"cleanups": [cleanup_json(o) for o in cleanups]}))
         else:
-            for operation in operations:
-                self.report(operation, enqueued=not here)
+            for cleanup in cleanups:
+                self.report(cleanup, enqueued=not here)
         if here:
-            judge(operations, self.stderr)
+            require_finished(cleanups, self.stderr)
 
     def request(
         self,
@@ -162,101 +161,101 @@ class Command(DocumentedCommand):
         mode: Mode,
         *,
         enqueue: bool,
-    ) -> list[CleanupOperation]:
+    ) -> list[Cleanup]:
         try:
             with transaction.atomic():
                 if dry_run:
-                    operations = requests.dry_run(project, mode)
+                    cleanups = requests.request_preview(project, mode)
                 else:
-                    refuse(project, declare_deleted)
+                    require_deleted_project(project, declare_deleted)
                     if plan:
-                        operations = [execute(project, plan, declare_deleted)]
+                        cleanups = [run_plan(project, plan, declare_deleted)]
                     else:
-                        operations = requests.declare_deleted(project, mode)
+                        cleanups = requests.declare_deleted(project, mode)
                 if enqueue:
-                    requests.enqueue_on_commit(operations)
+                    requests.enqueue_on_commit(cleanups)
         except (ProjectExists, IllegalTransition) as error:
-            raise CommandError(str(error), returncode=WRONG_USE) from error
-        return operations
+            raise CommandError(str(error), returncode=EXIT_USAGE) from error
+        return cleanups
 
-    def report(self, operation: CleanupOperation, *, enqueued: bool) -> None:
-        where = f"{operation.pk}, project {operation.subject}, bucket {operation.bucket}"
+    def report(self, cleanup: Cleanup, *, enqueued: bool) -> None:
+        where = f"{cleanup.pk}, project {cleanup.subject}, bucket {cleanup.bucket}"
         if enqueued:
             self.stdout.write(f"Cleanup {where}: enqueued.")
-            self.stdout.write(f"Follow it with: manage.py verify_cleanup {operation.pk}")
-        elif operation.dry_run:
-            self.stdout.write(f"Plan {where}: {operation.get_status_display()}.")
-            self.report_plan(operation)
+            self.stdout.write(f"Follow it with: manage.py verify_cleanup {cleanup.pk}")
+        elif cleanup.dry_run:
+            self.stdout.write(f"Plan {where}: {cleanup.get_status_display()}.")
+            self.report_plan(cleanup)
         else:
-            self.stdout.write(f"Cleanup {where}: {operation.get_status_display()}.")
-            for line in lines_of_result(operation):
+            self.stdout.write(f"Cleanup {where}: {cleanup.get_status_display()}.")
+            for line in result_lines(cleanup):
                 self.stdout.write(line)
 
-    def report_plan(self, operation: CleanupOperation) -> None:
-        for line in lines_of_plan(operation):
+    def report_plan(self, cleanup: Cleanup) -> None:
+        for line in plan_lines(cleanup):
             self.stdout.write(line)
-        if operation.status != Status.PLANNED:
+        if cleanup.status != Status.PLANNED:
             return
-        if project_model.is_alive(operation.project_id):
+        if project_model.is_alive(cleanup.project_id):
             self.stdout.write("The project exists. Delete it in the admin to let them go.")
-        elif other := requests.cleanup_beside(operation):
+        elif other := requests.find_open_cleanup(cleanup):
             self.stdout.write(
                 f"Cleanup {other.pk} of the project is not over, so this plan cannot run. Wait"
                 " until that cleanup is over, or force-delete it."
             )
         else:
-            again = f"manage.py cleanup_project {operation.project_id} --plan {operation.pk}"
-            said = KnownProject.objects.said()
-            if said.time_of_deletion(operation.project_id or "") is None:
+            again = f"manage.py cleanup_project {cleanup.project_id} --run-plan {cleanup.pk}"
+            said = KnownProject.objects.deletion_reported()
+            if said.deletion_time(cleanup.project_id or "") is None:
                 again += " --declare-deleted"
             self.stdout.write(f"To run exactly this plan: {again}")
 
 
-def chosen(
+def chosen_mode(
     mode: str | None, discovery: str | None, strategy: str | None, plan: UUID | None
 ) -> Mode:
-    """What the options say; the settings where they say nothing."""
+    """The mode of the options, or of the settings without them."""
     if plan and (mode or discovery or strategy):
-        text = "--plan runs the plan in the way that it was made for: leave the mode out."
-        raise CommandError(text, returncode=WRONG_USE)
+        text = "--run-plan runs the plan in the way that it was made for: leave the mode out."
+        raise CommandError(text, returncode=EXIT_USAGE)
     if mode and (discovery or strategy):
         text = "--mode stands for a discovery and a strategy: leave out either it or them."
-        raise CommandError(text, returncode=WRONG_USE)
-    found = MODES[mode] if mode else usual()
+        raise CommandError(text, returncode=EXIT_USAGE)
+    found = MODES[mode] if mode else default_mode()
     return Mode(discovery or found.discovery, strategy or found.strategy)
 
 
-def refuse(project: str, declare_deleted: bool) -> None:
-    """Stop unless the project is known to be deleted, or the option says that it is. Raises
-    IllegalTransition for a project that vanished."""
+def require_deleted_project(project: str, declare_deleted: bool) -> None:
+    """Exit unless the project is known to be deleted, or the option says so. Raises
+    IllegalTransition for a vanished project."""
     if project_model.is_alive(project):
         raise CommandError(
             f"Project {project} exists; delete it in the admin (or use --dry-run to see what"
             " would go).",
-            returncode=WRONG_USE,
+            returncode=EXIT_USAGE,
         )
     if declare_deleted:
         return
-    requests.refuse_undeclared(project)
-    if KnownProject.objects.time_of_deletion(project) is None:
+    requests.require_declaration(project)
+    if KnownProject.objects.deletion_time(project) is None:
         raise CommandError(
             f"No deletion of a project {project} is on record. If it was deleted before this was"
             " installed, or past Django, add --declare-deleted.",
-            returncode=WRONG_USE,
+            returncode=EXIT_USAGE,
         )
 
 
-def execute(project: str, plan: UUID, declare_deleted: bool) -> CleanupOperation:
-    """In the caller's transaction, so that a plan that is refused declares nothing deleted."""
-    planned = CleanupOperation.objects.filter(pk=plan, project_id=project, status=Status.PLANNED)
-    operation = planned.first()
-    if operation is None:
+def run_plan(project: str, plan: UUID, declare_deleted: bool) -> Cleanup:
+    """In the caller's transaction, so that a refused plan declares nothing deleted."""
+    planned = Cleanup.objects.filter(pk=plan, project_id=project, status=Status.PLANNED)
+    cleanup = planned.first()
+    if cleanup is None:
         raise CommandError(
             f"{plan} is no plan of project {project} that waits to be run. Make one with"
             " --dry-run.",
-            returncode=WRONG_USE,
+            returncode=EXIT_USAGE,
         )
     if declare_deleted:
-        requests.declare(project)
-    requests.force_delete_operation(operation)
-    return operation
+        requests.record_deletion(project)
+    requests.approve_or_retry(cleanup)
+    return cleanup

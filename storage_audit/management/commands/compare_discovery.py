@@ -7,14 +7,14 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from storage_audit.debug.discovery_comparison import (
-    EXAMPLES,
+    MAX_EXAMPLES_KEPT,
     Comparison,
     Difference,
-    compare_everywhere,
+    compare_all_buckets,
 )
-from storage_audit.management.console import FAILED, asked_from_shell, project_id
+from storage_audit.management.console import EXIT_FAILED, command_context, parse_project_id
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
 
 class Command(DocumentedCommand):
@@ -34,60 +34,65 @@ class Command(DocumentedCommand):
       2  wrong use, also when this can be no project's id
 
     Next: backfill_r2 tracks what no row tracks. What may be another project's, a cleanup keeps: its
-    operation's page in the admin shows each such key, and a person decides.
+    cleanup's page in the admin shows each such key, and a person decides.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "project",
             metavar="PROJECT_ID",
-            type=project_id,
+            type=parse_project_id,
             help="the id of a project, also of one that is deleted",
         )
         parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
-            help=f"print one JSON object: all counts, and the first {EXAMPLES} keys of each"
-            " difference",
+            help="print one JSON object: all counts, and the first"
+            f" {MAX_EXAMPLES_KEPT} keys of each difference",
         )
 
     def handle(self, *, project: str, as_json: bool, **options: object) -> None:
-        with asked_from_shell():
-            comparisons = compare_everywhere(project)
+        with command_context():
+            comparisons = compare_all_buckets(project)
         if as_json:
-            facts = {"project_id": project, "comparisons": [facts_of(c) for c in comparisons]}
+            facts = {
+                "project_id": project,
+                "comparisons": [comparison_json(c) for c in comparisons],
+            }
             self.stdout.write(json.dumps(facts))
         else:
             for comparison in comparisons:
                 self.report(comparison)
         if not all(comparison.agrees for comparison in comparisons):
-            raise CommandError("They differ; the reasons are above.", returncode=FAILED)
+            raise CommandError("They differ; the reasons are above.", returncode=EXIT_FAILED)
 
     def report(self, comparison: Comparison) -> None:
-        counts = ", ".join(f"{keys.count} {way.label}" for way, keys in comparison.found.items())
-        where = f"{comparison.project_id} in bucket {visible(comparison.bucket)}"
+        counts = ", ".join(
+            f"{keys.count} {way.label}" for way, keys in comparison.keys_by_method.items()
+        )
+        where = f"{comparison.project_id} in bucket {printable_text(comparison.bucket)}"
         self.stdout.write(f"{where}: {counts}.")
         if comparison.agrees:
             self.stdout.write("All three find the same.")
         for difference in comparison.differences:
-            for line in lines_of(difference):
+            for line in difference_lines(difference):
                 self.stdout.write(line)
 
 
-def lines_of(difference: Difference) -> Iterator[str]:
+def difference_lines(difference: Difference) -> Iterator[str]:
     yield f"{difference.count} {difference.place}: {difference.words}"
     for example in difference.examples:
-        yield f"  {visible(example.key)} ({visible(example.evidence)})"
+        yield f"  {printable_text(example.key)} ({printable_text(example.evidence)})"
     if more := difference.count - len(difference.examples):
         yield f"  and {more} more"
 
 
-def facts_of(comparison: Comparison) -> dict[str, Any]:
+def comparison_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "bucket": comparison.bucket,
         "agrees": comparison.agrees,
-        **{way.value: keys.count for way, keys in comparison.found.items()},
+        **{way.value: keys.count for way, keys in comparison.keys_by_method.items()},
         "only_listed": comparison.only_listed.count,
         "only_parsed": comparison.only_parsed.count,
         "differences": [

@@ -7,37 +7,42 @@ from urllib.parse import urlsplit
 from django.core.management.base import CommandError
 
 from storage_audit.bucket import prices
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import STRATEGIES, conf
 from storage_audit.debug import strategy_benchmark
-from storage_audit.debug.strategy_benchmark import BenchmarkImpossible, Run
-from storage_audit.management.console import FAILED, INTERRUPTED, WRONG_USE, asked_from_shell
+from storage_audit.debug.strategy_benchmark import BenchmarkImpossible, BenchmarkRun
+from storage_audit.management.console import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    command_context,
+)
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.redaction import redact, visible
+from storage_audit.redaction import printable_text, redact_secrets
 
-USUAL, MOST = 50, 10_000
+DEFAULT_OBJECTS, MAX_OBJECTS = 50, 10_000
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-LATER = (
-    "Each of these cleanups is looked after like any other: after 1 hour, 1 day and 8 days a late"
-    " check lists the same prefixes again, and would delete what had arrived since. They are"
-    " operations in the admin. The made-up ids stay known as deleted ones."
+FOLLOW_UP_NOTE = (
+    "Each of these cleanups is looked after like any other: after 1 hour, 1 day and 8 days a"
+    " follow-up check lists the same prefixes again, and would delete what had arrived since. They"
+    " are cleanups in the admin. The made-up ids stay known as deleted ones."
 )
-COST = (
-    f"Cost: an estimate, R2's prices of {prices.PRICES_OF}: 4.50 US dollars for a million calls"
+COST_NOTE = (
+    f"Cost: an estimate, R2's prices of {prices.PRICES_DATE}: 4.50 US dollars for a million calls"
     " that list or write, 0.36 for a million that read, DeleteObject free. Neither the writing of"
-    " the objects nor the late checks are in it."
+    " the objects nor the follow-up checks are in it."
 )
 
 
-def number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MOST):
-        raise ArgumentTypeError(f"a number of objects is from 1 to {MOST}")
+def parse_objects(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= MAX_OBJECTS):
+        raise ArgumentTypeError(f"a number of objects is from 1 to {MAX_OBJECTS}")
     return int(text)
 
 
-def strategies(text: str) -> list[str]:
+def parse_strategies(text: str) -> list[str]:
     names = text.split(",")
-    if unknown := [visible(name) for name in names if name not in STRATEGIES]:
+    if unknown := [printable_text(name) for name in names if name not in STRATEGIES]:
         known = ", ".join(STRATEGIES)
         raise ArgumentTypeError(f"no strategy {', '.join(unknown)}; there are {known}")
     return list(dict.fromkeys(names))
@@ -46,8 +51,8 @@ def strategies(text: str) -> list[str]:
 class Command(DocumentedCommand):
     help = (
         "Writes a made-up project for each strategy into the configured bucket, each with keys in"
-        " every layout, has each deleted by a cleanup of its own in its strategy's way, and shows"
-        " side by side how long that took, the calls, errors and cost, and what is left."
+        " every key format, has each deleted by a cleanup of its own in its strategy's way, and"
+        " shows side by side how long that took, the calls, errors and cost, and what is left."
     )
     epilog = """
     examples:
@@ -61,25 +66,26 @@ class Command(DocumentedCommand):
 
     exit codes:
       0    each strategy that can run here left nothing
-      1    something was left or failed; or the bucket is not claimed, or cannot be asked
+      1    something was left or failed; or the bucket is not connected, or cannot be asked
       2    wrong use, also when the store is not on this machine and --yes-write-to is missing
       130  interrupted with Ctrl-C
 
     Next: set CLEANUP_STRATEGY to the strategy of your choice. Each deletion id has a page in the
-    admin with its timeline. Late checks follow after 1 hour, 1 day and 8 days, and find nothing.
+    admin with its timeline. Follow-up checks come after 1 hour, 1 day and 8 days, and find nothing.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--objects",
-            type=number,
-            default=USUAL,
+            type=parse_objects,
+            default=DEFAULT_OBJECTS,
             metavar="N",
-            help=f"so many small objects for each strategy, at most {MOST} (default: {USUAL})",
+            help=f"so many small objects for each strategy, at most {MAX_OBJECTS}"
+            f" (default: {DEFAULT_OBJECTS})",
         )
         parser.add_argument(
             "--strategies",
-            type=strategies,
+            type=parse_strategies,
             default=list(STRATEGIES),
             metavar="A,B",
             help=f"some of {','.join(STRATEGIES)} (default: all)",
@@ -104,139 +110,150 @@ class Command(DocumentedCommand):
         as_json: bool,
         **options: object,
     ) -> None:
-        refuse_without_consent(yes_write_to)
-        runs: list[Run] = []
-        with asked_from_shell():
+        require_consent(yes_write_to)
+        runs: list[BenchmarkRun] = []
+        with command_context():
             try:
-                runs = strategy_benchmark.prepare(strategies, objects)
+                runs = strategy_benchmark.prepare_runs(strategies, objects)
                 self.announce(runs, objects)
-                for run in strategy_benchmark.try_all(runs):
+                for run in strategy_benchmark.run_all(runs):
                     self.stderr.write(f"{run.strategy}: over.", style_func=str)
             except BenchmarkImpossible as error:
-                raise CommandError(visible(str(error)), returncode=WRONG_USE) from error
+                raise CommandError(printable_text(str(error)), returncode=EXIT_USAGE) from error
             except KeyboardInterrupt as error:
-                text = f"Interrupted. {what_remains(runs)}"
-                raise CommandError(text, returncode=INTERRUPTED) from error
+                text = f"Interrupted. {remaining_text(runs)}"
+                raise CommandError(text, returncode=EXIT_INTERRUPTED) from error
             except Exception:
-                self.stderr.write(what_remains(runs), style_func=str)
+                self.stderr.write(remaining_text(runs), style_func=str)
                 raise
         if as_json:
-            self.stdout.write(json.dumps(facts_of_all(runs, objects)))
+            self.stdout.write(json.dumps(benchmark_json(runs, objects)))
         else:
             self.report(runs)
-        if not all(run.succeeded for run in runs):
-            raise CommandError("Something was left or failed: see above.", returncode=FAILED)
+        if not all(run.is_successful for run in runs):
+            raise CommandError("Something was left or failed: see above.", returncode=EXIT_FAILED)
 
-    def announce(self, runs: list[Run], objects: int) -> None:
+    def announce(self, runs: list[BenchmarkRun], objects: int) -> None:
         tried = [run for run in runs if not run.obstacle]
-        bucket = visible(conf().bucket)
+        bucket = printable_text(conf().bucket)
         lines = [
             f"Writes {objects} objects for each of {len(tried)} projects into bucket {bucket}"
-            f" at {address()}, and deletes them again. Touches nothing else.",
+            f" at {store_address()}, and deletes them again. Touches nothing else.",
             *(f"  {run.project_id} for {run.strategy}" for run in tried),
         ]
         self.stderr.write("\n".join(lines), style_func=str)
 
-    def report(self, runs: list[Run]) -> None:
-        for line in columns([HEAD, *(cells(run) for run in runs if not run.obstacle)]):
+    def report(self, runs: list[BenchmarkRun]) -> None:
+        for line in aligned_lines(
+            [TABLE_HEAD, *(run_cells(run) for run in runs if not run.obstacle)]
+        ):
             self.stdout.write(line)
         for run in runs:
-            for line in remarks(run):
-                self.stdout.write(f"{run.strategy}: {visible(line)}")
-        self.stdout.write(f"{COST}\n{LATER}")
+            for line in run_notes(run):
+                self.stdout.write(f"{run.strategy}: {printable_text(line)}")
+        self.stdout.write(f"{COST_NOTE}\n{FOLLOW_UP_NOTE}")
 
 
-def address() -> str:
-    """Of the store, without the password that it may hold."""
-    return visible(redact(conf().endpoint_url))
+def store_address() -> str:
+    """The store's address, without a password in it."""
+    return printable_text(redact_secrets(conf().endpoint_url))
 
 
-def refuse_without_consent(bucket: str) -> None:
+def require_consent(bucket: str) -> None:
     local = urlsplit(conf().endpoint_url).hostname in THIS_MACHINE
     if bucket == conf().bucket or local and not bucket:
         return
     raise CommandError(
-        f"This writes objects into bucket {visible(conf().bucket)} at {address()}, and"
+        f"This writes objects into bucket {printable_text(conf().bucket)} at {store_address()}, and"
         " deletes them again. If that is what you want, name the bucket: --yes-write-to"
-        f" {visible(conf().bucket)}",
-        returncode=WRONG_USE,
+        f" {printable_text(conf().bucket)}",
+        returncode=EXIT_USAGE,
     )
 
 
-def what_remains(runs: list[Run]) -> str:
-    begun = [run.operation for run in runs if run.operation and not run.over]
+def remaining_text(runs: list[BenchmarkRun]) -> str:
+    begun = [run.cleanup for run in runs if run.cleanup and not run.is_over]
     if not begun:
         return "Nothing that was written is left."
-    ids = ", ".join(str(operation.pk) for operation in begun)
+    ids = ", ".join(str(cleanup.pk) for cleanup in begun)
     return (
-        f"Operation {ids} deletes what was written: a worker takes it by itself. Without a worker,"
+        f"Cleanup {ids} deletes what was written: a worker takes it by itself. Without a worker,"
         " run: manage.py sweep_cleanups --sync"
     )
 
 
-HEAD = ("strategy", "seconds", "objects/s", "calls", "errors", "US dollars", "left", "deletion id")
+TABLE_HEAD = (
+    "strategy",
+    "seconds",
+    "objects/s",
+    "calls",
+    "errors",
+    "US dollars",
+    "left",
+    "deletion id",
+)
 
 
-def cells(run: Run) -> tuple[str, ...]:
+def run_cells(run: BenchmarkRun) -> tuple[str, ...]:
     return (
         run.strategy,
         f"{run.seconds:.2f}",
-        f"{run.speed:.1f}",
-        str(run.calls.total()),
-        str(run.errors),
-        f"{run.cost:.6f}",
-        str(run.left),
-        str(run.operation),
+        f"{run.objects_per_second:.1f}",
+        str(run.request_counts.total()),
+        str(run.error_count),
+        f"{run.cost_usd:.6f}",
+        str(run.objects_left),
+        str(run.cleanup),
     )
 
 
-def columns(rows: list[tuple[str, ...]]) -> Iterable[str]:
-    """The first and the last column to the left, figures to the right."""
+def aligned_lines(rows: list[tuple[str, ...]]) -> Iterable[str]:
+    """First and last column aligned left, figures aligned right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         figures = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)][1:-1]
         yield "  ".join([row[0].ljust(widths[0]), *figures, row[-1]])
 
 
-def remarks(run: Run) -> Iterable[str]:
+def run_notes(run: BenchmarkRun) -> Iterable[str]:
     if run.obstacle:
         yield f"cannot run here: {run.obstacle}"
         return
-    calls = sorted(run.calls.items())
+    calls = sorted(run.request_counts.items())
     yield ", ".join(f"{n} {kind} {result}" for (kind, result), n in calls)
-    if run.operation and run.operation.status != CleanupOperation.Status.CLEAN:
-        yield f"{run.operation.get_status_display()}. {run.operation.error}"
+    if run.cleanup and run.cleanup.status != Cleanup.Status.CLEAN:
+        yield f"{run.cleanup.get_status_display()}. {run.cleanup.message}"
     if run.cleared_by:
         yield (
-            f"what it left was then cleaned up by operation {run.cleared_by}:"
+            f"what it left was then cleaned up by cleanup {run.cleared_by}:"
             f" {run.cleared_by.get_status_display()}"
         )
 
 
-def facts_of_all(runs: list[Run], objects: int) -> dict[str, Any]:
+def benchmark_json(runs: list[BenchmarkRun], objects: int) -> dict[str, Any]:
     return {
         "bucket": conf().bucket,
         "objects": objects,
-        "prices_of": prices.PRICES_OF,
-        "runs": [facts_of(run) for run in runs],
+        "prices_of": prices.PRICES_DATE,
+        "runs": [run_json(run) for run in runs],
     }
 
 
-def facts_of(run: Run) -> dict[str, Any]:
+def run_json(run: BenchmarkRun) -> dict[str, Any]:
     facts: dict[str, Any] = {"strategy": run.strategy, "obstacle": run.obstacle}
-    if run.operation is None:
+    if run.cleanup is None:
         return facts
     return {
         **facts,
         "project_id": run.project_id,
-        "deletion_id": str(run.operation.pk),
-        "status": run.operation.status,
-        "message": run.operation.error,
+        "deletion_id": str(run.cleanup.pk),
+        "status": run.cleanup.status,
+        "message": run.cleanup.message,
         "seconds": round(run.seconds, 3),
-        "objects_per_second": round(run.speed, 1),
-        "calls": [{"kind": k, "result": r, "calls": n} for (k, r), n in run.calls.items()],
-        "errors": run.errors,
-        "cost_usd": round(run.cost, 9),
-        "left": run.left,
+        "objects_per_second": round(run.objects_per_second, 1),
+        "calls": [{"kind": k, "result": r, "calls": n} for (k, r), n in run.request_counts.items()],
+        "errors": run.error_count,
+        "cost_usd": round(run.cost_usd, 9),
+        "left": run.objects_left,
         "cleared_by": str(run.cleared_by.pk) if run.cleared_by else None,
     }

@@ -10,40 +10,49 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
 from storage_audit.cleanup import describe
-from storage_audit.cleanup.cleanup_text import meaning
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
-from storage_audit.formats import amount
+from storage_audit.cleanup.cleanup_text import explain_status
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
+from storage_audit.formats import format_amount
 from storage_audit.management.console import (
-    FAILED,
-    INTERRUPTED,
-    WRONG_USE,
-    deletion_id,
-    for_a_reader,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    exit_on_closed_pipe,
+    parse_deletion_id,
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.reading import read_in_steps
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
-POLL = 1.0  # seconds
-Status = CleanupOperation.Status
-EVENT = ("at", "step", "message", "data")
-ITEM = ("key", "outcome", "reason", "answer", "evidence", "found_in", "project_id", "size")
-CHILD = ("id", "trigger", "status", "next_attempt_at")
-BOOKS = ("found", "deleted", "already_absent", "protected", "failed")
-OPERATION = (
-    *describe.FACTS,
+POLL_SECONDS = 1.0  # seconds
+Status = Cleanup.Status
+EVENT_FIELDS = ("at", "step", "message", "data")
+ITEM_FIELDS = (
+    "key",
+    "outcome",
+    "reason",
+    "store_answer",
+    "owner_evidence",
+    "found_in",
+    "project_id",
+    "size",
+)
+CHILD_FIELDS = ("id", "trigger", "status", "next_attempt_at")
+TOTAL_FIELDS = ("found", "deleted", "already_gone", "kept", "failed")
+CLEANUP_FIELDS = (
+    *describe.FACT_FIELDS,
     "dry_run",
     "status",
-    "error",
-    *BOOKS,
-    *(f"{name}_bytes" for name in BOOKS),
+    "message",
+    *TOTAL_FIELDS,
+    *(f"{name}_bytes" for name in TOTAL_FIELDS),
 )
 
 
 class Command(DocumentedCommand):
     help = (
-        "Prints a deletion whole: its facts, its timeline, the late checks that follow it, its"
-        " books, and what happens next. Changes nothing, and asks the store nothing."
+        "Prints a deletion whole: its facts, its timeline, its follow-up checks, its totals, and"
+        " what happens next. Changes nothing, and asks the store nothing."
     )
     epilog = """
     examples:
@@ -51,27 +60,27 @@ class Command(DocumentedCommand):
       python manage.py deletion_log 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --follow
       python manage.py deletion_log 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --items --json
 
-    --follow stays while the operation is pending, running or incomplete, and prints each event when
-    it is committed. It ends when the operation is over (clean, superseded, a verification that is
-    done), waits for a person (planned, blocked), or is tried only once a day (failed). Late checks
-    are operations of their own.
+    --follow stays while the cleanup is pending, running or retrying, and prints each event when
+    it is committed. It ends when the cleanup is over (clean, superseded, a verification that is
+    done), waits for a person (planned, blocked), or is tried only once a day (failed). Follow-up
+    checks are cleanups of their own.
 
     exit codes:
       0    it was printed; with --follow, it is over, or planned
       1    with --follow: it is blocked or failed, or a verification found differences
       2    wrong use, also when there is no such deletion
-      130  interrupted; the operation goes on
-      141  whoever read it, such as head, had enough; the operation goes on
+      130  interrupted; the cleanup goes on
+      141  whoever read it, such as head, had enough; the cleanup goes on
 
-    Next: verify_cleanup with the same id looks again; release_cleanup shows what blocks it. The log
-    of web and worker has the same id in each line, and tells of the errors of programs.
+    Next: verify_cleanup with the same id checks again; approve_cleanup shows what blocks it. The
+    log of web and worker has the same id in each line, and tells of the errors of programs.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "operation",
+            "cleanup",
             metavar="DELETION_ID",
-            type=deletion_id,
+            type=parse_deletion_id,
             help="the deletion id: cleanup_project prints it, and the admin shows it",
         )
         parser.add_argument(
@@ -88,114 +97,111 @@ class Command(DocumentedCommand):
             "--json",
             action="store_true",
             dest="as_json",
-            help="print one JSON object a line; its “type” is event, item, child or operation",
+            help="print one JSON object a line; its “type” is event, item, child or cleanup",
         )
 
     def handle(
-        self, *, operation: UUID, follow: bool, items: bool, as_json: bool, **options: object
+        self, *, cleanup: UUID, follow: bool, items: bool, as_json: bool, **options: object
     ) -> None:
-        found = CleanupOperation.objects.filter(pk=operation).first()
+        found = Cleanup.objects.filter(pk=cleanup).first()
         if found is None:
             raise CommandError(
-                f"There is no deletion {operation}. The admin lists all of them, under Cleanup"
-                " operations.",
-                returncode=WRONG_USE,
+                f"There is no deletion {cleanup}. The admin lists all of them, under Cleanups.",
+                returncode=EXIT_USAGE,
             )
         try:
-            with for_a_reader():
+            with exit_on_closed_pipe():
                 for line in (json_lines if as_json else text_lines)(found, follow, items):
                     self.stdout.write(line)
                     self.stdout.flush()
         except KeyboardInterrupt as interrupt:
-            text = f"Interrupted. Operation {operation} goes on; this only looked at it."
-            raise CommandError(text, returncode=INTERRUPTED) from interrupt
-        if follow and found.status in (Status.BLOCKED, Status.FAILED, Status.INCOMPLETE):
-            text = f"Operation {operation} is {found.get_status_display()}, as said above."
-            raise CommandError(text, returncode=FAILED)
+            text = f"Interrupted. Cleanup {cleanup} goes on; this only looked at it."
+            raise CommandError(text, returncode=EXIT_INTERRUPTED) from interrupt
+        if follow and found.status in (Status.BLOCKED, Status.FAILED, Status.DIFFERS):
+            text = f"Cleanup {cleanup} is {found.get_status_display()}, as said above."
+            raise CommandError(text, returncode=EXIT_FAILED)
 
 
-def events(operation: CleanupOperation, follow: bool) -> Iterator[OperationEvent]:
-    """Each event once, in the timeline's order; one that was committed late follows those that
-    were there. With `follow` they end, and the operation is up to date, when it is at rest."""
+def read_events(cleanup: Cleanup, follow: bool) -> Iterator[CleanupEvent]:
+    """Each event once, in the timeline's order; one that was committed late comes after those that
+    were there. With `follow` they end when the cleanup is at rest, and it is up to date then."""
     seen = set()
     while True:
-        # First, as its last events are committed with its end.
-        operation.refresh_from_db()
-        for event in operation.events.all():
+        # Refresh first, as the last events are committed with the cleanup's end.
+        cleanup.refresh_from_db()
+        for event in cleanup.events.all():
             if event.pk not in seen:
                 seen.add(event.pk)
                 yield event
-        if not follow or is_at_rest(operation):
+        if not follow or is_at_rest(cleanup):
             return
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
 
 
-def is_at_rest(operation: CleanupOperation) -> bool:
-    if operation.status == Status.INCOMPLETE:
-        return operation.next_attempt_at is None
-    return operation.status not in (Status.PENDING, Status.RUNNING)
+def is_at_rest(cleanup: Cleanup) -> bool:
+    return cleanup.status not in (Status.PENDING, Status.RUNNING, Status.RETRYING)
 
 
-def items_of(operation: CleanupOperation) -> Iterator[CleanupItem]:
-    return read_in_steps(operation.items.order_by("key", "pk"))
+def read_items(cleanup: Cleanup) -> Iterator[CleanupItem]:
+    return read_in_steps(cleanup.items.order_by("key", "pk"))
 
 
-def children_of(operation: CleanupOperation) -> Iterable[CleanupOperation]:
-    return operation.children.order_by("next_attempt_at", "created_at")
+def child_cleanups(cleanup: Cleanup) -> Iterable[Cleanup]:
+    return cleanup.children.order_by("next_attempt_at", "created_at")
 
 
-def text_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterator[str]:
-    told = facts(operation)
+def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
+    told = fact_texts(cleanup)
     for label, value in told.items():
         yield f"{label}: {value}"
     yield "\ntimeline:"
-    for event in events(operation, follow):
+    for event in read_events(cleanup, follow):
         data = json.dumps(event.data, ensure_ascii=False) if event.data else ""
-        line = visible(f"{event.step}: {event.message} {data}".rstrip())
-        yield f"  {moment(event.at)}  {line}"
+        line = printable_text(f"{event.step}: {event.message} {data}".rstrip())
+        yield f"  {format_time(event.at)}  {line}"
     if items:
         yield "\nitems:"
-        for item in (describe.shown_item(operation, each) for each in items_of(operation)):
-            why = item["reason"] or item["answer"] or item["evidence"]
+        for item in (describe.item_texts(cleanup, each) for each in read_items(cleanup)):
+            why = item["reason"] or item["store_answer"] or item["owner_evidence"]
             yield f"  {item['outcome']}: {item['key']}: {why}"
-    for child in children_of(operation):
-        due = f", {moment(child.next_attempt_at)}" if child.next_attempt_at else ""
+    for child in child_cleanups(cleanup):
+        due = f", {format_time(child.next_attempt_at)}" if child.next_attempt_at else ""
         yield f"\n{child.get_trigger_display()} {child.pk}: {child.get_status_display()}{due}"
-    now = facts(operation)
+    now = fact_texts(cleanup)
     if changed := [label for label in told | now if told.get(label) != now.get(label)]:
         yield "\nchanged since:"
         yield from (f"  {label}: {now.get(label, 'none')}" for label in changed)
     yield "\nbooks:"
-    for outcome in describe.books(operation):
+    for outcome in describe.totals_lines(cleanup):
         if outcome.objects:
-            yield f"  {outcome.label}: {amount(outcome.objects, outcome.size)}"
-    yield f"\n{operation.get_status_display()}"
-    yield from map(visible, meaning(operation))
+            yield f"  {outcome.label}: {format_amount(outcome.objects, outcome.size)}"
+    yield f"\n{cleanup.get_status_display()}"
+    yield from map(printable_text, explain_status(cleanup))
 
 
-def facts(operation: CleanupOperation) -> dict[str, str]:
+def fact_texts(cleanup: Cleanup) -> dict[str, str]:
     return {
-        str(label): moment(value) if isinstance(value, datetime) else str(value)
-        for label, value, _explained in describe.facts(operation)
+        str(label): format_time(value) if isinstance(value, datetime) else str(value)
+        for label, value, _explained in describe.cleanup_facts(cleanup)
     }
 
 
-def moment(at: datetime) -> str:
+def format_time(at: datetime) -> str:
     return at.isoformat(" ", "milliseconds")
 
 
-def json_lines(operation: CleanupOperation, follow: bool, items: bool) -> Iterator[str]:
-    for event in events(operation, follow):
-        yield object_of("event", event, EVENT)
-    for item in items_of(operation) if items else ():
-        yield object_of("item", item, ITEM)
-    for child in children_of(operation):
-        yield object_of("child", child, CHILD)
-    closed = operation.status in CleanupOperation.CLOSED
-    books = {} if closed else operation.items.books()
-    yield object_of("operation", operation, OPERATION, **books)
+def json_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
+    for event in read_events(cleanup, follow):
+        yield row_json("event", event, EVENT_FIELDS)
+    for item in read_items(cleanup) if items else ():
+        yield row_json("item", item, ITEM_FIELDS)
+    for child in child_cleanups(cleanup):
+        yield row_json("child", child, CHILD_FIELDS)
+    closed = cleanup.status in Cleanup.FINISHED
+    totals = {} if closed else cleanup.items.totals()
+    yield row_json("cleanup", cleanup, CLEANUP_FIELDS, **totals)
 
 
-def object_of(kind: str, row: Model, names: tuple[str, ...], **more: object) -> str:
+def row_json(kind: str, row: Model, names: tuple[str, ...], **more: object) -> str:
     facts = {name: getattr(row, name) for name in names}
     return json.dumps({"type": kind, **facts, **more}, cls=DjangoJSONEncoder)

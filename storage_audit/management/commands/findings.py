@@ -10,41 +10,41 @@ from django.core.management.base import CommandError
 from django.db import transaction
 
 from storage_audit.cleanup import requests, runner
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.exports import csv_lines
 from storage_audit.findings import action_result, actions, track_files
 from storage_audit.findings.action_result import ActionRefused, Decision
 from storage_audit.findings.models import FindingQuerySet
-from storage_audit.findings.orphans import delete_orphans
+from storage_audit.findings.orphans import delete_objects
 from storage_audit.management.console import (
-    FAILED,
-    SHOWN,
-    WRONG_USE,
-    asked_from_shell,
-    confirm,
-    deletion_id,
-    facts_of,
-    for_a_reader,
-    judge,
-    lines_of_plan,
-    lines_of_result,
-    stored_text,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    KEYS_SHOWN,
+    cleanup_json,
+    command_context,
+    confirm_or_exit,
+    exit_on_closed_pipe,
+    parse_deletion_id,
+    plan_lines,
+    require_finished,
+    result_lines,
+    storable_text,
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.management.finding_filters import (
-    COLUMNS,
-    add_choices,
-    as_json,
-    as_row,
-    as_text,
-    selection,
+    FINDING_COLUMNS,
+    add_filters,
+    finding_json,
+    finding_row,
+    finding_text,
+    select_findings,
 )
 from storage_audit.reading import read_in_steps
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
-Status = CleanupOperation.Status
+Status = Cleanup.Status
 
 
 class Command(DocumentedCommand):
@@ -57,21 +57,21 @@ class Command(DocumentedCommand):
     examples:
       python manage.py findings
       python manage.py findings --kind orphaned --csv
-      python manage.py findings --kind orphaned --project proj_1 --delete-orphans --dry-run
-      python manage.py findings --plan 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --sync
-      python manage.py findings --prefix logo/ --acknowledge "made by the web site"
-      python manage.py findings --key readme.txt --adopt proj_1
+      python manage.py findings --kind orphaned --project proj_1 --delete --dry-run
+      python manage.py findings --run-plan 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --sync
+      python manage.py findings --prefix logo/ --ignore "made by the web site"
+      python manage.py findings --key readme.txt --assign proj_1
       python manage.py findings --kind missing --untrack --no-input
       python manage.py findings --kind misnamed --rename --dry-run
       python manage.py findings --kind unfinished --abort-uploads
 
-    --delete-orphans takes those that two complete scans have seen, long enough apart, and that are
+    --delete takes those that two complete scans have seen, long enough apart, and that are
     old enough; says of the others when they may go; and asks the tables again before each
-    deletion. --adopt gives objects to a live project, and they go when it does. --track writes what
-    the bucket shows into the rows, and --untrack forgets the rows of what is not there. --rename
-    has the store copy each object to a key of the current layout, and then deletes the old one, by
-    a deletion with an id; stopped at any moment, the same command goes on. --abort-uploads ends
-    multipart uploads that nobody completed.
+    deletion. --assign gives objects to a live project, and they go when it does. --track writes
+    what the bucket shows into the rows, and --untrack forgets the rows of what is not there.
+    --rename has the store copy each object to a key of the current key format, and then deletes the
+    old one, by a deletion with an id; stopped at any moment, the same command goes on.
+    --abort-uploads ends multipart uploads that nobody completed.
 
     exit codes:
       0    they are listed; or all that were chosen are dealt with, or enqueued to be
@@ -84,18 +84,18 @@ class Command(DocumentedCommand):
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        add_choices(parser)
-        add_acts(parser)
+        add_filters(parser)
+        add_actions(parser)
         parser.add_argument(
             "--dry-run",
             action="store_true",
-            help="with --delete-orphans, --rename or --abort-uploads: plan, show what would be done"
+            help="with --delete, --rename or --abort-uploads: plan, show what would be done"
             " and what would stay",
         )
         parser.add_argument(
             "--sync",
             action="store_true",
-            help="with --delete-orphans or --plan: do the work here and now, without a worker",
+            help="with --delete or --run-plan: do the work here and now, without a worker",
         )
         parser.add_argument(
             "--no-input",
@@ -119,38 +119,38 @@ class Command(DocumentedCommand):
         )
 
     def handle(self, *, dry_run: bool, sync: bool, ask: bool, **options: Any) -> None:
-        act, chosen = act_of(options, dry_run), selection(options)
-        deletes = options["delete_orphans"]
+        act, chosen = chosen_action(options, dry_run), select_findings(options)
+        deletes = options["delete"]
         planned = deletes or options["rename"] or options["abort_uploads"]
-        refuse(
+        refuse_if(
             dry_run and not planned,
-            "--dry-run goes with --delete-orphans, --rename and --abort-uploads.",
+            "--dry-run goes with --delete, --rename and --abort-uploads.",
         )
-        refuse(sync and not (deletes or options["plan"]), "--sync goes with a deletion.")
-        if options["plan"]:
-            refuse(
-                options["state"] or says_which(options),
-                "--plan runs all of its plan: leave out --kind, --state, --prefix, --project and"
-                " --key.",
+        refuse_if(sync and not (deletes or options["run_plan"]), "--sync goes with a deletion.")
+        if options["run_plan"]:
+            refuse_if(
+                options["state"] or has_filter(options),
+                "--run-plan runs all of its plan: leave out --kind, --state, --prefix, --project"
+                " and --key.",
             )
-            refuse(options["as_csv"], "--csv is for the list; of a plan, --json tells all.")
-            operations = self.run_plan(options["plan"], ask)
-            self.finish(Decision(operations=operations), sync or conf().sync, options["as_json"])
+            refuse_if(options["as_csv"], "--csv is for the list; of a plan, --json tells all.")
+            cleanups = self.run_plan(options["run_plan"], ask)
+            self.finish(Decision(cleanups=cleanups), sync or conf().sync, options["as_json"])
         elif act is None:
-            with for_a_reader():
+            with exit_on_closed_pipe():
                 self.show(chosen, options)
         else:
-            refuse(options["as_csv"], "--csv is for the list; of an act, --json tells all.")
+            refuse_if(options["as_csv"], "--csv is for the list; of an act, --json tells all.")
             decision = self.decide(act, chosen, options, ask=ask and not dry_run)
             self.finish(decision, dry_run or sync or conf().sync, options["as_json"])
 
     def show(self, chosen: FindingQuerySet, options: dict[str, Any]) -> None:
         found = read_in_steps(chosen.order_by("bucket", "key", "pk"))
         if options["as_csv"]:
-            for line in csv_lines(chain([COLUMNS], map(as_row, found))):
+            for line in csv_lines(chain([FINDING_COLUMNS], map(finding_row, found))):
                 self.stdout.write(line, ending="")
             return
-        for line in map(as_json if options["as_json"] else as_text, found):
+        for line in map(finding_json if options["as_json"] else finding_text, found):
             self.stdout.write(line)
 
     def decide(
@@ -161,78 +161,74 @@ class Command(DocumentedCommand):
         *,
         ask: bool,
     ) -> Decision:
-        refuse(
-            not says_which(options), "Say which findings: add --kind, --prefix, --project or --key."
+        refuse_if(
+            not has_filter(options), "Say which findings: add --kind, --prefix, --project or --key."
         )
         if ask:
-            # A scan may find more while the person decides.
+            # Fix the selection, as a scan may find more while the person decides.
             asked = list(chosen.values_list("pk", flat=True))
-            confirm(f"This is about {len(asked)} findings. Go on?")
+            confirm_or_exit(f"This is about {len(asked)} findings. Go on?")
             chosen = chosen.filter(pk__any_of=asked)
-        with asked_from_shell():
+        with command_context():
             try:
                 return act(chosen)
             except ActionRefused as error:
-                raise CommandError(visible(str(error)), returncode=WRONG_USE) from error
+                raise CommandError(printable_text(str(error)), returncode=EXIT_USAGE) from error
 
-    def run_plan(self, plan: UUID, ask: bool) -> list[CleanupOperation]:
-        plans = CleanupOperation.objects.filter(
-            kind=CleanupOperation.Kind.ORPHANS, status=Status.PLANNED
-        )
-        operation = plans.filter(pk=plan).first()
-        if operation is None:
+    def run_plan(self, plan: UUID, ask: bool) -> list[Cleanup]:
+        plans = Cleanup.objects.filter(kind=Cleanup.Kind.ORPHANS, status=Status.PLANNED)
+        cleanup = plans.filter(pk=plan).first()
+        if cleanup is None:
             text = f"{plan} is no plan that waits to be run. Make one with --dry-run."
-            raise CommandError(text, returncode=WRONG_USE)
+            raise CommandError(text, returncode=EXIT_USAGE)
         if ask:
-            confirm(f"Delete {operation.items.planned().count()} objects?")
-        with asked_from_shell():
+            confirm_or_exit(f"Delete {cleanup.items.planned().count()} objects?")
+        with command_context():
             try:
-                return requests.force_delete_operation(operation)
+                return requests.approve_or_retry(cleanup)
             except (requests.ProjectExists, IllegalTransition) as error:
-                raise CommandError(visible(str(error)), returncode=WRONG_USE) from error
+                raise CommandError(printable_text(str(error)), returncode=EXIT_USAGE) from error
 
     def finish(self, decision: Decision, here: bool, as_json: bool) -> None:
-        """Have the operations run, or run them; tell what came of it all."""
-        with asked_from_shell():
+        """Run or enqueue the cleanups, and report the result."""
+        with command_context():
             if here:
-                decision.operations = [runner.run(each.pk) for each in decision.operations]
+                decision.cleanups = [runner.run_to_end(each.pk) for each in decision.cleanups]
             else:
                 with transaction.atomic():
-                    requests.enqueue_on_commit(decision.operations)
+                    requests.enqueue_on_commit(decision.cleanups)
         if as_json:
-            self.stdout.write(json.dumps(facts(decision)))
+            self.stdout.write(json.dumps(decision_json(decision)))
         else:
-            for line in told(decision, here):
+            for line in decision_lines(decision, here):
                 self.stdout.write(line)
         if here:
-            judge(decision.operations, self.stderr)
-        if decision.left:
-            text = f"Left as they are: {len(decision.left)} findings."
-            raise CommandError(text, returncode=FAILED)
+            require_finished(decision.cleanups, self.stderr)
+        if decision.skipped:
+            text = f"Left as they are: {len(decision.skipped)} findings."
+            raise CommandError(text, returncode=EXIT_FAILED)
 
 
-def add_acts(parser: ArgumentParser) -> None:
-    # No group of argparse's: its usage is a line too long for a terminal.
+def add_actions(parser: ArgumentParser) -> None:
+    # No argparse group, as its usage line is too long for a terminal.
     parser.add_argument(
-        "--acknowledge",
+        "--ignore",
         metavar="NOTE",
-        help="they may stay as they are, and this is why; without it, nothing is acknowledged",
+        help="they may stay as they are, and this is why; without it, nothing is ignored",
     )
-    parser.add_argument("--reopen", action="store_true", help="take acknowledgements back")
+    parser.add_argument("--reopen", action="store_true", help="open ignored findings again")
+    parser.add_argument("--delete", action="store_true", help="delete the objects, by a cleanup")
     parser.add_argument(
-        "--delete-orphans", action="store_true", help="delete the objects, by a cleanup operation"
-    )
-    parser.add_argument(
-        "--plan",
+        "--run-plan",
         metavar="DELETION_ID",
-        type=deletion_id,
-        help="run exactly the plan that --delete-orphans --dry-run made, whatever its size;"
+        type=parse_deletion_id,
+        help="run exactly the plan that --delete --dry-run made, whatever its size;"
         " without it, a new plan is held against the limits",
     )
     parser.add_argument(
-        "--adopt",
+        "--assign",
         metavar="PROJECT",
-        type=stored_text,
+        type=storable_text,
         help="give the objects to this live project; without it, they stay whose they are",
     )
     parser.add_argument(
@@ -242,72 +238,74 @@ def add_acts(parser: ArgumentParser) -> None:
         "--untrack", action="store_true", help="forget the rows of what is not in the bucket"
     )
     parser.add_argument(
-        "--rename", action="store_true", help="give misnamed objects keys of the current layout"
+        "--rename", action="store_true", help="give misnamed objects keys of the current key format"
     )
     parser.add_argument(
         "--abort-uploads", action="store_true", help="abort unfinished multipart uploads"
     )
 
 
-def refuse(wrong: object, text: str) -> None:
+def refuse_if(wrong: object, text: str) -> None:
     if wrong:
-        raise CommandError(text, returncode=WRONG_USE)
+        raise CommandError(text, returncode=EXIT_USAGE)
 
 
-def says_which(options: dict[str, Any]) -> bool:
+def has_filter(options: dict[str, Any]) -> bool:
     return any(options[name] for name in ("kind", "prefix", "project", "key"))
 
 
-def act_of(options: dict[str, Any], dry_run: bool) -> Callable[[FindingQuerySet], Decision] | None:
+def chosen_action(
+    options: dict[str, Any], dry_run: bool
+) -> Callable[[FindingQuerySet], Decision] | None:
     acts: dict[str, Callable[[FindingQuerySet], Decision]] = {
-        "acknowledge": partial(action_result.acknowledge, note=options["acknowledge"]),
-        "reopen": action_result.reopen,
-        "delete_orphans": partial(delete_orphans, dry_run=dry_run),
-        "adopt": partial(track_files.adopt, project_id=options["adopt"]),
-        "track": track_files.track,
-        "untrack": track_files.untrack,
+        "ignore": partial(action_result.ignore_findings, note=options["ignore"]),
+        "reopen": action_result.reopen_findings,
+        "delete": partial(delete_objects, dry_run=dry_run),
+        "assign": partial(track_files.assign_objects, project_id=options["assign"]),
+        "track": track_files.track_objects,
+        "untrack": track_files.untrack_rows,
         "rename": partial(actions.rename_objects, dry_run=dry_run),
         "abort_uploads": partial(actions.abort_uploads, dry_run=dry_run),
     }
-    # An empty note, or id, was given all the same.
-    asked = [name for name in (*acts, "plan") if options[name] not in (None, False)]
-    refuse(len(asked) > 1, "Ask for one thing at a time.")
+    # An empty note or id counts as given.
+    asked = [name for name in (*acts, "run_plan") if options[name] not in (None, False)]
+    refuse_if(len(asked) > 1, "Ask for one thing at a time.")
     return acts.get(asked[0]) if asked else None
 
 
-def facts(decision: Decision) -> dict[str, Any]:
+def decision_json(decision: Decision) -> dict[str, Any]:
     return {
         "done": decision.done,
-        "operations": [facts_of(operation) for operation in decision.operations],
-        "left": [left._asdict() for left in decision.left],
+        "cleanups": [cleanup_json(cleanup) for cleanup in decision.cleanups],
+        "left": [left._asdict() for left in decision.skipped],
         "results": [result._asdict() for result in decision.results],
     }
 
 
-def told(decision: Decision, here: bool) -> Iterator[str]:
-    if decision.is_plan:
+def decision_lines(decision: Decision, here: bool) -> Iterator[str]:
+    if decision.is_preview:
         yield f"Findings that would be dealt with: {decision.done}. Nothing was changed."
-    elif decision.done or not decision.operations:
+    elif decision.done or not decision.cleanups:
         yield f"Findings dealt with: {decision.done}."
-    for result in decision.results[:SHOWN]:
-        yield f"  {visible(result.key)} -> {visible(result.result)}"
-    for operation in decision.operations:
-        yield from shown(operation, here)
-    for left in decision.left[:SHOWN]:
-        yield f"  left: {visible(left.key)}: {visible(left.reason)}"
-    if (more := max(len(decision.left), len(decision.results)) - SHOWN) > 0:
+    for result in decision.results[:KEYS_SHOWN]:
+        yield f"  {printable_text(result.key)} -> {printable_text(result.result)}"
+    for cleanup in decision.cleanups:
+        yield from cleanup_lines(cleanup, here)
+    for left in decision.skipped[:KEYS_SHOWN]:
+        yield f"  left: {printable_text(left.key)}: {printable_text(left.reason)}"
+    if (more := max(len(decision.skipped), len(decision.results)) - KEYS_SHOWN) > 0:
         yield f"  and {more} more; --json tells of all."
 
 
-def shown(operation: CleanupOperation, here: bool) -> Iterator[str]:
-    where = f"{operation.pk}, {visible(operation.subject)}, bucket {operation.bucket}"
+def cleanup_lines(cleanup: Cleanup, here: bool) -> Iterator[str]:
+    where = f"{cleanup.pk}, {printable_text(cleanup.subject)}, bucket {cleanup.bucket}"
     if not here:
         yield f"Deletion {where}: enqueued."
-        yield f"Follow it with: manage.py verify_cleanup {operation.pk}"
-    elif operation.dry_run:
-        yield f"Plan {where}: {operation.get_status_display()}."
-        yield from lines_of_plan(operation)
-        yield f"To run exactly this plan: manage.py findings --plan {operation.pk}"
+        yield f"Follow it with: manage.py verify_cleanup {cleanup.pk}"
+    elif cleanup.dry_run:
+        yield f"Plan {where}: {cleanup.get_status_display()}."
+        yield from plan_lines(cleanup)
+        yield f"To run exactly this plan: manage.py findings --run-plan {cleanup.pk}"
     else:
-        yield f"Deletion {where}: {operation.get_status_display()}."
-        yield from lines_of_result(operation)
+        yield f"Deletion {where}: {cleanup.get_status_display()}."
+        yield from result_lines(cleanup)

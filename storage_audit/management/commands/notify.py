@@ -3,13 +3,15 @@ from argparse import ArgumentParser
 from django.core.management.base import CommandError
 
 from storage_audit.alerts import alert_rules, deliver
-from storage_audit.alerts.models import Incident
+from storage_audit.alerts.models import Alert
 from storage_audit.dashboard import daily_figures
-from storage_audit.management.console import FAILED, WRONG_USE
+from storage_audit.management.console import EXIT_FAILED, EXIT_USAGE
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
-NOBODY = "Nobody is told: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, and run manage.py notify --test"
+NO_RECIPIENTS = (
+    "Nobody is told: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, and run manage.py notify --test"
+)
 
 
 class Command(DocumentedCommand):
@@ -28,7 +30,7 @@ class Command(DocumentedCommand):
       1  a message could not be sent: it is tried again for a day; with --test, it is not
       2  wrong use; with --test, also when the settings name nobody to tell
 
-    Next: the list of incidents in the admin says what is open, and who was told.
+    Next: the list of alerts in the admin says what is open, and who was told.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -42,24 +44,26 @@ class Command(DocumentedCommand):
         if test:
             self.send_test()
         else:
-            self.look_and_send()
+            self.check_and_send()
 
-    def look_and_send(self) -> None:
-        alert_rules.notice(daily_figures.latest_refused_ids())
-        tried = deliver.send_due()
-        self.stdout.write(f"Incidents open: {Incident.objects.open().count()}.")
-        if not alert_rules.recipients():
-            self.stdout.write(NOBODY)
+    def check_and_send(self) -> None:
+        alert_rules.update_alerts(daily_figures.latest_refused_ids())
+        tried = deliver.send_due_deliveries()
+        self.stdout.write(f"Alerts open: {Alert.objects.open().count()}.")
+        if not alert_rules.list_recipients():
+            self.stdout.write(NO_RECIPIENTS)
         self.stdout.write(f"Messages sent: {sum(each.is_sent for each in tried)}.")
         if failed := [each for each in tried if not each.is_sent]:
-            lines = [f"{visible(str(each))}: {visible(each.error)}" for each in failed]
-            raise CommandError("\n".join(["Not sent:", *lines]), returncode=FAILED)
+            lines = [
+                f"{printable_text(str(each))}: {printable_text(each.error)}" for each in failed
+            ]
+            raise CommandError("\n".join(["Not sent:", *lines]), returncode=EXIT_FAILED)
 
     def send_test(self) -> None:
-        if not alert_rules.recipients():
-            raise CommandError(NOBODY, returncode=WRONG_USE)
-        errors = dict(deliver.send_test())
+        if not alert_rules.list_recipients():
+            raise CommandError(NO_RECIPIENTS, returncode=EXIT_USAGE)
+        errors = dict(deliver.send_test_messages())
         for who, error in errors.items():
-            self.stdout.write(f"{visible(who)}: {visible(error) or 'sent'}")
+            self.stdout.write(f"{printable_text(who)}: {printable_text(error) or 'sent'}")
         if any(errors.values()):
-            raise CommandError("Not every message was sent.", returncode=FAILED)
+            raise CommandError("Not every message was sent.", returncode=EXIT_FAILED)

@@ -8,10 +8,10 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 
 from storage_audit.doctor.compare_processes import Comparison, Problem, await_worker
-from storage_audit.doctor.models import Diagnosis
+from storage_audit.doctor.models import HealthReport
 from storage_audit.doctor.probe_result import Status
-from storage_audit.doctor.run_checks import examine_everywhere
-from storage_audit.management.console import FAILED
+from storage_audit.doctor.run_checks import run_probes_everywhere
+from storage_audit.management.console import EXIT_FAILED
 from storage_audit.management.documented import DocumentedCommand
 
 
@@ -34,7 +34,7 @@ class Command(DocumentedCommand):
       2  wrong use
 
     Next: do what each line that begins with "Do:" says, and run it again. A web server makes a
-    report when you press "Examine now" in the admin, under Diagnoses.
+    report when you press "Examine now" in the admin, under Health reports.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -46,19 +46,19 @@ class Command(DocumentedCommand):
         )
 
     def handle(self, *, as_json: bool, **options: object) -> None:
-        comparison = await_worker(examine_everywhere(Diagnosis.Context.SHELL))
+        comparison = await_worker(run_probes_everywhere(HealthReport.Context.SHELL))
         if as_json:
-            self.stdout.write(json.dumps(facts_of(comparison)))
+            self.stdout.write(json.dumps(health_json(comparison)))
         else:
-            for line in lines_of(comparison):
+            for line in health_lines(comparison):
                 self.stdout.write(line)
         if comparison.is_wrong:
-            raise CommandError("Something is wrong: see above.", returncode=FAILED)
+            raise CommandError("Something is wrong: see above.", returncode=EXIT_FAILED)
 
 
-def facts_of(comparison: Comparison) -> dict[str, Any]:
+def health_json(comparison: Comparison) -> dict[str, Any]:
     return {
-        "run": str(comparison.asked.run),
+        "run": str(comparison.own_report.run),
         "wrong": comparison.is_wrong,
         "problems": [problem._asdict() for problem in comparison.problems],
         "differences": [difference._asdict() for difference in comparison.differences],
@@ -71,19 +71,20 @@ def facts_of(comparison: Comparison) -> dict[str, Any]:
                 "of_this_run": comparison.is_of_run(each),
                 "probes": each.probes,
             }
-            for each in comparison.diagnoses
+            for each in comparison.reports
         ],
     }
 
 
-def lines_of(comparison: Comparison) -> Iterator[str]:
-    heads = [each.get_context_display() for each in comparison.diagnoses]
-    for head, diagnosis in zip(heads, comparison.diagnoses, strict=True):
-        yield f"{head}: process {diagnosis.pid} on {diagnosis.host}{age(comparison, diagnosis)}"
+def health_lines(comparison: Comparison) -> Iterator[str]:
+    heads = [each.get_context_display() for each in comparison.reports]
+    for head, health_report in zip(heads, comparison.reports, strict=True):
+        age = report_age(comparison, health_report)
+        yield f"{head}: process {health_report.pid} on {health_report.host}{age}"
     yield ""
-    yield from table(comparison, heads)
+    yield from result_table(comparison, heads)
     for problem in comparison.problems:
-        yield from lines_about(problem)
+        yield from problem_lines(problem)
     yield ""
     yield "Differences:" if comparison.differences else "No differences between the processes."
     for probe, fact, values in comparison.differences:
@@ -91,7 +92,7 @@ def lines_of(comparison: Comparison) -> Iterator[str]:
         yield from (f"    {head}: {value}" for head, value in zip(heads, values, strict=True))
 
 
-def lines_about(problem: Problem) -> Iterator[str]:
+def problem_lines(problem: Problem) -> Iterator[str]:
     where = f" ({', '.join(problem.processes)})" if problem.processes else ""
     yield ""
     yield f"{problem.status.label.upper()}: {problem.probe}{where}: {problem.summary}"
@@ -100,24 +101,24 @@ def lines_about(problem: Problem) -> Iterator[str]:
     yield f"  Do: {problem.advice}"
 
 
-def age(comparison: Comparison, diagnosis: Diagnosis) -> str:
-    if comparison.is_of_run(diagnosis):
+def report_age(comparison: Comparison, health_report: HealthReport) -> str:
+    if comparison.is_of_run(health_report):
         return ""
-    minutes = (timezone.now() - diagnosis.at) // timedelta(minutes=1)
+    minutes = (timezone.now() - health_report.at) // timedelta(minutes=1)
     return f", its latest report, {minutes} minutes old"
 
 
-def table(comparison: Comparison, heads: list[str]) -> Iterator[str]:
+def result_table(comparison: Comparison, heads: list[str]) -> Iterator[str]:
     """A line for each probe, with an asterisk where the processes differ."""
     widths = [max(len(head), len("not checked")) for head in heads]
-    yield line("", "probe", heads, widths)
+    yield table_row("", "probe", heads, widths)
     for each in comparison.rows:
         statuses = [
             str(Status(result["status"]).label) if result else "" for result in each.results
         ]
-        yield line("*" if each.differs else "", each.probe, statuses, widths)
+        yield table_row("*" if each.differs else "", each.probe, statuses, widths)
 
 
-def line(mark: str, name: str, cells: list[str], widths: list[int]) -> str:
+def table_row(mark: str, name: str, cells: list[str], widths: list[int]) -> str:
     padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
     return f"{mark:2}{name:18}{'  '.join(padded)}".rstrip()

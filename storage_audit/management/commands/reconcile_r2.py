@@ -4,18 +4,18 @@ from datetime import UTC, datetime
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
 
-from storage_audit.management.scan_command import ScanCommand, shown_size
-from storage_audit.redaction import visible
+from storage_audit.management.scan_command import ScanCommand, size_text
+from storage_audit.redaction import printable_text
 from storage_audit.scan.models import BucketScan
 
 
-def since(text: str) -> datetime:
+def parse_since(text: str) -> datetime:
     """A moment, or how long ago it was."""
     moment, now = None, timezone.now()
     try:
         if given := parse_datetime(text):
             moment = given if timezone.is_aware(given) else timezone.make_aware(given)
-            # As it is stored: what is a time elsewhere may be none there.
+            # As it is stored: not every time elsewhere is one there.
             moment = moment.astimezone(UTC)
         elif ago := parse_duration(text):
             moment = now - ago
@@ -23,11 +23,11 @@ def since(text: str) -> datetime:
         moment = None
     if moment is None:
         raise ArgumentTypeError(
-            f"“{visible(text)}” is no time. Write 2026-11-26T12:00:00Z, or how long ago it was:"
-            " '2 00:00:00' for two days"
+            f"“{printable_text(text)}” is no time. Write 2026-11-26T12:00:00Z, or how long ago it"
+            " was: '2 00:00:00' for two days"
         )
     if moment > now:
-        raise ArgumentTypeError(f"“{visible(text)}” is still to come")
+        raise ArgumentTypeError(f"“{printable_text(text)}” is still to come")
     return moment
 
 
@@ -50,7 +50,7 @@ class Command(ScanCommand):
 
     exit codes:
       0    both reached their end, whatever was found
-      1    they did not: the store failed, or the bucket is not claimed; or it showed far fewer
+      1    they did not: the store failed, or the bucket is not connected; or it showed far fewer
            objects than there should be; or it took as many requests as it may
       2    wrong use, or it would take more requests than it may
       130  interrupted with Ctrl-C; nothing is concluded
@@ -62,7 +62,7 @@ class Command(ScanCommand):
         super().add_arguments(parser)
         parser.add_argument(
             "--since",
-            type=since,
+            type=parse_since,
             metavar="TIME",
             help="look up only the objects of rows that were written since then: cheap, and"
             " partial, so it is shown and nothing follows from it; without it, all is listed",
@@ -70,6 +70,6 @@ class Command(ScanCommand):
 
     def summary(self, scan: BucketScan) -> str:
         return (
-            f"{scan.listed} objects ({shown_size(scan)}) in bucket {scan.bucket}: {scan.unchanged}"
+            f"{scan.listed} objects ({size_text(scan)}) in bucket {scan.bucket}: {scan.unchanged}"
             " as the table says."
         )

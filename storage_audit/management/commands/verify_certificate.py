@@ -14,10 +14,10 @@ from storage_audit.certificate.certificate_file import (
     MalformedCertificate,
     NotACertificate,
 )
-from storage_audit.management.console import FAILED, SHOWN, WRONG_USE, asked_from_shell
+from storage_audit.management.console import EXIT_FAILED, EXIT_USAGE, KEYS_SHOWN, command_context
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.redaction import redact, visible
+from storage_audit.redaction import printable_text, redact_secrets
 
 
 class Command(DocumentedCommand):
@@ -31,8 +31,9 @@ class Command(DocumentedCommand):
       python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.csv --bucket
       python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.json --json
 
-    Of what differs, and of what is back in the bucket, the first {SHOWN} are named. What came back
-    may be a new upload: it is said which objects are newer than the moment they were seen gone.
+    Of what differs, and of what is back in the bucket, the first {KEYS_SHOWN} are named. What came
+    back may be a new upload: it is said which objects are newer than the moment they were seen
+    gone.
 
     exit codes:
       0  it is as it was issued, and nothing that was asked contradicts it
@@ -61,35 +62,35 @@ class Command(DocumentedCommand):
         )
 
     def handle(self, *, file: Path, bucket: bool, as_json: bool, **options: object) -> None:
-        certificate = opened(file)
+        certificate = open_certificate(file)
         try:
             certificate.read()
-            told = verdict(certificate, bucket)
+            told = check_certificate(certificate, bucket)
         except MalformedCertificate as error:
             if as_json:
-                self.stdout.write(json.dumps(unread(certificate, error)))
+                self.stdout.write(json.dumps(unreadable_verdict(certificate, error)))
             whose = certificate.head.get("deletion_id", "an unknown deletion")
             text = f"Altered or cut off: the certificate of {whose} in {file}. {error}"
-            raise CommandError(visible(text), returncode=FAILED) from error
+            raise CommandError(printable_text(text), returncode=EXIT_FAILED) from error
         if as_json:
             self.stdout.write(json.dumps(told))
         else:
-            for line in lines(told):
-                self.stdout.write(visible(line))
+            for line in verdict_lines(told):
+                self.stdout.write(printable_text(line))
         if not told["fine"]:
             text = f"Not to be relied on as it is: the certificate of {told['deletion_id']}."
-            raise CommandError(text, returncode=FAILED)
+            raise CommandError(text, returncode=EXIT_FAILED)
 
 
-def opened(file: Path) -> Certificate:
+def open_certificate(file: Path) -> Certificate:
     try:
         return Certificate(file)
     except (OSError, NotACertificate) as error:
-        raise CommandError(visible(f"{file}: {error}"), returncode=WRONG_USE) from error
+        raise CommandError(printable_text(f"{file}: {error}"), returncode=EXIT_USAGE) from error
 
 
-def unread(certificate: Certificate, error: MalformedCertificate) -> dict[str, Any]:
-    """The verdict of a file that could not be read to its end."""
+def unreadable_verdict(certificate: Certificate, error: MalformedCertificate) -> dict[str, Any]:
+    """The verdict about a file that could not be read to its end."""
     return {
         "deletion_id": certificate.head.get("deletion_id"),
         "status": None,
@@ -103,36 +104,36 @@ def unread(certificate: Certificate, error: MalformedCertificate) -> dict[str, A
     }
 
 
-def verdict(certificate: Certificate, bucket: bool) -> dict[str, Any]:
-    flaws = list(check_file.flaws(certificate))
-    comparison = check_file.compare(certificate)
-    differences, more = first(comparison.differences)
+def check_certificate(certificate: Certificate, bucket: bool) -> dict[str, Any]:
+    flaws = list(check_file.find_flaws(certificate))
+    comparison = check_file.compare_with_database(certificate)
+    differences, more = split_first(comparison.differences)
     told: dict[str, Any] = {
         "deletion_id": certificate.head["deletion_id"],
         "status": certificate.head["status"],
         "statement": certificate.head["statement"],
-        "items": certificate.head["books"]["found"]["objects"],
+        "items": certificate.head["totals"]["found"]["objects"],
         "flaws": flaws,
-        "not_compared": comparison.left_out,
+        "not_compared": comparison.not_compared,
         "differences": differences,
         "more_differences": more,
     }
-    told |= looked(certificate, believed=not flaws) if bucket else {}
+    told |= bucket_verdict(certificate, is_trusted=not flaws) if bucket else {}
     told["fine"] = not (flaws or differences or told.get("unknown") or told.get("back"))
     return told
 
 
-def looked(certificate: Certificate, believed: bool) -> dict[str, Any]:
-    """What the bucket shows now; of a file that was altered the bucket is not asked."""
-    if not believed:
+def bucket_verdict(certificate: Certificate, is_trusted: bool) -> dict[str, Any]:
+    """What the bucket shows now; it is not asked about an altered file."""
+    if not is_trusted:
         return {"unknown": "An altered certificate does not say what to look for."}
     if check_file.is_foreign(certificate):
-        return {"unknown": "another installation issued it, whose bucket this one cannot ask."}
-    with asked_from_shell():
+        return {"unknown": "another database issued it, whose bucket this one cannot ask."}
+    with command_context():
         try:
-            found, more = first(check_file.back(certificate))
+            found, more = split_first(check_file.find_reappeared(certificate))
         except (CannotConclude, StoreError) as error:
-            return {"unknown": redact(str(error))}
+            return {"unknown": redact_secrets(str(error))}
     back = [
         {
             "key": each.key,
@@ -145,23 +146,23 @@ def looked(certificate: Certificate, believed: bool) -> dict[str, Any]:
     return {"unknown": "", "back": back, "more_back": more}
 
 
-def first(found: Iterable[Any]) -> tuple[list[Any], int]:
-    """The first ones, and how many there are beside."""
+def split_first(found: Iterable[Any]) -> tuple[list[Any], int]:
+    """The first ones, and how many more there are."""
     rest = iter(found)
-    return list(islice(rest, SHOWN)), sum(1 for _each in rest)
+    return list(islice(rest, KEYS_SHOWN)), sum(1 for _each in rest)
 
 
-def lines(told: dict[str, Any]) -> Iterator[str]:
+def verdict_lines(told: dict[str, Any]) -> Iterator[str]:
     yield f"Deletion {told['deletion_id']}: {told['status']}, {told['items']} objects."
     if not told["flaws"]:
         yield f"It is as it was issued. It says: {told['statement']}"
     for flaw in told["flaws"]:
         yield f"Altered: {flaw}"
-    yield from told_by_database(told)
-    yield from told_by_bucket(told)
+    yield from database_lines(told)
+    yield from bucket_lines(told)
 
 
-def told_by_database(told: dict[str, Any]) -> Iterator[str]:
+def database_lines(told: dict[str, Any]) -> Iterator[str]:
     if told["not_compared"]:
         yield told["not_compared"]
     elif not told["differences"]:
@@ -172,7 +173,7 @@ def told_by_database(told: dict[str, Any]) -> Iterator[str]:
         yield f"and {told['more_differences']} more differences"
 
 
-def told_by_bucket(told: dict[str, Any]) -> Iterator[str]:
+def bucket_lines(told: dict[str, Any]) -> Iterator[str]:
     if told.get("unknown"):
         yield f"Unknown whether it is still so: {told['unknown']}"
     elif "back" in told and not told["back"]:

@@ -8,31 +8,31 @@ from django.db.models import UUIDField
 
 from storage_audit import project_model
 from storage_audit.cleanup import requests, runner
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
-    FAILED,
-    SHOWN,
-    WRONG_USE,
-    asked_from_shell,
-    facts_of,
-    lines_of,
-    staying,
-    stored_text,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    KEYS_SHOWN,
+    cleanup_json,
+    command_context,
+    item_lines,
+    remaining_items,
+    storable_text,
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
-Status = CleanupOperation.Status
-FINE = (Status.CLEAN, Status.CLEAN_WITH_PROTECTED)
+Status = Cleanup.Status
+SUCCESS_STATUSES = (Status.CLEAN, Status.CLEAN_WITH_KEPT)
 
 
 class Command(DocumentedCommand):
     help = (
         "Lists the bucket and compares. For a live project: do its files and its tracking rows"
         " agree? For a deleted one, or a deletion id: is anything left? Deletes nothing; the answer"
-        " is kept as an operation of its own."
+        " is kept as a cleanup of its own."
     )
     epilog = """
     examples:
@@ -52,66 +52,66 @@ class Command(DocumentedCommand):
         parser.add_argument(
             "subject",
             metavar="ID",
-            type=stored_text,
+            type=storable_text,
             help="the id of a project, live or deleted; or a deletion id: cleanup_project prints"
-            " it, and the admin shows it with each cleanup operation",
+            " it, and the admin shows it with each cleanup",
         )
         parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
-            help=f"print one JSON object: the checks, and the first {SHOWN} keys of each",
+            help=f"print one JSON object: the checks, and the first {KEYS_SHOWN} keys of each",
         )
 
     def handle(self, *, subject: str, as_json: bool, **options: object) -> None:
-        with asked_from_shell():
-            checks = [runner.run(check.pk) for check in self.request(subject)]
+        with command_context():
+            checks = [runner.run_to_end(check.pk) for check in self.request(subject)]
         if as_json:
-            self.stdout.write(json.dumps({"checks": [facts_of(check) for check in checks]}))
+            self.stdout.write(json.dumps({"checks": [cleanup_json(check) for check in checks]}))
         else:
             for check in checks:
                 self.report(check)
-        drifted = [check for check in checks if check.status not in FINE]
+        drifted = [check for check in checks if check.status not in SUCCESS_STATUSES]
         if drifted:
             ids = ", ".join(str(check.pk) for check in drifted)
-            raise CommandError(f"Not in step; details in operation {ids}.", returncode=FAILED)
+            raise CommandError(f"Not in step; details in cleanup {ids}.", returncode=EXIT_FAILED)
 
-    def request(self, subject: str) -> list[CleanupOperation]:
-        operation = find_operation(subject)
-        if operation:
+    def request(self, subject: str) -> list[Cleanup]:
+        cleanup = find_cleanup(subject)
+        if cleanup:
             try:
-                return [requests.verify_operation(operation)]
+                return [requests.request_cleanup_verification(cleanup)]
             except IllegalTransition as error:
-                raise CommandError(str(error), returncode=WRONG_USE) from error
-        if not is_known(subject):
+                raise CommandError(str(error), returncode=EXIT_USAGE) from error
+        if not is_known_project(subject):
             raise CommandError(
-                f"Neither a project nor a deletion has the id {visible(subject)}. The admin shows"
-                " both with their ids.",
-                returncode=WRONG_USE,
+                f"Neither a project nor a deletion has the id {printable_text(subject)}. The admin"
+                " shows both with their ids.",
+                returncode=EXIT_USAGE,
             )
-        return requests.verify_project(subject)
+        return requests.request_verification(subject)
 
-    def report(self, check: CleanupOperation) -> None:
-        result = visible(check.error)
+    def report(self, check: Cleanup) -> None:
+        result = printable_text(check.message)
         if check.status == Status.PENDING:
             result = (
-                "not verified yet: another operation of this project is being worked on. This one"
+                "not verified yet: another cleanup of this project is being worked on. This one"
                 " follows by itself."
             )
-        self.stdout.write(f"{visible(check.subject)} in bucket {check.bucket}: {result}")
-        for line in lines_of(staying(check)):
+        self.stdout.write(f"{printable_text(check.subject)} in bucket {check.bucket}: {result}")
+        for line in item_lines(remaining_items(check)):
             self.stdout.write(line)
 
 
-def find_operation(subject: str) -> CleanupOperation | None:
+def find_cleanup(subject: str) -> Cleanup | None:
     try:
-        operation_id: UUID = UUIDField().to_python(subject)
+        cleanup_id: UUID = UUIDField().to_python(subject)
     except ValidationError:
         return None
-    return CleanupOperation.objects.filter(pk=operation_id).first()
+    return Cleanup.objects.filter(pk=cleanup_id).first()
 
 
-def is_known(project_id: str) -> bool:
+def is_known_project(project_id: str) -> bool:
     return (
         project_model.is_alive(project_id)
         or KnownProject.objects.filter(pk=project_id).exists()

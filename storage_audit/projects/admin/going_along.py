@@ -1,4 +1,4 @@
-"""What pages of confirmation say of the projects that a deletion takes along, and their files."""
+"""What confirmation pages say about the projects that a deletion includes, and their files."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,38 +7,41 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.translation import ngettext
 
 from storage_audit import project_model
-from storage_audit.formats import amount, will_go
+from storage_audit.formats import deletion_text, format_amount
 from storage_audit.models import R2Object
 from storage_audit.ownership.references import Cascade
-from storage_audit.tracking.admin.used_file_lines import KEPT, used_lines
+from storage_audit.tracking.admin.used_file_lines import KEPT_TEXT, lines_in_use
 
 
-class GoingAlong:
+class DeletionScope:
     """The selected projects first, as their admin names them; then those that Django deletes with
     them, such as the parts of a series."""
 
     def __init__(self, selected: Iterable[Any]) -> None:
         owners = list(selected)
-        self.cascade, self.selected = Cascade(owners), len(owners)
+        self.cascade, self.selected_count = Cascade(owners), len(owners)
         self.projects = {project_model.id_of(owner): owner for owner in owners}
-        for some in self.cascade.rows(project_model.model()):
+        for some in self.cascade.rows_of(project_model.get_model()):
             for row in some:
                 self.projects.setdefault(project_model.id_of(row), row)
-        self.tracked = R2Object.objects.filter(project_id__in=self.projects)
+        self.tracked_objects = R2Object.objects.filter(project_id__in=self.projects)
 
-    def lines(self) -> list[str]:
-        return [*(will_go(*figures) for figures in self.tracked.by_bucket()), *self.used()]
+    def file_lines(self) -> list[str]:
+        return [
+            *(deletion_text(*figures) for figures in self.tracked_objects.totals_by_bucket()),
+            *self.used_file_lines(),
+        ]
 
-    def used(self) -> list[str]:
-        return used_lines(self.tracked, KEPT, self.cascade)
+    def used_file_lines(self) -> list[str]:
+        return lines_in_use(self.tracked_objects, KEPT_TEXT, self.cascade)
 
-    def total(self) -> tuple[Any, str]:
-        """What the summary of a page says of the files."""
-        return R2Object._meta.verbose_name_plural, amount(*self.tracked.totals())
+    def files_total(self) -> tuple[Any, str]:
+        """The files in the summary of a page."""
+        return R2Object._meta.verbose_name_plural, format_amount(*self.tracked_objects.totals())
 
-    def others(self) -> list[str]:
+    def dependent_lines(self) -> list[str]:
         """What a page says that lists more projects than were selected."""
-        count = len(self.projects) - self.selected
+        count = len(self.projects) - self.selected_count
         text = ngettext(
             "%d more project depends on these, and is deleted too. It is listed below.",
             "%d more projects depend on these, and are deleted too. They are listed below.",
@@ -46,8 +49,8 @@ class GoingAlong:
         )
         return [text % count] if count else []
 
-    def table(self) -> list[tuple[str, int, str]]:
+    def project_rows(self) -> list[tuple[str, int, str]]:
         """Each project with its objects and bytes, all counted."""
-        held = self.tracked.by_project()
+        held = self.tracked_objects.totals_by_project()
         figures = ((row, *held.get(one, (0, 0))) for one, row in self.projects.items())
         return [(str(row), count, filesizeformat(size)) for row, count, size in figures]

@@ -1,4 +1,4 @@
-"""The ids that ever were a project's."""
+"""The list of all ids that ever belonged to a project."""
 
 from django.contrib import admin
 from django.utils.html import format_html
@@ -7,13 +7,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.models import KnownProject
-from storage_audit.redaction import visible
-from storage_audit.ui.links import lookup_of
+from storage_audit.redaction import printable_text
+from storage_audit.ui.links import lookup_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin
 
 Evidence = KnownProject.Evidence
 # How an id came to be known, and what a person does about it.
-KNOWN = {
+EVIDENCE_MEANINGS = {
     Evidence.SAVED: gettext_lazy(
         "The application saved a project with this id, and nobody said that it is deleted: it"
         " counts as alive."
@@ -38,24 +38,24 @@ KNOWN = {
 
 @admin.register(KnownProject)
 class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
-    list_display = ("shown", "evidence", "first_seen_at", "deleted_at")
+    list_display = ("visible_id", "evidence", "first_seen_at", "deleted_at")
     list_filter = ("evidence",)
     search_fields = ("id",)
     search_help_text = gettext_lazy("The beginning of an id, such as proj_1. Case counts.")
     prefix_field = "id"
     ordering = ("pk",)
-    fields = ("shown", "why", "evidence", "means", "first_seen_at", "deleted_at")
+    fields = ("visible_id", "lookup_link", "evidence", "meaning", "first_seen_at", "deleted_at")
 
     @admin.display(description=gettext_lazy("id"), ordering="id")
-    def shown(self, known: KnownProject) -> str:
-        return visible(known.pk)
+    def visible_id(self, known: KnownProject) -> str:
+        return printable_text(known.pk)
 
     @admin.display(description=gettext_lazy("what became of its files"))
-    def why(self, known: KnownProject) -> SafeString:
-        return format_html('<a href="{}">{}</a>', lookup_of(known.pk), _("Why?"))
+    def lookup_link(self, known: KnownProject) -> SafeString:
+        return format_html('<a href="{}">{}</a>', lookup_url(known.pk), _("Why?"))
 
     @admin.display(description=gettext_lazy("what that means"))
-    def means(self, known: KnownProject) -> str:
-        return str(KNOWN[KnownProject.Evidence(known.evidence)])
+    def meaning(self, known: KnownProject) -> str:
+        return str(EVIDENCE_MEANINGS[KnownProject.Evidence(known.evidence)])
 
     sortable_by = ("id",)

@@ -10,8 +10,8 @@ from django.contrib.admin.widgets import (
 )
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.ownership.owner import layouts
-from storage_audit.redaction import visible
+from storage_audit.ownership.owner import get_key_formats
+from storage_audit.redaction import printable_text
 from storage_audit.scan.models import BucketScan
 
 
@@ -44,19 +44,19 @@ class ScanForm(forms.Form):
         required=False,
         help_text=_("The same figures, and no row and no finding is written."),
     )
-    ceiling = forms.IntegerField(
+    max_requests = forms.IntegerField(
         label=_("Requests that it may take"),
         min_value=0,
         max_value=2**63 - 1,
         required=False,
         widget=AdminIntegerFieldWidget,
-        help_text=_("Empty: as many as the setting SCAN_CEILING says."),
+        help_text=_("Empty: as many as the setting SCAN_MAX_REQUESTS says."),
     )
 
     def clean_project_id(self) -> str:
         project_id: str = self.cleaned_data["project_id"]
-        if project_id and not layouts().is_project_id(project_id):
-            raise forms.ValidationError(_("%s is no id of a project.") % visible(project_id))
+        if project_id and not get_key_formats().is_project_id(project_id):
+            raise forms.ValidationError(_("%s is no id of a project.") % printable_text(project_id))
         return project_id
 
     def clean(self) -> None:
@@ -65,7 +65,7 @@ class ScanForm(forms.Form):
 
     @property
     def scope(self) -> dict[str, Any]:
-        """What to scan, as `start_scan` and `estimate` take it."""
+        """What to scan, as `start_scan` and `estimate_scan` take it."""
         given = self.cleaned_data
         return {
             "purpose": given["purpose"],

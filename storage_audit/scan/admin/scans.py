@@ -20,34 +20,34 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
-from storage_audit.findings.finding_text import DIFFERENCES
+from storage_audit.findings.finding_text import KIND_TEXTS
 from storage_audit.findings.models import Kind
-from storage_audit.redaction import visible
-from storage_audit.roles import refusal
+from storage_audit.redaction import printable_text
+from storage_audit.roles import refusal_reason
 from storage_audit.scan.admin.scan_form import ScanForm
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.models.scan import BucketScanQuerySet
-from storage_audit.scan.scan_text import of_scan
+from storage_audit.scan.scan_text import explain_scan
 from storage_audit.scan.start import (
-    RESUMED,
+    RESUMED_TEXTS,
     ScanTooExpensive,
-    estimate,
-    refuse_beside_another,
-    share,
+    estimate_scan,
+    refuse_second_scan,
+    send_workers,
     start_scan,
 )
-from storage_audit.ui.links import list_of
-from storage_audit.ui.model_admin import ReadOnlyAdmin, action
+from storage_audit.ui.links import changelist_url
+from storage_audit.ui.model_admin import ReadOnlyAdmin, admin_action
 
 SECOND = timedelta(seconds=1)
 Purpose, Status = BucketScan.Purpose, BucketScan.Status
-STARTS = (
+START_BUTTONS = (
     (Purpose.RECONCILE, gettext_lazy("Compare now")),
     (Purpose.BACKFILL, gettext_lazy("Backfill")),
 )
 
 
-class Seen(NamedTuple):
+class KindSummary(NamedTuple):
     """What a scan saw of a kind; where findings were written, with their list and what to do."""
 
     kind: Any
@@ -59,26 +59,34 @@ class Seen(NamedTuple):
 
 @admin.register(BucketScan)
 class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
-    list_display = ("started_at", "purpose", "place", "status", "listed", "took", "differences")
+    list_display = (
+        "started_at",
+        "purpose",
+        "location",
+        "status",
+        "listed",
+        "shown_duration",
+        "finding_counts",
+    )
     list_filter = ("purpose", "status", "dry_run")
     ordering = ("-started_at", "pk")
     sortable_by = ("started_at",)
     fields = (
         "id",
         "purpose",
-        "place",
+        "location",
         "status",
-        "message",
+        "shown_message",
         "requested_by",
         "started_at",
         "finished_at",
-        "took",
+        "shown_duration",
         "rate",
         "requests",
-        "ceiling",
+        "max_requests",
         "dry_run",
-        "shrunken",
-        "order",
+        "fewer_objects",
+        "listing_order",
         "listed",
         "shown_size",
         "added",
@@ -89,32 +97,32 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     change_list_template = "admin/storage_audit/bucketscan/change_list.html"
     change_form_template = "admin/storage_audit/bucketscan/change_form.html"
 
-    # Not by way of ReadOnlyAdmin: to add one is to begin it.
+    # ReadOnlyAdmin forbids adding, but adding a scan starts it.
     def has_add_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.add_bucketscan")
 
     def has_conduct_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.change_bucketscan")
 
-    def is_fit(self, row: BucketScan, name: str) -> bool:
+    def is_action_offered(self, row: BucketScan, name: str) -> bool:
         return (name == "stop") == (row.status == Status.RUNNING) and row.status != Status.COMPLETE
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        context = {"starts": STARTS, "refusal": refusal_to_begin(request)}
+        context = {"starts": START_BUTTONS, "refusal": start_refusal(request)}
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        """To add a scan is to begin it; a worker does it."""
+        """Adding a scan starts it; a worker runs it."""
         if not self.has_add_permission(request):
             raise PermissionDenied
         given = {"purpose": request.GET.get("purpose", Purpose.RECONCILE)}
         form, cost = ScanForm(request.POST or None, initial=given), None
         if form.is_valid():
             if "begin" not in request.POST:
-                cost = estimate(**form.scope)
-            elif answer := self.begin(request, form):
+                cost = estimate_scan(**form.scope)
+            elif answer := self.begin_scan(request, form):
                 return answer
         request.current_app = self.admin_site.name
         context = {
@@ -124,34 +132,34 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             "media": self.media,
             "form": form,
             "cost": cost,
-            "duration": cost and cost.seconds and shown_time(cost.seconds),
-            "refusal": refusal_to_begin(request),
+            "duration": cost and cost.seconds and format_duration(cost.seconds),
+            "refusal": start_refusal(request),
         }
         return TemplateResponse(request, "admin/storage_audit/bucketscan/start.html", context)
 
-    def begin(self, request: HttpRequest, form: ScanForm) -> HttpResponse | None:
-        if reason := refusal_to_begin(request):
+    def begin_scan(self, request: HttpRequest, form: ScanForm) -> HttpResponse | None:
+        if reason := start_refusal(request):
             form.add_error(None, reason)
             return None
         try:
             with transaction.atomic():
-                scan = start_scan(ceiling=form.cleaned_data["ceiling"], **form.scope)
-                refuse_beside_another(scan)
+                scan = start_scan(max_requests=form.cleaned_data["max_requests"], **form.scope)
+                refuse_second_scan(scan)
                 self.log_addition(request, scan, _("Scan requested."))
         except ScanTooExpensive as error:
-            form.add_error("ceiling", str(error))
+            form.add_error("max_requests", str(error))
             return None
         except IllegalTransition as error:
             form.add_error(None, str(error))
             return None
-        share(scan, 1)
+        send_workers(scan, 1)
         text = _("The scan is begun: a worker takes it up next.")
         self.message_user(request, text, messages.SUCCESS)
         if not self.has_view_permission(request):
             return redirect("admin:index")
         return redirect("admin:storage_audit_bucketscan_change", scan.pk)
 
-    @action("conduct", gettext_lazy("Stop"))
+    @admin_action("conduct", gettext_lazy("Stop"))
     def stop(self, request: HttpRequest, queryset: BucketScanQuerySet) -> None:
         stopped = 0
         for scan in queryset.running():
@@ -172,42 +180,44 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         )
         self.message_user(request, text % stopped, messages.SUCCESS)
 
-    @action("conduct", gettext_lazy("Resume"))
+    @admin_action("conduct", gettext_lazy("Resume"))
     def resume(self, request: HttpRequest, queryset: BucketScanQuerySet) -> None:
         for scan in queryset:
             try:
-                self.go_on(request, scan)
+                self.resume_scan(request, scan)
             except IllegalTransition as error:
-                self.message_user(request, visible(str(error)), messages.ERROR)
+                self.message_user(request, printable_text(str(error)), messages.ERROR)
 
-    def go_on(self, request: HttpRequest, scan: BucketScan) -> None:
-        refuse_to_go_on(scan)
+    def resume_scan(self, request: HttpRequest, scan: BucketScan) -> None:
+        require_resumable(scan)
         with transaction.atomic():
             refuse_running(scan)
             starts_again = scan.resume()
-            refuse_beside_another(scan)
+            refuse_second_scan(scan)
             self.log_change(request, scan, _("Resumed."))
-        share(scan, 1)
-        self.message_user(request, RESUMED[starts_again], messages.SUCCESS)
+        send_workers(scan, 1)
+        self.message_user(request, RESUMED_TEXTS[starts_again], messages.SUCCESS)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
         if scan := context["original"]:
-            linked = writes_findings(scan) and request.user.has_perm("storage_audit.view_finding")
+            linked = has_written_findings(scan) and request.user.has_perm(
+                "storage_audit.view_finding"
+            )
             context |= {
                 "is_live": scan.status == Status.RUNNING,
-                "meaning": of_scan(scan),
-                "findings": findings_of(scan) if linked else "",
-                "seen": list(seen(scan, linked=linked)),
+                "meaning": explain_scan(scan),
+                "findings": findings_url(scan) if linked else "",
+                "kinds": list(kind_summaries(scan, linked=linked)),
             }
         return super().render_change_form(request, context, *args, **kwargs)
 
     @admin.display(description=gettext_lazy("where"), ordering="bucket")
-    def place(self, scan: BucketScan) -> str:
-        where = visible(f"{scan.bucket}/{scan.prefix}" if scan.prefix else scan.bucket)
+    def location(self, scan: BucketScan) -> str:
+        where = printable_text(f"{scan.bucket}/{scan.prefix}" if scan.prefix else scan.bucket)
         if scan.project_id:
-            project = visible(scan.project_id)
+            project = printable_text(scan.project_id)
             where = _("%(where)s, project %(project)s") % {"where": where, "project": project}
         if scan.since:
             since = localize(timezone.localtime(scan.since))
@@ -215,17 +225,17 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         return where
 
     @admin.display(description=gettext_lazy("message"))
-    def message(self, scan: BucketScan) -> str:
-        return visible(scan.error)
+    def shown_message(self, scan: BucketScan) -> str:
+        return printable_text(scan.message)
 
     @admin.display(description=gettext_lazy("far fewer objects than expected"))
-    def shrunken(self, scan: BucketScan) -> str:
+    def fewer_objects(self, scan: BucketScan) -> str:
         if scan.accept_fewer:
             return _("It is believed all the same, as a person said.")
         return _("Then it is not believed, and fails.")
 
     @admin.display(description=gettext_lazy("order of the listing"))
-    def order(self, scan: BucketScan) -> str:
+    def listing_order(self, scan: BucketScan) -> str:
         if scan.in_key_order:
             return _("By key, as R2 lists: several workers can share it.")
         return _("The store’s own. What is missing is known once all keys are listed.")
@@ -235,38 +245,40 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         return filesizeformat(scan.listed_bytes)
 
     @admin.display(description=gettext_lazy("duration"))
-    def took(self, scan: BucketScan) -> str:
-        return shown_time(duration(scan) / SECOND)
+    def shown_duration(self, scan: BucketScan) -> str:
+        return format_duration(scan_duration(scan) / SECOND)
 
     @admin.display(description=gettext_lazy("objects a second"))
     def rate(self, scan: BucketScan) -> int:
-        return round(scan.listed / max(duration(scan) / SECOND, 0.001))
+        return round(scan.listed / max(scan_duration(scan) / SECOND, 0.001))
 
     @admin.display(description=gettext_lazy("differences"))
-    def differences(self, scan: BucketScan) -> str:
+    def finding_counts(self, scan: BucketScan) -> str:
         counts = [(getattr(scan, kind), kind.label) for kind in Kind]
         told = [(count, label) for count, label in counts if count]
         return format_html_join(mark_safe("<br>"), "{} {}", told) or _("none")
 
 
-def writes_findings(scan: BucketScan) -> bool:
+def has_written_findings(scan: BucketScan) -> bool:
     return scan.status == Status.COMPLETE and not scan.dry_run and not scan.is_partial
 
 
-def findings_of(scan: BucketScan, **filters: str) -> str:
-    return list_of("finding", bucket=scan.bucket, last_scan=scan.pk, **filters)
+def findings_url(scan: BucketScan, **filters: str) -> str:
+    return changelist_url("finding", bucket=scan.bucket, last_scan=scan.pk, **filters)
 
 
-def seen(scan: BucketScan, *, linked: bool) -> Iterator[Seen]:
+def kind_summaries(scan: BucketScan, *, linked: bool) -> Iterator[KindSummary]:
     for kind in Kind:
-        count, (means, step) = getattr(scan, kind), DIFFERENCES[kind]
+        count, (means, step) = getattr(scan, kind), KIND_TEXTS[kind]
         if count and linked:
-            yield Seen(kind.label, count, means, findings_of(scan, kind__exact=kind.value), step)
+            yield KindSummary(
+                kind.label, count, means, findings_url(scan, kind__exact=kind.value), step
+            )
         else:
-            yield Seen(kind.label, count, means)
+            yield KindSummary(kind.label, count, means)
 
 
-def shown_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Such as “0:01:30”, or “2 days, 0:01:30”."""
     whole = timedelta(seconds=round(seconds))
     clock = str(whole - timedelta(days=whole.days))
@@ -277,13 +289,13 @@ def shown_time(seconds: float) -> str:
     return f"{days}, {clock}"
 
 
-def duration(scan: BucketScan) -> timedelta:
+def scan_duration(scan: BucketScan) -> timedelta:
     """From its beginning, with the time for which it was stopped."""
     return (scan.finished_at or timezone.now()) - scan.started_at
 
 
-def refusal_to_begin(request: HttpRequest) -> str:
-    return refusal(request, "add_bucketscan") or refusal_without_workers()
+def start_refusal(request: HttpRequest) -> str:
+    return refusal_reason(request, "add_bucketscan") or refusal_without_workers()
 
 
 def refusal_without_workers() -> str:
@@ -293,12 +305,12 @@ def refusal_without_workers() -> str:
 
 
 def refuse_running(scan: BucketScan) -> None:
-    """Of two who resume it, the second waits for the first, and finds it running."""
+    """The second of two people who resume a scan waits for the first, and finds it running."""
     if BucketScan.objects.select_for_update().get(pk=scan.pk).status == Status.RUNNING:
         raise IllegalTransition(_("Scan %s is running already.") % scan.pk)
 
 
-def refuse_to_go_on(scan: BucketScan) -> None:
+def require_resumable(scan: BucketScan) -> None:
     """Raise IllegalTransition where no worker could go on with it."""
     if reason := refusal_without_workers():
         raise IllegalTransition(reason)

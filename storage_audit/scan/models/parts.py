@@ -10,18 +10,18 @@ from django.db import models, transaction
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.clocks import DatabaseNow, leased
+from storage_audit.clocks import DatabaseNow, has_lease
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.findings.models import Difference
-from storage_audit.redaction import visible
+from storage_audit.findings.models import FindingBase
+from storage_audit.redaction import printable_text
 from storage_audit.scan.models.scan import BucketScan
 
-# Of a sighting that is no difference: an upload or a deletion has the object in hand, so the scan
-# cannot tell whether there still is one.
+# The kind of a pending finding that never becomes a finding: an upload or a cleanup has the object
+# in hand, so the scan cannot tell whether it is still there.
 IN_HAND = "in_hand"
-# Listed of a shard, from which on a look for a cut in the bucket may be worth its pages.
-LARGE = 4000
+# Keys listed of a shard from which on finding a cut in the bucket may be worth its pages.
+LARGE_SHARD_KEYS = 4000
 
 
 class ScanShardQuerySet(models.QuerySet["ScanShard"]):
@@ -30,49 +30,48 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
 
     def free(self) -> Self:
         """Those that nobody has, or whose worker is not heard of any more."""
-        return self.unfinished().filter(~leased())
+        return self.unfinished().filter(~has_lease())
 
-    def claim(self, token: uuid.UUID, count: int) -> list[ScanShard]:
+    def acquire_leases(self, token: uuid.UUID, count: int) -> list[ScanShard]:
         """Take up to so many free ones for the lease, past those that others are taking."""
         with transaction.atomic():
             free = self.free().order_by("prefix", "after").select_for_update(skip_locked=True)
             mine = list(free[:count])
             taken = self.filter(pk__in=[shard.pk for shard in mine])
-            taken.update(lease_token=token, lease_until=DatabaseNow(conf().lease))
+            taken.update(lease_token=token, lease_until=DatabaseNow(conf().lease_time))
         for shard in mine:
             shard.lease_token = token
         return mine
 
-    def held_by(self, token: uuid.UUID) -> Self:
-        return self.filter(leased(), lease_token=token)
+    def leased_by(self, token: uuid.UUID) -> Self:
+        return self.filter(has_lease(), lease_token=token)
 
     def under_way(self) -> Self:
-        return self.unfinished().filter(leased())
+        return self.unfinished().filter(has_lease())
 
     def large(self) -> Self:
         """Those under way of which several pages were listed already, and more may be to come."""
-        return self.under_way().filter(listed__gte=LARGE)
+        return self.under_way().filter(listed__gte=LARGE_SHARD_KEYS)
 
     def renew(self, token: uuid.UUID) -> int:
         """How many this worker still has; it must write nothing for any other."""
         with transaction.atomic():
-            return self.held_by(token).locked().prolong()
+            return self.leased_by(token).locked().extend_leases()
 
-    def noting_to_prolong(self) -> Self:
-        """Not each time, and long enough before the end of its lease for three tries of a page."""
-        due = Q(lease_until__lt=DatabaseNow(conf().lease * 0.9))
-        return self.annotate(is_to_prolong=due)
+    def annotate_renewal_due(self) -> Self:
+        """Due not each time, and long enough before the lease's end for three tries of a page."""
+        due = Q(lease_until__lt=DatabaseNow(conf().lease_time * 0.9))
+        return self.annotate(is_renewal_due=due)
 
-    def prolong(self) -> int:
-        return self.update(lease_until=DatabaseNow(conf().lease))
+    def extend_leases(self) -> int:
+        return self.update(lease_until=DatabaseNow(conf().lease_time))
 
     def locked(self) -> Self:
-        """Locked until the commit, in the same order for all: so of two that want several of them,
-        none has what the other waits for."""
+        """Lock them until the commit, in the same order for all workers, so that none deadlocks."""
         list(self.select_for_update().order_by("pk").values_list("pk"))
         return self.all()
 
-    def keep(self, advanced: Collection[ScanShard]) -> None:
+    def save_progress(self, advanced: Collection[ScanShard]) -> None:
         """Write how far these are, in the transaction that locked them."""
         self.bulk_update(advanced, ["cursor", "listed", "complete"])
 
@@ -81,7 +80,7 @@ class ScanShardQuerySet(models.QuerySet["ScanShard"]):
         nobody = {"lease_token": None, "lease_until": None}
         return self.update(cursor="", listed=0, complete=False, **nobody)
 
-    def release(self) -> int:
+    def release_leases(self) -> int:
         with transaction.atomic():
             return self.locked().update(lease_token=None, lease_until=None)
 
@@ -100,7 +99,7 @@ class ScanShard(models.Model):
     lease_token = models.UUIDField(null=True, editable=False)
     lease_until = models.DateTimeField(null=True, editable=False)
 
-    is_to_prolong: bool  # Of those of `noting_to_prolong`.
+    is_renewal_due: bool  # Set by `annotate_renewal_due`.
 
     objects = ScanShardQuerySet.as_manager()
 
@@ -112,12 +111,12 @@ class ScanShard(models.Model):
         return f"{self.scan_id}: {self.prefix}"
 
     def advance(self, cursor: str, more: int, *, complete: bool) -> None:
-        """In memory; `ScanShardQuerySet.keep` writes it."""
+        """In memory; `ScanShardQuerySet.save_progress` writes it."""
         self.cursor, self.complete = cursor, complete
         self.listed += more
 
     @property
-    def done(self) -> str:
+    def last_done_key(self) -> str:
         """The last key that is dealt with: what comes next is later."""
         return self.cursor or self.after
 
@@ -132,14 +131,14 @@ class ListedKey(models.Model):
         constraints = [models.UniqueConstraint(fields=["scan", "key"], name="listed_once_a_scan")]
 
     def __str__(self) -> str:
-        return visible(self.key)
+        return printable_text(self.key)
 
 
-class Sighting(Difference):
+class PendingFinding(FindingBase):
     """A difference that a scan under way has seen. It becomes a finding when the scan is complete
     and believed; before, nothing follows from it."""
 
-    scan = models.ForeignKey(BucketScan, models.CASCADE, related_name="sightings")
+    scan = models.ForeignKey(BucketScan, models.CASCADE, related_name="pending_findings")
 
     class Meta:
         constraints = [

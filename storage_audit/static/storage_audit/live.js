@@ -23,7 +23,7 @@
   }
 
   // Whether there is more to come.
-  async function look() {
+  async function poll() {
     // Who is signed out is led to the login page: that is no answer for us.
     const answer = await fetch(location.href, { redirect: "manual", cache: "no-store" });
     if (isRefused(answer)) {
@@ -47,7 +47,7 @@
     let goesOn = true;
     if (!document.hidden) {
       try {
-        goesOn = await look();
+        goesOn = await poll();
         troubles = 0;
       } catch {
         troubles += 1;

@@ -1,4 +1,4 @@
-// Keeps an operation's page up to date while it runs, without loading it again.
+// Keeps a cleanup's page up to date while it runs, without loading it again.
 "use strict";
 {
   const HIDDEN = 15, SLOWEST = 60; // seconds
@@ -14,10 +14,10 @@
   function wait(seconds) {
     clearTimeout(timer);
     const least = document.hidden ? HIDDEN : 0;
-    timer = setTimeout(look, 1000 * Math.max(seconds, least));
+    timer = setTimeout(poll, 1000 * Math.max(seconds, least));
   }
 
-  async function look() {
+  async function poll() {
     if (asking) return;
     asking = true;
     clearTimeout(timer);
@@ -25,16 +25,16 @@
       const answer = await get(box().dataset.url);
       if (isRefused(answer)) return refuse();
       if (!answer.ok) throw new Error(answer.status);
-      const told = await answer.json();
-      if (told.status === box().dataset.status && has(told.books)) draw(told);
+      const progress = await answer.json();
+      if (progress.status === box().dataset.status && has(progress.totals)) draw(progress);
       else if (isRefused(await replace())) return refuse();
       troubles = 0;
       if (box()) {
         show("audit-unreachable", false);
-        wait(told.look_again);
+        wait(progress.next_poll_seconds);
       }
-      if (told.step_in_words !== step) say(told.step_in_words);
-      step = told.step_in_words;
+      if (progress.step_in_words !== step) say(progress.step_in_words);
+      step = progress.step_in_words;
     } catch {
       // Also when the answer is not what it should be, as from a proxy in front.
       troubles += 1;
@@ -51,24 +51,24 @@
   }
 
   // The first of them come with lines that the page does not have yet.
-  const has = (books) => !books.length || document.querySelector("#books tr[data-name]");
+  const has = (totals) => !totals.length || document.querySelector("#totals tr[data-name]");
 
-  function draw(told) {
-    document.getElementById("audit-sentence").textContent = told.sentence;
+  function draw(progress) {
+    document.getElementById("audit-sentence").textContent = progress.sentence;
     const bar = box().querySelector("progress");
-    bar.hidden = told.waits;
-    if (told.total) {
-      bar.max = told.total;
-      bar.value = told.done;
+    bar.hidden = progress.waits;
+    if (progress.total) {
+      bar.max = progress.total;
+      bar.value = progress.done;
     } else {
       bar.removeAttribute("value");
     }
-    for (const line of told.books) {
-      const row = document.querySelector(`#books tr[data-name="${line.name}"]`);
+    for (const line of progress.totals) {
+      const row = document.querySelector(`#totals tr[data-name="${line.name}"]`);
       row.hidden = !line.objects;
       row.querySelector(".audit-objects").textContent = line.objects;
       row.querySelector(".audit-size").textContent = line.size;
-      const part = document.querySelector(`#books rect[data-name="${line.name}"]`);
+      const part = document.querySelector(`#totals rect[data-name="${line.name}"]`);
       part?.setAttribute("x", line.x);
       part?.setAttribute("width", line.width);
     }
@@ -96,7 +96,7 @@
   }
 
   document.addEventListener("visibilitychange", () => {
-    if (!document.hidden && box() && document.getElementById("audit-refused").hidden) look();
+    if (!document.hidden && box() && document.getElementById("audit-refused").hidden) poll();
   });
   wait(Number(box().dataset.wait));
 }

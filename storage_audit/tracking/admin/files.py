@@ -15,33 +15,33 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.admin.deleting import DeletingAdmin
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand
-from storage_audit.formats import amount, placed_key, will_go, with_lines
+from storage_audit.formats import deletion_text, format_amount, format_bucket_key, format_key_list
 from storage_audit.models import R2Object, R2ObjectQuerySet
-from storage_audit.redaction import visible
-from storage_audit.tracking.admin.used_file_lines import DELETED, used_lines
-from storage_audit.tracking.untrack import kept_by_rows
+from storage_audit.redaction import printable_text
+from storage_audit.tracking.admin.used_file_lines import DELETED_TEXT, lines_in_use
+from storage_audit.tracking.untrack import rows_to_keep
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.keyset_list import BucketFilter
 from storage_audit.ui.links import why_link
-from storage_audit.ui.model_admin import action
+from storage_audit.ui.model_admin import admin_action
 
-Tracked = R2Object.State
+RowState = R2Object.State
 # What the state of a tracking row means, and what a person does where it stays so.
-TRACKED = {
-    Tracked.UPLOADING: gettext_lazy(
+STATE_TEXTS = {
+    RowState.UPLOADING: gettext_lazy(
         "The application is uploading it. Should it stay so for hours, whatever uploaded it has"
         " died: upload it again."
     ),
-    Tracked.STORED: gettext_lazy(
+    RowState.STORED: gettext_lazy(
         "It was seen in the bucket, as its size and ETag here say. Nothing needs to be done."
     ),
-    Tracked.UPLOAD_FAILED: gettext_lazy(
+    RowState.UPLOAD_FAILED: gettext_lazy(
         "Its upload ended with an error, so most likely there is no object. Upload it again, or"
         " delete the row."
     ),
-    Tracked.DELETING: gettext_lazy(
+    RowState.DELETING: gettext_lazy(
         "It is being deleted, and nothing may be uploaded to its key meanwhile. The row goes once"
-        " the object is seen gone. Should it stay so, “Why?” tells what stands in the way."
+        " the object is gone. Should it stay so, “Why?” tells what stands in the way."
     ),
 }
 KEYS_SHOWN = 50
@@ -49,7 +49,7 @@ KEYS_SHOWN = 50
 
 @admin.register(R2Object)
 class R2ObjectAdmin(DeletingAdmin[R2Object]):
-    list_display = ("shown", "owner", "shown_size", "state", "last_modified")
+    list_display = ("display_key", "owner", "shown_size", "state", "last_modified")
     list_filter = (BucketFilter, "state")
     linked_lookups = ("project_id",)
     search_fields = ("key",)
@@ -58,21 +58,21 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
     )
     prefix_field = "key"
     ordering = ("key", "pk")
-    sortable_by = ("shown",)
+    sortable_by = ("display_key",)
     fields = (
         "bucket",
-        "shown",
-        "why",
+        "display_key",
+        "reason_link",
         "owner",
         "scene_id",
         "file_type",
-        "layout",
+        "key_format",
         "shown_size",
         "etag",
         "last_modified",
         "source",
         "state",
-        "means",
+        "state_meaning",
         "created_at",
         "updated_at",
     )
@@ -86,31 +86,31 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         return False
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
-    def shown(self, row: R2Object) -> SafeString:
-        return placed_key(row.bucket, row.key)
+    def display_key(self, row: R2Object) -> SafeString:
+        return format_bucket_key(row.bucket, row.key)
 
     @admin.display(description=gettext_lazy("why it is there"))
-    def why(self, row: R2Object) -> SafeString:
+    def reason_link(self, row: R2Object) -> SafeString:
         return why_link(row.bucket, row.key)
 
     # The id itself: a join would hide the rows whose project is gone.
     @admin.display(description=gettext_lazy("project"), ordering="project_id")
     def owner(self, row: R2Object) -> str | None:
-        return row.project_id and visible(row.project_id)
+        return row.project_id and printable_text(row.project_id)
 
     @admin.display(description=gettext_lazy("size"), ordering="size")
     def shown_size(self, row: R2Object) -> str | None:
         return None if row.size is None else filesizeformat(row.size)
 
     @admin.display(description=gettext_lazy("what that means"))
-    def means(self, row: R2Object) -> str:
-        return str(TRACKED[R2Object.State(row.state)])
+    def state_meaning(self, row: R2Object) -> str:
+        return str(STATE_TEXTS[R2Object.State(row.state)])
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         rows = objs
         if not isinstance(objs, QuerySet):
             rows = R2Object.objects.filter(pk__in=[row.pk for row in objs])
-        listed, counts, protected = keys_of(rows), dict[Any, Any](), list[Any]()
+        listed, counts, protected = key_lines(rows), dict[Any, Any](), list[Any]()
         lacking = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
         # Django reads every row, so it is asked only where other tables have rows that may follow.
         meta: Any = self.opts
@@ -121,17 +121,17 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         return (
             [
                 *listed,
-                *(will_go(*figures) for figures in rows.by_bucket()),
-                *used_lines(rows, DELETED),
+                *(deletion_text(*figures) for figures in rows.totals_by_bucket()),
+                *lines_in_use(rows, DELETED_TEXT),
             ],
-            counts | {self.opts.verbose_name_plural: amount(*rows.totals())},
+            counts | {self.opts.verbose_name_plural: format_amount(*rows.totals())},
             lacking,
             protected,
         )
 
-    @action("delete", gettext_lazy("Untrack, and keep the objects"))
+    @admin_action("delete", gettext_lazy("Untrack, and keep the objects"))
     def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
-        selection = self.select(request, queryset)
+        selection = self.read_selection(request, queryset)
         if not selection:
             return None
         if not selection.is_confirmed:
@@ -140,13 +140,13 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         note = _("Untracked: the object was kept.")
         try:
             with transaction.atomic():
-                # Read once: another row may come to rest while we look at what keeps these.
+                # Read once: another row may become stable while we check what keeps these.
                 locked = exclude_in_hand(chosen).select_for_update().values_list("pk", flat=True)
                 at_rest = chosen.filter(pk__any_of=list(locked))
-                kept = kept_by_rows(at_rest)
+                kept = rows_to_keep(at_rest)
                 rows = at_rest.exclude(pk__any_of=list(kept))
                 LogEntry.objects.log_actions(str(request.user.pk), rows, DELETION, note)
-                count = rows.forget()
+                count = rows.delete_without_signals()
         except IntegrityError:
             text = _(
                 "Nothing was untracked: rows of another table point at these objects. Change or"
@@ -156,7 +156,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             return None
         if kept:
             text = ngettext("%d row was kept:", "%d rows were kept:", len(kept)) % len(kept)
-            self.message_user(request, with_lines(text, kept.values()), messages.WARNING)
+            self.message_user(request, format_key_list(text, kept.values()), messages.WARNING)
         text = ngettext(
             "%d row is forgotten; its object is still in R2. A backfill would track it again.",
             "%d rows are forgotten; their objects are still in R2. A backfill would track them"
@@ -169,7 +169,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
 
     def confirm_untracking(self, request: HttpRequest, selection: Selection) -> HttpResponse:
         rows: R2ObjectQuerySet = selection.rows
-        return self.confirm(
+        return self.render_confirmation(
             request,
             selection,
             action="untrack",
@@ -179,23 +179,26 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
                     "%s: the rows are forgotten, the objects stay in R2. Only a backfill can"
                     " track them again, and it cannot bring back what an upload recorded."
                 )
-                % amount(*rows.totals()),
+                % format_amount(*rows.totals()),
                 _(
                     "A later cleanup judges these keys by their names alone. Rows with an upload"
-                    " or a deletion under way are kept. So are rows of acknowledged files, and rows"
+                    " or a deletion under way are kept. So are rows of ignored files, and rows"
                     " without which a cleanup, or a follow-up check that is due, could delete the"
                     " file."
                 ),
             ),
             heads=(_("Key"),),
-            rows=[(key,) for key in keys_of(rows)],
+            rows=[(key,) for key in key_lines(rows)],
             button=_("Yes, untrack"),
         )
 
 
-def keys_of(rows: R2ObjectQuerySet) -> list[str]:
+def key_lines(rows: R2ObjectQuerySet) -> list[str]:
     """The first keys; where there are more, the last line says how many."""
-    keys = [visible(key) for key in rows.order_by("key").values_list("key", flat=True)[:KEYS_SHOWN]]
+    keys = [
+        printable_text(key)
+        for key in rows.order_by("key").values_list("key", flat=True)[:KEYS_SHOWN]
+    ]
     if more := rows.count() - len(keys):
         keys.append(_("… and %d more") % more)
     return keys

@@ -6,7 +6,7 @@ from django.test import TestCase
 from django.urls import reverse
 
 from clips.models import Clip
-from storage_audit.cleanup.models import CleanupOperation
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import R2Object
 
 BUCKET = str(settings.STORAGE_AUDIT["BUCKET"])
@@ -66,14 +66,14 @@ class AdminTests(TestCase):
 
     def test_a_deletion_leads_to_its_cleanup(self) -> None:
         text = self.read(self.client.post(self.page("delete", 1234), {"post": "yes"}, follow=True))
-        cleanup = CleanupOperation.objects.get()
+        cleanup = Cleanup.objects.get()
         self.assertEqual((cleanup.project_id, cleanup.requested_by), ("1234", "anna"))
         self.assertIn(str(cleanup.pk), text)
 
     def test_a_dry_run_leads_to_its_plan(self) -> None:
         text = self.act("dry_run_cleanup")
         self.assertIn("A dry run is queued. It deletes nothing", text)
-        plan = CleanupOperation.objects.get()
+        plan = Cleanup.objects.get()
         self.assertEqual((plan.project_id, plan.dry_run), ("1234", True))
         self.assertIn(str(plan.pk), text)
         self.assertTrue(Clip.objects.filter(pk=1234).exists())
@@ -81,7 +81,7 @@ class AdminTests(TestCase):
     def test_a_forced_deletion_asks_and_then_deletes(self) -> None:
         self.assertIn("Interview", self.act("force_delete"))
         self.assertIn("Deleted.", self.act("force_delete", post="yes"))
-        self.assertEqual(CleanupOperation.objects.get().released_by, "anna")
+        self.assertEqual(Cleanup.objects.get().limits_waived_by, "anna")
         self.assertEqual([clip.title for clip in Clip.objects.all()], ["Weather"])
 
     def test_a_token_of_the_api_is_made_for_an_editor(self) -> None:

@@ -62,8 +62,8 @@ STORAGE_AUDIT = {
     "ACCESS_KEY_ID": os.environ["R2_ACCESS_KEY_ID"],
     "SECRET_ACCESS_KEY": os.environ["R2_SECRET_ACCESS_KEY"],
     "BUCKET": os.environ["R2_BUCKET_NAME"],
-    "PROJECT_ID": "[1-9][0-9]*",
-    "LAYOUTS": {
+    "PROJECT_ID_PATTERN": "[1-9][0-9]*",
+    "KEY_FORMATS": {
         "clips": "clips/{project}/{filename}",
         # As the content management system before this one wrote them.
         "uploads": "uploads/{project}_{filename}",

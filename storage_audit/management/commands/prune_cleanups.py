@@ -7,14 +7,14 @@ from django.core.management.base import CommandError
 from django.utils import timezone
 
 from storage_audit.cleanup import retention
-from storage_audit.cleanup.models import CleanupItem, CleanupOperation, OperationEvent
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.conf import conf
-from storage_audit.management.console import FAILED, WRONG_USE
+from storage_audit.management.console import EXIT_FAILED, EXIT_USAGE
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.redaction import visible
+from storage_audit.redaction import printable_text
 
 
-def days(text: str) -> timedelta:
+def parse_days(text: str) -> timedelta:
     if not text.isdecimal() or not 1 <= int(text) <= 36500:
         raise ArgumentTypeError("a number of days is a whole number from 1 to 36500")
     return timedelta(days=int(text))
@@ -22,23 +22,23 @@ def days(text: str) -> timedelta:
 
 class Command(DocumentedCommand):
     help = (
-        "Exports items and timelines of operations that are long over, reads the archives again,"
-        " and only then deletes those rows. Operations and known ids are kept for ever; what is"
+        "Exports items and timelines of cleanups that are long over, reads the archives again,"
+        " and only then deletes those rows. Cleanups and known ids are kept for ever; what is"
         " open, or followed by something open, is left alone. Safe to stop and to repeat."
     )
     epilog = """
     examples:
-      python manage.py prune_operations --to /var/lib/autoshorts/archive --dry-run
-      python manage.py prune_operations --to /var/lib/autoshorts/archive --older-than 730
-      python manage.py prune_operations --to /var/lib/autoshorts/archive --verify
+      python manage.py prune_cleanups --to /var/lib/autoshorts/archive --dry-run
+      python manage.py prune_cleanups --to /var/lib/autoshorts/archive --older-than 730
+      python manage.py prune_cleanups --to /var/lib/autoshorts/archive --verify
 
     exit codes:
       0  all that is old enough is exported and deleted; with --verify, every archive is whole
-      1  an archive could not be written or read: its operation keeps its rows; or, with --verify,
+      1  an archive could not be written or read: its cleanup keeps its rows; or, with --verify,
          an archive is missing or damaged
       2  wrong use, also when there is no such folder
 
-    Next: an operation's page in the admin names its archive. To have its items and timeline back in
+    Next: a cleanup's page in the admin names its archive. To have its items and timeline back in
     the database, manage.py loaddata with the archive's path.
     """
 
@@ -53,7 +53,7 @@ class Command(DocumentedCommand):
         parser.add_argument(
             "--older-than",
             metavar="DAYS",
-            type=days,
+            type=parse_days,
             help="prune what has been over for so many days (default: RETENTION in the settings,"
             " which is 400 days unless set)",
         )
@@ -80,8 +80,8 @@ class Command(DocumentedCommand):
     ) -> None:
         # Unlike the path's own method it says no also of a name that no folder can have.
         if not os.path.isdir(to):
-            text = f"There is no folder {visible(str(to))}. Make it, or mount it."
-            raise CommandError(text, returncode=WRONG_USE)
+            text = f"There is no folder {printable_text(str(to))}. Make it, or mount it."
+            raise CommandError(text, returncode=EXIT_USAGE)
         moment = timezone.now() - (older_than or conf().retention)
         if verify:
             self.verify(to)
@@ -91,33 +91,30 @@ class Command(DocumentedCommand):
             self.prune(to, moment)
 
     def verify(self, folder: Path) -> None:
-        problems = [visible(problem) for problem in retention.damaged(folder)]
+        problems = [printable_text(problem) for problem in retention.find_damaged_archives(folder)]
         for problem in problems:
             self.stdout.write(problem)
         if problems:
             text = f"{len(problems)} archives are missing or damaged. Bring them from a backup."
-            raise CommandError(text, returncode=FAILED)
-        self.stdout.write(
-            f"Archives as they were written: {CleanupOperation.objects.pruned().count()}."
-        )
+            raise CommandError(text, returncode=EXIT_FAILED)
+        self.stdout.write(f"Archives as they were written: {Cleanup.objects.pruned().count()}.")
 
     def report(self, moment: datetime) -> None:
-        due = CleanupOperation.objects.prunable(moment)
-        rows = [model.objects.filter(operation__in=due) for model in (CleanupItem, OperationEvent)]
+        due = Cleanup.objects.prunable(moment)
+        rows = [model.objects.filter(cleanup__in=due) for model in (CleanupItem, CleanupEvent)]
         items, events = (found.count() for found in rows)
         self.stdout.write(
-            f"Would export and delete {items} items and {events} events of {due.count()}"
-            " operations."
+            f"Would export and delete {items} items and {events} events of {due.count()} cleanups."
         )
 
     def prune(self, folder: Path, moment: datetime) -> None:
         count = 0
         try:
-            for operation in retention.prune(folder, moment):
-                self.stdout.write(f"{operation.pk}: exported to {operation.archive}")
+            for cleanup in retention.prune_cleanups(folder, moment):
+                self.stdout.write(f"{cleanup.pk}: exported to {cleanup.archive}")
                 count += 1
         except (retention.ArchiveError, OSError) as error:
-            text = f"{visible(str(error))} Nothing is lost; run it again."
-            raise CommandError(text, returncode=FAILED) from error
+            text = f"{printable_text(str(error))} Nothing is lost; run it again."
+            raise CommandError(text, returncode=EXIT_FAILED) from error
         finally:
-            self.stdout.write(f"Operations pruned: {count}.")
+            self.stdout.write(f"Cleanups pruned: {count}.")

@@ -1,5 +1,5 @@
-"""The bucket's marker, looked for after the pages that it is to vouch for have arrived, and while
-these are compared with the table."""
+"""Checks the bucket marker after a batch of pages has arrived, and while these are compared with
+the table: the pages count only if the marker is still there."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
@@ -10,11 +10,11 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.scan import fetchers
 
 
-class Witness:
-    """Sees the marker in a thread of its own. As a context manager it ends with no thread left."""
+class MarkerWatcher:
+    """Checks the marker in its own thread. As a context manager it ends with no thread left."""
 
     def __init__(self, bucket: str) -> None:
-        self.bucket, self.marker = bucket, bucket_marker.see_marker(bucket)
+        self.bucket, self.marker = bucket, bucket_marker.require_marker(bucket)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="witness")
         self._answer: Future[str | None]
         self._stop = Event()
@@ -26,24 +26,23 @@ class Witness:
         self._stop.set()
         self._thread.shutdown()
 
-    def look(self) -> None:
-        """Ask for the marker now: see `vouch`."""
+    def start(self) -> None:
+        """Ask for the marker now; `wait` gives the answer."""
         self._answer = self._thread.submit(self._name_marker)
 
-    def vouch(self) -> str:
-        """Wait until the marker was seen that was asked for last, and give the text that names it.
-        What had arrived before it was asked for may be believed. Raises CannotConclude and
-        StoreError."""
+    def wait(self) -> str:
+        """Wait for the marker that `start` asked for, and give the text that names it. What had
+        arrived before may then be believed. Raises CannotConclude and StoreError."""
         name = self._answer.result()
-        return name if name == self.marker else bucket_marker.see_marker(self.bucket)
+        return name if name == self.marker else bucket_marker.require_marker(self.bucket)
 
-    def see(self) -> str:
-        self.look()
-        return self.vouch()
+    def check(self) -> str:
+        self.start()
+        return self.wait()
 
     def _name_marker(self) -> str | None:
-        """Asks no database, as each thread would need a connection of its own."""
-        pauses = iter(fetchers.PAUSES)
+        """Does not use the database, as each thread would need its own connection."""
+        pauses = iter(fetchers.RETRY_PAUSES_SECONDS)
         while True:
             try:
                 listed = bucket_marker.find_marker(self.bucket)

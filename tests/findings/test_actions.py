@@ -1016,7 +1016,7 @@ def test_finding_ignored_during_a_decision_stays_so(
     )
     if kind == "missing":
         track_key(bucket, KEY, "proj_9")
-    meanwhile = "find" if kind == "missing" else "write_rows"
+    meanwhile = "find_keys" if kind == "missing" else "write_rows"
     original = getattr(track_files, meanwhile)
 
     def acknowledge_first(*args: Any) -> Any:

@@ -401,6 +401,11 @@ def test_verification_is_never_turned_into_a_deletion(bucket: Bucket) -> None:
             turn(cleanup)
     Cleanup.objects.filter(pk=cleanup.pk).update(next_attempt_at=timezone.now())
     assert runner.run_turn(cleanup.pk) is None
+    # As after a listing that failed, which a person may have tried again at once.
+    Cleanup.objects.filter(pk=cleanup.pk).update(status="retrying")
+    cleanup.refresh_from_db()
+    cleanup.retry()
+    assert run_again(cleanup).status == Status.DIFFERS
     assert bucket.keys() == {HIERARCHICAL_KEY}
     check_promises(bucket)
 

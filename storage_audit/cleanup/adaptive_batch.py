@@ -120,13 +120,13 @@ def error_severity(error: StoreError) -> tuple[bool, float, bool]:
 
 def increase_batch_size(cleanup: Cleanup) -> None:
     before = BatchSize.of(cleanup)
-    pace = before.larger(largest_batch(cleanup))
-    if pace == before:
+    batch_size = before.larger(largest_batch(cleanup))
+    if batch_size == before:
         return
     with transaction.atomic():
-        cleanup.renew(batch_state=pace._asdict())
-        if pace.keys > before.keys:
-            record_batch_size(cleanup, pace, _("The store keeps up."))
+        cleanup.renew(batch_state=batch_size._asdict())
+        if batch_size.keys > before.keys:
+            record_batch_size(cleanup, batch_size, _("The store keeps up."))
 
 
 def save_smaller_batch(cleanup: Cleanup, batch_size: BatchSize, why: StoreError) -> None:

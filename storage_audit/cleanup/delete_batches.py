@@ -224,23 +224,25 @@ def recheck_batch(work: Turn, batch: list[PlannedItem]) -> RecheckedBatch:
     cleanup = work.cleanup
     before = upload_states(find_batch_rows(work, batch))
     found = list_batch(work, batch)
-    readings = get_key_formats().parse_keys(item.key for item in batch)
+    parsed_keys = get_key_formats().parse_keys(item.key for item in batch)
     if cleanup.kind == Cleanup.Kind.PROJECT:
         require_project_gone(cleanup)
-    uses = used_files.recheck_uses(work, readings)
+    uses = used_files.recheck_uses(work, parsed_keys)
     with transaction.atomic():
         cleanup.renew()
         rows = reread_locked_rows(work, batch)
-    alive = living_owners(readings.values(), projects_in_rows(chain.from_iterable(rows.values())))
+    alive = living_owners(
+        parsed_keys.values(), projects_in_rows(chain.from_iterable(rows.values()))
+    )
     if cleanup.kind == Cleanup.Kind.ORPHANS:
-        doubts = policies.recheck_orphans(work, readings, rows, found)
+        doubts = policies.recheck_orphans(work, parsed_keys, rows, found)
     elif cleanup.kind == Cleanup.Kind.OBJECTS:
         doubts = policies.find_lost_copies(work, batch, found)
-        doubts |= policies.recheck_undecided(cleanup, items_of(batch), readings)
+        doubts |= policies.recheck_undecided(cleanup, items_of(batch), parsed_keys)
     else:
-        doubts = find_batch_keep_reasons(work, readings, rows, found)
+        doubts = find_batch_keep_reasons(work, parsed_keys, rows, found)
     objects = (found.get(work.identity(item.key)) for item in batch)
-    acknowledged = get_ignore_list().find_ignored(cleanup.bucket, filter(None, objects))
+    ignored = get_ignore_list().find_ignored(cleanup.bucket, filter(None, objects))
     proof = RecheckedBatch([], [], [])
     for item in batch:
         identity = work.identity(item.key)
@@ -249,7 +251,7 @@ def recheck_batch(work: Turn, batch: list[PlannedItem]) -> RecheckedBatch:
             proof.already_gone.append(item)
         elif reason := (
             change_since_plan(cleanup, item, listed, its_rows, before)
-            or acknowledged.get(listed.key, "")
+            or ignored.get(listed.key, "")
             or doubts.get(item.key, "")
             or uses.get(item.key, "")
         ):
@@ -257,7 +259,7 @@ def recheck_batch(work: Turn, batch: list[PlannedItem]) -> RecheckedBatch:
         elif cleanup.has_given_objects:
             proof.deletable.append(item)
         else:
-            ways, time = readings[item.key], listed.last_modified
+            ways, time = parsed_keys[item.key], listed.last_modified
             verdict = judge_ownership(work.project, ways, its_rows, time, alive, listed)
             if verdict.ownership is Ownership.OWNED:
                 proof.deletable.append(item)
@@ -268,13 +270,13 @@ def recheck_batch(work: Turn, batch: list[PlannedItem]) -> RecheckedBatch:
 
 def find_batch_keep_reasons(
     work: Turn,
-    readings: Mapping[str, ParsedKeys],
+    parsed_keys: Mapping[str, ParsedKeys],
     rows: Mapping[str, Sequence[TrackingRow]],
     found: Mapping[str, ListedObject],
 ) -> dict[str, str]:
     """Which of these keys a person has to decide on elsewhere, with the reason to keep them."""
     cleanup, project_id = work.cleanup, work.project.project_id
-    facts = readings, rows, found, work.identity
+    facts = parsed_keys, rows, found, work.identity
     return find_keep_reasons(cleanup.bucket, project_id, *facts, asking_filter(cleanup))
 
 
@@ -416,19 +418,21 @@ def owned_uploads_in_pages(
 def find_owned_uploads(
     work: Turn, page: list[MultipartUpload]
 ) -> Iterator[tuple[MultipartUpload, str]]:
-    readings = get_key_formats().parse_keys(upload.key for upload in page)
-    rows = rows_by_identity(work.cleanup.bucket, readings, work.identity)
-    alive = living_owners(readings.values(), projects_in_rows(chain.from_iterable(rows.values())))
+    parsed_keys = get_key_formats().parse_keys(upload.key for upload in page)
+    rows = rows_by_identity(work.cleanup.bucket, parsed_keys, work.identity)
+    alive = living_owners(
+        parsed_keys.values(), projects_in_rows(chain.from_iterable(rows.values()))
+    )
     # No row is about an object that is still to come.
-    undecided = find_batch_keep_reasons(work, readings, rows, {})
-    acknowledged = get_ignore_list().find_ignored_uploads(work.cleanup.bucket, page)
+    undecided = find_batch_keep_reasons(work, parsed_keys, rows, {})
+    ignored = get_ignore_list().find_ignored_uploads(work.cleanup.bucket, page)
     for upload in sorted(page, key=upload_position):
         its_rows = rows.get(work.identity(upload.key), ())
         verdict = judge_ownership(
-            work.project, readings[upload.key], its_rows, upload.initiated, alive
+            work.project, parsed_keys[upload.key], its_rows, upload.initiated, alive
         )
         if verdict.ownership is Ownership.OWNED:
-            yield upload, acknowledged.get(upload.upload_id, "") or undecided.get(upload.key, "")
+            yield upload, ignored.get(upload.upload_id, "") or undecided.get(upload.key, "")
 
 
 def abort_uploads(work: Turn) -> bool:

@@ -61,16 +61,16 @@ class PossibleOwners(NamedTuple):
 
 
 def possible_owners(
-    readings: ParsedKeys, rows: Sequence[TrackingRow], stored: ObjectFacts | None = None
+    parsed_keys: ParsedKeys, rows: Sequence[TrackingRow], stored: ObjectFacts | None = None
 ) -> PossibleOwners:
     """The projects whose cleanups may take the object, also those whose ids the grammar refuses.
     Only a person's decision about this very object rules any of them out."""
     names = (
         projects_in_rows(rows)
         if is_assigned(rows, stored)
-        else readings.owners | projects_in_rows(rows)
+        else parsed_keys.owners | projects_in_rows(rows)
     )
-    return PossibleOwners(names, has_too_many_owners(readings, rows, stored))
+    return PossibleOwners(names, has_too_many_owners(parsed_keys, rows, stored))
 
 
 def is_owner_certain(rows: Sequence[TrackingRow], stored: ObjectFacts | None) -> bool:

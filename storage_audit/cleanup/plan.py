@@ -223,16 +223,20 @@ def judge_listed(
 ) -> Iterator[tuple[ListedObject, Sequence[TrackingRow], Verdict]]:
     """Each listed object with its tracking rows, as `find_rows_to_judge` gives them, and whether it
     is the project's. Cleanups that match `asking` keep nothing from it, see open_decisions.py."""
-    readings = get_key_formats().parse_keys(listed.key for listed in page)
-    rows = find_rows_to_judge(R2Object.objects.in_bucket(bucket), readings, identity)
-    alive = living_owners(readings.values(), projects_in_rows(chain.from_iterable(rows.values())))
+    parsed_keys = get_key_formats().parse_keys(listed.key for listed in page)
+    rows = find_rows_to_judge(R2Object.objects.in_bucket(bucket), parsed_keys, identity)
+    alive = living_owners(
+        parsed_keys.values(), projects_in_rows(chain.from_iterable(rows.values()))
+    )
     found = {identity(listed.key): listed for listed in page}
-    keeping = find_keep_reasons(bucket, project.project_id, readings, rows, found, identity, asking)
+    keeping = find_keep_reasons(
+        bucket, project.project_id, parsed_keys, rows, found, identity, asking
+    )
     keeping |= get_ignore_list().find_ignored(bucket, page)
     for listed in page:
         its_rows = rows.get(identity(listed.key), ())
         time = listed.last_modified
-        verdict = judge_ownership(project, readings[listed.key], its_rows, time, alive, listed)
+        verdict = judge_ownership(project, parsed_keys[listed.key], its_rows, time, alive, listed)
         if verdict.ownership is Ownership.OWNED and listed.key in keeping:
             verdict = Verdict(Ownership.IN_DOUBT, verdict.evidence, keeping[listed.key])
         yield listed, its_rows, verdict
@@ -241,7 +245,7 @@ def judge_listed(
 def find_keep_reasons(
     bucket: str,
     project_id: str,
-    readings: Mapping[str, ParsedKeys],
+    parsed_keys: Mapping[str, ParsedKeys],
     rows: Mapping[str, Sequence[TrackingRow]],
     found: Mapping[str, ListedObject],
     identity: KeyIdentity,
@@ -249,12 +253,14 @@ def find_keep_reasons(
 ) -> dict[str, str]:
     """By key, why it is kept: a blocked cleanup covers it too, or a deleted row named another
     project. Rows and objects are given by identity."""
-    kept = find_untracked(bucket, find_uncertain_keys(readings, rows, found, identity), project_id)
-    return kept | find_undecided(bucket, owners_by_key(readings, rows, found, identity), asking)
+    kept = find_untracked(
+        bucket, find_uncertain_keys(parsed_keys, rows, found, identity), project_id
+    )
+    return kept | find_undecided(bucket, owners_by_key(parsed_keys, rows, found, identity), asking)
 
 
 def owners_by_key(
-    readings: Mapping[str, ParsedKeys],
+    parsed_keys: Mapping[str, ParsedKeys],
     rows: Mapping[str, Sequence[TrackingRow]],
     found: Mapping[str, ListedObject],
     identity: KeyIdentity,
@@ -262,7 +268,7 @@ def owners_by_key(
     """By key, the projects whose cleanups may take the object."""
     return {
         key: possible_owners(ways, rows.get(identity(key), ()), found.get(identity(key)))
-        for key, ways in readings.items()
+        for key, ways in parsed_keys.items()
     }
 
 
@@ -274,12 +280,12 @@ def find_owners(
     without: Collection[int] = (),
 ) -> dict[str, PossibleOwners]:
     """The same by the current rows of all spellings, or without some of these rows."""
-    readings = get_key_formats().parse_keys(keys)
+    parsed_keys = get_key_formats().parse_keys(keys)
     rows = {
         name: [row for row in its_rows if row.pk not in without]
-        for name, its_rows in rows_by_identity(bucket, readings, identity).items()
+        for name, its_rows in rows_by_identity(bucket, parsed_keys, identity).items()
     }
-    return owners_by_key(readings, rows, found, identity)
+    return owners_by_key(parsed_keys, rows, found, identity)
 
 
 class TrackedRow(NamedTuple):

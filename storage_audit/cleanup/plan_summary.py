@@ -189,7 +189,7 @@ def file_type_of(key: str) -> str:
     # A tenth of what it takes to read the key.
     if plain := get_key_formats().plain_name.fullmatch(key.rpartition("/")[2]):
         return plain[1].lower()
-    return next((reading.file_type for reading in get_key_formats().parse_key(key)), "")
+    return next((parsed_key.file_type for parsed_key in get_key_formats().parse_key(key)), "")
 
 
 def group_figures(group: Group) -> dict[str, int]:

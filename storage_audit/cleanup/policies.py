@@ -196,19 +196,19 @@ def overwritten_row_reason(cleanup: Cleanup, item: CleanupItem, listed: ListedOb
 
 def judge_orphans(work: Turn, looked: FoundItems) -> None:
     """Keep those that are no longer the object of the finding, or no orphans."""
-    readings = {
+    parsed_keys = {
         item.key: get_key_formats().parse_key(item.key) for item, listed in looked if listed
     }
-    rows = rows_by_identity(work.cleanup.bucket, readings, work.identity)
+    rows = rows_by_identity(work.cleanup.bucket, parsed_keys, work.identity)
     there = [listed for _item, listed in looked if listed]
     found = {work.identity(listed.key): listed for listed in there}
-    doubts, alike = find_orphan_doubts(work, readings, rows, found), defaultdict(list)
-    acknowledged = get_ignore_list().find_ignored(work.cleanup.bucket, there)
+    doubts, alike = find_orphan_doubts(work, parsed_keys, rows, found), defaultdict(list)
+    ignored = get_ignore_list().find_ignored(work.cleanup.bucket, there)
     for item, listed in looked:
         if listed:
             reason = (
                 overwritten_orphan_reason(item, listed)
-                or acknowledged.get(listed.key, "")
+                or ignored.get(listed.key, "")
                 or doubts[item.key]
             )
             place = FoundIn.BOTH if work.identity(item.key) in rows else FoundIn.LISTED
@@ -231,23 +231,23 @@ def overwritten_orphan_reason(item: CleanupItem, listed: ListedObject) -> str:
 
 
 def recheck_undecided(
-    cleanup: Cleanup, items: CleanupItemQuerySet, readings: ParsedByKey
+    cleanup: Cleanup, items: CleanupItemQuerySet, parsed_keys: ParsedByKey
 ) -> dict[str, str]:
     """By key, why objects of deleted rows are kept: a person has to decide on them elsewhere. A row
     may have named a project that the key does not."""
-    owners = {key: possible_owners(ways, ()) for key, ways in readings.items()}
+    owners = {key: possible_owners(ways, ()) for key, ways in parsed_keys.items()}
     for key, project_id in items.exclude(project_id=None).values_list("key", "project_id"):
         owners[key].project_ids.add(project_id or "")
     return find_undecided(cleanup.bucket, owners, asking_filter(cleanup))
 
 
 def recheck_orphans(
-    work: Turn, readings: ParsedByKey, rows: RowsByIdentity, found: Mapping[str, ListedObject]
+    work: Turn, parsed_keys: ParsedByKey, rows: RowsByIdentity, found: Mapping[str, ListedObject]
 ) -> dict[str, str]:
     """Reasons to keep the orphans. Raises OwnerChanging if somebody is creating a project."""
-    if KnownProject.objects.is_any_changing(named_projects(readings, rows)):
+    if KnownProject.objects.is_any_changing(named_projects(parsed_keys, rows)):
         raise OwnerChanging(_("A project that could want these objects is just being created."))
-    return find_orphan_doubts(work, readings, rows, found)
+    return find_orphan_doubts(work, parsed_keys, rows, found)
 
 
 def find_lost_copies(
@@ -277,42 +277,42 @@ def is_tracked(listed: ListedObject | None, rows: Sequence[R2Object]) -> bool:
 
 
 def find_orphan_doubts(
-    work: Turn, readings: ParsedByKey, rows: RowsByIdentity, found: Mapping[str, ListedObject]
+    work: Turn, parsed_keys: ParsedByKey, rows: RowsByIdentity, found: Mapping[str, ListedObject]
 ) -> dict[str, str]:
     """By key, why its object may be no orphan, going by the tables as they are now; empty where it
     is one. Rows and objects are given by identity, and were read before."""
     cleanup, identity = work.cleanup, work.identity
-    names = named_projects(readings, rows)
-    owners = owners_by_key(readings, rows, found, identity)
-    kept = find_untracked(cleanup.bucket, find_uncertain_keys(readings, rows, found, identity))
+    names = named_projects(parsed_keys, rows)
+    owners = owners_by_key(parsed_keys, rows, found, identity)
+    kept = find_untracked(cleanup.bucket, find_uncertain_keys(parsed_keys, rows, found, identity))
     covering = find_covering(cleanup.bucket, owners, cleanup)
-    alive = living_owners(readings.values(), names)
+    alive = living_owners(parsed_keys.values(), names)
     known = known_ids(names) | alive
     return {
         key: covered_reason(covering[key])
         if key in covering
         else kept.get(key)
         or orphan_doubt(ways, rows.get(identity(key), ()), known, alive, found.get(identity(key)))
-        for key, ways in readings.items()
+        for key, ways in parsed_keys.items()
     }
 
 
-def named_projects(readings: ParsedByKey, rows: RowsByIdentity) -> set[str]:
+def named_projects(parsed_keys: ParsedByKey, rows: RowsByIdentity) -> set[str]:
     by_rows = projects_in_rows(chain.from_iterable(rows.values()))
-    return by_rows.union(*(ways.projects for ways in readings.values()))
+    return by_rows.union(*(ways.projects for ways in parsed_keys.values()))
 
 
 def orphan_doubt(
-    readings: ParsedKeys,
+    parsed_keys: ParsedKeys,
     rows: Sequence[TrackingRow],
     known: set[str],
     alive: set[str],
     stored: ListedObject | None,
 ) -> str:
-    names = readings.owners | projects_in_rows(rows)
+    names = parsed_keys.owners | projects_in_rows(rows)
     if living := names & alive:
         return rival_reason(living)
-    owner = find_owner(readings, rows, known, alive, stored)
+    owner = find_owner(parsed_keys, rows, known, alive, stored)
     if owner.problem != OwnerProblem.ORPHANED:
         return _("It is no orphan any more, but %s.") % OwnerProblem(owner.problem).label
     return ""

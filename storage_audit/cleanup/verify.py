@@ -155,9 +155,11 @@ def confirm_items_gone(work: Turn) -> None:
     unseen = cleanup.items.filter(last_seen_at=None)
     unconfirmed = Q(outcome=Outcome.DELETING) & ~Q(store_answer=str(DELETED))
     # Files that rows named were checked only for the plan.
-    absent = unseen.filter(unconfirmed | Q(found_in=FoundIn.NAMED, outcome=Outcome.ALREADY_GONE))
+    gone_items = unseen.filter(
+        unconfirmed | Q(found_in=FoundIn.NAMED, outcome=Outcome.ALREADY_GONE)
+    )
     nameless = unseen.nameless()
-    if not (count := absent.count() + nameless.count()):
+    if not (count := gone_items.count() + nameless.count()):
         return
     if "again_at" not in cleanup.position:
         postpone_conclusion(work, count)
@@ -165,7 +167,7 @@ def confirm_items_gone(work: Turn) -> None:
     if left > timedelta(0):
         raise TurnOver(left)
     s3.drop_connections()
-    find_present_items(work, absent, "again", adds=0)
+    find_present_items(work, gone_items, "again", adds=0)
     find_nameless_items(work, nameless)
 
 
@@ -239,12 +241,14 @@ def compare_live_project(cleanup: Cleanup) -> str:
 
 def compare_deleted_project(cleanup: Cleanup) -> str:
     items = cleanup.items.planned()
-    absent = items.filter(found_in=FoundIn.TRACKED, last_seen_at=None)
+    gone_items = items.filter(found_in=FoundIn.TRACKED, last_seen_at=None)
     rows = R2Object.objects.in_bucket(cleanup.bucket)
     changing = select_changing(rows, cleanup.started_at)
     # An upload may have ended after the listing.
-    absent.filter(Exists(changing.filter(key__in=[OuterRef("key"), OuterRef("identity")]))).delete()
-    gone = absent.mark(Outcome.ALREADY_GONE)
+    gone_items.filter(
+        Exists(changing.filter(key__in=[OuterRef("key"), OuterRef("identity")]))
+    ).delete()
+    gone = gone_items.mark(Outcome.ALREADY_GONE)
     left = items.mark(Outcome.FAILED, _("Still in the bucket.") + " " + next_step_text(cleanup))
     return _("%(left)s leftover, %(gone)s confirmed gone.") % {"left": left, "gone": gone}
 

@@ -265,9 +265,9 @@ class BucketComparer:
 
     def add_listed(self, page: Sequence[ListedObject], *, is_outside: bool = False) -> None:
         """Five queries for a page, however long."""
-        readings = {o.key: get_key_formats().parse_key(o.key) for o in page}
+        parsed_keys = {o.key: get_key_formats().parse_key(o.key) for o in page}
         rows = self.rows_of(page)
-        alive = living_owners(readings.values(), projects_in_rows(rows.values()))
+        alive = living_owners(parsed_keys.values(), projects_in_rows(rows.values()))
         same = group_by_identity(rows.values(), self.identity)
         owners = project_model.living_ids(
             {row.project_id for row in rows.values() if row.project_id}
@@ -276,11 +276,13 @@ class BucketComparer:
             its_rows = same.get(self.identity(o.key), ())
             row = rows.get(o.key) or next(iter(its_rows), None)
             time = o.last_modified
-            verdict = judge_ownership(self.project, readings[o.key], its_rows, time, alive, o)
+            verdict = judge_ownership(self.project, parsed_keys[o.key], its_rows, time, alive, o)
             mine = {form for form in unicode_spellings(o.key) if self.is_own_row(rows.get(form))}
-            ways = self.matching_methods(o.key, readings[o.key], verdict, mine)
+            ways = self.matching_methods(o.key, parsed_keys[o.key], verdict, mine)
             if ways or verdict.ownership is Ownership.IN_DOUBT:
-                seen = ComparedObject(ways, readings[o.key], verdict, row, owners, mine, is_outside)
+                seen = ComparedObject(
+                    ways, parsed_keys[o.key], verdict, row, owners, mine, is_outside
+                )
                 reasons = [why(seen) for way, why in REASON_FUNCTIONS.items() if way not in ways]
                 self.result.add_key(o.key, ways, reasons, seen.evidence)
 
@@ -294,12 +296,12 @@ class BucketComparer:
         return row is not None and row.project_id == self.project.project_id
 
     def matching_methods(
-        self, key: str, readings: ParsedKeys, verdict: Verdict, mine: set[str]
+        self, key: str, parsed_keys: ParsedKeys, verdict: Verdict, mine: set[str]
     ) -> list[DiscoveryMethod]:
         found = {
             DiscoveryMethod.TRACKED: key in mine,
             DiscoveryMethod.LISTED: verdict.ownership is Ownership.OWNED,
-            DiscoveryMethod.PARSED: self.project.project_id in readings.projects,
+            DiscoveryMethod.PARSED: self.project.project_id in parsed_keys.projects,
         }
         return [way for way, finds in found.items() if finds]
 

@@ -138,7 +138,7 @@ def benchmark_keys(project_id: str, objects: int) -> list[str]:
 
 def require_unshared_keys(run: BenchmarkRun) -> None:
     for key in benchmark_keys(run.project_id, run.objects):
-        owners = {reading.project for reading in get_key_formats().parse_key(key)}
+        owners = {parsed_key.project for parsed_key in get_key_formats().parse_key(key)}
         if owners != {run.project_id}:
             text = _("%(key)s would not be read as a key of %(id)s alone, so nothing is written.")
             raise BenchmarkImpossible(text % {"key": key, "id": run.project_id})

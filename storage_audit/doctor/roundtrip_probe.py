@@ -88,9 +88,9 @@ def probe_roundtrip() -> Result:
 def failed_step_result(step: str, error: StoreError, left: str) -> Result:
     known = CONTRADICTORY_STORE if isinstance(error, Contradiction) else find_cause(error)
     cause = CAUSES_BY_STEP.get((step, error.code), known)
-    facts, readings = {"failed to": step, "error": error.code}, {"answer": str(error)}
+    facts, parsed_keys = {"failed to": step, "error": error.code}, {"answer": str(error)}
     summary = " ".join(filter(None, (str(cause.summary), left)))
-    return Result(Status.WRONG, summary, str(cause.advice), facts, readings)
+    return Result(Status.WRONG, summary, str(cause.advice), facts, parsed_keys)
 
 
 def check_listing(bucket: str, key: str, *, there: bool) -> None:
@@ -155,7 +155,7 @@ def compare_traits(bucket: str, start: str, keys: list[str]) -> Result:
     folds = bucket_marker.probe_traits(bucket).folds_unicode
     in_order = is_listing_ordered(bucket, start, keys)
     lists_uploads = multipart.list_unfinished_uploads(bucket, OWN_PREFIX) is not None
-    claimed = (bucket_marker.read_marker(bucket) or {}).get("folds_unicode", folds)
+    leased = (bucket_marker.read_marker(bucket) or {}).get("folds_unicode", folds)
     facts: Facts = {
         "listings": _("in order of bytes") if in_order else _("in another order"),
         "spellings of a key": _("one object") if folds else _("different objects"),
@@ -165,7 +165,7 @@ def compare_traits(bucket: str, start: str, keys: list[str]) -> Result:
         text = _("The store does not list keys in the order of their bytes.")
         advice = _("Use R2 or another store that does: no listing of this one is believed.")
         return Result(Status.WRONG, text, advice, facts)
-    if claimed != folds:
+    if leased != folds:
         text = _("The store takes spellings of a key otherwise than when the bucket was connected.")
         return Result(Status.WRONG, text, _("Run: manage.py connect_bucket"), facts)
     if not lists_uploads:

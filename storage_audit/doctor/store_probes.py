@@ -26,8 +26,8 @@ class Cause:
 
     def to_result(self, error: StoreError) -> Result:
         """The store's own words are a reading, as they hold times and ids."""
-        facts, readings = {"error": error.code}, {"answer": str(error)}
-        return Result(Status.WRONG, str(self.summary), str(self.advice), facts, readings)
+        facts, parsed_keys = {"error": error.code}, {"answer": str(error)}
+        return Result(Status.WRONG, str(self.summary), str(self.advice), facts, parsed_keys)
 
 
 WRONG_CLOCK = Cause(

@@ -29,11 +29,9 @@ def find_keeping_findings(bucket: str, seen: Iterable[ListedObject]) -> dict[str
 
 def find_ignored_keys(bucket: str, keys: Iterable[str]) -> dict[str, str]:
     """By key, why its row stays: without the row the finding's object could not be identified."""
-    acknowledged = Finding.objects.filter(state=Finding.State.IGNORED, escaped=False)
-    acknowledged = acknowledged.exclude(kind=Finding.Kind.UNFINISHED)
-    return {
-        key: ignored_reason(finding) for key, finding in find_by_key(acknowledged, bucket, keys)
-    }
+    ignored = Finding.objects.filter(state=Finding.State.IGNORED, escaped=False)
+    ignored = ignored.exclude(kind=Finding.Kind.UNFINISHED)
+    return {key: ignored_reason(finding) for key, finding in find_by_key(ignored, bucket, keys)}
 
 
 def find_by_key(

@@ -107,15 +107,15 @@ def reserve_new_key(one: Renaming, look: RenameSnapshot) -> bool:
 
 def new_row_values(one: Renaming, look: RenameSnapshot) -> dict[str, Any]:
     """The values of the new row. It is evidence of the owner only if the old one was."""
-    readings = get_key_formats().parse_key(one.new)
-    names, row = {reading.project for reading in readings}, look.row(one.old)
+    parsed_keys = get_key_formats().parse_key(one.new)
+    names, row = {parsed_key.project for parsed_key in parsed_keys}, look.row(one.old)
     tells = row and row_provenance(row) and not is_unconfirmed(row)
     return {
         "project_id": one.project_id,
-        "scene_id": readings[0].scene or "",
-        "file_type": readings[0].file_type[:40],
-        "key_format": readings[0].key_format,
-        "unambiguous_under": unambiguous_version(names, readings[0]),
+        "scene_id": parsed_keys[0].scene or "",
+        "file_type": parsed_keys[0].file_type[:40],
+        "key_format": parsed_keys[0].key_format,
+        "unambiguous_under": unambiguous_version(names, parsed_keys[0]),
         "source": row.source if row and tells else Source.BACKFILL,
     }
 

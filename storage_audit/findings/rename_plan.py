@@ -137,11 +137,11 @@ def draft_renaming(finding: Finding) -> Renaming:
     one = Renaming(finding)
     if finding.state == Finding.State.RESOLVED:
         one.objection = _("It is resolved already: %s") % finding.note
-    elif (reading := parse_misnamed(finding)) is None:
+    elif (parsed_key := parse_misnamed(finding)) is None:
         one.objection = _("The key formats do not read this key as a misnamed one. Scan again.")
     else:
         try:
-            one.new = get_key_formats().build_like(reading)
+            one.new = get_key_formats().build_like(parsed_key)
         except ValueError as error:
             one.objection = str(error)
         else:
@@ -153,19 +153,19 @@ def parse_misnamed(finding: Finding) -> ParsedKey | None:
     """The parsed key with the doubled prefix, which the finding is about."""
     if finding.kind != Finding.Kind.MISNAMED or finding.escaped:
         return None
-    for reading in get_key_formats().parse_key(finding.key):
-        if reading.project == finding.project_id and get_key_formats().is_doubled(
-            reading.key_format
+    for parsed_key in get_key_formats().parse_key(finding.key):
+        if parsed_key.project == finding.project_id and get_key_formats().is_doubled(
+            parsed_key.key_format
         ):
-            return reading
+            return parsed_key
     return None
 
 
 def key_objection(one: Renaming) -> str:
-    readings = get_key_formats().parse_key(one.new)
-    if readings.too_many:
+    parsed_keys = get_key_formats().parse_key(one.new)
+    if parsed_keys.too_many:
         return too_many_owners_reason()
-    if rivals := sorted(readings.projects - {one.project_id}):
+    if rivals := sorted(parsed_keys.projects - {one.project_id}):
         return _("The new key could also be one of project %s.") % ", ".join(rivals)
     if has_dot_segments(one.new):
         return _("No S3 call can write the new key: it has a '.' or '..' segment.")

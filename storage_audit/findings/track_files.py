@@ -92,10 +92,10 @@ def untrack_rows(findings: Findings) -> Decision:
         held = rows_by_identity(bucket, keys, identity)
         there = find_keys(bucket, keys, identity)
         bucket_marker.require_marker(bucket)
-        absent = {name: its_rows for name, its_rows in held.items() if name not in there}
-        kept = row_keep_reasons(absent, identity)
+        gone_items = {name: its_rows for name, its_rows in held.items() if name not in there}
+        kept = row_keep_reasons(gone_items, identity)
         forgotten = forget_rows(
-            row for name, its_rows in absent.items() if name not in kept for row in its_rows
+            row for name, its_rows in gone_items.items() if name not in kept for row in its_rows
         )
         gone = [
             finding

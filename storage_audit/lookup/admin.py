@@ -178,13 +178,13 @@ def object_context(request: HttpRequest, facts: ObjectFacts) -> dict[str, Any]:
 
 
 def parsed_key_rows(facts: ObjectFacts) -> Iterator[tuple[Any, ...]]:
-    for reading in facts.parsed_keys:
+    for parsed_key in facts.parsed_keys:
         fields = [
             f"{describe_field(name)}: {printable_text(value)}"
-            for name, value in reading.fields.items()
+            for name, value in parsed_key.fields.items()
             if value is not None
         ]
-        yield reading.key_format, project_link(reading.project), ", ".join(fields)
+        yield parsed_key.key_format, project_link(parsed_key.project), ", ".join(fields)
 
 
 def verdict_rows(facts: ObjectFacts) -> Iterator[dict[str, Any]]:

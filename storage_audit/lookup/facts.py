@@ -330,7 +330,9 @@ def covering_cleanups(facts: Sequence[ObjectFacts]) -> dict[tuple[str, str], Cle
 
 def named_project_ids(facts: ObjectFacts) -> list[str]:
     by_rows = [row.project_id for row in facts.rows if row.project_id]
-    by_key = [reading.project for reading in facts.parsed_keys if is_storable(reading.project)]
+    by_key = [
+        parsed_key.project for parsed_key in facts.parsed_keys if is_storable(parsed_key.project)
+    ]
     return list(dict.fromkeys([*by_rows, *by_key]))
 
 

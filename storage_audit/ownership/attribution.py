@@ -74,10 +74,12 @@ def find_owner(
     candidates = names & known or names
     if len(candidates) == 1:
         [project_id] = candidates
-        reading = next((r for r in parsed_keys if r.project == project_id), None)
+        parsed_key = next((r for r in parsed_keys if r.project == project_id), None)
         # What the key may also name can become a rival.
         possible = names if is_assigned(rows, stored) else names | parsed_keys.projects
-        owner = Owner(project_id, reading, unambiguous_under=unambiguous_version(possible, reading))
+        owner = Owner(
+            project_id, parsed_key, unambiguous_under=unambiguous_version(possible, parsed_key)
+        )
         if project_id in alive:
             return owner
     if not candidates:

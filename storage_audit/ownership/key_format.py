@@ -78,7 +78,7 @@ class ParsedKeys(tuple[ParsedKey, ...]):
 
     @property
     def projects(self) -> set[str]:
-        return {reading.project for reading in self}
+        return {parsed_key.project for parsed_key in self}
 
     @property
     def owners(self) -> set[str]:

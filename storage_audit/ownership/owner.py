@@ -339,7 +339,7 @@ def evidence_of(parsed_keys: ParsedKeys) -> str:
     """What the key says about its owner, short enough to be stored with each object."""
     if parsed_keys.too_many:
         return _("too many possible owners")
-    ways = [f"{reading.key_format}: {reading.project}" for reading in parsed_keys]
+    ways = [f"{parsed_key.key_format}: {parsed_key.project}" for parsed_key in parsed_keys]
     return shorten_list(ways, "; ") or _("no key format matches")
 
 

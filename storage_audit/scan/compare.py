@@ -95,8 +95,8 @@ def compare_batch(
         seen = recognise_objects(scan.bucket, objects, unmatched, identity, asked)
         compare_unsure_objects(scan, compared, seen, identity, watcher)
     if scan.in_key_order:
-        absent = unmatched.difference(line_key(line) for line, _time in different)
-        compared.pending_findings += pending_findings.find_missing(scan, absent, asked)
+        gone_items = unmatched.difference(line_key(line) for line, _time in different)
+        compared.pending_findings += pending_findings.find_missing(scan, gone_items, asked)
     for stretch in stretches:
         compared.pending_findings += (
             pending_findings.unstorable_finding(scan, listed_object(entry))

@@ -89,9 +89,9 @@ def folder_values(folders: Iterable[str]) -> dict[str, str]:
     }
 
 
-def parsed_values(reading: ParsedKey) -> str:
+def parsed_values(parsed_key: ParsedKey) -> str:
     """Nothing if a finding is to be made of it."""
-    version = unambiguous_version({reading.project}, reading)
+    version = unambiguous_version({parsed_key.project}, parsed_key)
     if version is None:
         return ""
-    return format_line([reading.project, reading.scene or "", reading.key_format, version])
+    return format_line([parsed_key.project, parsed_key.scene or "", parsed_key.key_format, version])

@@ -40,9 +40,9 @@ def check_next_rows(
 
     found = find_keys(scan.bucket, keys, identity, count_page)
     marker = watcher.check()
-    absent = [key for key in keys if identity(key) not in found]
+    gone_items = [key for key in keys if identity(key) not in found]
     seen = compare_objects(scan, list(found.values()), set(keys), identity, asked, figures)
-    seen += pending_findings.find_missing(scan, absent, asked)
+    seen += pending_findings.find_missing(scan, gone_items, asked)
     figures.update(one.kind for one in seen)
     with transaction.atomic():
         if not list(scan.shards.leased_by(token).select_for_update()):

@@ -35,12 +35,12 @@ def is_stale(upload: MultipartUpload, moment: datetime) -> bool:
 
 
 def upload_findings(scan: BucketScan, page: list[MultipartUpload]) -> Iterator[PendingFinding]:
-    readings = {upload.key: get_key_formats().parse_key(upload.key) for upload in page}
-    names = {reading.project for reading in chain.from_iterable(readings.values())}
-    alive = living_owners(readings.values())
+    parsed_keys = {upload.key: get_key_formats().parse_key(upload.key) for upload in page}
+    names = {parsed_key.project for parsed_key in chain.from_iterable(parsed_keys.values())}
+    alive = living_owners(parsed_keys.values())
     known = known_ids(names) | alive
     for upload in page:
-        owner = find_owner(readings[upload.key], (), known, alive, None)
+        owner = find_owner(parsed_keys[upload.key], (), known, alive, None)
         yield PendingFinding(
             scan=scan,
             bucket=scan.bucket,
@@ -50,5 +50,5 @@ def upload_findings(scan: BucketScan, page: list[MultipartUpload]) -> Iterator[P
             upload_id=upload.upload_id,
             project_id=owner.project_id,
             last_modified=upload.initiated,
-            evidence=owner.evidence or evidence_of(readings[upload.key]),
+            evidence=owner.evidence or evidence_of(parsed_keys[upload.key]),
         )

@@ -46,16 +46,16 @@ def recognise_objects(
 ) -> list[RecognisedObject]:
     """The objects, of which only the keys in `tracked` have a row, with their rows and owners: in
     a number of queries that does not grow with them. Other spellings of a key are looked for."""
-    readings = [get_key_formats().parse_key(listed.key) for listed in objects]
+    parsed_keys = [get_key_formats().parse_key(listed.key) for listed in objects]
     keys = keys_with_rows(objects, tracked, identity)
     rows = rows_by_identity(bucket, keys, identity) if keys else {}
     to_be_deleted = keys_of_deleted_rows(bucket, {identity(o.key) for o in objects} - rows.keys())
     names = projects_in_rows(chain.from_iterable(rows.values()))
-    names = names.union(*(ways.projects for ways in readings))
-    alive = living_owners(readings, names)
+    names = names.union(*(ways.projects for ways in parsed_keys))
+    alive = living_owners(parsed_keys, names)
     known = known_ids(names - alive) | alive
     found, seen = [], []
-    for listed, ways in zip(objects, readings, strict=True):
+    for listed, ways in zip(objects, parsed_keys, strict=True):
         its_rows = rows.get(identity(listed.key), ())
         found.append((listed, ways, its_rows, find_owner(ways, its_rows, known, alive, listed)))
     covering = find_covering(

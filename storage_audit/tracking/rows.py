@@ -67,13 +67,13 @@ LISTING_THREADS = 5
 
 
 def owner_values(owner: Owner) -> dict[str, Any]:
-    reading = owner.parsed_key
+    parsed_key = owner.parsed_key
     return {
         "project_id": owner.project_id,
-        "scene_id": (reading and reading.scene) or "",
-        "key_format": reading.key_format if reading else "",
+        "scene_id": (parsed_key and parsed_key.scene) or "",
+        "key_format": parsed_key.key_format if parsed_key else "",
         "unambiguous_under": owner.unambiguous_under,
-        "file_type": reading.file_type[:40] if reading else "",
+        "file_type": parsed_key.file_type[:40] if parsed_key else "",
     }
 
 

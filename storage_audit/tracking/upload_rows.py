@@ -32,19 +32,19 @@ def upload_values(key: str) -> dict[str, Any]:
     """The values of an upload's row, going by its key. No project when the key could name several,
     also where a backfill had set one: the row is evidence from now on."""
     source = {"source": R2Object.Source.UPLOAD}
-    readings = get_key_formats().parse_key(key)
-    names = {reading.project for reading in readings}
+    parsed_keys = get_key_formats().parse_key(key)
+    names = {parsed_key.project for parsed_key in parsed_keys}
     if len(names) != 1:
         nothing = {"scene_id": "", "file_type": "", "key_format": ""}
         return {**source, **nothing, "project_id": None, "unambiguous_under": None}
-    reading = readings[0]
+    parsed_key = parsed_keys[0]
     return {
         **source,
-        "project_id": reading.project,
-        "scene_id": reading.scene or "",
-        "file_type": reading.file_type[:40],
-        "key_format": reading.key_format,
-        "unambiguous_under": unambiguous_version(names, reading),
+        "project_id": parsed_key.project,
+        "scene_id": parsed_key.scene or "",
+        "file_type": parsed_key.file_type[:40],
+        "key_format": parsed_key.key_format,
+        "unambiguous_under": unambiguous_version(names, parsed_key),
     }
 
 

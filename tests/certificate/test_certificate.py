@@ -643,10 +643,10 @@ def test_what_was_issued_before_the_database_was_moved_is_relied_on_as_before(
 ) -> None:
     path = file(cleaned)
     DatabaseIdentity.objects.update(fingerprint="of the database where it was before")
-    claimed = StringIO()
-    call_command("connect_bucket", "--take-over", stdout=claimed)
+    leased = StringIO()
+    call_command("connect_bucket", "--take-over", stdout=leased)
     installed = opened(path).head["database"]
-    assert installed != str(DatabaseIdentity.objects.get().pk), claimed.getvalue()
+    assert installed != str(DatabaseIdentity.objects.get().pk), leased.getvalue()
     out, err, code = verify(path, "--bucket")
     assert (code, err) == (0, "") and "The database says the same." in out
     rewrite(path, other_asker, signed_ending)

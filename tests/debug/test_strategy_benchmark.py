@@ -78,9 +78,9 @@ def made_calls(each: dict[str, Any]) -> dict[str, int]:
 def test_keys_are_of_every_key_format_and_of_no_other_project(db: None) -> None:
     project_id = strategy_benchmark.random_project_id()
     keys = strategy_benchmark.benchmark_keys(project_id, 2 * len(DEFAULT_TEMPLATES))
-    readings = [reading for key in keys for reading in get_key_formats().parse_key(key)]
-    assert {reading.key_format for reading in readings} == set(DEFAULT_TEMPLATES)
-    assert {reading.project for reading in readings} == {project_id}
+    parsed_keys = [parsed_key for key in keys for parsed_key in get_key_formats().parse_key(key)]
+    assert {parsed_key.key_format for parsed_key in parsed_keys} == set(DEFAULT_TEMPLATES)
+    assert {parsed_key.project for parsed_key in parsed_keys} == {project_id}
     assert len(set(keys)) == len(keys)
     assert project_id != strategy_benchmark.random_project_id()
 

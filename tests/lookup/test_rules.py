@@ -324,9 +324,9 @@ def test_last_word_is_not_called_the_latest_to_whom_may_not_see_later_ones(
     db: None, world: Callable[[], None], key: str, sight: LookupAccess
 ) -> None:
     world()
-    by_tables, absent, there = sentences_of(key, sight)
+    by_tables, gone_items, there = sentences_of(key, sight)
     assert by_tables.endswith(f" {STILL}look into the bucket.")
-    assert STILL not in absent and STILL not in why(key)
+    assert STILL not in gone_items and STILL not in why(key)
     is_back = there.startswith("It is in the bucket again")
     assert is_back or there.endswith(f" {STILL}ask somebody who may see all.")
     [facts] = look_up(key, sight).objects
@@ -493,8 +493,8 @@ def test_only_a_bucket_check_says_that_a_file_is_still_gone(
 ) -> None:
     """The row of a later upload may have been untracked."""
     world()
-    by_tables, absent, _there = sentences_of(KEY, FULL_ACCESS)
-    assert by_tables == f"{absent} It may have come back since: look into the bucket."
+    by_tables, gone_items, _there = sentences_of(KEY, FULL_ACCESS)
+    assert by_tables == f"{gone_items} It may have come back since: look into the bucket."
 
 
 @pytest.mark.parametrize("kinds", list(permutations(["orphaned", "unfinished"])))

@@ -231,8 +231,8 @@ def judge_world(seed: int, number: int) -> FuzzResult:
 
 def judge_keys(world: World, keys: list[str]) -> FuzzResult:
     figures, living = FuzzResult(), world.living_ids
-    readings = {key: get_key_formats().parse_key(key) for key in keys}
-    alive = living_owners(readings.values(), world.ids)
+    parsed_keys = {key: get_key_formats().parse_key(key) for key in keys}
+    alive = living_owners(parsed_keys.values(), world.ids)
     for key in keys:
         row, (deleted_at, written, is_older) = world.random_row(), world.random.choice(AGES)
         tracked = row and R2Object(
@@ -240,10 +240,12 @@ def judge_keys(world: World, keys: list[str]) -> FuzzResult:
         )
         deleted = DeletedProject(world.target, deleted_at)
         rows = [tracked] if tracked else []
-        said = judge_ownership(deleted, readings[key], rows, written, alive).ownership.value
+        said = judge_ownership(deleted, parsed_keys[key], rows, written, alive).ownership.value
         right = expected_verdict(world.target, key, row, is_older=is_older, living=living)
         figures.verdicts[right, said] += 1
-        figures.orphaned += bool(readings[key]) and not {r.project for r in readings[key]} & alive
+        figures.orphaned += (
+            bool(parsed_keys[key]) and not {r.project for r in parsed_keys[key]} & alive
+        )
         if said != right:
             figures.wrong.append((key, right, said))
     return figures

@@ -37,7 +37,7 @@ def test_a_seed_gives_the_same_keys_again_in_any_number_of_processes() -> None:
     assert first != fuzz.run_in_process(2_000, seed=4)
 
 
-def nobody_lives(readings: object, ids: object) -> set[str]:
+def nobody_lives(parsed_keys: object, ids: object) -> set[str]:
     return set()
 
 

@@ -77,7 +77,7 @@ def make_key_formats(
 
 
 def ways(key: str) -> list[tuple[str, str | None]]:
-    return [(reading.project, reading.scene) for reading in KEY_FORMATS.parse_key(key)]
+    return [(parsed_key.project, parsed_key.scene) for parsed_key in KEY_FORMATS.parse_key(key)]
 
 
 def is_a_composed_key(text: str) -> bool:
@@ -106,19 +106,22 @@ def test_a_built_key_is_composed_and_reads_back_as_what_it_was_built_from(case: 
 @example("projects/proj_1/scenes/../media/..//\0\n")
 @example("proj_1_e\u0301_media.mp4")
 def test_any_text_can_be_parsed_and_every_parse_accounts_for_all_of_it(key: str) -> None:
-    for reading in KEY_FORMATS.parse_key(key):
-        template = DEFAULT_TEMPLATES[reading.key_format]
-        assert template.format(project=reading.project, **reading.fields) == key
+    for parsed_key in KEY_FORMATS.parse_key(key):
+        template = DEFAULT_TEMPLATES[parsed_key.key_format]
+        assert template.format(project=parsed_key.project, **parsed_key.fields) == key
         if is_a_composed_key(key):
-            assert BY_NAME[reading.key_format].build_key(reading.project, **reading.fields) == key
+            assert (
+                BY_NAME[parsed_key.key_format].build_key(parsed_key.project, **parsed_key.fields)
+                == key
+            )
 
 
 @given(keys)
 def test_a_key_is_parsed_once_for_a_key_format_and_project_in_a_fixed_order(key: str) -> None:
-    readings = KEY_FORMATS.parse_key(key)
-    places = [(list(DEFAULT_TEMPLATES).index(r.key_format), len(r.project)) for r in readings]
+    parsed_keys = KEY_FORMATS.parse_key(key)
+    places = [(list(DEFAULT_TEMPLATES).index(r.key_format), len(r.project)) for r in parsed_keys]
     assert places == sorted(set(places))
-    assert all(KEY_FORMATS.is_project_id(r.project) for r in readings)
+    assert all(KEY_FORMATS.is_project_id(r.project) for r in parsed_keys)
 
 
 @given(cases(list(DEFAULT_TEMPLATES)))
@@ -144,7 +147,7 @@ def test_prefixes_never_show_a_key_with_slashes_of_another_project(case: Case, o
 def test_a_flat_key_under_a_foreign_prefix_names_both_projects_or_only_its_own(case: Case) -> None:
     _, project, fields = case
     key = BY_NAME["flat"].build_key(project, **fields)
-    named = {reading.project for reading in KEY_FORMATS.parse_key(key)}
+    named = {parsed_key.project for parsed_key in KEY_FORMATS.parse_key(key)}
     assert project in named
     for end in (place.start() for place in re.finditer("_", key)):
         other, rest = key[:end], key[end + 1 :]
@@ -198,9 +201,9 @@ def test_prefixes_are_in_listing_order_and_none_covers_another(project: str) -> 
 def test_every_historical_format_names_its_project(
     key: str, key_format: str, fields: dict[str, str], file_type: str
 ) -> None:
-    (reading,) = KEY_FORMATS.parse_key(key)
-    assert reading == ParsedKey(key_format, "proj_7", fields)
-    assert (reading.scene, reading.file_type) == ("s1", file_type)
+    (parsed_key,) = KEY_FORMATS.parse_key(key)
+    assert parsed_key == ParsedKey(key_format, "proj_7", fields)
+    assert (parsed_key.scene, parsed_key.file_type) == ("s1", file_type)
 
 
 def test_flat_key_is_read_in_every_way_its_underscores_allow() -> None:
@@ -212,13 +215,15 @@ def test_flat_key_is_read_in_every_way_its_underscores_allow() -> None:
 
 
 def test_separators_that_overlap_are_all_tried() -> None:
-    readings = make_key_formats("{project}__{filename}").parse_key("proj_a___b")
-    assert [reading.project for reading in readings] == ["proj_a", "proj_a_"]
+    parsed_keys = make_key_formats("{project}__{filename}").parse_key("proj_a___b")
+    assert [parsed_key.project for parsed_key in parsed_keys] == ["proj_a", "proj_a_"]
 
 
 def test_key_formats_that_match_the_same_key_answer_in_the_order_of_the_settings() -> None:
-    readings = make_key_formats("audio/{project}/{filename}").parse_key("audio/proj_1/s/voice.mp3")
-    assert [reading.key_format for reading in readings] == ["content", "custom"]
+    parsed_keys = make_key_formats("audio/{project}/{filename}").parse_key(
+        "audio/proj_1/s/voice.mp3"
+    )
+    assert [parsed_key.key_format for parsed_key in parsed_keys] == ["content", "custom"]
 
 
 def test_a_double_prefix_is_never_part_of_an_id() -> None:
@@ -301,8 +306,8 @@ def test_parsing_keeps_the_unicode_form_of_the_key(key: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["a/b", "../../x", "//", "a\0b", "a\nb", "\n", " ", "\udc80"])
 def test_a_file_may_have_any_name(name: str) -> None:
-    (reading,) = KEY_FORMATS.parse_key(f"projects/proj_1/scenes/s/media/{name}")
-    assert reading.fields["filename"] == name
+    (parsed_key,) = KEY_FORMATS.parse_key(f"projects/proj_1/scenes/s/media/{name}")
+    assert parsed_key.fields["filename"] == name
 
 
 @pytest.mark.parametrize(
@@ -349,13 +354,13 @@ def test_a_key_that_only_resembles_a_key_format_does_not_match(key: str) -> None
     ],
 )
 def test_file_type_is_a_plain_extension_or_else_the_kind(filename: str, file_type: str) -> None:
-    (reading,) = KEY_FORMATS.parse_key(f"audio/proj_1/s/{filename}")
-    assert reading.file_type == file_type
+    (parsed_key,) = KEY_FORMATS.parse_key(f"audio/proj_1/s/{filename}")
+    assert parsed_key.file_type == file_type
 
 
 def test_file_type_is_empty_where_the_key_tells_none() -> None:
-    (reading,) = KEY_FORMATS.parse_key("projects/proj_1/scenes/s/media/clip")
-    assert reading.file_type == ""
+    (parsed_key,) = KEY_FORMATS.parse_key("projects/proj_1/scenes/s/media/clip")
+    assert parsed_key.file_type == ""
 
 
 @pytest.mark.parametrize(

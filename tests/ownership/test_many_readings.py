@@ -85,20 +85,20 @@ def test_a_key_is_read_in_so_many_ways_and_no_more() -> None:
 
 @pytest.mark.parametrize("project_id", ["proj_1", "proj_1_00000_a"])
 def test_such_a_key_is_kept_with_the_reason(project_id: str) -> None:
-    project, readings = (
+    project, parsed_keys = (
         DeletedProject(project_id, timezone.now()),
         get_key_formats().parse_key(beyond(0)),
     )
-    verdict = judge_ownership(project, readings, (), OLDER, set())
+    verdict = judge_ownership(project, parsed_keys, (), OLDER, set())
     assert verdict.ownership is Ownership.IN_DOUBT
     assert "too many possible owners" in verdict.reason
 
 
 def test_stored_evidence_is_short() -> None:
-    readings = get_key_formats().parse_key(at_the_bound(0))
-    assert len(readings) > 5
+    parsed_keys = get_key_formats().parse_key(at_the_bound(0))
+    assert len(parsed_keys) > 5
     verdict = judge_ownership(
-        DeletedProject("proj_1", timezone.now()), readings, (), OLDER, readings.owners
+        DeletedProject("proj_1", timezone.now()), parsed_keys, (), OLDER, parsed_keys.owners
     )
     assert max(len(verdict.evidence), len(verdict.reason)) < 3_000
     short = get_key_formats().parse_key(f"proj_{'a_' * 20}b_media.mp4")

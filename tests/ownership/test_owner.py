@@ -178,15 +178,15 @@ def test_only_a_persons_decision_about_this_object_rules_out_other_owners(
     rows: list[R2Object], stored: ListedObject | None, given: bool
 ) -> None:
     assert is_assigned(rows, stored) is given
-    readings, told = (
+    parsed_keys, told = (
         get_key_formats().parse_key(SEVERAL),
         any(row.source != "backfill" for row in rows),
     )
     living = {"proj_1", "proj_1_x", "proj_2"}
     rivals = {"proj_1_x"} if told and not given else set()
-    assert rivals_of(readings, rows, living, stored) == rivals
-    owners = {"proj_1"} if given else readings.owners
-    assert possible_owners(readings, rows, stored) == (owners, False)
+    assert rivals_of(parsed_keys, rows, living, stored) == rivals
+    owners = {"proj_1"} if given else parsed_keys.owners
+    assert possible_owners(parsed_keys, rows, stored) == (owners, False)
     key_of_nobody = judge_rows(ODD, rows, stored)
     adopted = any(row.source == "assigned" for row in rows)
     assert (key_of_nobody.ownership is OWNED) == (given or (told and not adopted))
@@ -211,29 +211,29 @@ def judge_rows(
     stored: ListedObject | None,
     living: Sequence[str] = (),
 ) -> Verdict:
-    readings = get_key_formats().parse_key(key) if isinstance(key, str) else key
+    parsed_keys = get_key_formats().parse_key(key) if isinstance(key, str) else key
     return judge_ownership(
-        DeletedProject("proj_1", DELETED_AT), readings, rows, OLDER, set(living), stored
+        DeletedProject("proj_1", DELETED_AT), parsed_keys, rows, OLDER, set(living), stored
     )
 
 
 def test_refused_id_that_lives_is_a_rival_of_all_but_the_assigned_project() -> None:
-    readings = get_key_formats().parse_key(ONE)
-    assert "1" in readings.refused_ids
+    parsed_keys = get_key_formats().parse_key(ONE)
+    assert "1" in parsed_keys.refused_ids
     for rows, rivals in (
         ([], {"1"}),
         ([described("upload")], {"1"}),
         ([described("upload", "1")], set()),
         ([described()], set()),
     ):
-        assert rivals_of(readings, rows, {"1"}, OBJECT) == rivals
+        assert rivals_of(parsed_keys, rows, {"1"}, OBJECT) == rivals
 
 
 def test_cleanup_of_each_project_that_key_or_row_names_may_take_an_object() -> None:
-    readings, uploaded = get_key_formats().parse_key(ONE), [described("upload", "proj_2")]
-    every = {"proj_2", *readings.owners}
-    assert possible_owners(readings, uploaded, OBJECT) == (every, False)
-    assert {"proj_1", "1"} <= readings.owners
+    parsed_keys, uploaded = get_key_formats().parse_key(ONE), [described("upload", "proj_2")]
+    every = {"proj_2", *parsed_keys.owners}
+    assert possible_owners(parsed_keys, uploaded, OBJECT) == (every, False)
+    assert {"proj_1", "1"} <= parsed_keys.owners
 
 
 def test_rows_of_two_projects_keep_the_object() -> None:
@@ -301,8 +301,8 @@ def test_upload_is_unconfirmed_until_it_said_what_it_stored(
 
 
 def attributed(key: str | ParsedKeys, row: R2Object, stored: ListedObject | None = OBJECT) -> Owner:
-    readings = get_key_formats().parse_key(key) if isinstance(key, str) else key
-    return find_owner(readings, [row], {"proj_1"}, {"proj_1"}, stored)
+    parsed_keys = get_key_formats().parse_key(key) if isinstance(key, str) else key
+    return find_owner(parsed_keys, [row], {"proj_1"}, {"proj_1"}, stored)
 
 
 def test_scan_checks_again_a_key_that_another_project_may_own() -> None:
@@ -405,7 +405,7 @@ def test_key_that_a_live_project_could_own_is_never_owned_by_a_deleted_one(
     key: str, project_id: str, others: set[str], younger: bool
 ) -> None:
     """The live projects are any of the readings and some that the key does not name."""
-    names = {reading.project for reading in get_key_formats().parse_key(key)} - {project_id}
+    names = {parsed_key.project for parsed_key in get_key_formats().parse_key(key)} - {project_id}
     time = YOUNGER if younger else OLDER
     for living in (names, others - {project_id}):
         found = verdict(key, project_id=project_id, time=time, living=sorted(living))

@@ -103,8 +103,8 @@ def remove_pauses(patch: pytest.MonkeyPatch) -> None:
 def build_row(key: str, project_id: str | None = "proj_1", **values: Any) -> R2Object:
     """The row of an object as it is listed, unless told otherwise."""
     one = make_entry(key)
-    readings = get_key_formats().parse_key(key)
-    names = {reading.project for reading in readings}
+    parsed_keys = get_key_formats().parse_key(key)
+    names = {parsed_key.project for parsed_key in parsed_keys}
     facts: dict[str, Any] = {
         "bucket": conf().bucket,
         "project_id": project_id,
@@ -113,7 +113,7 @@ def build_row(key: str, project_id: str | None = "proj_1", **values: Any) -> R2O
         "last_modified": MODIFIED_AT,
         "source": R2Object.Source.UPLOAD,
         "state": R2Object.State.STORED,
-        "unambiguous_under": unambiguous_version(names, readings[0]) if readings else None,
+        "unambiguous_under": unambiguous_version(names, parsed_keys[0]) if parsed_keys else None,
         "created_at": LONG_AGO,
         "updated_at": LONG_AGO,
     }

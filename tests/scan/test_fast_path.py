@@ -302,16 +302,16 @@ def test_files_of_a_folder_are_read_as_that_folder_is(case: Case) -> None:
     plain_name = key_formats.plain_name.fullmatch(name)
     if not plain_name or not (ways := key_formats.parse_folder(folder)):
         return
-    expected = [replaced(reading, SAMPLE_NAME, name) for reading in ways]
+    expected = [replaced(parsed_key, SAMPLE_NAME, name) for parsed_key in ways]
     assert expected == list(key_formats.parse_key(f"{folder}/{name}"))
-    assert {reading.file_type for reading in expected} == {plain_name[1].lower()}
+    assert {parsed_key.file_type for parsed_key in expected} == {plain_name[1].lower()}
 
 
-def replaced(reading: ParsedKey, name: str, by: str) -> ParsedKey:
-    filename = reading.fields["filename"]
+def replaced(parsed_key: ParsedKey, name: str, by: str) -> ParsedKey:
+    filename = parsed_key.fields["filename"]
     assert filename.endswith(name)
-    fields = {**reading.fields, "filename": filename.removesuffix(name) + by}
-    return replace(reading, fields=fields)
+    fields = {**parsed_key.fields, "filename": filename.removesuffix(name) + by}
+    return replace(parsed_key, fields=fields)
 
 
 @pytest.mark.slow

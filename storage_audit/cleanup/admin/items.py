@@ -210,33 +210,35 @@ def outcome_filters(
 
 def page_items(cleanup: Cleanup, page: list[CleanupItem]) -> list[dict[str, Any]]:
     # One by one: `parse_keys` makes up fields of the file's name.
-    readings = {
+    parsed_keys = {
         item.key: get_key_formats().parse_key(item.key) for item in page if not item.escaped
     }
     named = {item.project_id for item in page if item.project_id}
-    alive = project_model.living_ids(named.union(*(ways.owners for ways in readings.values())))
+    alive = project_model.living_ids(named.union(*(ways.owners for ways in parsed_keys.values())))
     return [
         {
             **item_texts(cleanup, item),
             "item": item,
-            "parsed_keys": [parsed_key_text(reading) for reading in readings.get(item.key, ())],
-            "owners": owner_texts(item, readings.get(item.key, ParsedKeys()), alive),
+            "parsed_keys": [
+                parsed_key_text(parsed_key) for parsed_key in parsed_keys.get(item.key, ())
+            ],
+            "owners": owner_texts(item, parsed_keys.get(item.key, ParsedKeys()), alive),
         }
         for item in page
     ]
 
 
-def parsed_key_text(reading: ParsedKey) -> str:
+def parsed_key_text(parsed_key: ParsedKey) -> str:
     """Such as “flat: project proj_1, scene s1, ext mp4”."""
-    fields = {"project": reading.project, **reading.fields}
+    fields = {"project": parsed_key.project, **parsed_key.fields}
     parts = ", ".join(f"{describe_field(name)} {value}" for name, value in fields.items())
-    return printable_text(f"{reading.key_format}: {parts}")
+    return printable_text(f"{parsed_key.key_format}: {parts}")
 
 
-def owner_texts(item: CleanupItem, readings: ParsedKeys, alive: set[str]) -> list[str]:
+def owner_texts(item: CleanupItem, parsed_keys: ParsedKeys, alive: set[str]) -> list[str]:
     """Each project that the key or its row names, and whether it exists."""
-    names = dict.fromkeys(reading.project for reading in readings)
-    names |= dict.fromkeys(sorted(readings.refused_ids & alive))
+    names = dict.fromkeys(parsed_key.project for parsed_key in parsed_keys)
+    names |= dict.fromkeys(sorted(parsed_keys.refused_ids & alive))
     if item.project_id:
         names = {item.project_id: None, **names}
     exists, gone = _("%s, which exists"), _("%s, which does not exist")

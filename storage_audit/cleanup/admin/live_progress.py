@@ -34,18 +34,18 @@ def scheduled_start(cleanup: Cleanup, now: datetime) -> datetime | None:
 
 
 def progress_values(cleanup: Cleanup, now: datetime) -> dict[str, Any]:
-    headway = StepProgress.of(cleanup, now) if cleanup.status == Status.RUNNING else None
+    step_progress = StepProgress.of(cleanup, now) if cleanup.status == Status.RUNNING else None
     until = scheduled_start(cleanup, now)
     return {
         "status": cleanup.status,
         "step": cleanup.step,
-        "step_in_words": step_text(cleanup, headway, until),
-        "done": headway.done if headway else 0,
-        "total": headway.total if headway else None,
-        "share": done_fraction(headway),
-        "rate": round(headway.rate, 1) if headway else 0,
-        "seconds_left": headway.seconds_left if headway else None,
-        "sentence": progress_sentence(cleanup, headway, until),
+        "step_in_words": step_text(cleanup, step_progress, until),
+        "done": step_progress.done if step_progress else 0,
+        "total": step_progress.total if step_progress else None,
+        "share": done_fraction(step_progress),
+        "rate": round(step_progress.rate, 1) if step_progress else 0,
+        "seconds_left": step_progress.seconds_left if step_progress else None,
+        "sentence": progress_sentence(cleanup, step_progress, until),
         "waits": until is not None,
         "finished": not is_in_progress(cleanup),
         "next_poll_seconds": seconds_to_next_poll(until, now),
@@ -65,10 +65,10 @@ def line_values(cleanup: Cleanup) -> list[dict[str, Any]]:
     ]
 
 
-def done_fraction(headway: StepProgress | None) -> float | None:
-    if headway is None or not headway.total:
+def done_fraction(step_progress: StepProgress | None) -> float | None:
+    if step_progress is None or not step_progress.total:
         return None
-    return min(1.0, headway.done / headway.total)
+    return min(1.0, step_progress.done / step_progress.total)
 
 
 def seconds_to_next_poll(until: datetime | None, now: datetime) -> float:
@@ -79,7 +79,7 @@ def seconds_to_next_poll(until: datetime | None, now: datetime) -> float:
     )
 
 
-def step_text(cleanup: Cleanup, headway: StepProgress | None, until: datetime | None) -> str:
+def step_text(cleanup: Cleanup, step_progress: StepProgress | None, until: datetime | None) -> str:
     """Without figures, as it is read aloud whenever it changes."""
     if not is_in_progress(cleanup):
         return _("It has ended: %s.") % status_label(cleanup)
@@ -87,30 +87,35 @@ def step_text(cleanup: Cleanup, headway: StepProgress | None, until: datetime | 
         due = date_format(localtime(until), "Y-m-d H:i:s")
         again = cleanup.status == Status.RETRYING
         return (_("It is tried again on %s.") if again else _("It starts on %s.")) % due
-    if headway is None:
+    if step_progress is None:
         running = cleanup.status == Status.RUNNING
         return _("A worker begins with it.") if running else _("It waits for a worker.")
     return f"{current_activity(cleanup)}."
 
 
 def progress_sentence(
-    cleanup: Cleanup, headway: StepProgress | None, until: datetime | None
+    cleanup: Cleanup, step_progress: StepProgress | None, until: datetime | None
 ) -> str:
     """Such as “Deleting: 1,200 of 5,000 objects, 350 a second, about 11 seconds left.”"""
-    if headway is None:
-        return step_text(cleanup, headway, until)
-    return f"{current_activity(cleanup)}: {', '.join(progress_figures(headway))}."
+    if step_progress is None:
+        return step_text(cleanup, step_progress, until)
+    return f"{current_activity(cleanup)}: {', '.join(progress_figures(step_progress))}."
 
 
-def progress_figures(headway: StepProgress) -> list[str]:
-    numbers = {"done": format_number(headway.done), "total": format_number(headway.total or 0)}
-    if headway.total:
+def progress_figures(step_progress: StepProgress) -> list[str]:
+    numbers = {
+        "done": format_number(step_progress.done),
+        "total": format_number(step_progress.total or 0),
+    }
+    if step_progress.total:
         said = [_("%(done)s of %(total)s objects") % numbers]
     else:
-        said = [ngettext("%(done)s object", "%(done)s objects", headway.done) % numbers]
-    said.append(_("%s a second") % format_number(max(0.1, headway.rate) if headway.rate else 0))
-    if headway.total:
-        left = headway.seconds_left
+        said = [ngettext("%(done)s object", "%(done)s objects", step_progress.done) % numbers]
+    said.append(
+        _("%s a second") % format_number(max(0.1, step_progress.rate) if step_progress.rate else 0)
+    )
+    if step_progress.total:
+        left = step_progress.seconds_left
         said.append(_("no estimate of the time left") if left is None else time_left(left))
     return said
 

@@ -396,8 +396,8 @@ class DatabaseIdentity(models.Model):
     singleton = models.BooleanField(default=True, unique=True, editable=False)
 
     class Meta:
-        verbose_name = _("installation")
-        verbose_name_plural = _("databases")
+        verbose_name = _("database identity")
+        verbose_name_plural = _("database identities")
 
     def __str__(self) -> str:
         return str(self.pk)

@@ -41,7 +41,7 @@ COUNT_TEXTS = {
 ALERT_MEANINGS = {
     Kind.BLOCKED: gettext_lazy(
         "Nothing is deleted until a person decides. Open the deletion: it says what stopped it,"
-        " with the figures. Once that is settled, force-delete it to approve it."
+        " with the figures. Once that is settled, choose Force-delete to approve it."
     ),
     Kind.FAILED: gettext_lazy(
         "Something remains after hours of trying, or cannot be done at all. It is tried again once"

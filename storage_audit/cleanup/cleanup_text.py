@@ -44,7 +44,7 @@ STATUS_MEANINGS = {
     ),
     Status.BLOCKED: gettext_lazy(
         "Nothing is deleted until a person decides. The message says what stopped it. If its"
-        " figures are right, force-delete it to approve it."
+        " figures are right, choose Force-delete to approve it."
     ),
     Status.SUPERSEDED: gettext_lazy(
         "A new project with this id, or a later deletion of it, decides on the files. Nothing more"

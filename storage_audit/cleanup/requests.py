@@ -335,7 +335,7 @@ def enqueue_on_commit(cleanups: Iterable[Cleanup]) -> None:
 
 def enqueue_hook(cleanup_id: UUID) -> Callable[[], None]:
     # A function, as Django asks a hook that failed for its __qualname__, which a partial lacks.
-    def enqueue_operation() -> None:
+    def enqueue() -> None:
         enqueue_cleanup(cleanup_id)
 
-    return enqueue_operation
+    return enqueue

@@ -37,7 +37,7 @@ from storage_audit.redaction import printable_text, redact_secrets
 
 MARKER_KEY = f"{OWN_PREFIX}installation.json"
 # In place of a marker's name while a new one is written.
-BEING_CONNECTED = "being claimed"
+BEING_CONNECTED = "being connected"
 MACHINE_ID_PATH = Path("/etc/machine-id")
 RETRY_HINT = gettext_lazy("Then force-delete this cleanup.")
 

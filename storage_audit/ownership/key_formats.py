@@ -52,20 +52,20 @@ class KeyFormats:
                     f"key format {name!r} has {len(name)} characters; use at most {MAX_NAME_LENGTH}"
                 )
         self._project_id = _compile_id_pattern(project_id)
-        self._layouts = {
+        self._formats = {
             name: KeyFormat(name, template, self._project_id, kinds)
             for name, template in templates.items()
         }
         current = current or next(iter(templates))
-        if current not in self._layouts:
+        if current not in self._formats:
             raise KeyFormatError(
                 f"no key format {current!r} to be current; have {join_names(templates)}"
             )
-        self._current = self._layouts[current]
+        self._current = self._formats[current]
         self._prefix = prefix = _literal_start(project_id)
         self._doubled = {
             name
-            for name, key_format in self._layouts.items()
+            for name, key_format in self._formats.items()
             if prefix and any(head.endswith(prefix) for head in key_format.heads)
         }
         if current in self._doubled:
@@ -74,7 +74,7 @@ class KeyFormats:
                 "of ids; such a key format can be read but not be the current one"
             )
         self._barred = [
-            x.longest_literal for x in self._layouts.values() if not x.is_folder_decisive
+            x.longest_literal for x in self._formats.values() if not x.is_folder_decisive
         ]
         self.plain_name = _plain_name_pattern(self._barred)
 
@@ -104,7 +104,7 @@ class KeyFormats:
 
     def _all_ways(self, key: str) -> Iterator[ParsedKey]:
         """The ways of all key formats. Raises TooManyWays."""
-        for key_format in self._layouts.values():
+        for key_format in self._formats.values():
             if key_format.may_match(key):
                 yield from key_format.parse_key(key)
 
@@ -150,7 +150,7 @@ class KeyFormats:
         Raises ValueError for a bad id.
         """
         found = {
-            p for key_format in self._layouts.values() for p in key_format.prefixes_of(project)
+            p for key_format in self._formats.values() for p in key_format.prefixes_of(project)
         }
         fewest: list[str] = []
         # Python compares code points, which is the order of the UTF-8 bytes.
@@ -162,7 +162,7 @@ class KeyFormats:
     def find_ids(self, key: str, longest: int) -> Iterator[str]:
         """Every id of at most `longest` characters that the key could name, also if the grammar
         refuses it, however many there are."""
-        for name, key_format in self._layouts.items():
+        for name, key_format in self._formats.items():
             for text in key_format.find_ids(key, longest):
                 yield text
                 if name in self._doubled:

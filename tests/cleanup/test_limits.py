@@ -712,7 +712,7 @@ def test_page_of_many_tells_what_holds_and_verifies_nothing(many: Cleanup) -> No
     assert Cleanup.objects.filter(status="pending").count() == 3
 
 
-# Release is bound to the figures
+# An approval is bound to the figures
 
 
 @pytest.fixture

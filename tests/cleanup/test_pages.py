@@ -32,7 +32,7 @@ from tests.real_bucket import Bucket
 Status = Cleanup.Status
 DECLARE = reverse("admin:storage_audit_declare_deleted")
 FORCEABLE = {
-    "blocked": ["Force-delete: Release…"],
+    "blocked": ["Force-delete: Approve…"],
     "planned": ["Run exactly this plan"],
     "retrying": ["Force-delete: Try again now…"],
     "failed": ["Force-delete: Try again now…"],

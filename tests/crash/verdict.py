@@ -73,7 +73,7 @@ class Verdict:
         yield from (
             f"deleted or changed, and should not be: {escape_key(k)}" for k in self.false_deletions
         )
-        yield from (f"left behind: {escape_key(key)}" for key in self.leftover)
+        yield from (f"leftover: {escape_key(key)}" for key in self.leftover)
         yield from (f"nobody put it there: {escape_key(key)}" for key in self.find_strange())
         yield from self.find_unfinished()
         yield from self.find_miscounted()
@@ -168,7 +168,7 @@ def render_table(verdict: Verdict, faults: Counter[str], title: str) -> str:
         ("people's actions that failed", chaos.person.failed.total()),
         *((f"  {name}", number) for name, number in sorted(chaos.person.failed.items())),
         ("cleanups", Cleanup.objects.count()),
-        ("  released by a person", chaos.approved),
+        ("  approved by a person", chaos.approved),
         ("  taken over from a worker that was gone", verdict.taken_over),
         ("  left by a worker whose lease was over", verdict.lost_leases),
         ("objects deleted", verdict.deleted),
@@ -177,7 +177,7 @@ def render_table(verdict: Verdict, faults: Counter[str], title: str) -> str:
         ("batches redone", observer.batches_again),
         ("longest resume", f"{chaos.longest_resume_seconds:.0f} s"),
         ("false deletions", len(verdict.false_deletions)),
-        ("left behind", len(verdict.leftover)),
+        ("leftover files", len(verdict.leftover)),
     ]
     width = max(len(name) for name, _value in rows) + 1
     lines = [f"{name + ':':{width}} {value:>7}" for name, value in rows]

@@ -144,7 +144,7 @@ def test_what_waits_for_a_person_is_counted_and_leads_to_it(db: None) -> None:
 
 
 def test_a_blocked_verification_waits_until_it_was_repeated(db: None) -> None:
-    """Nobody can release it, and it would be shown for ever."""
+    """Nobody can approve it, and it would be shown for ever."""
     create_cleanup("blocked", kind="verify", created_at=LONG_AGO)
     deletion = create_cleanup("clean", project_id="proj_other")
     of_deletion = {"kind": "verify", "project_id": None, "parent": deletion}

@@ -75,7 +75,7 @@ def blocked(bucket: Bucket, cleanup: Cleanup) -> Cleanup:
 
 
 def healed(bucket: Bucket, cleanup: Cleanup) -> None:
-    """Once a person has released it, it ends as if nothing had been."""
+    """Once a person has approved it, it ends as if nothing had been."""
     cleanup.approve("me")
     assert run_until_idle(cleanup).status == Status.CLEAN
     assert read_outcomes(cleanup) == {HIERARCHICAL_KEY: "deleted", "proj_1_s1_media.mp4": "deleted"}

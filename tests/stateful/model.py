@@ -84,7 +84,7 @@ class Model:
         self.silent.add(id)
 
     def record_declaration(self, id: str) -> None:
-        """A person released a silent disappearance, or asked for the cleanup of a dead id."""
+        """A person approved a silent disappearance, or asked for the cleanup of a dead id."""
         self.silent.discard(id)
         self.deleted.setdefault(id, self.touch(id))
 

@@ -196,7 +196,7 @@ class Play:
             self.model.record_declaration(project)
 
     def decide(self, cleanup: Cleanup) -> None:
-        """A person releases it, runs its plan, or has it tried again."""
+        """A person approves it, runs its plan, or has it tried again."""
         # So that what went without a word is known.
         self.sweep()
         cleanup.refresh_from_db()

@@ -33,12 +33,12 @@ REASONS_SHOWN = 20
 REASON_SAMPLE_SIZE = 10_000
 
 VANISHED_CHOICE = (
-    gettext_lazy("Release"),
+    gettext_lazy("Approve"),
     gettext_lazy("Each of the projects gets a cleanup of its own, which is held to the limits."),
 )
 FORCE_CHOICES = {
     Status.BLOCKED: (
-        gettext_lazy("Release"),
+        gettext_lazy("Approve"),
         gettext_lazy("It runs, and the limits are lifted for the plan that it has by now."),
     ),
     Status.PLANNED: (

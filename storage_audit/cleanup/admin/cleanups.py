@@ -191,11 +191,11 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
             confirmed = False
         if not confirmed:
             return self.confirm_force(request, selection, cleanups)
-        released = [
+        approved = [
             each for cleanup in cleanups for each in self.approve_or_retry(request, cleanup)
         ]
         text = _("Queued: a worker takes it next. Its page says what became of it.")
-        return announce_cleanups(self, request, text, released)
+        return announce_cleanups(self, request, text, approved)
 
     def approve_or_retry(self, request: HttpRequest, cleanup: Cleanup) -> list[Cleanup]:
         if may_not := cleanup_page.force_refusal(request, cleanup):
@@ -203,14 +203,14 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
             return []
         try:
             with transaction.atomic():
-                released = requests.approve_or_retry(cleanup)
+                approved = requests.approve_or_retry(cleanup)
                 self.log_change(request, cleanup, _("Force-deleted."))
-                requests.enqueue_on_commit(released)
+                requests.enqueue_on_commit(approved)
         except (IllegalTransition, requests.ProjectExists, ValidationError) as refusal:
             text = refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)
             self.message_user(request, printable_text(text), messages.ERROR)
             return []
-        return released
+        return approved
 
     def confirm_force(
         self, request: HttpRequest, selection: Selection, cleanups: list[Cleanup]

@@ -157,7 +157,7 @@ def cleanup_step_text(links: Links, cleanup: Cleanup) -> str:
     elif cleanup.kind == Cleanup.Kind.VERIFY:
         permission, step = "verify_cleanup", _("Settle what the message says, then verify again.")
     else:
-        step = _("Check the figures. If they are right, force-delete it to approve it.")
+        step = _("Check the figures. If they are right, choose Force-delete to approve it.")
     return add_group_hint(links, permission, step)
 
 

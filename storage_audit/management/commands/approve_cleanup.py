@@ -64,8 +64,8 @@ class Command(DocumentedCommand):
                 returncode=EXIT_FAILED,
             )
         with command_context():
-            released = approve_cleanup(blocked)
-        for each in released:
+            approved = approve_cleanup(blocked)
+        for each in approved:
             self.stdout.write(f"Cleanup {each.pk}, {printable_text(each.subject)}: enqueued.")
 
     def show(self, cleanup: Cleanup) -> None:
@@ -90,8 +90,8 @@ def find_blocked(deletion_id: UUID) -> Cleanup:
 def approve_cleanup(cleanup: Cleanup) -> list[Cleanup]:
     try:
         with transaction.atomic():
-            released = requests.approve_or_retry(cleanup)
-            requests.enqueue_on_commit(released)
+            approved = requests.approve_or_retry(cleanup)
+            requests.enqueue_on_commit(approved)
     except IllegalTransition as error:
         raise CommandError(str(error), returncode=EXIT_USAGE) from error
-    return released
+    return approved

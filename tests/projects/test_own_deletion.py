@@ -407,7 +407,7 @@ def test_admin_of_a_proxy_with_its_own_deletion_is_asked_when_it_acts(
 ) -> None:
     make(4)
     pages = register(proxy, ArchivingOwner)
-    assert pages.goes_too_far(asking, confirmed(proxy).rows)
+    assert pages.is_force_refused(asking, confirmed(proxy).rows)
     [said] = asking._messages
     assert "Force-delete would skip this site" in str(said)
     pages.delete_selection(asking, confirmed(proxy))
@@ -426,11 +426,11 @@ def test_no_bulk_job_takes_over_from_an_admin_that_it_does_not_ask(
     make(4)
     pages = register(proxy, Keeping)
     rows = confirmed(proxy).rows
-    assert not pages.is_for_a_job(rows)
-    assert admin.site._registry[Project].is_for_a_job(confirmed(Project).rows)  # type: ignore[attr-defined]
+    assert not pages.is_for_bulk_job(rows)
+    assert admin.site._registry[Project].is_for_bulk_job(confirmed(Project).rows)  # type: ignore[attr-defined]
     registry: dict[Any, Any] = admin.site._registry
     monkeypatch.delitem(registry, Project)
-    assert pages.is_for_a_job(rows)
+    assert pages.is_for_bulk_job(rows)
     assert deletion_obstacles(asking, Project(pk="proj_0"))[0] == {"legal"}
 
 

@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
         getattr(self.play, ask)(id)
 
     @precondition(lambda self: Cleanup.objects.exists())
-    @rule(place=places, ask=st.sampled_from(["decide", "verify_operation"]))
+    @rule(place=places, ask=st.sampled_from(["decide", "verify_cleanup"]))
     def ask_of_cleanup(self, place: int, ask: str) -> None:
         getattr(self.play, ask)(at(place, list(Cleanup.objects.order_by("created_at"))))
 
@@ -186,29 +186,29 @@ class Machine(RuleBasedStateMachine):
     def sweep_and_die(self, dies_after: int) -> None:
         self.play.sweep(dies_after)
 
-    @precondition(lambda self: self.play.workable())
+    @precondition(lambda self: self.play.list_workable())
     @rule(place=places)
     def work(self, place: int) -> None:
         self.play.work(at(place, self.play.list_workable()))
 
-    @precondition(lambda self: self.play.workable())
+    @precondition(lambda self: self.play.list_workable())
     @rule(place=places, dies_after=lives)
     def work_and_die(self, place: int, dies_after: int) -> None:
         self.play.work(at(place, self.play.list_workable()), dies_after)
 
-    @precondition(lambda self: self.play.workable())
+    @precondition(lambda self: self.play.list_workable())
     @rule(place=places, trouble=troubles)
     def work_in_trouble(self, place: int, trouble: tuple[str, int, int]) -> None:
         self.trouble(*trouble)
         self.play.work(at(place, self.play.list_workable()))
         self.heal()
 
-    @precondition(lambda self: self.play.workable())
+    @precondition(lambda self: self.play.list_workable())
     @rule(place=places)
     def work_in_a_hurry(self, place: int) -> None:
         self.play.work_in_a_hurry(at(place, self.play.list_workable()))
 
-    @precondition(lambda self: self.play.workable())
+    @precondition(lambda self: self.play.list_workable())
     @rule(place=places, call=st.integers(1, 60), act=acts)
     def work_interrupted(self, place: int, call: int, act: tuple[str, tuple[Any, ...]]) -> None:
         self.play.work_interrupted(at(place, self.play.list_workable()), call, *act)

@@ -30,7 +30,7 @@ def test_each_name_has_words() -> None:
         "fewer",
         "doubted",
     }
-    assert {"second_look", "next_attempt", "ranges"} <= written
+    assert {"second_look", "next_attempt", "listed_prefixes"} <= written
     assert written <= FIELD_WORDS.keys() | COLUMN_WORDS.keys()
 
 

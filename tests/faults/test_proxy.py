@@ -327,7 +327,9 @@ def test_resets_come_before_the_store_obeys_or_after(
     assert list(origin.keys(BUCKET)) == remains
 
 
-@pytest.mark.parametrize("name, seconds", [("late-answer", "DELAY"), ("late-request", "HANG")])
+@pytest.mark.parametrize(
+    "name, seconds", [("late-answer", "DELAY_SECONDS"), ("late-request", "HANG_SECONDS")]
+)
 def test_lateness_comes_before_the_store_obeys_or_after(
     origin: Store,
     proxy: FaultyStore,

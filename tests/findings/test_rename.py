@@ -806,7 +806,7 @@ def test_project_deleted_just_before_the_rows_keeps_them(
     assert not bucket.keys()
 
 
-@pytest.mark.parametrize("name", ["hold", "copy", "change_over"])
+@pytest.mark.parametrize("name", ["reserve_new_key", "copy_objects", "switch_keys"])
 def test_two_at_once_rename_it_once(
     bucket: Bucket, misnamed: Finding, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

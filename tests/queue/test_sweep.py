@@ -145,7 +145,7 @@ def test_trouble_with_vanished_projects_does_not_keep_lost_tasks_from_the_queue(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cleanup = create_lost_cleanup()
-    monkeypatch.setattr(vanished_projects, "notice", lambda: 1 / 0)
+    monkeypatch.setattr(vanished_projects, "check_vanished_projects", lambda: 1 / 0)
     with suppress(ZeroDivisionError):
         tasks.sweep()
     assert list_enqueued_ids() == [str(cleanup.pk)]

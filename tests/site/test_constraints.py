@@ -60,7 +60,7 @@ REFUSED = [
     ),
     (
         CLEANUP_TABLE,
-        f"kind = 'verify', status = 'incomplete', next_attempt_at = {NOW}, {PRUNED}",
+        f"kind = 'verify', status = 'retrying', next_attempt_at = {NOW}, {PRUNED}",
         "cleanup_open_is_not_pruned",
     ),
     (CLEANUP_TABLE, f"status = 'clean', pruned_at = {NOW}", "cleanup_open_is_not_pruned"),
@@ -79,7 +79,7 @@ REFUSED = [
     (ALERT_TABLE, "kind = 'blocked'", "alert_kind_is_known"),
     (DELIVERY_TABLE, "state = 'lost'", "delivery_state_is_known"),
     (DELIVERY_TABLE, "state = 'sent'", "delivery_state_is_known"),
-    (DELIVERY_TABLE, "next_try_at = NULL", "delivery_state_is_known"),
+    (DELIVERY_TABLE, "next_attempt_at = NULL", "delivery_state_is_known"),
 ]
 # Their neighbours that are right: a constraint that refuses everything guards nothing.
 TAKEN = [
@@ -97,7 +97,7 @@ TAKEN = [
     (CLEANUP_TABLE, f"status = 'running', lease_until = {NOW}"),
     (CLEANUP_TABLE, "kind = 'verify', already_gone = 1, failed = 1"),
     *((CLEANUP_TABLE, f"status = '{status}', {PRUNED}") for status in ENDED),
-    (CLEANUP_TABLE, f"kind = 'verify', status = 'incomplete', next_attempt_at = NULL, {PRUNED}"),
+    (CLEANUP_TABLE, f"kind = 'verify', status = 'differs', next_attempt_at = NULL, {PRUNED}"),
     *(("storage_audit_cleanupitem", f"outcome = '{o}'") for o in ("deleting", "deleted", "failed")),
     *(("storage_audit_r2object", f"state = '{state}'") for state in R2Object.State.values),
     *(("storage_audit_bucketscan", f"status = '{status}'") for status in BucketScan.Status.values),
@@ -108,7 +108,10 @@ TAKEN = [
     *(("storage_audit_finding", f"state = '{state}'") for state in Finding.State.values),
     *(("storage_audit_bulkjob", f"action = '{action}'") for action in BulkJob.Action.values),
     (ALERT_TABLE, "kind = 'findings'"),
-    *((DELIVERY_TABLE, f"state = '{state}', next_try_at = NULL") for state in ("sent", "given_up")),
+    *(
+        (DELIVERY_TABLE, f"state = '{state}', next_attempt_at = NULL")
+        for state in ("sent", "given_up")
+    ),
 ]
 
 

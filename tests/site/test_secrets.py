@@ -161,7 +161,7 @@ def test_no_secret_is_in_a_table_on_a_page_or_in_the_log(
     a_bad_day(store, world)
     assert Cleanup.objects.filter(message__contains="AccessDenied").exists()
     for model in (CleanupEvent, CleanupItem):
-        text = "message" if model is CleanupEvent else "answer"
+        text = "message" if model is CleanupEvent else "store_answer"
         assert model._base_manager.filter(**{f"{text}__contains": REDACTED}).exists()
     assert REDACTED in log.getvalue()
     for where, text in (*list_stored_values(), *everything_shown(), ("log", log.getvalue())):

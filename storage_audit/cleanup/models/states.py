@@ -63,7 +63,7 @@ class CleanupStates(models.Model):
     ENDED = (Status.CLEAN, Status.CLEAN_WITH_KEPT, Status.SUPERSEDED)
     FINISHED = (*ENDED, Status.DIFFERS, Status.RETRYING, Status.FAILED)
     # Nothing more is done, by itself or for a person: a verification is not tried again.
-    OVER = Q(status__in=[*ENDED, Status.DIFFERS])
+    OVER = Q(status__in=ENDED) | Q(kind=Kind.VERIFY, status=Status.DIFFERS)
     WORKABLE = (Status.PENDING, Status.RUNNING, Status.RETRYING, Status.FAILED)
     # `storage.delete` did it in one call, without a worker.
     DONE_AT_ONCE = Q(status=Status.CLEAN, step=Step.VERIFY, started_at=None)

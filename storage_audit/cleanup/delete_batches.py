@@ -20,7 +20,7 @@ from storage_audit.bucket.listing import escape_key, key_bytes
 from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.bucket.wrangler import Command
-from storage_audit.cleanup import adaptive_batch, policies, progress, used_files
+from storage_audit.cleanup import adaptive_batch, given_objects, progress, used_files
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.delete_pipeline import (
     DeletePipeline,
@@ -235,10 +235,10 @@ def recheck_batch(work: Turn, batch: list[PlannedItem]) -> RecheckedBatch:
         parsed_keys.values(), projects_in_rows(chain.from_iterable(rows.values()))
     )
     if cleanup.kind == Cleanup.Kind.ORPHANS:
-        doubts = policies.recheck_orphans(work, parsed_keys, rows, found)
+        doubts = given_objects.recheck_orphans(work, parsed_keys, rows, found)
     elif cleanup.kind == Cleanup.Kind.OBJECTS:
-        doubts = policies.find_lost_copies(work, batch, found)
-        doubts |= policies.recheck_undecided(cleanup, items_of(batch), parsed_keys)
+        doubts = given_objects.find_lost_copies(work, batch, found)
+        doubts |= given_objects.recheck_undecided(cleanup, items_of(batch), parsed_keys)
     else:
         doubts = find_batch_keep_reasons(work, parsed_keys, rows, found)
     objects = (found.get(work.identity(item.key)) for item in batch)

@@ -22,10 +22,10 @@ from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.bucket.listing import escape_key
 from storage_audit.cleanup import (
     delete_batches,
+    given_objects,
     limits,
     named_files,
     plan_summary,
-    policies,
     progress,
     succession,
     used_files,
@@ -227,8 +227,8 @@ def make_plan(work: Turn) -> None:
     cleanup = work.cleanup
     is_new = cleanup.planned_at is None
     if is_new:
-        policies.prepare_given_items(work)
-        look = policies.compare_given_items if cleanup.has_given_objects else discover_objects
+        given_objects.prepare_given_items(work)
+        look = given_objects.compare_given_items if cleanup.has_given_objects else discover_objects
         look(work)
         named_files.check_named_files(work)
         record_unfinished_uploads(work)

@@ -19,7 +19,7 @@ from storage_audit.alerts.models import Alert
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, Refused, StoreError, Unavailable
 from storage_audit.certificate.evidence import certificate_items
-from storage_audit.cleanup import policies, requests
+from storage_audit.cleanup import given_objects, requests
 from storage_audit.cleanup.attention import select_keeping_files
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import Project, R2Object
@@ -258,7 +258,7 @@ def test_refused_deletion_that_slept_takes_no_mark_of_a_worker_back(
     bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As if the file were an old one.
-    monkeypatch.setattr(policies, "MAX_CLOCK_SKEW", timedelta(hours=-1))
+    monkeypatch.setattr(given_objects, "MAX_CLOCK_SKEW", timedelta(hours=-1))
     bucket.put(NAME)
     store.rules.append(rule_for(is_delete_batch, NO_ANSWER))
 

@@ -16,7 +16,14 @@ from pytest_django import Settings
 
 from storage_audit.bucket import s3
 from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup import delete_batches, named_files, policies, requests, runner, verify
+from storage_audit.cleanup import (
+    delete_batches,
+    given_objects,
+    named_files,
+    requests,
+    runner,
+    verify,
+)
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.named_files import NamedFile
 from storage_audit.cleanup.turn import Turn
@@ -447,7 +454,7 @@ def test_two_files_are_two_items_once_the_bucket_tells_their_spellings_apart(
 
 def test_items_are_merged_some_at_a_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """The spelling that is an item may come in an earlier piece, or in a later one, or in none."""
-    monkeypatch.setattr(policies, "ITEMS_PER_TRANSACTION", 1)
+    monkeypatch.setattr(given_objects, "ITEMS_PER_TRANSACTION", 1)
     bucket.set_marker(folds_unicode=True)
     create_projects("proj_1")
     cleanup = request_cleanup("proj_1")

@@ -30,9 +30,11 @@ from storage_audit.cleanup import adaptive_batch, progress
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.turn import OwnerChanging, Turn, TurnOver
-from storage_audit.clocks import mark_or_now
+from storage_audit.clocks import mark_or_now, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.redaction import printable_text
+
+RECHECK_VALID_SECONDS = 30.0  # seconds
 
 
 class PlannedItem(NamedTuple):
@@ -66,6 +68,11 @@ class BatchResult(NamedTuple):
 
     size: int
     errors: list[StoreError]
+
+
+def recheck_deadline() -> float:
+    """Until when, by our clock, a request may leave whose recheck begins now."""
+    return monotonic_seconds() + min(RECHECK_VALID_SECONDS, conf().lease_time.total_seconds())
 
 
 class DeletePipeline:

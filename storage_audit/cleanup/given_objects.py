@@ -5,7 +5,7 @@ it is sent: it goes only while no live project could own it.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from itertools import chain
 
@@ -63,27 +63,17 @@ COMPARED_FIELDS = [
 ]
 
 
-def compare_given_items(work: Turn) -> None:
+def compare_given_items(work: Turn, compare: Callable[[Turn, FoundItems], None]) -> None:
     """Compare the objects with what the request said. Raises TurnOver, StoreError, LeaseLost."""
     cleanup = work.cleanup
-    judge = judge_orphans if cleanup.root_kind == Cleanup.Kind.ORPHANS else compare_with_rows
     after = cleanup.position.get("after", "")
     while looked := work.find_items(cleanup.items.filter(key__gt=after).order_by("key")):
         after = looked[-1][0].key
         with transaction.atomic():
             so_far = progress.count_done(cleanup, len(looked))
             cleanup.renew_after_progress(position=work.next_position(after=after), progress=so_far)
-            judge(work, looked)
+            compare(work, looked)
         work.check_deadline()
-
-
-def prepare_given_items(work: Turn) -> None:
-    """Prepare the given items, with the identities that this pass uses."""
-    if work.cleanup.has_given_objects:
-        copy_followed_items(work.cleanup)
-    # A pass may start again because the bucket was connected again, with other traits.
-    if not work.cleanup.position.keys() - {"restarts"}:
-        merge_spellings(work)
 
 
 def copy_followed_items(cleanup: Cleanup) -> None:
@@ -111,11 +101,14 @@ def compare_item(cleanup: Cleanup, item: CleanupItem, listed: ListedObject) -> N
     item.found_in = FoundIn.BOTH
 
 
-def merge_spellings(work: Turn) -> None:
+def merge_new_spellings(work: Turn) -> None:
     """Set the identities that the bucket's traits give: given items have their keys instead, or the
     identities of an earlier pass. Two items of one object become one, and a reason to keep one of
     them keeps the object."""
     cleanup = work.cleanup
+    # A pass may start again because the bucket was connected again, with other traits.
+    if cleanup.position.keys() - {"restarts"}:
+        return
     given = cleanup.items.filter(escaped=False)
     if work.identity is exact_key:
         given = given.exclude(identity=F("key"))
@@ -247,7 +240,8 @@ def recheck_orphans(
     """Reasons to keep the orphans. Raises OwnerChanging if somebody is creating a project."""
     if KnownProject.objects.is_any_changing(named_projects(parsed_keys, rows)):
         raise OwnerChanging(_("A project that could want these objects is just being created."))
-    return find_orphan_doubts(work, parsed_keys, rows, found)
+    doubts = find_orphan_doubts(work, parsed_keys, rows, found)
+    return {key: doubt for key, doubt in doubts.items() if doubt}
 
 
 def find_lost_copies(

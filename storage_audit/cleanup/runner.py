@@ -19,22 +19,22 @@ from django.utils.translation import ngettext
 from storage_audit import logs
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import BucketForbidden, StoreError
-from storage_audit.bucket.listing import escape_key
 from storage_audit.cleanup import (
     delete_batches,
-    given_objects,
     limits,
     named_files,
     plan_summary,
     progress,
+    project_uploads,
     succession,
     used_files,
     verify,
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import LeaseLost
-from storage_audit.cleanup.plan import discover_objects, prefixes_to_list
+from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.position import PositionBasis
+from storage_audit.cleanup.project_uploads import ABORTED_UP_TO
 from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
@@ -52,10 +52,8 @@ MAX_TAKEOVERS = 5
 MAX_RESTARTS = 5
 # The fields of a position that rest on no page of a listing. A position with more than these and
 # without `seen_at` is from an earlier version, and not valid.
-PAGELESS_FIELDS = {"restarts", "settled", delete_batches.ABORTED_UP_TO}
+PAGELESS_FIELDS = {"restarts", "settled", ABORTED_UP_TO}
 REFUSAL_INTERVAL = timedelta(seconds=50)
-# The kinds that follow-up checks follow.
-FOLLOWED_KINDS = (Kind.PROJECT, Kind.ORPHANS)
 
 
 def run_to_end(cleanup_id: UUID) -> Cleanup:
@@ -87,10 +85,8 @@ def acquire_cleanup(cleanup_id: UUID) -> Cleanup | None:
         ended = cleanup.finished_at is not None
         if not cleanup.acquire_lease():
             return None
-        if ended and cleanup.kind == Kind.VERIFY:
-            discard_listing(cleanup)
         if ended:
-            reset_failed_items(cleanup)
+            begin_again(cleanup)
         if cleanup.takeovers:
             text = _("The worker before did not report back; this one goes on from there.")
             cleanup.record("takeover", text)
@@ -154,15 +150,18 @@ def check_deletion_is_current(work: Turn) -> None:
     if cleanup.kind == Kind.PROJECT and not cleanup.dry_run:
         # Read before the project: what comes later may be of a later deletion.
         earlier = list(succession.find_earlier_cleanups(cleanup))
-        delete_batches.require_project_gone(cleanup)
+        policy_of(cleanup).require_project_gone(cleanup)
         cleanup.renew()
         # Workers may have had them when this cleanup was requested.
         succession.end_earlier_cleanups(earlier)
 
 
-def reset_failed_items(cleanup: Cleanup) -> None:
-    """Put failed items back into the plan. Those that nobody can delete fail again at no cost."""
-    if may_delete_files(cleanup):
+def begin_again(cleanup: Cleanup) -> None:
+    """Put failed items back into the plan. Those that nobody can delete fail again at no cost. A
+    verification lists anew."""
+    if not policy_of(cleanup).deletes:
+        discard_listing(cleanup)
+    elif may_delete_files(cleanup):
         cleanup.renew(step=Step.DELETE, position={})
         failed = cleanup.items.filter(outcome=Outcome.FAILED, escaped=False)
         failed.mark(Outcome.TO_DELETE, attempts=0)
@@ -200,9 +199,8 @@ def resume_pass(work: Turn) -> None:
 def is_position_valid(work: Turn) -> bool:
     """Whether nothing has changed on which the position rests."""
     cleanup, basis = work.cleanup, work.basis
-    if cleanup.planned_at is None and not cleanup.has_given_objects:
-        assert cleanup.project_id is not None
-        ranges = prefixes_to_list(cleanup.project_id)
+    if cleanup.planned_at is None:
+        ranges = policy_of(cleanup).prefixes_to_list(cleanup)
         basis = PositionBasis.of(work.marker, cleanup.bucket, ranges)
     return basis.supports(cleanup.position, work.read_clock())
 
@@ -210,13 +208,12 @@ def is_position_valid(work: Turn) -> bool:
 def discard_listing(cleanup: Cleanup) -> None:
     """Forget what was listed so far, and a plan that was not checked against the limits yet: an
     approval that shows none of its figures must not lift them."""
+    policy = policy_of(cleanup)
     cleanup.renew(position={}, progress={})
-    is_verification = cleanup.kind == Kind.VERIFY
     # What a person approved stays the plan. Nobody approves what a verification found.
-    if cleanup.step == Step.PLAN and (is_verification or not cleanup.limits_waived_by):
+    if cleanup.step == Step.PLAN and not (policy.deletes and cleanup.limits_waived_by):
         cleanup.renew(planned_at=None, plan_digest="")
-    given = cleanup.has_given_objects and not is_verification
-    if cleanup.planned_at is None and not given:
+    if cleanup.planned_at is None and not policy.keeps_items:
         # Items that rows named stay, as the rows are gone.
         named_files.reset_named_files(cleanup)
         cleanup.items.exclude(found_in=CleanupItem.FoundIn.NAMED).delete()
@@ -224,25 +221,23 @@ def discard_listing(cleanup: Cleanup) -> None:
 
 def make_plan(work: Turn) -> None:
     """Find the objects, freeze the plan, and check it against the limits."""
-    cleanup = work.cleanup
+    cleanup, policy = work.cleanup, policy_of(work.cleanup)
     is_new = cleanup.planned_at is None
     if is_new:
-        given_objects.prepare_given_items(work)
-        look = given_objects.compare_given_items if cleanup.has_given_objects else discover_objects
-        look(work)
+        policy.find_objects(work)
         named_files.check_named_files(work)
-        record_unfinished_uploads(work)
+        project_uploads.record_unfinished_uploads(work)
     # A plan that waited for a person is old by now.
     unread = used_files.keep_used_files(work)
     if is_new:
         work.recheck_bucket()
         frozen = hash_plan(cleanup)
         # A verification concludes from what was listed; a cleanup rechecks each file.
-        cursor = work.next_position() if cleanup.kind == Kind.VERIFY else {}
+        cursor = {} if policy.deletes else work.next_position()
         with transaction.atomic():
             cleanup.renew(planned_at=timezone.now(), plan_digest=frozen, position=cursor)
             record_plan(cleanup)
-    if cleanup.kind == Kind.VERIFY:
+    if not policy.deletes:
         finish_verification(work)
     elif cleanup.dry_run:
         summary = plan_summary.summarise_plan(cleanup, cleanup.renew)
@@ -283,30 +278,6 @@ def finish_verification(work: Turn) -> None:
         verify.compare_with_bucket(work)
 
 
-def record_unfinished_uploads(work: Turn) -> None:
-    cleanup, uploads = work.cleanup, delete_batches.list_unfinished_uploads(work)
-    # The first ones are listed by name, and the others counted.
-    keys, kept, count = list[str](), dict[str, str](), 0
-    for upload, reason in uploads or ():
-        count += not reason
-        if reason and len(kept) < 100:
-            kept[escape_key(upload.key)] = reason
-        elif not reason and len(keys) < 100:
-            keys.append(escape_key(upload.key))
-    with transaction.atomic():
-        cleanup.renew()
-        if uploads is None:
-            text = _("Unfinished multipart uploads: not checked, as the store cannot list them.")
-            cleanup.record("plan", text)
-        elif keys:
-            text = _("Unfinished multipart uploads: %s.") % count
-            if cleanup.kind != Kind.VERIFY:
-                text += " " + _("They will be aborted.")
-            cleanup.record("plan", text, keys=keys)
-        for key, reason in kept.items():
-            cleanup.record("plan", delete_batches.not_aborted_text(reason), key=key)
-
-
 def hash_plan(cleanup: Cleanup) -> str:
     """SHA-256 of the plan: its prefixes, and each key with its facts and outcome."""
     sums = hashlib.sha256(json.dumps(cleanup.listed_prefixes).encode())
@@ -321,7 +292,7 @@ def record_plan(cleanup: Cleanup) -> None:
     totals = cleanup.items.totals()
     to_delete = cleanup.items.planned().count()
     text = _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
-    if cleanup.kind == Kind.VERIFY:
+    if not policy_of(cleanup).deletes:
         text = _("Found %(found)s objects to be compared.")
     text %= {"found": totals["found"], "to_delete": to_delete}
     if cleanup.runs_wrangler:
@@ -368,15 +339,15 @@ def schedule_follow_ups(cleanup: Cleanup) -> None:
     if cleanup.status not in (Status.RETRYING, Status.FAILED):
         # Those that followed a failure ran before this end, and say nothing about it.
         scheduled = scheduled.filter(finished_at=None)
-    if cleanup.kind in FOLLOWED_KINDS and cleanup.parent is None and not scheduled.exists():
+    kind = policy_of(cleanup).follow_up
+    if kind and cleanup.parent is None and not scheduled.exists():
         for delay in conf().follow_up_checks:
-            request_follow_up(cleanup, delay)
+            request_follow_up(cleanup, kind, delay)
 
 
-def request_follow_up(cleanup: Cleanup, delay: timedelta) -> None:
-    """What exists again by then is a new object: only a project's follow-up check deletes it."""
+def request_follow_up(cleanup: Cleanup, kind: str, delay: timedelta) -> None:
     Cleanup.objects.request(
-        kind=Kind.PROJECT if cleanup.kind == Kind.PROJECT else Kind.VERIFY,
+        kind=kind,
         project_id=cleanup.project_id,
         project_deleted_at=cleanup.project_deleted_at,
         bucket=cleanup.bucket,

@@ -15,8 +15,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import progress, used_files
-from storage_audit.cleanup.delete_batches import NOT_LISTED, locked_rows, what_happens_next
+from storage_audit.cleanup.delete_batches import NOT_LISTED
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.turn import Turn
 from storage_audit.clocks import MAX_CLOCK_SKEW, time_maybe_since
 from storage_audit.conf import conf
@@ -109,7 +110,7 @@ def keep_uploaded_items(cleanup: Cleanup, unsent: CleanupItemQuerySet) -> None:
     rows = rows.filter(uploading_rows() | written)
     ended = rows.filter(key__in=[OuterRef("key"), OuterRef("identity")])
     reason = _("An upload to this key is under way, or has just ended.")
-    reason += " " + what_happens_next(cleanup)
+    reason += " " + policy_of(cleanup).what_happens_next(cleanup)
     unsent.filter(Exists(ended)).mark(Outcome.KEPT, reason)
 
 
@@ -136,13 +137,13 @@ def reopen_reappeared(back: CleanupItemQuerySet) -> None:
 
 
 def forget_gone_rows(cleanup: Cleanup, gone: CleanupItemQuerySet) -> None:
-    locked_rows(cleanup).filter(
+    policy_of(cleanup).locked_rows(cleanup).filter(
         state=R2Object.State.DELETING, key__in=gone.keys_and_identities()
     ).delete_without_signals()
 
 
 def fail_items(cleanup: Cleanup, stayed: CleanupItemQuerySet) -> None:
-    locked_rows(cleanup).unlock(stayed.keys_and_identities())
+    policy_of(cleanup).locked_rows(cleanup).unlock(stayed.keys_and_identities())
     not_sent = Value(
         _("Still in the bucket, and never sent: the listing before the deletion did not have it.")
         + " "

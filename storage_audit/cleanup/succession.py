@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import delete_batches, plan_summary
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
+from storage_audit.cleanup.policies import policy_of, superseded_text
 from storage_audit.models import KnownProject
 
 Status = Cleanup.Status
@@ -48,14 +49,14 @@ def requeue_earlier_cleanups(cleanup: Cleanup) -> None:
     """Have workers end the open cleanups of the project's earlier deletions, and their follow-up
     checks. They may have a million items, which is too much for the transaction of a deletion."""
     for earlier in find_earlier_cleanups(cleanup):
-        earlier.requeue_to_end(delete_batches.superseded_text(earlier.project_id or ""))
+        earlier.requeue_to_end(superseded_text(earlier.project_id or ""))
 
 
 def end_earlier_cleanups(earlier: Iterable[Cleanup]) -> None:
     """End them before the cleanup of the latest deletion begins. A worker that has one ends it when
     it next checks the project."""
     for each in earlier:
-        supersede_idle_cleanup(each, delete_batches.superseded_text(each.project_id or ""))
+        supersede_idle_cleanup(each, superseded_text(each.project_id or ""))
 
 
 def find_earlier_cleanups(cleanup: Cleanup) -> CleanupQuerySet:
@@ -98,7 +99,7 @@ def settle_superseded_items(cleanup: Cleanup, reason: str) -> None:
     # These were sent before the id was alive again, and not checked since. Without an answer they
     # stay marked: the store may still obey the call, and would delete a new upload instead.
     delete_batches.unlock_idle_items(cleanup)
-    delete_batches.lockable_rows(cleanup).unlock(cleanup.items.open().keys_and_identities())
+    policy_of(cleanup).lockable_rows(cleanup).unlock(cleanup.items.open().keys_and_identities())
     text = _("Sent for deletion before the id lived again; verify the project to see.")
     cleanup.items.open().update(reason=text)
     # When they were sent shows whether a later object of the key may be missing: see limits.py.

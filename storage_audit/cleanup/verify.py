@@ -22,10 +22,10 @@ from storage_audit.bucket.listing import (
 from storage_audit.bucket.s3 import DELETED, ListedObject
 from storage_audit.cleanup import limits, progress, settle, used_files
 from storage_audit.cleanup.cloudflare_crosscheck import Crosscheck
-from storage_audit.cleanup.delete_batches import what_happens_next
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand, select_changing
 from storage_audit.cleanup.plan import judge_page, save_items
+from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.position import listing_position
 from storage_audit.cleanup.turn import Turn, TurnOver
 from storage_audit.clocks import time_maybe_since
@@ -100,11 +100,10 @@ def mark_present(work: Turn, page: Sequence[ListedObject], span: int) -> None:
     late = {(item.identity, item.escaped): item for item in judge_page(work, page, span)}
     for known in facts.values():
         late.pop(known, None)
+    next_step = policy_of(work.cleanup).what_happens_next(work.cleanup)
     for item in late.values():
         item.outcome = Outcome.KEPT
-        item.reason = item.reason or (
-            _("The object appeared after the plan.") + " " + what_happens_next(work.cleanup)
-        )
+        item.reason = item.reason or (_("The object appeared after the plan.") + " " + next_step)
     save_items(list(late.values()))
 
 

@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup.delete_batches import recheck_deadline
+from storage_audit.cleanup.delete_pipeline import recheck_deadline
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import covered_reason, find_covering, possible_owners
 from storage_audit.conf import conf

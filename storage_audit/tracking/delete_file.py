@@ -19,7 +19,7 @@ from storage_audit.bucket.errors import (
     Unavailable,
     may_still_delete,
 )
-from storage_audit.cleanup.delete_batches import recheck_deadline
+from storage_audit.cleanup.delete_pipeline import recheck_deadline
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletedRow
 from storage_audit.cleanup.models.cleanup import STORAGE_DELETE_TIME
 from storage_audit.cleanup.open_decisions import find_undecided

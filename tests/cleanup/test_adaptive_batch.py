@@ -12,7 +12,7 @@ from django.test import override_settings
 from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed
-from storage_audit.cleanup import adaptive_batch, delete_batches, runner
+from storage_audit.cleanup import adaptive_batch, delete_batches, delete_pipeline, runner
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.delete_pipeline import RecheckedBatch
 from storage_audit.cleanup.models import Cleanup, CleanupItem
@@ -373,7 +373,7 @@ def test_batch_whose_proof_grew_old_before_it_left_is_proved_anew(
         real(cleanup, proof)
         if not now[0]:
             assert not store.find_requests(is_delete_batch)
-            now[0] += delete_batches.RECHECK_VALID_SECONDS + 1
+            now[0] += delete_pipeline.RECHECK_VALID_SECONDS + 1
 
     monkeypatch.setattr(delete_batches, "record_recheck", stall_once)
     for module in (delete_batches, s3):

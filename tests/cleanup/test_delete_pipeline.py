@@ -246,7 +246,7 @@ def test_nothing_is_sent_on_a_recheck_that_grew_old_behind_the_batch_before(
 
     def land_late(flight: delete_pipeline.DeletePipeline, all_but: int = 0) -> None:
         if len(proofs) == 2:
-            now[0] = delete_batches.RECHECK_VALID_SECONDS + 1
+            now[0] = delete_pipeline.RECHECK_VALID_SECONDS + 1
             is_late.set()
         real(flight, all_but)
 
@@ -462,7 +462,7 @@ def test_a_recheck_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smal
 
     def let_time_pass() -> None:
         wait_for(4, left)  # The clock is read as a call leaves.
-        now[0] = delete_batches.RECHECK_VALID_SECONDS + 1
+        now[0] = delete_pipeline.RECHECK_VALID_SECONDS + 1
         is_late.set()
 
     def wait(request: Request, forward: Forward) -> Reply:

@@ -182,7 +182,7 @@ def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
 def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     bucket: Bucket, blocked: Cleanup
 ) -> None:
-    runner.request_follow_up(blocked, timedelta(0))
+    runner.request_follow_up(blocked, "project", timedelta(0))
     follow_up = blocked.children.get()
     waits = f"It waits until a person has decided on cleanup {blocked.pk}."
     assert not Cleanup.objects.due().exists()

@@ -556,7 +556,7 @@ def test_proof_that_takes_too_long_is_not_acted_on(
 ) -> None:
     create_projects("proj_1")
     keys = fill(bucket)
-    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", -1.0)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", -1.0)
     cleanup = clean_up_project("proj_1")
     assert bucket.keys() == set(keys)
     assert not store.find_requests(is_delete_batch)
@@ -569,7 +569,7 @@ def test_proof_that_takes_long_shows_all_the_same_what_is_gone(
 ) -> None:
     create_projects("proj_1")
     track_key(bucket, "odd/1", "proj_1")
-    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", -1.0)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", -1.0)
     assert read_outcomes(clean_up_project("proj_1")) == {"odd/1": "already_gone"}
     check_promises(bucket)
 
@@ -584,7 +584,7 @@ def test_slow_proofs_make_smaller_batches(
         track_key(bucket, key, "proj_1")
     monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: store_clock(store))
     monkeypatch.setattr(s3, "monotonic_seconds", lambda: store_clock(store))
-    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", 3.0)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", 3.0)
     monkeypatch.setattr(s3, "PAGE_SIZE", 1)
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.CLEAN
@@ -605,7 +605,7 @@ def test_keys_that_go_one_by_one_wait_for_a_new_proof_when_theirs_is_old(
     bucket.put(*(f"projects/proj_1/scenes/s1/media/\x01{n}" for n in range(3)))
     monkeypatch.setattr(s3, "monotonic_seconds", lambda: clock(store))
     monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: clock(store))
-    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", 0.5)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", 0.5)
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.CLEAN
     order = [
@@ -798,7 +798,7 @@ def test_upload_is_not_aborted_by_a_worker_that_was_stopped_after_its_listing(
     now, abort = [0.0], multipart.abort_multipart
 
     def stop_and_abort(bucket: str, upload: MultipartUpload) -> None:
-        now[0] += delete_batches.RECHECK_VALID_SECONDS + 1
+        now[0] += delete_pipeline.RECHECK_VALID_SECONDS + 1
         abort(bucket, upload)
 
     monkeypatch.setattr(multipart, "abort_multipart", stop_and_abort)

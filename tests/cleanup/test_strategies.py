@@ -17,7 +17,7 @@ from devtools.cloudflare_api import cloudflare_api as running_api
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import wrangler
-from storage_audit.cleanup import delete_batches, requests
+from storage_audit.cleanup import delete_pipeline, requests
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.modes import MODES, Mode
 from storage_audit.clocks import monotonic_seconds
@@ -297,7 +297,7 @@ def test_wrangler_deletes_what_is_asked_for_and_nothing_else(
     names: tuple[str, ...],
 ) -> None:
     # On a slow machine too it is all one proof, whose lease is longer still.
-    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", 300.0)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", 300.0)
     plain = {KEY_PREFIX + name for name in names}
     next_door = Bucket(bucket.r2, "other")
     next_door.wipe()

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from storage_audit import tasks
-from storage_audit.cleanup import delete_batches, plan_summary, runner, succession
+from storage_audit.cleanup import plan_summary, policies, runner, succession
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from tests.promises import Status, check_promises, create_projects, request_cleanup, run_until_idle
@@ -69,7 +69,7 @@ def test_worker_without_its_lease_ends_no_other_cleanup(
     leased = Cleanup.objects.filter(pk=second.pk)
     before_once(
         monkeypatch,
-        delete_batches,
+        policies.WholeProject,
         "require_project_gone",
         lambda: leased.update(lease_until=timezone.now()),
     )

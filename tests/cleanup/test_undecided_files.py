@@ -11,7 +11,12 @@ from pytest_django import Settings
 
 from devtools.http_reply import Reply
 from storage_audit.alerts.alert_rules import find_overdue
-from storage_audit.cleanup import cleanup_text, delete_batches, requests, vanished_projects
+from storage_audit.cleanup import (
+    cleanup_text,
+    project_uploads,
+    requests,
+    vanished_projects,
+)
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.modes import MODES, Mode
 from storage_audit.cleanup.open_decisions import find_unnamed_owners
@@ -145,7 +150,7 @@ def test_upload_that_a_blocked_cleanup_covers_is_not_aborted(
 def test_upload_is_not_aborted_once_its_cleanup_was_blocked_during_another_one(
     bucket: Bucket, settings: Settings, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual, abort = settings.STORAGE_AUDIT, delete_batches.abort_upload
+    usual, abort = settings.STORAGE_AUDIT, project_uploads.abort_upload
     create_projects("proj_9", "proj_9_x", "proj_1")
     bucket.upload("proj_9")
     other, rival = request_cleanup("proj_9_x"), request_cleanup("proj_9")
@@ -156,7 +161,7 @@ def test_upload_is_not_aborted_once_its_cleanup_was_blocked_during_another_one(
         settings.STORAGE_AUDIT = usual
         return abort(*args)
 
-    monkeypatch.setattr(delete_batches, "abort_upload", abort_behind_the_block)
+    monkeypatch.setattr(project_uploads, "abort_upload", abort_behind_the_block)
     store.rules += [answer_uploads(SHARED), rule_for(is_abort, Reply(204))]
     other = run_until_idle(other)
     assert not store.find_requests(is_abort)

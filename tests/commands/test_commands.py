@@ -11,7 +11,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit.bucket.listing import KeyIdentity
-from storage_audit.cleanup import runner, vanished_projects
+from storage_audit.cleanup import plan, runner, vanished_projects
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.plan import discover_objects
@@ -497,7 +497,7 @@ def test_sweep_goes_on_after_a_cleanup_that_breaks(
             raise RuntimeError
         discover_objects(work)
 
-    monkeypatch.setattr(runner, "discover_objects", breaks_on_the_first)
+    monkeypatch.setattr(plan, "discover_objects", breaks_on_the_first)
     out, err, code = run_command("sweep_cleanups", "--sync")
     assert code == 1
     assert out.endswith("ID: clean.\nCleanups run: 2.\n")

@@ -455,7 +455,7 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     client = superuser_client()
     shown = page_text(client.get(DASHBOARD)).partition("Needs you")[2].partition("Over time")[0]
     for url, said in {
-        change("cleanup", blocked.pk): ["1,204 objects are more than", "force-delete it"],
+        change("cleanup", blocked.pk): ["1,204 objects are more than", "choose Force-delete"],
         change("cleanup", failed.pk): ["AccessDenied", "try again"],
         change("bucketscan", broken.pk): ["The listing broke off.", "then scan again."],
         change("healthreport", wrong.pk): ["The last health report", "examine again"],
@@ -555,7 +555,7 @@ def test_only_the_first_ten_cleanups_are_shown_and_the_rest_counted(db: None) ->
         create_cleanup("blocked")
     client = superuser_client()
     shown = page_text(client.get(DASHBOARD))
-    assert shown.count("If they are right, force-delete it") == 10
+    assert shown.count("If they are right, choose Force-delete") == 10
     [url] = re.findall('href="([^"]*)">… and 2 more', shown)
     assert listed(client, url) == 12
 

@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from devtools.cloudflare_api import CloudflareApi
 from storage_audit.bucket import prices, s3
-from storage_audit.cleanup import delete_batches
+from storage_audit.cleanup import delete_pipeline
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import STRATEGIES
 from storage_audit.debug import strategy_benchmark
@@ -44,7 +44,7 @@ def test_every_strategy_empties_a_project_of_the_same_shape(
     neighbours: Bucket, cloudflare_api: CloudflareApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A slow machine has the time that wrangler needs there; the lease is longer still.
-    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", 50.0)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", 50.0)
     facts, code = run_json("compare_strategies", "--objects", "3")
     assert (code, facts["objects"], facts["prices_of"]) == (0, 3, prices.PRICES_DATE)
     by_strategy = {each["strategy"]: each for each in facts["runs"]}

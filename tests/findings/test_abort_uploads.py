@@ -15,7 +15,7 @@ from storage_audit.bucket import frame, multipart, s3
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import is_too_long
 from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup import delete_batches
+from storage_audit.cleanup import delete_batches, delete_pipeline
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import covered_reason
 from storage_audit.conf import conf
@@ -400,7 +400,7 @@ def test_upload_is_not_aborted_by_a_process_that_was_stopped_after_its_listing(
     now, abort = [0.0], multipart.abort_multipart
 
     def stop_and_abort(bucket: str, upload: MultipartUpload) -> None:
-        now[0] += delete_batches.RECHECK_VALID_SECONDS + 1
+        now[0] += delete_pipeline.RECHECK_VALID_SECONDS + 1
         abort(bucket, upload)
 
     monkeypatch.setattr(multipart, "abort_multipart", stop_and_abort)

@@ -20,6 +20,7 @@ from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, turn
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.open_decisions import covered_reason
+from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.turn import Turn
 from storage_audit.findings import action_result, orphans, track_files
 from storage_audit.findings.action_result import ActionRefused, Decision
@@ -546,7 +547,7 @@ def test_a_row_of_a_live_project_is_never_barred(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
     track_key(bucket, KEY, "proj_1")
     cleanup = request_deletion(found)
-    assert not delete_batches.lockable_rows(cleanup).exists()
+    assert not policy_of(cleanup).lockable_rows(cleanup).exists()
     run_until_idle(cleanup)
     assert R2Object.objects.get().state == "stored"
 

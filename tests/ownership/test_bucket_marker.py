@@ -12,7 +12,7 @@ from devtools.local_r2 import LocalR2
 from storage_audit.bucket import frame, s3
 from storage_audit.bucket.deleters import SendResult
 from storage_audit.bucket.errors import InvalidResponse
-from storage_audit.cleanup import delete_batches, delete_pipeline, requests
+from storage_audit.cleanup import delete_batches, delete_pipeline, project_uploads, requests
 from storage_audit.cleanup.delete_pipeline import PlannedItem
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.turn import Turn
@@ -372,7 +372,7 @@ def test_no_upload_is_aborted_in_a_bucket_whose_marker_is_gone_since_the_plan(
     create_projects("proj_1")
     own = "projects/proj_1/scenes/s1/media/a"
     store.rules += [answer_uploads(own), rule_for(is_abort, Reply(204))]
-    abort_uploads = delete_batches.abort_uploads
+    abort_uploads = project_uploads.abort_uploads
 
     def abort_later(work: Turn) -> bool:
         bucket.r2.remove(MARKER_KEY, bucket.name)

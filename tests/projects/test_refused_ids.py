@@ -17,7 +17,7 @@ from storage_audit import project_model
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
 from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup import delete_batches
+from storage_audit.cleanup import project_uploads
 from storage_audit.cleanup.turn import Turn
 from storage_audit.dashboard import daily_figures
 from storage_audit.findings.models import Finding
@@ -166,7 +166,7 @@ def test_an_unfinished_upload_of_a_refused_id_is_not_aborted(bucket: Bucket) -> 
     project = Turn.start(cleanup)
     long_ago = timezone.now() - timedelta(days=30)
     uploads = [MultipartUpload(key, "id", long_ago) for key in (DOUBLED, OWN)]
-    owned = delete_batches.find_owned_uploads(project, uploads)
+    owned = project_uploads.find_owned_uploads(project, uploads)
     assert [upload.key for upload, _reason in owned] == [OWN]
 
 

@@ -16,7 +16,7 @@ from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.alerts import lateness
 from storage_audit.alerts.alert_rules import find_overdue
-from storage_audit.cleanup import delete_batches, delete_pipeline, requests, runner
+from storage_audit.cleanup import delete_pipeline, requests, runner
 from storage_audit.cleanup.attention import find_verifications_without_cleanup
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.clocks import DatabaseNow
@@ -210,7 +210,7 @@ def test_key_is_barred_while_the_store_may_obey_a_call_though_clocks_differ(
 ) -> None:
     """The store accepts the requests of both machines, and goes by the sender's signature."""
     sent_at = timezone.now() + of_sender
-    marked_at = sent_at - timedelta(seconds=delete_batches.RECHECK_VALID_SECONDS)
+    marked_at = sent_at - timedelta(seconds=delete_pipeline.RECHECK_VALID_SECONDS)
     unanswered, deleting = create_lost_cleanup().items, create_lost_cleanup().items
     unanswered.create(key="a", identity="a", outcome="deleted", unanswered_at=sent_at)
     deleting.create(key="b", identity="b", outcome="deleting", changed_at=marked_at)

@@ -80,14 +80,13 @@ class Watch:
             self._check_transition(before[0], cleanup)
         assert cleanup.status in Status.values
         assert cleanup.status == Status.RUNNING or not cleanup.lease_token
-        over = (*Cleanup.ENDED, *PERSON_STATES)
-        if cleanup.kind != "verify" or cleanup.status != Status.RETRYING:
-            assert bool(cleanup.next_attempt_at) != (cleanup.status in over)
+        over = (*Cleanup.ENDED, Status.DIFFERS, *PERSON_STATES)
+        assert bool(cleanup.next_attempt_at) != (cleanup.status in over)
         if cleanup.status in Cleanup.FINISHED:
             check_totals(cleanup)
 
     def _check_transition(self, before: str, cleanup: Cleanup) -> None:
-        if before in Cleanup.ENDED:
+        if before in (*Cleanup.ENDED, Status.DIFFERS):
             assert cleanup.status == before
         elif before in PERSON_STATES and cleanup.pk not in self.decided:
             assert cleanup.status in (before, Status.SUPERSEDED)

@@ -26,7 +26,7 @@ from pytest_django import Settings
 from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError, Unavailable
-from storage_audit.cleanup import delete_batches, runner, settle
+from storage_audit.cleanup import delete_pipeline, runner, settle
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import Project, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
@@ -916,7 +916,7 @@ def test_a_process_that_slept_before_its_deletion_left_deletes_nothing(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put()
-    monkeypatch.setattr(delete_batches, "RECHECK_VALID_SECONDS", -1.0)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", -1.0)
     with pytest.raises(DeadlinePassed):
         default_storage.delete(NAME)
     assert_row_matches_object(bucket, NAME)

@@ -17,9 +17,9 @@ from pytest_django import Settings
 from storage_audit.bucket import s3
 from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.cleanup import (
-    delete_batches,
     given_objects,
     named_files,
+    project_uploads,
     requests,
     runner,
     verify,
@@ -191,7 +191,7 @@ def test_unfinished_upload_that_two_rows_name_is_not_aborted(
         assert cleanup.acquire_lease()
     work = Turn.start(cleanup)
     upload = MultipartUpload(NFC, "id", timezone.now() - timedelta(days=9))
-    assert not list(delete_batches.find_owned_uploads(work, [upload]))
+    assert not list(project_uploads.find_owned_uploads(work, [upload]))
 
 
 @each_order

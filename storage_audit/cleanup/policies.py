@@ -1,0 +1,258 @@
+"""What differs between the kinds of cleanups: each kind has a policy, which `policy_of` gives."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from django.db.models import Q
+from django.utils.translation import gettext as _
+
+from storage_audit import project_model
+from storage_audit.bucket.s3 import ListedObject
+from storage_audit.cleanup import given_objects, plan
+from storage_audit.cleanup.delete_pipeline import PlannedItem, items_of
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.open_decisions import asking_filter
+from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn
+from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
+from storage_audit.ownership.bucket_marker import CannotConclude
+from storage_audit.ownership.key_format import ParsedKeys
+from storage_audit.ownership.owner import (
+    Ownership,
+    TrackingRow,
+    judge_ownership,
+    living_owners,
+    projects_in_rows,
+)
+
+Kind = Cleanup.Kind
+
+
+class BatchFacts(NamedTuple):
+    """What was read about a batch just before it is sent."""
+
+    items: Sequence[PlannedItem]
+    parsed_keys: Mapping[str, ParsedKeys]
+    # By identity, as are the objects.
+    rows: Mapping[str, Sequence[TrackingRow]]
+    found: Mapping[str, ListedObject]
+
+
+class Policy:
+    """How a kind of cleanup finds its objects, and what it may do with them."""
+
+    deletes = True
+    # The kind of the checks that follow it, if it is not one itself.
+    follow_up: str | None = None
+    # Its items came with the request, and nothing finds them again.
+    keeps_items = False
+
+    def find_objects(self, work: Turn) -> None:
+        """Make or complete the items, going on where the last turn stopped. Raises TurnOver,
+        StoreError, CannotConclude and LeaseLost."""
+        raise NotImplementedError
+
+    def prefixes_to_list(self, cleanup: Cleanup) -> list[str]:
+        """What a new plan lists. Raises CannotConclude."""
+        prefixes: list[str] = cleanup.listed_prefixes
+        return prefixes
+
+    def require_project_gone(self, cleanup: Cleanup) -> None:
+        """Make sure that the deletion which it acts for still stands. Raises ProjectRecreated,
+        CannotConclude and OwnerChanging."""
+
+    def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
+        """The tracking rows that it may lock: no other project's upload."""
+        return R2Object.objects.none()
+
+    def locked_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
+        """Rows that contain all those that it has locked, to be unlocked or deleted."""
+        return self.lockable_rows(cleanup)
+
+    def tracked_again_reason(self, rows: Sequence[TrackingRow]) -> str:
+        """Why an object with these rows stays, or nothing."""
+        return ""
+
+    def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
+        """By key, why objects that are as planned are kept all the same. Raises OwnerChanging."""
+        raise NotImplementedError
+
+    def what_happens_next(self, cleanup: Cleanup) -> str:
+        """What becomes of an object that is kept as it changed."""
+        return _("Ask for another cleanup to decide on it.")
+
+
+class WholeProject(Policy):
+    """All that a deleted project has in the bucket."""
+
+    follow_up = Kind.PROJECT
+
+    def find_objects(self, work: Turn) -> None:
+        given_objects.merge_new_spellings(work)
+        plan.discover_objects(work)
+
+    def prefixes_to_list(self, cleanup: Cleanup) -> list[str]:
+        assert cleanup.project_id is not None
+        return plan.prefixes_to_list(cleanup.project_id)
+
+    def require_project_gone(self, cleanup: Cleanup) -> None:
+        """Also that nobody is just creating the project."""
+        project_id = cleanup.project_id or ""
+        changing = KnownProject.objects.is_changing(project_id)
+        alike = project_model.id_spellings(project_id)
+        # A project that was created again and vanished: this deletion is not reported.
+        living = project_model.ids_with_rows(alike) | KnownProject.objects.unreported_ids(alike)
+        if project_id in living:
+            text = _(
+                "Project %s lives again, or did and is gone without a signal: its objects are the"
+                " new project's."
+            )
+            raise ProjectRecreated(text % project_id)
+        if living:
+            raise CannotConclude(namesake_text(project_id, min(living)))
+        if changing:
+            text = _("Project %s is just being created, or deleted again.")
+            raise OwnerChanging(text % project_id)
+        deleted_at = KnownProject.objects.deletion_time(project_id)
+        if deleted_at is None:
+            text = _(
+                "The deletion of project %s is not on record any more, so its files are kept. To"
+                " delete them, declare the project deleted."
+            )
+            raise ProjectRecreated(text % project_id)
+        if deleted_at != cleanup.project_deleted_at:
+            raise ProjectRecreated(superseded_text(project_id))
+
+    def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
+        rows = R2Object.objects.in_bucket(cleanup.bucket)
+        if cleanup.dry_run:
+            return rows.none()
+        mine = Q(project_id=cleanup.project_id) | Q(project_id=None)
+        return rows.filter(mine | Q(source=R2Object.Source.BACKFILL))
+
+    def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
+        """A person has to decide on them elsewhere, or they may not be the project's."""
+        parsed_keys, rows = batch.parsed_keys, batch.rows
+        alive = living_owners(
+            parsed_keys.values(), projects_in_rows(chain.from_iterable(rows.values()))
+        )
+        reasons = undecided_reasons(work, parsed_keys, rows, batch.found)
+        for key, ways in parsed_keys.items():
+            if listed := batch.found.get(work.identity(key)):
+                its_rows, time = rows.get(work.identity(key), ()), listed.last_modified
+                verdict = judge_ownership(work.project, ways, its_rows, time, alive, listed)
+                if verdict.ownership is not Ownership.OWNED:
+                    reasons.setdefault(key, verdict.reason or verdict.evidence)
+        return reasons
+
+    def what_happens_next(self, cleanup: Cleanup) -> str:
+        if cleanup.parent_id is None:
+            return _("A follow-up check decides on it.")
+        return super().what_happens_next(cleanup)
+
+
+class DeletedRows(Policy):
+    """The objects of tracking rows that were deleted."""
+
+    keeps_items = True
+
+    def find_objects(self, work: Turn) -> None:
+        given_objects.copy_followed_items(work.cleanup)
+        given_objects.merge_new_spellings(work)
+        given_objects.compare_given_items(work, given_objects.compare_with_rows)
+
+    def tracked_again_reason(self, rows: Sequence[TrackingRow]) -> str:
+        if not rows:
+            return ""
+        return _("A tracking row names this key again. The object goes when that is deleted.")
+
+    def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
+        lost = given_objects.find_lost_copies(work, batch.items, batch.found)
+        items = items_of(batch.items)
+        return lost | given_objects.recheck_undecided(work.cleanup, items, batch.parsed_keys)
+
+
+class Orphans(Policy):
+    """Files that scans found to be nobody's."""
+
+    keeps_items = True
+    # What exists again by then is a new object: only a project's follow-up check deletes it.
+    follow_up = Kind.VERIFY
+
+    def find_objects(self, work: Turn) -> None:
+        given_objects.copy_followed_items(work.cleanup)
+        given_objects.merge_new_spellings(work)
+        given_objects.compare_given_items(work, given_objects.judge_orphans)
+
+    def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
+        return self.locked_rows(cleanup).without_confirmed_owner()
+
+    def locked_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
+        """Also the row of a project that is alive again by now, which would stay locked for
+        ever."""
+        rows = R2Object.objects.in_bucket(cleanup.bucket)
+        return rows.none() if cleanup.dry_run else rows
+
+    def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
+        return given_objects.recheck_orphans(work, batch.parsed_keys, batch.rows, batch.found)
+
+    def what_happens_next(self, cleanup: Cleanup) -> str:
+        return _("If it is an orphan, the next complete scans say so.")
+
+
+class Verification(Policy):
+    """Finds what the cleanup that it verifies would, and compares it with the bucket."""
+
+    deletes = False
+
+    def __init__(self, verified: Policy) -> None:
+        self.verified = verified
+
+    def find_objects(self, work: Turn) -> None:
+        self.verified.find_objects(work)
+
+    def prefixes_to_list(self, cleanup: Cleanup) -> list[str]:
+        return self.verified.prefixes_to_list(cleanup)
+
+
+# A cleanup of many vanished projects is decided as a whole, and no worker runs it.
+POLICIES: dict[str, Policy] = {
+    Kind.PROJECT: WholeProject(),
+    Kind.OBJECTS: DeletedRows(),
+    Kind.ORPHANS: Orphans(),
+    # One that follows no cleanup is of a project.
+    Kind.VERIFY: WholeProject(),
+}
+
+
+def policy_of(cleanup: Cleanup) -> Policy:
+    policy = POLICIES[cleanup.root_kind]
+    return Verification(policy) if cleanup.kind == Kind.VERIFY else policy
+
+
+def undecided_reasons(
+    work: Turn,
+    parsed_keys: Mapping[str, ParsedKeys],
+    rows: Mapping[str, Sequence[TrackingRow]],
+    found: Mapping[str, ListedObject],
+) -> dict[str, str]:
+    """By key, why a person has to decide on it elsewhere."""
+    cleanup, project_id = work.cleanup, work.project.project_id
+    facts = parsed_keys, rows, found, work.identity
+    return plan.find_keep_reasons(cleanup.bucket, project_id, *facts, asking_filter(cleanup))
+
+
+def namesake_text(project_id: str, other: str) -> str:
+    text = _(
+        "Project %(other)s exists. Its id differs from %(id)s only in the code points of letters"
+        " that look the same, so both may use the same files. Nothing is deleted. If the files of"
+        " %(id)s are to go, give the other project another id, then force-delete this cleanup."
+    )
+    return text % {"other": other, "id": project_id}
+
+
+def superseded_text(project_id: str) -> str:
+    text = _(
+        "Project %s was created and deleted again. The cleanup of that deletion has its files."
+    )
+    return text % project_id

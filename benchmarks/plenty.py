@@ -83,14 +83,15 @@ FROM generate_series(0, %(scans)s - 1) AS n
 # Of ten cleanups two are dry runs, one a verification, three follow-up checks, four deletions.
 CLEANUP_SQL = """
 INSERT INTO storage_audit_cleanup (id, kind, project_id, bucket, trigger, requested_by,
-  origin, discovery, strategy, step, position, batch_state, found, found_bytes, deleted,
-  deleted_bytes, already_gone, already_gone_bytes, kept, kept_bytes, failed, failed_bytes,
+  origin, discovery, strategy, step, position, vanished_ids, batch_state, found, found_bytes,
+  deleted, deleted_bytes, already_gone, already_gone_bytes, kept, kept_bytes, failed, failed_bytes,
   plan_digest, listed_prefixes, status, limits_waived_by, dry_run, message, attempts, takeovers,
   created_at, archive, archive_digest, plan_summary, progress, parent_id)
 SELECT md5('o' || n)::uuid,
   CASE WHEN kind = 'project' AND n %% 5000 = 17 THEN 'objects' ELSE kind END,
   'proj_' || lpad((n %% %(known)s)::text, 6, '0'), 'autoshorts-media', trigger, 'anna',
-  'web, 127.0.0.1', 'both', 'batch', 'verify', '{}', '{}', 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', '[]',
+  'web, 127.0.0.1', 'both', 'batch', 'verify', '{}', '[]', '{}',
+  0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', '[]',
   CASE WHEN trigger = 'dry_run' THEN 'planned' WHEN n %% 10000 = 16 THEN 'failed'
     WHEN n %% 10000 = 26 THEN 'blocked' ELSE 'clean' END,
   '', trigger = 'dry_run', '', 1, 0, timestamptz '2026-01-01' - n * interval '1 minute', '', '',

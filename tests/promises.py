@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
@@ -93,15 +94,15 @@ def end_pause(cleanup: Cleanup) -> Cleanup:
 
 def skip_pauses() -> None:
     """The same where the worker is another process, and has the whole minute."""
-    waiting = {"status": Status.RUNNING, "lease_until": None, "position__has_key": "again_at"}
+    waiting = {"status": Status.RUNNING, "lease_until": None, "position__has_key": "confirm_at"}
     for cleanup in Cleanup.objects.filter(**waiting, next_attempt_at__gt=timezone.now()):
         make_due(skip_pause(cleanup))
         requests.enqueue_cleanup(cleanup.pk)
 
 
 def skip_pause(cleanup: Cleanup) -> Cleanup:
-    cursor = {**cleanup.position, "again_at": timezone.now().isoformat()}
-    Cleanup.objects.filter(pk=cleanup.pk).update(position=cursor)
+    position = replace(cleanup.position, confirm_at=timezone.now())
+    Cleanup.objects.filter(pk=cleanup.pk).update(position=position)
     return cleanup
 
 

@@ -27,10 +27,11 @@ from storage_audit.cleanup.delete_pipeline import (
     record_commands,
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.open_decisions import get_ignore_list
 from storage_audit.cleanup.plan import find_rows_to_judge
 from storage_audit.cleanup.policies import BatchFacts, policy_of
-from storage_audit.cleanup.project_uploads import ABORTED_UP_TO, abort_uploads
+from storage_audit.cleanup.project_uploads import abort_uploads
 from storage_audit.cleanup.turn import OwnerChanging, TooManySeeks, Turn, TurnOver
 from storage_audit.clocks import mark_or_now, monotonic_seconds
 from storage_audit.conf import conf
@@ -64,7 +65,7 @@ def delete_planned(work: Turn) -> None:
             work.check_deadline()
     if uploads_left:
         raise TurnOver
-    cleanup.renew(step=Cleanup.Step.VERIFY, position={})
+    cleanup.renew(step=Cleanup.Step.VERIFY, position=Position())
 
 
 def next_batch(work: Turn) -> list[PlannedItem]:
@@ -92,8 +93,7 @@ def delete_batch(work: Turn, batch: list[PlannedItem], pipeline: DeletePipeline)
     cleanup = work.cleanup
     with transaction.atomic():
         # The rest of the position is of a pass that listed before this.
-        cursor = {name: at for name, at in cleanup.position.items() if name == ABORTED_UP_TO}
-        cleanup.renew(position=cursor)
+        cleanup.renew(position=Position(aborted_up_to=cleanup.position.aborted_up_to))
         lock_uploads(cleanup, batch)
         items_of(batch).mark(Outcome.DELETING, store_answer="", unanswered_at=last_unanswered_at())
     until = recheck_deadline()

@@ -66,7 +66,7 @@ COMPARED_FIELDS = [
 def compare_given_items(work: Turn, compare: Callable[[Turn, FoundItems], None]) -> None:
     """Compare the objects with what the request said. Raises TurnOver, StoreError, LeaseLost."""
     cleanup = work.cleanup
-    after = cleanup.position.get("after", "")
+    after = cleanup.position.after
     while looked := work.find_items(cleanup.items.filter(key__gt=after).order_by("key")):
         after = looked[-1][0].key
         with transaction.atomic():
@@ -107,7 +107,7 @@ def merge_new_spellings(work: Turn) -> None:
     them keeps the object."""
     cleanup = work.cleanup
     # A pass may start again because the bucket was connected again, with other traits.
-    if cleanup.position.keys() - {"restarts"}:
+    if not cleanup.position.is_beginning():
         return
     given = cleanup.items.filter(escaped=False)
     if work.identity is exact_key:

@@ -194,7 +194,7 @@ def find_unnamed_owners(cleanups: CleanupQuerySet, keys: Collection[str]) -> dic
     if not keys:
         return {}
     ids = set(cleanups.of_projects().values_list("project_id", flat=True))
-    ids.update(*(each.position["projects"] for each in cleanups.disappearances().only("position")))
+    ids.update(*(each.vanished_ids for each in cleanups.disappearances().only("vanished_ids")))
     by_form = defaultdict[str, set[str]](set)
     for project_id in filter(None, ids):
         by_form[nfc_key(project_id)].add(project_id)
@@ -219,8 +219,8 @@ def find_by_project(cleanups: CleanupQuerySet, names: Collection[str]) -> dict[s
     gone = KnownProject.objects.vanished().filter(pk__any_of=forms)
     found = {
         project_id: each
-        for each in cleanups.disappearances().only("kind", "status", "position")
-        for project_id in set(gone.values_list("pk", flat=True)) & set(each.position["projects"])
+        for each in cleanups.disappearances().only("kind", "status", "vanished_ids")
+        for project_id in set(gone.values_list("pk", flat=True)) & set(each.vanished_ids)
     }
     of_projects = cleanups.of_projects().filter(project_id__any_of=forms)
     found |= {each.project_id or "": each for each in of_projects}

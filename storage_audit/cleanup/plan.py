@@ -20,6 +20,7 @@ from storage_audit.bucket.listing import KeyIdentity, escape_key, is_storable, t
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup import progress
 from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.open_decisions import (
     PossibleOwners,
     asking_filter,
@@ -58,10 +59,10 @@ def discover_objects(work: Turn) -> None:
     StoreError and LeaseLost."""
     cleanup = work.cleanup
     assert cleanup.project_id is not None
-    if "span" not in cleanup.position:
+    if cleanup.position.range_index is None:
         cleanup.renew(listed_prefixes=prefixes_to_list(cleanup.project_id))
-    if "tracked" in cleanup.position:
-        discover_tracked(work, cleanup.position["span"])
+    elif cleanup.position.tracked_after is not None:
+        discover_tracked(work, cleanup.position.range_index)
     discover_listed(work)
     discover_outside(work)
 
@@ -84,14 +85,14 @@ def prefixes_to_list(project_id: str) -> list[str]:
 def discover_listed(work: Turn) -> None:
     """Save the listed objects and, after each range, the rows whose objects it did not show."""
     cleanup = work.cleanup
-    first, after = cleanup.position.get("span", 0), cleanup.position.get("after", "")
+    first, after = cleanup.position.range_index or 0, cleanup.position.after
     for span, page, is_last in work.list_ranges(first, after):
-        before = cleanup.position.get("after")
+        before = cleanup.position.after
         if page:
             save_listed(work, page, span)
         if is_last:
             discover_tracked(work, span)
-        if page and (is_last or cleanup.position["after"] != before):
+        if page and (is_last or cleanup.position.after != before):
             work.check_deadline()
 
 
@@ -100,7 +101,8 @@ def save_listed(work: Turn, page: Sequence[ListedObject], span: int) -> None:
     with transaction.atomic():
         so_far = progress.count_found(cleanup, rows)
         cleanup.renew_after_progress(
-            position=work.next_position(span=span, after=listing_position(page)), progress=so_far
+            position=work.next_position(range_index=span, after=listing_position(page)),
+            progress=so_far,
         )
         insert_values(CleanupItem, rows)
 
@@ -108,20 +110,25 @@ def save_listed(work: Turn, page: Sequence[ListedObject], span: int) -> None:
 def discover_tracked(work: Turn, span: int) -> None:
     """Rows of the project under the prefix whose object the complete listing did not show."""
     cleanup = work.cleanup
-    prefix, after = cleanup.listed_prefixes[span], cleanup.position.get("tracked", "")
+    prefix, after = cleanup.listed_prefixes[span], cleanup.position.tracked_after or ""
     rows, is_complete = tracked_rows(cleanup).under(prefix), work.shows_all_spellings(prefix)
     size = TRACKED_KEYS_PER_QUERY if is_complete else MAX_LONE_KEYS
     while chunk := list(rows.between(after, None).values_list("key", flat=True)[:size]):
         after = chunk[-1]
         if is_complete:
-            save_missing(work, chunk, span, work.next_position(span=span, tracked=after))
+            save_missing(
+                work, chunk, span, work.next_position(range_index=span, tracked_after=after)
+            )
         else:
             save_lone_keys(
-                work, list(find_unlisted_keys(work, chunk).values()), span=span, tracked=after
+                work,
+                list(find_unlisted_keys(work, chunk).values()),
+                range_index=span,
+                tracked_after=after,
             )
         work.check_deadline()
     cleanup.renew_after_progress(
-        position=work.next_position(span=span + 1, after=None, tracked=None)
+        position=work.next_position(range_index=span + 1, after="", tracked_after=None)
     )
 
 
@@ -130,16 +137,14 @@ def tracked_rows(cleanup: Cleanup) -> R2ObjectQuerySet:
     return rows.filter(project_id=cleanup.project_id).order_by("key")
 
 
-def save_missing(
-    work: Turn, keys: Iterable[str], span: int | None, cursor: dict[str, object]
-) -> None:
+def save_missing(work: Turn, keys: Iterable[str], span: int | None, position: Position) -> None:
     """Items for these tracked keys, except those whose object is an item already."""
     cleanup, left = work.cleanup, find_unlisted_keys(work, keys)
     with transaction.atomic():
         rows = tracked_rows(cleanup).filter(key__any_of=left.values()) if left else ()
         new = [missing_item(cleanup, row, work.identity(row.key), span) for row in rows]
         cleanup.renew_after_progress(
-            position=cursor, progress=progress.count_found(cleanup, map(vars, new))
+            position=position, progress=progress.count_found(cleanup, map(vars, new))
         )
         save_items(new)
 
@@ -175,10 +180,10 @@ def discover_outside(work: Turn) -> None:
     """Rows of the project that no prefix covers: each key's own place is listed."""
     cleanup = work.cleanup
     rows = tracked_rows(cleanup).outside(cleanup.listed_prefixes)
-    after = cleanup.position.get("outside", "")
+    after = cleanup.position.outside_after
     while chunk := list(rows.between(after, None).values_list("key", flat=True)[:MAX_LONE_KEYS]):
         after = chunk[-1]
-        save_lone_keys(work, chunk, span=len(cleanup.listed_prefixes), outside=after)
+        save_lone_keys(work, chunk, range_index=len(cleanup.listed_prefixes), outside_after=after)
         work.check_deadline()
 
 

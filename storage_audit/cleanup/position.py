@@ -6,13 +6,14 @@ A position is kept in the cleanup, and is written together with what was seen up
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from storage_audit.bucket.listing import match_spellings, nfc_key, storable_part
 from storage_audit.bucket.s3 import ListedObject
+from storage_audit.cleanup.models.position import BEFORE_ALL_LISTINGS, Position
 from storage_audit.conf import conf
 
 # What was listed longer ago says nothing of now. A full queue delays turns by minutes, and a pass
@@ -33,15 +34,16 @@ class PositionBasis:
         place = json.dumps([url.hostname, url.port, url.path, bucket, *ranges])
         return cls(marker, hashlib.sha256(place.encode()).hexdigest()[:16])
 
-    def to_dict(self, seen_at: datetime) -> dict[str, Any]:
-        return {"marker": self.marker, "place": self.place, "seen_at": seen_at.isoformat()}
+    def attach(self, position: Position, seen_at: datetime) -> Position:
+        """The same position, resting on this since the marker was last seen."""
+        return replace(position, marker=self.marker, place=self.place, seen_at=seen_at)
 
-    def supports(self, cursor: dict[str, Any], now: datetime) -> bool:
+    def supports(self, position: Position, now: datetime) -> bool:
         """Whether a pass may go on from this position, by the clock that wrote it."""
-        age = now - datetime.fromisoformat(cursor["seen_at"])
+        age = now - (position.seen_at or BEFORE_ALL_LISTINGS)
         # A time from a clock that was ahead has no age. Corrections by seconds are usual.
         is_recent = -conf().lease_time <= age <= MAX_POSITION_AGE
-        return is_recent and (cursor["marker"], cursor["place"]) == (self.marker, self.place)
+        return is_recent and (position.marker, position.place) == (self.marker, self.place)
 
 
 class SpellingSearch(NamedTuple):
@@ -52,10 +54,10 @@ class SpellingSearch(NamedTuple):
     found: dict[str, ListedObject]
 
     @classmethod
-    def of(cls, cursor: dict[str, Any], keys: Sequence[str]) -> Self:
+    def of(cls, position: Position, keys: Sequence[str]) -> Self:
         """The search for these keys, from the beginning if the position is of other keys."""
         same = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
-        kept = cursor.get("alike", {})
+        kept = position.spelling_search or {}
         if kept.get("keys") != same:
             return cls(same, "", {})
         found = {

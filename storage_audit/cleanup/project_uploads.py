@@ -1,6 +1,7 @@
 """Unfinished multipart uploads of a deleted project: the delete step aborts them first."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 from django.db import transaction
@@ -22,9 +23,6 @@ from storage_audit.ownership.owner import (
     living_owners,
     projects_in_rows,
 )
-
-# In the cleanup's position, the last unfinished upload that was tried.
-ABORTED_UP_TO = "aborted_up_to"
 
 
 def record_unfinished_uploads(work: Turn) -> None:
@@ -97,7 +95,7 @@ def abort_uploads(work: Turn) -> bool:
     """Abort them for half of the turn, as the deletions must go on as well. Each is tried once,
     unless the deletions begin again. Returns whether the next turn is for the others. Where the
     store refuses all that a turn tried, the others are left to the follow-up checks, or expire."""
-    start = last = work.cleanup.position.get(ABORTED_UP_TO, "")
+    start = last = work.cleanup.position.aborted_up_to
     has_looked = aborted = False
     for upload, _reason in list_unfinished_uploads(work) or ():
         if (place := upload_position(upload)) <= start:
@@ -138,7 +136,7 @@ def abort_upload(work: Turn, upload: MultipartUpload) -> bool:
     failed = kept or trouble
     said = not_aborted_text(failed) if failed else _("Unfinished upload aborted.")
     with transaction.atomic():
-        cleanup.renew(position={**cleanup.position, ABORTED_UP_TO: upload_position(upload)})
+        cleanup.renew(position=replace(cleanup.position, aborted_up_to=upload_position(upload)))
         cleanup.record("delete", said, key=escape_key(upload.key))
     return not trouble
 

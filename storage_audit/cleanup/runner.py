@@ -31,10 +31,10 @@ from storage_audit.cleanup import (
     verify,
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.position import PositionBasis
-from storage_audit.cleanup.project_uploads import ABORTED_UP_TO
 from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
@@ -50,9 +50,6 @@ Outcome = CleanupItem.Outcome
 MAX_TAKEOVERS = 5
 # After this many passes in a row that had to start again settings or the queue are wrong.
 MAX_RESTARTS = 5
-# The fields of a position that rest on no page of a listing. A position with more than these and
-# without `seen_at` is from an earlier version, and not valid.
-PAGELESS_FIELDS = {"restarts", "settled", ABORTED_UP_TO}
 REFUSAL_INTERVAL = timedelta(seconds=50)
 
 
@@ -138,7 +135,7 @@ def run_steps(work: Turn) -> None:
     check_deletion_is_current(work)
     resume_pass(work)
     while cleanup.status == Status.RUNNING:
-        if cleanup.step == Step.VERIFY and cleanup.position.get("settled"):
+        if cleanup.step == Step.VERIFY and cleanup.position.is_settled:
             close_cleanup(work)
         else:
             progress.start_step(cleanup)
@@ -162,7 +159,7 @@ def begin_again(cleanup: Cleanup) -> None:
     if not policy_of(cleanup).deletes:
         discard_listing(cleanup)
     elif may_delete_files(cleanup):
-        cleanup.renew(step=Step.DELETE, position={})
+        cleanup.renew(step=Step.DELETE, position=Position())
         failed = cleanup.items.filter(outcome=Outcome.FAILED, escaped=False)
         failed.mark(Outcome.TO_DELETE, attempts=0)
     cleanup.record("retry", _("Trying again."))
@@ -177,13 +174,13 @@ def may_delete_files(cleanup: Cleanup) -> bool:
 def resume_pass(work: Turn) -> None:
     """Go on from where the last turn stopped, or start the pass again if what it saw no longer
     counts. Raises OwnerChanging if that happens again and again."""
-    cleanup, cursor = work.cleanup, work.cleanup.position
-    if not cursor.keys() - PAGELESS_FIELDS or ("seen_at" in cursor and is_position_valid(work)):
+    cleanup = work.cleanup
+    if cleanup.position.seen_at is None or is_position_valid(work):
         return
-    restarts = cursor.get("restarts", 0) + 1
+    restarts = cleanup.position.restarts + 1
     with transaction.atomic():
         discard_listing(cleanup)
-        cleanup.renew(position={"restarts": restarts})
+        cleanup.renew(position=Position(restarts=restarts))
         text = _("Listing the bucket from the beginning: what was listed before no longer counts.")
         cleanup.record(cleanup.step, text)
     if restarts % MAX_RESTARTS == 0:
@@ -209,7 +206,7 @@ def discard_listing(cleanup: Cleanup) -> None:
     """Forget what was listed so far, and a plan that was not checked against the limits yet: an
     approval that shows none of its figures must not lift them."""
     policy = policy_of(cleanup)
-    cleanup.renew(position={}, progress={})
+    cleanup.renew(position=Position(), progress={})
     # What a person approved stays the plan. Nobody approves what a verification found.
     if cleanup.step == Step.PLAN and not (policy.deletes and cleanup.limits_waived_by):
         cleanup.renew(planned_at=None, plan_digest="")
@@ -233,9 +230,9 @@ def make_plan(work: Turn) -> None:
         work.recheck_bucket()
         frozen = hash_plan(cleanup)
         # A verification concludes from what was listed; a cleanup rechecks each file.
-        cursor = {} if policy.deletes else work.next_position()
+        position = Position() if policy.deletes else work.next_position()
         with transaction.atomic():
-            cleanup.renew(planned_at=timezone.now(), plan_digest=frozen, position=cursor)
+            cleanup.renew(planned_at=timezone.now(), plan_digest=frozen, position=position)
             record_plan(cleanup)
     if not policy.deletes:
         finish_verification(work)
@@ -271,7 +268,7 @@ def start_deleting(cleanup: Cleanup) -> None:
 def finish_verification(work: Turn) -> None:
     cleanup = work.cleanup
     # Not once the items of the verified cleanup are among its own.
-    if "recalled" not in cleanup.position and (reason := limits.missing_share_reason(cleanup)):
+    if not cleanup.position.is_parent_copied and (reason := limits.missing_share_reason(cleanup)):
         # Its items stay: they show which files are missing.
         block_cleanup(cleanup, reason)
     else:
@@ -361,7 +358,7 @@ def request_follow_up(cleanup: Cleanup, kind: str, delay: timedelta) -> None:
 
 def block_cleanup(cleanup: Cleanup, reason: str, **facts: list[str]) -> None:
     with transaction.atomic():
-        begun = {"step": Step.DELETE, "position": {}} if may_delete_files(cleanup) else {}
+        begun = {"step": Step.DELETE, "position": Position()} if may_delete_files(cleanup) else {}
         cleanup.block(reason, **begun)
         delete_batches.unlock_idle_items(cleanup)
         # The columns of the totals are written only at the end of an attempt.

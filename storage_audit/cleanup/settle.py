@@ -4,7 +4,6 @@ Some items at a time, as a million take longer than a lease lasts.
 """
 
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 
 from django.db import transaction
@@ -17,6 +16,7 @@ from django.utils.translation import gettext as _
 from storage_audit.cleanup import progress, used_files
 from storage_audit.cleanup.delete_batches import NOT_LISTED
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.turn import Turn
 from storage_audit.clocks import MAX_CLOCK_SKEW, time_maybe_since
@@ -47,12 +47,14 @@ def settle_items(work: Turn, lost: dict[int, str]) -> None:
     settle_in_batches(work, nameless, partial(mark_already_gone, cleanup))
     gone, again = items.filter(outcome=Outcome.DELETED).count(), items.planned().count()
     text = _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
-    times = {name: cleanup.position[name] for name in ("began", "ended")}
+    position = cleanup.position
+    assert position.began_at and position.ended_at
+    times = {"began": position.began_at.isoformat(), "ended": position.ended_at.isoformat()}
     with transaction.atomic():
         if again:
-            cleanup.renew(step=Cleanup.Step.DELETE, position={})
+            cleanup.renew(step=Cleanup.Step.DELETE, position=Position())
         else:
-            cleanup.renew(position={"settled": True})
+            cleanup.renew(position=Position(is_settled=True))
         cleanup.record("verify", text % {"gone": gone, "again": again}, **times)
 
 
@@ -104,7 +106,9 @@ def forget_interrupted_rows(cleanup: Cleanup, unsent: CleanupItemQuerySet) -> No
 def keep_uploaded_items(cleanup: Cleanup, unsent: CleanupItemQuerySet) -> None:
     """Keep items that an upload may have stored after the listing."""
     # Uploads are dated by other machines' clocks. Locked rows are of no upload.
-    earliest = datetime.fromisoformat(cleanup.position["began"]) - MAX_CLOCK_SKEW
+    began_at = cleanup.position.began_at
+    assert began_at
+    earliest = began_at - MAX_CLOCK_SKEW
     rows = R2Object.objects.in_bucket(cleanup.bucket)
     written = Q(state__in=STABLE_STATES) & time_maybe_since("updated_at", earliest)
     rows = rows.filter(uploading_rows() | written)

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import chain, groupby, islice, takewhile
@@ -21,6 +21,7 @@ from storage_audit.bucket.listing import (
 )
 from storage_audit.bucket.s3 import PAGE_SIZE, ListedObject
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.position import PositionBasis, SpellingSearch
 from storage_audit.clocks import is_from_fast_clock, monotonic_seconds
 from storage_audit.conf import conf
@@ -135,11 +136,9 @@ class Turn:
     def basis(self) -> PositionBasis:
         return PositionBasis.of(self.marker, self.cleanup.bucket, self.cleanup.listed_prefixes)
 
-    def next_position(self, **where: Any) -> dict[str, Any]:
-        """The position with these fields changed, to be written with what was seen up to it; a
-        field that is None is dropped."""
-        cursor = {**self.cleanup.position, **where, **self.basis.to_dict(self.marker_seen_at)}
-        return {name: value for name, value in cursor.items() if value is not None}
+    def next_position(self, **where: Any) -> Position:
+        """The position with these fields changed, to be written with what was seen up to it."""
+        return self.basis.attach(replace(self.cleanup.position, **where), self.marker_seen_at)
 
     def list_ranges(self, span: int, after: str = "") -> Iterator["RangePiece"]:
         """The cleanup's ranges from this one on, which starts behind `after`, in pieces that may be
@@ -214,8 +213,8 @@ class Turn:
         find_alike = self.find_spellings_briefly if briefly else self.find_spellings
         found = listing.find_keys(cleanup.bucket, keys, self.identity, after_page, find_alike)
         self.check_marker()
-        if "alike" in cleanup.position:
-            cleanup.renew(position=self.next_position(alike=None))
+        if cleanup.position.spelling_search:
+            cleanup.renew(position=self.next_position(spelling_search=None))
         return found
 
     def find_spellings(self, keys: Sequence[str]) -> dict[str, ListedObject]:
@@ -227,7 +226,7 @@ class Turn:
         ):
             self.check_marker()
             before, place = place, place.advance(piece, keys)
-            cleanup.renew(position=self.next_position(alike=place.to_dict()))
+            cleanup.renew(position=self.next_position(spelling_search=place.to_dict()))
             if place.after != before.after:
                 self.check_deadline()
         return place.found

@@ -95,7 +95,7 @@ def request_mass_decision(gone: list[str]) -> int:
 
 def update_mass_decision(cleanup: Cleanup, gone: list[str]) -> int:
     """Bring the cleanup's list up to date; with nothing left on it, nothing is to be decided."""
-    before = cleanup.position["projects"]
+    before = cleanup.vanished_ids
     new, back = sorted(set(gone) - set(before)), sorted(set(before) - set(gone))
     if not gone:
         cleanup.supersede(_("All of these projects are back, or were decided on."))
@@ -115,7 +115,7 @@ def decision_values(gone: list[str]) -> dict[str, Any]:
         " deleted. If their files are to go, force-delete this cleanup. They are: %(ids)s"
     ) % {"gone": len(gone), "left": project_model.annotated_rows().count(), "ids": join_ids(gone)}
     digest = hashlib.sha256("\n".join(gone).encode()).hexdigest()
-    return {"position": {"projects": gone}, "plan_digest": digest, "message": text}
+    return {"vanished_ids": gone, "plan_digest": digest, "message": text}
 
 
 def join_ids(gone: list[str]) -> str:
@@ -130,7 +130,7 @@ def approve_mass_deletion(cleanup: Cleanup, user: str) -> list[Cleanup]:
     """A cleanup for each project on the list that is still gone. Raises IllegalTransition, also
     when the list has changed."""
     hold_other_sweeps()
-    listed = cleanup.position["projects"]
+    listed = cleanup.vanished_ids
     cleanup.supersede(_("Approved by %s: each project has a cleanup of its own.") % user)
     made = [each for pk in listed for each in request_vanished_cleanups(pk, Evidence.DECLARED)]
     cleanup.record("approved", cleanup.message, cleanups=[str(each.pk) for each in made])

@@ -1,7 +1,8 @@
 """The verify step: list the plan's prefixes again, and believe only complete listings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
+from typing import NoReturn
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
@@ -46,16 +47,16 @@ def verify_items(work: Turn) -> None:
     Nothing counts as gone until every range was listed to its end. Raises TurnOver, StoreError,
     CannotConclude and LeaseLost.
     """
-    if "ended" not in work.cleanup.position:
+    if work.cleanup.position.ended_at is None:
         relist_bucket(work)
     settle.settle_items(work, used_files.find_lost_files(work))
 
 
 def relist_bucket(work: Turn) -> None:
     cleanup = work.cleanup
-    if "span" not in cleanup.position:
+    if cleanup.position.range_index is None:
         with transaction.atomic():
-            cleanup.renew(position=work.next_position(span=0, began=timezone.now().isoformat()))
+            cleanup.renew(position=work.next_position(range_index=0, began_at=timezone.now()))
             cleanup.items.filter(last_seen_at__isnull=False).update(last_seen_at=None)
     relist_prefixes(work)
     relist_lone_keys(work)
@@ -63,24 +64,24 @@ def relist_bucket(work: Turn) -> None:
     if not cleanup.limits_waived_by and (reason := limits.unsent_share_reason(cleanup)):
         raise CannotConclude(reason)
     confirm_items_gone(work)
-    cleanup.renew(position=work.next_position(ended=timezone.now().isoformat()))
+    cleanup.renew(position=work.next_position(ended_at=timezone.now()))
 
 
 def relist_prefixes(work: Turn) -> None:
     cleanup = work.cleanup
-    first, after = cleanup.position["span"], cleanup.position.get("after", "")
+    first, after = cleanup.position.range_index or 0, cleanup.position.after
     for span, page, is_last in work.list_ranges(first, after):
-        before = cleanup.position.get("after")
-        cursor = (
-            work.next_position(span=span + 1, after="")
+        before = cleanup.position.after
+        position = (
+            work.next_position(range_index=span + 1, after="")
             if is_last
             else work.next_position(after=listing_position(page))
         )
         with transaction.atomic():
-            cleanup.renew(position=cursor, progress=progress.count_done(cleanup, len(page)))
+            cleanup.renew(position=position, progress=progress.count_done(cleanup, len(page)))
             if page:
                 mark_present(work, page, span)
-        if page and (is_last or cleanup.position["after"] != before):
+        if page and (is_last or cleanup.position.after != before):
             work.check_deadline()
 
 
@@ -111,7 +112,7 @@ def relist_lone_keys(work: Turn) -> None:
     """Look up each key outside the listed prefixes on its own. An escaped key cannot be: its text
     names another file."""
     alone = work.cleanup.items.open().filter(range_index=None, escaped=False)
-    find_present_items(work, alone, "alone", adds=1)
+    find_present_items(work, alone, "lone_after", adds=1)
 
 
 def mark_found(work: Turn, found: FoundByItem) -> None:
@@ -136,7 +137,7 @@ def find_present_items(
     """Note which of the items exist. `name` is the field of the position among them; each item
     counts `adds` in the progress."""
     cleanup = work.cleanup
-    after = cleanup.position.get(name, "")
+    after: str = getattr(cleanup.position, name)
     while looked := work.find_items(items.filter(key__gt=after).order_by("key")):
         here = {item.pk: listed for item, listed in looked if listed}
         after = looked[-1][0].key
@@ -160,25 +161,25 @@ def confirm_items_gone(work: Turn) -> None:
     nameless = unseen.nameless()
     if not (count := gone_items.count() + nameless.count()):
         return
-    if "again_at" not in cleanup.position:
+    if not (confirm_at := cleanup.position.confirm_at):
         postpone_conclusion(work, count)
-    left = datetime.fromisoformat(cleanup.position["again_at"]) - cleanup.read_database_clock()
+    left = confirm_at - cleanup.read_database_clock()
     if left > timedelta(0):
         raise TurnOver(left)
     s3.drop_connections()
-    find_present_items(work, gone_items, "again", adds=0)
+    find_present_items(work, gone_items, "confirmed_after", adds=0)
     find_nameless_items(work, nameless)
 
 
-def postpone_conclusion(work: Turn, count: int) -> None:
+def postpone_conclusion(work: Turn, count: int) -> NoReturn:
     text = ngettext(
         "%d file is missing, and no answer confirms its deletion. Checking again in a minute.",
         "%d files are missing, and no answer confirms their deletion. Checking again in a minute.",
         count,
     )
     with transaction.atomic():
-        again_at = work.cleanup.read_database_clock() + CONFIRMATION_PAUSE
-        work.cleanup.renew(position=work.next_position(again_at=again_at.isoformat()))
+        confirm_at = work.cleanup.read_database_clock() + CONFIRMATION_PAUSE
+        work.cleanup.renew(position=work.next_position(confirm_at=confirm_at))
         work.cleanup.record("verify", text % count)
     raise TurnOver(CONFIRMATION_PAUSE)
 
@@ -201,7 +202,7 @@ def compare_with_bucket(work: Turn) -> None:
     if live or cleanup.has_given_objects:
         # A row may be newer than the listing: the clock that wrote it need not be ours.
         tracked = cleanup.items.planned().filter(found_in=FoundIn.TRACKED, last_seen_at=None)
-        find_present_items(work, tracked, "missing", adds=0)
+        find_present_items(work, tracked, "missing_after", adds=0)
     else:
         copy_parent_items(work)
         judge_unlisted_items(work)
@@ -264,7 +265,7 @@ def copy_parent_items(work: Turn) -> None:
     cleanup = work.cleanup
     if cleanup.parent is None:
         return
-    if "recalled" not in cleanup.position:
+    if not cleanup.position.is_parent_copied:
         copy_verified_items(work, cleanup.parent)
     alone = cleanup.items.planned().filter(found_in=FoundIn.TRACKED, range_index=None)
     find_nameless_items(work, alone.filter(escaped=True))
@@ -278,7 +279,7 @@ def copy_verified_items(work: Turn, verified: Cleanup) -> None:
     others = R2Object.objects.in_bucket(cleanup.bucket).filter(key=OuterRef("key"))
     taken = Exists(others.exclude(project_id=cleanup.project_id))
     with transaction.atomic():
-        cleanup.renew(position=work.next_position(recalled=True))
+        cleanup.renew(position=work.next_position(is_parent_copied=True))
         cleanup.copy_items(verified)
         copied = cleanup.items.planned().filter(found_in=FoundIn.TRACKED)
         copied.filter(taken).delete()
@@ -295,7 +296,9 @@ def judge_unlisted_items(work: Turn) -> None:
     items = work.cleanup.items.planned().filter(found_in=FoundIn.TRACKED, last_seen_at=None)
     listed = items.filter(range_index__isnull=False)
     find_nameless_items(work, listed.filter(escaped=True))
-    find_present_items(work, listed.filter(escaped=False), "missing", adds=0, note=judge_found)
+    find_present_items(
+        work, listed.filter(escaped=False), "missing_after", adds=0, note=judge_found
+    )
 
 
 def close_verification(cleanup: Cleanup, result: str, doubt: str) -> None:

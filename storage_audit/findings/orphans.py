@@ -206,7 +206,7 @@ def resolve_gone_objects(cleanup: Cleanup, gone: CleanupItemQuerySet, **kwargs: 
     """Resolve findings about objects that a cleanup saw gone, unless a scan that began later saw
     them. An unfinished upload is no object."""
     found = Finding.objects.filter(
-        bucket=cleanup.bucket, last_seen_at__lte=cleanup.position["began"]
+        bucket=cleanup.bucket, last_seen_at__lte=cleanup.position.began_at
     ).exclude(kind=Finding.Kind.UNFINISHED)
     if cleanup.kind == Kind.OBJECTS:
         # A renaming deletes the old object, and resolves the finding itself when it has ended.

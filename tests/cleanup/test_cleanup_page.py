@@ -366,7 +366,7 @@ def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket)
     ("values", "reason"),
     [
         (
-            {"kind": "vanished", "status": "blocked", "position": {"projects": []}},
+            {"kind": "vanished", "status": "blocked", "vanished_ids": []},
             "It lists projects",
         ),
         (

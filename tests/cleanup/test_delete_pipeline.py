@@ -257,6 +257,7 @@ def test_nothing_is_sent_on_a_recheck_that_grew_old_behind_the_batch_before(
     store.rules.append(rule_for(is_delete_batch, wait, times=4))
     monkeypatch.setattr(delete_pipeline.DeletePipeline, "collect", land_late)
     monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: now[0])
+    monkeypatch.setattr(delete_pipeline, "monotonic_seconds", lambda: now[0])
     monkeypatch.setattr("storage_audit.bucket.s3.monotonic_seconds", lambda: now[0])
     assert run_until_idle(cleanup).status == Status.CLEAN
     for key in proofs[1]:
@@ -472,6 +473,7 @@ def test_a_recheck_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smal
 
     proofs = before_second_proof(monkeypatch, let_time_pass)
     monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: now[0])
+    monkeypatch.setattr(delete_pipeline, "monotonic_seconds", lambda: now[0])
     monkeypatch.setattr("storage_audit.bucket.s3.monotonic_seconds", lambda: now[0])
     store.rules.append(rule_for(is_delete_batch, wait, times=4))
     assert run_until_idle(cleanup).status == Status.CLEAN

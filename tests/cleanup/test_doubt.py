@@ -15,8 +15,8 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import (
     delete_batches,
     delete_pipeline,
+    project_uploads,
     requests,
-    runner,
     vanished_projects,
     verify,
 )
@@ -459,6 +459,6 @@ def test_dry_run_that_fails_opens_no_key_that_something_else_is_deleting(
     bucket.upload("proj_1")
     plan = requests.request_preview("proj_1")[0]
     R2Object.objects.update(state=R2Object.State.DELETING)
-    fails(monkeypatch, runner, "record_unfinished_uploads", Unavailable("no answer"))
+    fails(monkeypatch, project_uploads, "record_unfinished_uploads", Unavailable("no answer"))
     assert run_until_idle(plan).status == Status.RETRYING
     assert R2Object.objects.get().state == R2Object.State.DELETING

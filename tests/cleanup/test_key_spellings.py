@@ -105,7 +105,7 @@ def test_search_for_other_keys_does_not_go_on_from_this_one(
     large.put(LISTED)
     assign_object(large, LISTED, "proj_1", spelled=TRACKED)
     cleanup = request_cleanup("proj_1")
-    while cleanup.position.get("alike", {}).get("after", "") < LISTED:
+    while (cleanup.position.spelling_search or {"after": ""})["after"] < LISTED:
         take_turn(cleanup)
     # The first of the two is looked for no more.
     R2Object.objects.filter(pk=other.pk).delete()
@@ -122,7 +122,7 @@ def test_second_search_for_the_same_key_begins_at_the_beginning(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"DELETE_ATTEMPTS": 1}
     track_key(large, TRACKED, "proj_1", "assigned", etag="x", size=1)
     cleanup = request_cleanup("proj_1")
-    while "again_at" not in cleanup.position:
+    while not cleanup.position.confirm_at:
         take_turn(cleanup)
     large.put(LISTED)
     while is_open(cleanup):

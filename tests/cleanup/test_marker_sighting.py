@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -207,9 +208,9 @@ def test_listings_that_take_long_say_of_empty_prefixes_what_others_say(
 def age(by: timedelta) -> Callable[..., None]:
     def change(cleanup: Cleanup, **others: Any) -> None:
         cleanup.refresh_from_db()
-        seen_at = datetime.fromisoformat(cleanup.position["seen_at"]) - by
-        cursor = {**cleanup.position, "seen_at": seen_at.isoformat()}
-        Cleanup.objects.filter(pk=cleanup.pk).update(position=cursor)
+        assert cleanup.position.seen_at
+        position = replace(cleanup.position, seen_at=cleanup.position.seen_at - by)
+        Cleanup.objects.filter(pk=cleanup.pk).update(position=position)
 
     return change
 
@@ -231,11 +232,10 @@ def other_ranges(cleanup: Cleanup, settings: Settings, **others: Any) -> None:
         Cleanup.objects.filter(pk=cleanup.pk).update(listed_prefixes=cleanup.listed_prefixes[:-1])
 
 
-def older_version(cleanup: Cleanup, **others: Any) -> None:
-    """It wrote no sighting with a position."""
-    vouching = ("seen_at", "marker", "place")
-    cursor = {name: value for name, value in cleanup.position.items() if name not in vouching}
-    Cleanup.objects.filter(pk=cleanup.pk).update(position=cursor)
+def other_version(cleanup: Cleanup, **others: Any) -> None:
+    """Its fields may mean something else."""
+    position = {**cleanup.position.to_json(), "version": 0}
+    Cleanup.objects.filter(pk=cleanup.pk).update(position=position)
 
 
 CHANGES: dict[str, Callable[..., None]] = {
@@ -244,7 +244,7 @@ CHANGES: dict[str, Callable[..., None]] = {
     "another marker": another_marker,
     "another endpoint": another_endpoint,
     "other ranges": other_ranges,
-    "an older version": older_version,
+    "another version": other_version,
 }
 
 
@@ -276,7 +276,7 @@ def test_pass_starts_again_when_what_its_position_rests_on_has_changed(
         stop_in(step, patch)
         run_until_idle(cleanup)
     cleanup.refresh_from_db()
-    assert cleanup.step == step and cleanup.position["span"] == len(cleanup.listed_prefixes)
+    assert cleanup.step == step and cleanup.position.range_index == len(cleanup.listed_prefixes)
     if change in CHANGES:
         others = {"bucket": filled, "settings": settings, "local_r2": local_r2}
         CHANGES[change](cleanup, **others)

@@ -1,6 +1,7 @@
 """A verification's look is settled some items at a time, and any worker goes on with the rest."""
 
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from types import ModuleType
 
 import pytest
@@ -82,13 +83,13 @@ def test_worker_that_dies_while_it_settles_leaves_what_it_has_settled(
     # Each row went with the word on its item.
     assert set(R2Object.objects.values_list("key", flat=True)) == set(keys[2:])
     check_progress(cleanup)
-    times = [cleanup.position[name] for name in ("began", "ended")]
+    times = [cleanup.position.began_at, cleanup.position.ended_at]
     cleanup = take_over_lease(cleanup)
     assert cleanup.status == Status.CLEAN and cleanup.deleted == 5
     assert not R2Object.objects.exists()
     # It went on from there, and took no second look.
     [look] = cleanup.events.filter(step="verify")
-    assert [look.data["began"], look.data["ended"]] == times
+    assert [datetime.fromisoformat(look.data[name]) for name in ("began", "ended")] == times
     assert look.message == "Every range was listed to its end: 5 gone, 0 to be tried again."
     check_promises(bucket)
 
@@ -120,7 +121,7 @@ def test_settling_that_takes_longer_than_a_turn_ends(bucket: Bucket, settings: S
     while cleanup.status in (Status.PENDING, Status.RUNNING):
         runner.run_turn(cleanup.pk)
         cleanup.refresh_from_db()
-        if "ended" in cleanup.position:
+        if cleanup.position.ended_at:
             check_progress(cleanup)
             assert cleanup.attempts == cleanup.takeovers == 0
             settled.append(len(list_gone(cleanup)))
@@ -211,9 +212,9 @@ def test_settling_goes_on_only_from_a_recent_listing(
     cleanup = request_cleanup("proj_1")
     die_while_settling(monkeypatch, cleanup)
     cleanup.refresh_from_db()
-    old = {"seen_at": (timezone.now() - MAX_POSITION_AGE).isoformat()}
+    old = replace(cleanup.position, seen_at=timezone.now() - MAX_POSITION_AGE)
     bucket.put(keys[0], keys[4], body=b"somebody else's")
-    cleanup = take_over_lease(cleanup, position=cleanup.position | old)
+    cleanup = take_over_lease(cleanup, position=old)
     assert read_outcomes(cleanup) == dict.fromkeys(keys[1:4], "deleted") | {
         keys[0]: "kept",
         keys[4]: "kept",

@@ -11,6 +11,7 @@ from pytest_django.fixtures import Settings
 
 from storage_audit.cleanup import delete_pipeline, runner, verify
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.models.states import IllegalTransition, LeaseLost
 from storage_audit.cleanup.turn import Turn
 from storage_audit.conf import conf
@@ -72,7 +73,7 @@ def test_two_who_read_it_at_once_do_not_both_get_it() -> None:
 def test_turn_that_ended_after_the_other_checked_is_no_worker_that_died() -> None:
     one = create_leased()
     other = Cleanup.objects.get(pk=one.pk)
-    one.renew_after_progress(position={"after": "key"})
+    one.renew_after_progress(position=Position(after="key"))
     one.return_lease()
     assert acquire_lease(other)
     assert other.takeovers == 0

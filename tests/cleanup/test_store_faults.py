@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, Literal
@@ -19,7 +20,14 @@ from pytest_django import Settings
 from devtools.http_reply import Reply
 from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, runner
+from storage_audit.cleanup import (
+    delete_batches,
+    delete_pipeline,
+    open_decisions,
+    project_uploads,
+    requests,
+    runner,
+)
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.turn import Turn, TurnOver
 from storage_audit.conf import conf
@@ -583,6 +591,7 @@ def test_slow_proofs_make_smaller_batches(
         bucket.put(key)
         track_key(bucket, key, "proj_1")
     monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: store_clock(store))
+    monkeypatch.setattr(delete_pipeline, "monotonic_seconds", lambda: store_clock(store))
     monkeypatch.setattr(s3, "monotonic_seconds", lambda: store_clock(store))
     monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", 3.0)
     monkeypatch.setattr(s3, "PAGE_SIZE", 1)
@@ -605,6 +614,7 @@ def test_keys_that_go_one_by_one_wait_for_a_new_proof_when_theirs_is_old(
     bucket.put(*(f"projects/proj_1/scenes/s1/media/\x01{n}" for n in range(3)))
     monkeypatch.setattr(s3, "monotonic_seconds", lambda: clock(store))
     monkeypatch.setattr(delete_batches, "monotonic_seconds", lambda: clock(store))
+    monkeypatch.setattr(delete_pipeline, "monotonic_seconds", lambda: clock(store))
     monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", 0.5)
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.CLEAN
@@ -694,7 +704,7 @@ def test_ignored_upload_is_not_aborted(
     key = "projects/proj_1/scenes/s1/media/big.mp4"
     step = {
         "after the plan": (delete_batches, "delete_planned"),
-        "just before": (delete_batches, "abort_upload"),
+        "just before": (project_uploads, "abort_upload"),
     }
     if since in step:
         module, name = step[since]
@@ -802,7 +812,7 @@ def test_upload_is_not_aborted_by_a_worker_that_was_stopped_after_its_listing(
         abort(bucket, upload)
 
     monkeypatch.setattr(multipart, "abort_multipart", stop_and_abort)
-    for module in (delete_batches, s3):
+    for module in (delete_pipeline, s3):
         monkeypatch.setattr(module, "monotonic_seconds", lambda: now[0])
     store.rules += [answer_uploads(key), rule_for(is_abort, Reply(204))]
     cleanup = clean_up_project("proj_1")
@@ -877,8 +887,7 @@ def test_a_verification_that_is_tried_again_starts_over(bucket: Bucket, store: F
 def age_position(cleanup: Cleanup, age: timedelta = LONG) -> None:
     """Let what was listed so far be that old."""
     cleanup.refresh_from_db()
-    seen_at = timezone.now() - age
-    cleanup.position["seen_at"] = seen_at.isoformat()
+    cleanup.position = replace(cleanup.position, seen_at=timezone.now() - age)
     cleanup.save(update_fields=["position"])
 
 
@@ -891,7 +900,7 @@ def test_what_is_verified_again_is_counted_again(
     create_projects("proj_1")
     fill(bucket)
     [look] = requests.request_verification("proj_1")
-    monkeypatch.setattr(runner, "record_unfinished_uploads", ends)
+    monkeypatch.setattr(project_uploads, "record_unfinished_uploads", ends)
     for _turn in range(2):
         runner.run_turn(look.pk)
         age_position(look)
@@ -917,7 +926,7 @@ def test_a_verification_that_no_worker_had_for_long_starts_over(
     [key] = fill(bucket, 1)
     look = requests.request_cleanup_verification(clean_up_project("proj_1"))
     with monkeypatch.context() as patch, suppress(SystemExit):
-        patch.setattr(runner, "record_unfinished_uploads", ends)
+        patch.setattr(project_uploads, "record_unfinished_uploads", ends)
         runner.run_turn(look.pk)
     bucket.put(key)
     age_position(look, age)

@@ -305,7 +305,7 @@ def test_file_of_too_many_owners_is_covered_by_its_project_in_any_spelling(kind:
         for project_id in ids:
             create_cleanup("blocked", project_id=project_id)
     else:
-        create_cleanup("blocked", kind=kind, position={"projects": ids})
+        create_cleanup("blocked", kind=kind, vanished_ids=ids)
     keys = {text: MANY.format(text) for text in ["b", "KK", "\u212aK", *SPELLED]}
     found = find_unnamed_owners(Cleanup.objects.covering(), keys.values())
     kelvin = {"proj_K\u212a"}

@@ -204,7 +204,7 @@ def test_cleanup_of_one_of_too_many_owners_is_found_in_a_few_calls_for_each_proj
     # Enough for the calls that the queries take not to count.
     count = 20_000
     ids = [f"proj_{n}" for n in range(count)]
-    create_cleanup("blocked", kind="vanished", position={"projects": ids})
+    create_cleanup("blocked", kind="vanished", vanished_ids=ids)
     owners = {beyond(0): PossibleOwners(set(), too_many=True)}
     assert count_calls(lambda: find_covering("tests", owners)) < 5 * count
 

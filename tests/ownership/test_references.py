@@ -18,7 +18,7 @@ from devtools.http_reply import Reply
 from storage_audit import tasks
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
-from storage_audit.cleanup import named_files, requests, runner, used_files
+from storage_audit.cleanup import named_files, project_uploads, requests, used_files
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.turn import Turn
 from storage_audit.conf import conf
@@ -553,7 +553,7 @@ def test_what_rows_named_outlasts_a_plan_that_was_stopped(
         raise CannotConclude("another bucket")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "record_unfinished_uploads", refuse)
+        patch.setattr(project_uploads, "record_unfinished_uploads", refuse)
         cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.BLOCKED
     requests.approve_or_retry(cleanup)

@@ -477,7 +477,7 @@ def test_second_check_follows_though_the_database_clock_was_a_day_ahead(
                 Value(timezone.now() + now.later + day, now.output_field)
             ),
         )
-        assert "again_at" in run_until_idle(cleanup).position
+        assert run_until_idle(cleanup).position.confirm_at
     tasks.sweep()
     cleanup = run_until_idle(cleanup)
     assert cleanup.next_attempt_at

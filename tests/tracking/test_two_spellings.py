@@ -21,7 +21,6 @@ from storage_audit.cleanup import (
     named_files,
     project_uploads,
     requests,
-    runner,
     verify,
 )
 from storage_audit.cleanup.models import Cleanup
@@ -351,7 +350,8 @@ def connect_again(
 
 # The first is within the plan, the others within the look at the marker with which a turn begins.
 each_moment = pytest.mark.parametrize(
-    ("module", "name"), [(runner, "record_unfinished_uploads"), (bucket_marker, "require_marker")]
+    ("module", "name"),
+    [(project_uploads, "record_unfinished_uploads"), (bucket_marker, "require_marker")],
 )
 
 
@@ -401,7 +401,7 @@ def test_upload_that_keeps_one_row_keeps_both_when_the_bucket_is_connected_again
     track_key(bucket, seen.pop("key"), "proj_1", state="uploading")
     track_key(bucket, other, "proj_1", **seen)
     R2Object.objects.all().delete()
-    connect_again(bucket, monkeypatch, runner, "record_unfinished_uploads")
+    connect_again(bucket, monkeypatch, project_uploads, "record_unfinished_uploads")
     cleanup = run_until_idle(Cleanup.objects.get())
     assert "connected again" in cleanup.message
     assert run_again(cleanup).deleted == 0
@@ -446,7 +446,9 @@ def test_two_files_are_two_items_once_the_bucket_tells_their_spellings_apart(
     named_files.add_named_files(
         [cleanup], [NamedFile(folding.name, named, "shop.Cover 1, field file")]
     )
-    connect_again(folding, monkeypatch, runner, "record_unfinished_uploads", folds_unicode=False)
+    connect_again(
+        folding, monkeypatch, project_uploads, "record_unfinished_uploads", folds_unicode=False
+    )
     assert "connected again" in run_until_idle(cleanup).message
     assert run_again(cleanup).found == 2
     check_promises(folding)

@@ -21,6 +21,7 @@ from storage_audit import logs
 from storage_audit.cleanup.models.bulk_job import BulkJob
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
+from storage_audit.cleanup.models.position import Position, PositionField
 from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
@@ -341,7 +342,9 @@ class Cleanup(CleanupStates):
     step = models.CharField(
         _("step"), max_length=10, choices=CleanupStates.Step, default=CleanupStates.Step.PLAN
     )
-    position = models.JSONField(_("position"), default=dict, editable=False)
+    position = PositionField(_("position"), default=Position, editable=False)
+    # The ids that a cleanup of many vanished projects is about.
+    vanished_ids = models.JSONField(_("vanished projects"), default=list, editable=False)
     # How much is asked of the store at a time: see cleanup/adaptive_batch.py.
     batch_state = models.JSONField(_("batch state"), default=dict, editable=False)
     # What its step has done, and when: see cleanup/progress.py.
@@ -503,7 +506,7 @@ class Cleanup(CleanupStates):
     def renew_after_progress(self, **values: Any) -> None:
         """A verification gets nothing done for good before its end, and a pass that had to start
         again only repeats what was done: neither counts as progress."""
-        if self.kind == self.Kind.VERIFY or "restarts" in self.position:
+        if self.kind == self.Kind.VERIFY or self.position.restarts:
             self.renew(**values)
         else:
             super().renew_after_progress(**values)

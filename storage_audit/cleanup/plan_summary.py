@@ -4,6 +4,8 @@ A plan may have a million items. So the worker that freezes it, or ends its run,
 once and keeps the figures with the cleanup; its memory does not grow with the items.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -13,13 +15,17 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from django.db.models import F
+from django.utils.translation import gettext as _
 
 from storage_audit.bucket.s3 import PAGE_SIZE
 from storage_audit.bucket.wrangler import expected_duration
+from storage_audit.cleanup import limits
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.turn import MAX_LONE_KEYS
 from storage_audit.ownership.owner import get_key_formats
+from storage_audit.reading import read_in_steps
 
 FoundIn, Outcome, Strategy = CleanupItem.FoundIn, CleanupItem.Outcome, Cleanup.Strategy
 
@@ -240,3 +246,33 @@ def usual_speed(cleanup: Cleanup) -> float:
     if cleanup.runs_wrangler:
         return SECOND / expected_duration(1)
     return USUAL_FILES_PER_SECOND[cleanup.strategy]
+
+
+def hash_plan(cleanup: Cleanup) -> str:
+    """SHA-256 of the plan: its prefixes, and each key with its facts and outcome."""
+    sums = hashlib.sha256(json.dumps(cleanup.listed_prefixes).encode())
+    facts = ("key", "escaped", "size", "etag", "last_modified", "outcome")
+    write = json.JSONEncoder(default=str).encode
+    for row in read_in_steps(cleanup.items.order_by("key", "pk").values_list(*facts)):
+        sums.update(write(row).encode() + b"\n")
+    return sums.hexdigest()
+
+
+def record_plan(cleanup: Cleanup) -> None:
+    totals = cleanup.items.totals()
+    to_delete = cleanup.items.planned().count()
+    text = _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
+    if not policy_of(cleanup).deletes:
+        text = _("Found %(found)s objects to be compared.")
+    text %= {"found": totals["found"], "to_delete": to_delete}
+    if cleanup.runs_wrangler:
+        text += " " + _("wrangler takes about %s for them.") % limits.wrangler_duration_text(
+            to_delete
+        )
+    cleanup.record(
+        "plan",
+        text,
+        digest=cleanup.plan_digest,
+        listed_prefixes=cleanup.listed_prefixes,
+        kept=totals["kept"],
+    )

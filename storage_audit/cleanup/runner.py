@@ -3,8 +3,6 @@
 Each step records what it did before it goes on, so that any worker can take over at any moment.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,6 +19,7 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.cleanup import (
     delete_batches,
+    follow_ups,
     limits,
     named_files,
     plan_summary,
@@ -36,10 +35,8 @@ from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.position import PositionBasis
 from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
-from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.reading import read_in_steps
 from storage_audit.redaction import redact_secrets
 
 logger = logging.getLogger(__name__)
@@ -228,12 +225,12 @@ def make_plan(work: Turn) -> None:
     unread = used_files.keep_used_files(work)
     if is_new:
         work.recheck_bucket()
-        frozen = hash_plan(cleanup)
+        frozen = plan_summary.hash_plan(cleanup)
         # A verification concludes from what was listed; a cleanup rechecks each file.
         position = Position() if policy.deletes else work.next_position()
         with transaction.atomic():
             cleanup.renew(planned_at=timezone.now(), plan_digest=frozen, position=position)
-            record_plan(cleanup)
+            plan_summary.record_plan(cleanup)
     if not policy.deletes:
         finish_verification(work)
     elif cleanup.dry_run:
@@ -275,36 +272,6 @@ def finish_verification(work: Turn) -> None:
         verify.compare_with_bucket(work)
 
 
-def hash_plan(cleanup: Cleanup) -> str:
-    """SHA-256 of the plan: its prefixes, and each key with its facts and outcome."""
-    sums = hashlib.sha256(json.dumps(cleanup.listed_prefixes).encode())
-    facts = ("key", "escaped", "size", "etag", "last_modified", "outcome")
-    write = json.JSONEncoder(default=str).encode
-    for row in read_in_steps(cleanup.items.order_by("key", "pk").values_list(*facts)):
-        sums.update(write(row).encode() + b"\n")
-    return sums.hexdigest()
-
-
-def record_plan(cleanup: Cleanup) -> None:
-    totals = cleanup.items.totals()
-    to_delete = cleanup.items.planned().count()
-    text = _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
-    if not policy_of(cleanup).deletes:
-        text = _("Found %(found)s objects to be compared.")
-    text %= {"found": totals["found"], "to_delete": to_delete}
-    if cleanup.runs_wrangler:
-        text += " " + _("wrangler takes about %s for them.") % limits.wrangler_duration_text(
-            to_delete
-        )
-    cleanup.record(
-        "plan",
-        text,
-        digest=cleanup.plan_digest,
-        listed_prefixes=cleanup.listed_prefixes,
-        kept=totals["kept"],
-    )
-
-
 def close_cleanup(work: Turn) -> None:
     """Close the totals. If objects failed, try again later or call for a person."""
     cleanup = work.cleanup
@@ -319,41 +286,14 @@ def close_cleanup(work: Turn) -> None:
         refused = failed == cleanup.items.filter(outcome=Outcome.FAILED).locked().count()
         with transaction.atomic():
             postpone_cleanup(cleanup, text % failed, refused=refused)
-            schedule_follow_ups(cleanup)
+            follow_ups.schedule_follow_ups(cleanup)
         return
     status = Status.CLEAN_WITH_KEPT if totals["kept"] else Status.CLEAN
     with transaction.atomic():
         cleanup.finish(status, totals, message="")
-        schedule_follow_ups(cleanup)
+        follow_ups.schedule_follow_ups(cleanup)
         text = f"{cleanup.get_status_display()} {named_files.kept_files_text(cleanup)}".rstrip()
         cleanup.record("closed", text, **totals)
-
-
-def schedule_follow_ups(cleanup: Cleanup) -> None:
-    """Schedule the follow-up checks: uploads in flight, presigned URLs and multipart uploads may
-    still end."""
-    scheduled = cleanup.children.filter(trigger=Cleanup.Trigger.FOLLOW_UP)
-    if cleanup.status not in (Status.RETRYING, Status.FAILED):
-        # Those that followed a failure ran before this end, and say nothing about it.
-        scheduled = scheduled.filter(finished_at=None)
-    kind = policy_of(cleanup).follow_up
-    if kind and cleanup.parent is None and not scheduled.exists():
-        for delay in conf().follow_up_checks:
-            request_follow_up(cleanup, kind, delay)
-
-
-def request_follow_up(cleanup: Cleanup, kind: str, delay: timedelta) -> None:
-    Cleanup.objects.request(
-        kind=kind,
-        project_id=cleanup.project_id,
-        project_deleted_at=cleanup.project_deleted_at,
-        bucket=cleanup.bucket,
-        parent=cleanup,
-        discovery=cleanup.discovery,
-        strategy=cleanup.strategy,
-        trigger=Cleanup.Trigger.FOLLOW_UP,
-        next_attempt_at=DatabaseNow(delay),
-    )
 
 
 def block_cleanup(cleanup: Cleanup, reason: str, **facts: list[str]) -> None:

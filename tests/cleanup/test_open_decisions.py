@@ -13,7 +13,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.bucket import s3
-from storage_audit.cleanup import cleanup_text, requests, runner, vanished_projects
+from storage_audit.cleanup import cleanup_text, follow_ups, requests, vanished_projects
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.open_decisions import PossibleOwners, find_covering
@@ -182,7 +182,7 @@ def test_file_is_kept_whose_other_cleanup_was_blocked_after_the_plan(
 def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     bucket: Bucket, blocked: Cleanup
 ) -> None:
-    runner.request_follow_up(blocked, "project", timedelta(0))
+    follow_ups.request_follow_up(blocked, "project", timedelta(0))
     follow_up = blocked.children.get()
     waits = f"It waits until a person has decided on cleanup {blocked.pk}."
     assert not Cleanup.objects.due().exists()

@@ -314,7 +314,7 @@ def test_figures_are_written_under_the_lease_and_change_no_digest(
     monkeypatch.undo()
     cleanup = run_again(cleanup)
     assert cleanup.status == Status.PLANNED and cleanup.plan_summary["go"]["objects"] == 1
-    assert before == [cleanup.plan_digest] == [runner.hash_plan(cleanup)]
+    assert before == [cleanup.plan_digest] == [plan_summary.hash_plan(cleanup)]
 
 
 def test_the_lease_is_renewed_while_many_items_are_gone_through(

@@ -24,6 +24,7 @@ from storage_audit.cleanup import (
     delete_batches,
     delete_pipeline,
     open_decisions,
+    plan_summary,
     project_uploads,
     requests,
     runner,
@@ -551,7 +552,7 @@ def test_verification_interrupted_at_its_end_deletes_nothing_later(
         raise RuntimeError
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError):
-        patch.setattr(runner, "record_plan", breaks)
+        patch.setattr(plan_summary, "record_plan", breaks)
         run_until_idle(cleanup)
     ended = run_again(cleanup)
     assert ended.status in (Status.PLANNED, Status.DIFFERS)

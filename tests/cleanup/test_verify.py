@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from storage_audit.bucket import s3
 from storage_audit.bucket.listing import escape_key
-from storage_audit.cleanup import limits, plan, requests, runner
+from storage_audit.cleanup import limits, plan, plan_summary, requests, runner
 from storage_audit.cleanup.cloudflare_crosscheck import Crosscheck
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -437,7 +437,7 @@ def test_plan_that_the_timeline_cannot_tell_of_is_not_frozen(
     bucket.upload("proj_1")
     [cleanup] = requests.request_preview("proj_1")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-        patch.setattr(runner, "record_plan", lambda cleanup: 1 / 0)
+        patch.setattr(plan_summary, "record_plan", lambda cleanup: 1 / 0)
         run_until_idle(cleanup)
     cleanup = run_again(cleanup)
     assert cleanup.events.filter(message__startswith="Found 1 objects").count() == 1

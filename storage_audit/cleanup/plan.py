@@ -30,7 +30,7 @@ from storage_audit.cleanup.open_decisions import (
     get_ignore_list,
     possible_owners,
 )
-from storage_audit.cleanup.position import listing_position
+from storage_audit.cleanup.position_basis import listing_position
 from storage_audit.cleanup.turn import MAX_LONE_KEYS, Turn
 from storage_audit.fields import insert_new_rows, insert_values
 from storage_audit.models import R2Object, R2ObjectQuerySet

@@ -33,7 +33,7 @@ from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.cleanup.policies import policy_of
-from storage_audit.cleanup.position import PositionBasis
+from storage_audit.cleanup.position_basis import PositionBasis
 from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.conf import conf
 from storage_audit.ownership.bucket_marker import CannotConclude

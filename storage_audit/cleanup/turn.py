@@ -22,7 +22,7 @@ from storage_audit.bucket.listing import (
 from storage_audit.bucket.s3 import PAGE_SIZE, ListedObject
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.position import Position
-from storage_audit.cleanup.position import PositionBasis, SpellingSearch
+from storage_audit.cleanup.position_basis import PositionBasis, SpellingSearch
 from storage_audit.clocks import is_from_fast_clock, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker

@@ -27,7 +27,7 @@ from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQueryS
 from storage_audit.cleanup.objects_in_hand import exclude_in_hand, select_changing
 from storage_audit.cleanup.plan import judge_page, save_items
 from storage_audit.cleanup.policies import policy_of
-from storage_audit.cleanup.position import listing_position
+from storage_audit.cleanup.position_basis import listing_position
 from storage_audit.cleanup.turn import Turn, TurnOver
 from storage_audit.clocks import time_maybe_since
 from storage_audit.fields import starts_with

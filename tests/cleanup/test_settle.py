@@ -11,7 +11,7 @@ from pytest_django.fixtures import Settings
 from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import delete_pipeline, runner, settle, used_files, verify
 from storage_audit.cleanup.models import Cleanup, CleanupItemQuerySet
-from storage_audit.cleanup.position import MAX_POSITION_AGE
+from storage_audit.cleanup.position_basis import MAX_POSITION_AGE
 from storage_audit.cleanup.turn import Turn
 from storage_audit.models import R2Object
 from storage_audit.tracking.upload import Upload

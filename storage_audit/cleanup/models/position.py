@@ -35,7 +35,7 @@ class Position:
     tracked_after: str | None = None
     # Among those under none of the prefixes.
     outside_after: str = ""
-    # A search for keys in all their spellings, see cleanup/position.py.
+    # A search for keys in all their spellings, see cleanup/position_basis.py.
     spelling_search: dict[str, Any] | None = None
 
     # Verification: when its listing began and ended, by the worker's clock.

@@ -1,7 +1,4 @@
-"""Where a pass over the bucket's listings goes on, and what that rests on.
-
-A position is kept in the cleanup, and is written together with what was seen up to it.
-"""
+"""What a position in the bucket's listings rests on, and how a search in them goes on."""
 
 import hashlib
 import json

@@ -376,7 +376,7 @@ def test_batch_whose_proof_grew_old_before_it_left_is_proved_anew(
             now[0] += delete_pipeline.RECHECK_VALID_SECONDS + 1
 
     monkeypatch.setattr(delete_batches, "record_recheck", stall_once)
-    for module in (delete_batches, s3):
+    for module in (delete_batches, delete_pipeline, s3):
         monkeypatch.setattr(module, "monotonic_seconds", lambda: now[0])
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.CLEAN

@@ -15,7 +15,7 @@ from storage_audit.bucket import frame, multipart, s3
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import is_too_long
 from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup import delete_batches, delete_pipeline
+from storage_audit.cleanup import delete_pipeline
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import covered_reason
 from storage_audit.conf import conf
@@ -404,7 +404,7 @@ def test_upload_is_not_aborted_by_a_process_that_was_stopped_after_its_listing(
         abort(bucket, upload)
 
     monkeypatch.setattr(multipart, "abort_multipart", stop_and_abort)
-    for module in (delete_batches, s3):
+    for module in (delete_pipeline, s3):
         monkeypatch.setattr(module, "monotonic_seconds", lambda: now[0])
     [told] = aborted(*findings(tree))
     assert told.startswith("Not sent: the check before it is too old by now.")

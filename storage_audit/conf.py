@@ -130,7 +130,11 @@ class Conf:
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be at least 1.")
         self._check_addresses_and_secrets()
         self._check_limits()
-        self._check_choices()
+        for name, choices in (("discovery", DISCOVERIES), ("strategy", STRATEGIES)):
+            if getattr(self, name) not in choices:
+                raise ImproperlyConfigured(
+                    f"STORAGE_AUDIT[{name.upper()!r}] must be one of {', '.join(choices)}."
+                )
         self._check_times()
         self._check_notifications()
         try:
@@ -217,13 +221,6 @@ class Conf:
         with suppress(ValueError):
             return b64decode(self.notify_webhook_secret[len(SECRET_PREFIX) :], validate=True)
         return b""
-
-    def _check_choices(self) -> None:
-        for name, choices in (("discovery", DISCOVERIES), ("strategy", STRATEGIES)):
-            if getattr(self, name) not in choices:
-                raise ImproperlyConfigured(
-                    f"STORAGE_AUDIT[{name.upper()!r}] must be one of {', '.join(choices)}."
-                )
 
     def _check_types(self) -> None:
         for name, wanted in get_type_hints(type(self)).items():

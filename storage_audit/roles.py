@@ -176,15 +176,11 @@ def has_own_page_deletion(request: HttpRequest, page: "ModelAdmin[Any]") -> bool
     # What the admin lists is its own way also for a person to whom it is not offered.
     listed: list[Any] = [page.get_action(each) for each in page.actions or ()]
     for action in filter(None, [*listed, *page.get_actions(request).values()]):
-        function, name = read_action(action)
+        # Django 6.1 has a class for them, and before that a tuple.
+        function, name = action[:2] if isinstance(action, tuple) else (action.func, action.name)
         if name == "delete_selected":
             ways.append(function)
     return not STOCK_DELETIONS.issuperset(filter(None, ways))
-
-
-def read_action(action: Any) -> tuple[Any, str]:
-    """Its function and name: Django 6.1 has a class for them, and before that a tuple."""
-    return action[:2] if isinstance(action, tuple) else (action.func, action.name)
 
 
 def site_deletion(site: AdminSite) -> Any:

@@ -51,16 +51,10 @@ def run_cleanup(deletion_id: str) -> str:
     running = Cleanup.Status.RUNNING
     if Cleanup.objects.filter(pk=cleanup.pk, status=running).due().exists():
         requests.enqueue_cleanup(cleanup.pk)
-    else:
-        enqueue_next_cleanup(cleanup)
-    return queue.RESULT_GIVEN_UP if cleanup.takeovers >= runner.MAX_TAKEOVERS else cleanup.status
-
-
-def enqueue_next_cleanup(cleanup: Cleanup) -> None:
-    """Only one cleanup of a project is worked on at a time: let the next one have its turn."""
-    waiting = Cleanup.objects.rivals(cleanup).due()
-    if next_one := waiting.order_by("next_attempt_at").first():
+    elif next_one := Cleanup.objects.rivals(cleanup).due().order_by("next_attempt_at").first():
+        # Only one cleanup of a project is worked on at a time: let the next one have its turn.
         requests.enqueue_cleanup(next_one.pk)
+    return queue.RESULT_GIVEN_UP if cleanup.takeovers >= runner.MAX_TAKEOVERS else cleanup.status
 
 
 @record_requests()

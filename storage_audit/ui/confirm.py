@@ -38,6 +38,7 @@ class ConfirmingAdmin(AuditAdmin[M]):
         # On a phone each cell stands under the one before, with its head.
         context["rows"] = [list(zip(heads, row, strict=False)) for row in rows]
         request.current_app = self.admin_site.name
+        is_page = "object_id" in cast(ResolverMatch, request.resolver_match).kwargs
         return TemplateResponse(
             request,
             "admin/storage_audit/ui/confirm_action.html",
@@ -46,16 +47,11 @@ class ConfirmingAdmin(AuditAdmin[M]):
                 **self.hidden_fields(request, selection),
                 "opts": self.opts,
                 "media": self.media,
-                "post_to": self.action_url(request),
+                # A list keeps the filters that it had.
+                "post_to": self.own_list_url() if is_page else request.get_full_path(),
                 **context,
             },
         )
-
-    def action_url(self, request: HttpRequest) -> str:
-        """Where to post an action: the list, with the filters that it had."""
-        if "object_id" not in cast(ResolverMatch, request.resolver_match).kwargs:
-            return request.get_full_path()
-        return self.own_list_url()
 
     def read_selection(
         self, request: HttpRequest, queryset: models.QuerySet[M]

@@ -38,7 +38,9 @@ def file_response(
     """Rows with a value for each column, in a file named by title and date."""
     name = f"{title}-{localdate()}.{file_format}"
     if file_format == "csv":
-        lines, ending = csv_lines(chain([columns], map(encode_nested, rows))), incomplete_line()
+        lines = csv_lines(chain([columns], map(encode_nested, rows)))
+        text = _("INCOMPLETE: an error ended this list before its end. Export it again.")
+        ending = "".join(csv_lines([[text]])).encode()
     else:
         # Without its last bracket it is not JSON, so it cannot look whole.
         lines, ending = json_lines(dict(zip(columns, row, strict=True)) for row in rows), b""
@@ -55,11 +57,6 @@ def export_values(rows: QuerySet[Any], columns: Sequence[str]) -> Iterator[list[
 
 def encode_nested(row: Iterable[Any]) -> list[Any]:
     return [ENCODE_JSON(each) if isinstance(each, dict | list) else each for each in row]
-
-
-def incomplete_line() -> bytes:
-    text = _("INCOMPLETE: an error ended this list before its end. Export it again.")
-    return "".join(csv_lines([[text]])).encode()
 
 
 def stream_lines(lines: Iterable[str], ending: bytes, name: str) -> Iterator[bytes]:

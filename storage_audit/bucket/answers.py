@@ -5,7 +5,7 @@ what is not exactly as expected is left for botocore to write, or to read.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -54,12 +54,6 @@ def is_plain_request(delete: Mapping[str, Any]) -> bool:
     return not UNSAFE_IN_XML.search("".join(each["Key"] for each in objects))
 
 
-def delete_request_body(keys: Iterable[str]) -> bytes:
-    """The body that asks for the deletion of these. Raises ValueError for a key that is no text."""
-    objects = "</Key></Object><Object><Key>".join(map(escape, keys))
-    return DELETE_REQUEST_XML.format(f"<Object><Key>{objects}</Key></Object>").encode()
-
-
 # Hooks that botocore calls.
 
 
@@ -71,9 +65,12 @@ def keep_first_key(params: dict[str, Any], context: dict[str, Any], **kwargs: An
 
 
 def write_all_keys(params: dict[str, Any], context: dict[str, Any], **kwargs: Any) -> None:
-    """Before the request is signed, and its checksum made."""
+    """Before the request is signed, and its checksum made. Raises ValueError for a key that is no
+    text."""
     if "keys" in context:
-        params["body"] = delete_request_body(context["keys"])
+        objects = "</Key></Object><Object><Key>".join(map(escape, context["keys"]))
+        text = DELETE_REQUEST_XML.format(f"<Object><Key>{objects}</Key></Object>")
+        params["body"] = text.encode()
 
 
 def take_deleted_keys(

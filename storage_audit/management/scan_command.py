@@ -100,10 +100,8 @@ class ScanCommand(DocumentedCommand):
         accept_fewer: bool,
         **options: Any,
     ) -> None:
-        scope, how = (
-            scan_scope(options),
-            {"max_requests": max_requests, "accept_fewer": accept_fewer},
-        )
+        scope = scan_scope(options)
+        how = {"max_requests": max_requests, "accept_fewer": accept_fewer}
         new = cost or scope.get("dry_run") or scope.get("since")
         refuse_if(resume and new, "A scan is resumed as it was begun: --resume goes without these.")
         refuse_if(workers > MAX_WORKERS, f"--workers: at most {MAX_WORKERS}.")

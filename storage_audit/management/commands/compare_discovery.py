@@ -1,6 +1,5 @@
 import json
 from argparse import ArgumentParser
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +8,6 @@ from django.core.management.base import CommandError
 from storage_audit.debug.discovery_comparison import (
     MAX_EXAMPLES_KEPT,
     Comparison,
-    Difference,
     compare_all_buckets,
 )
 from storage_audit.management.console import EXIT_FAILED, command_context, parse_project_id
@@ -76,16 +74,12 @@ class Command(DocumentedCommand):
         if comparison.agrees:
             self.stdout.write("All three find the same.")
         for difference in comparison.differences:
-            for line in difference_lines(difference):
-                self.stdout.write(line)
-
-
-def difference_lines(difference: Difference) -> Iterator[str]:
-    yield f"{difference.count} {difference.place}: {difference.words}"
-    for example in difference.examples:
-        yield f"  {printable_text(example.key)} ({printable_text(example.evidence)})"
-    if more := difference.count - len(difference.examples):
-        yield f"  and {more} more"
+            self.stdout.write(f"{difference.count} {difference.place}: {difference.words}")
+            for example in difference.examples:
+                key, evidence = printable_text(example.key), printable_text(example.evidence)
+                self.stdout.write(f"  {key} ({evidence})")
+            if more := difference.count - len(difference.examples):
+                self.stdout.write(f"  and {more} more")
 
 
 def comparison_json(comparison: Comparison) -> dict[str, Any]:

@@ -133,13 +133,9 @@ def read_events(cleanup: Cleanup, follow: bool) -> Iterator[CleanupEvent]:
             if event.pk not in seen:
                 seen.add(event.pk)
                 yield event
-        if not follow or is_at_rest(cleanup):
+        if not follow or cleanup.status not in (Status.PENDING, Status.RUNNING, Status.RETRYING):
             return
         time.sleep(POLL_SECONDS)
-
-
-def is_at_rest(cleanup: Cleanup) -> bool:
-    return cleanup.status not in (Status.PENDING, Status.RUNNING, Status.RETRYING)
 
 
 def read_items(cleanup: Cleanup) -> Iterator[CleanupItem]:

@@ -272,12 +272,13 @@ class BucketComparer:
         owners = project_model.living_ids(
             {row.project_id for row in rows.values() if row.project_id}
         )
+        own_keys = {row.key for row in rows.values() if row.project_id == self.project.project_id}
         for o in page:
             its_rows = same.get(self.identity(o.key), ())
             row = rows.get(o.key) or next(iter(its_rows), None)
             time = o.last_modified
             verdict = judge_ownership(self.project, parsed_keys[o.key], its_rows, time, alive, o)
-            mine = {form for form in unicode_spellings(o.key) if self.is_own_row(rows.get(form))}
+            mine = own_keys & unicode_spellings(o.key)
             ways = self.matching_methods(o.key, parsed_keys[o.key], verdict, mine)
             if ways or verdict.ownership is Ownership.IN_DOUBT:
                 seen = ComparedObject(
@@ -291,9 +292,6 @@ class BucketComparer:
         forms = {form for o in page if is_storable(o.key) for form in unicode_spellings(o.key)}
         rows = R2Object.objects.in_bucket(self.bucket).filter(key__in=forms)
         return {row.key: row for row in rows}
-
-    def is_own_row(self, row: R2Object | None) -> bool:
-        return row is not None and row.project_id == self.project.project_id
 
     def matching_methods(
         self, key: str, parsed_keys: ParsedKeys, verdict: Verdict, mine: set[str]

@@ -89,7 +89,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         if row := self.row_to_delete(request, object_id):
-            _pks, digest = self.keys_and_digest(self.queryset_of(request, row))
+            _pks, digest = self.keys_and_digest(self.get_queryset(request).filter(pk=row.pk))
             # Read before the page: what changes between them is asked for again.
             extra_context = {"digest": digest, **(extra_context or {})}
             if request.POST and not self.is_confirmed(request, digest):
@@ -110,9 +110,6 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         if to_field and not self.to_field_allowed(request, to_field):
             return None
         return self.get_object(request, unquote(object_id), to_field)
-
-    def queryset_of(self, request: HttpRequest, row: M) -> models.QuerySet[M]:
-        return self.get_queryset(request).filter(pk=row.pk)
 
     def announce_deletion(self, request: HttpRequest, began: datetime) -> None:
         made = Cleanup.objects.filter(

@@ -125,7 +125,8 @@ def filter_items(cleanup: Cleanup, query: QueryDict) -> tuple[CleanupItemQuerySe
     outcome = outcome if outcome in Outcome.values else ""
     rows = cleanup.items.filter(outcome=outcome) if outcome else cleanup.items.all()
     if start:
-        rows = rows.filter(prefix_filter(start)) if is_storable(start) else rows.none()
+        spelled = starts_with_any("identity", sorted(unicode_spellings(start)))
+        rows = rows.filter(spelled) if is_storable(start) else rows.none()
     return rows, outcome, start
 
 
@@ -140,10 +141,6 @@ def download_items(cleanup: Cleanup, file_format: str, query: QueryDict) -> Stre
         EXPORT_COLUMNS,
         downloads.export_values(rows, EXPORT_COLUMNS),
     )
-
-
-def prefix_filter(start: str) -> Q:
-    return starts_with_any("identity", sorted(unicode_spellings(start)))
 
 
 def find_anchor(cleanup: Cleanup, name: str) -> PageAnchor | None:

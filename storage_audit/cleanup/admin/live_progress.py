@@ -35,14 +35,15 @@ def scheduled_start(cleanup: Cleanup, now: datetime) -> datetime | None:
 
 def progress_values(cleanup: Cleanup, now: datetime) -> dict[str, Any]:
     step_progress = StepProgress.of(cleanup, now) if cleanup.status == Status.RUNNING else None
+    total = step_progress.total if step_progress else None
     until = scheduled_start(cleanup, now)
     return {
         "status": cleanup.status,
         "step": cleanup.step,
         "step_in_words": step_text(cleanup, step_progress, until),
         "done": step_progress.done if step_progress else 0,
-        "total": step_progress.total if step_progress else None,
-        "share": done_fraction(step_progress),
+        "total": total,
+        "share": min(1.0, step_progress.done / total) if step_progress and total else None,
         "rate": round(step_progress.rate, 1) if step_progress else 0,
         "seconds_left": step_progress.seconds_left if step_progress else None,
         "sentence": progress_sentence(cleanup, step_progress, until),
@@ -63,12 +64,6 @@ def line_values(cleanup: Cleanup) -> list[dict[str, Any]]:
         }
         for line in totals_lines(cleanup, recount=False)
     ]
-
-
-def done_fraction(step_progress: StepProgress | None) -> float | None:
-    if step_progress is None or not step_progress.total:
-        return None
-    return min(1.0, step_progress.done / step_progress.total)
 
 
 def seconds_to_next_poll(until: datetime | None, now: datetime) -> float:

@@ -42,20 +42,14 @@ def plan_context(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
         return {}
     plan = {
         "is_open": is_open,
-        **plan_people(cleanup),
+        "bucket": printable_text(cleanup.bucket),
+        "asked_by": printable_text(cleanup.requested_by),
+        "run_by": printable_text(cleanup.limits_waived_by),
         **(summary_context(summary) if summary else {}),
     }
     if is_open:
         return {"plan": plan | run_offer(request, cleanup)}
     return {"plan": plan | outcome_context(cleanup, summary)}
-
-
-def plan_people(cleanup: Cleanup) -> dict[str, str]:
-    return {
-        "bucket": printable_text(cleanup.bucket),
-        "asked_by": printable_text(cleanup.requested_by),
-        "run_by": printable_text(cleanup.limits_waived_by),
-    }
 
 
 def run_offer(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
@@ -68,11 +62,14 @@ def run_offer(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
 
 
 def summary_context(summary: dict[str, Any]) -> dict[str, Any]:
+    staying = summary["kept"], summary["failed"]
     return {
         "summed_up": True,
         "go": group_amount(summary["go"]),
         "already_gone": summary["absent"]["objects"],
-        "stay": format_amount(*kept_amount(summary)),
+        "stay": format_amount(
+            sum(each["objects"] for each in staying), sum(each["bytes"] for each in staying)
+        ),
         "parts": [
             (_("By folder"), _("Folder"), group_table(summary["folders"], _("(no folder)"))),
             (
@@ -88,11 +85,6 @@ def summary_context(summary: dict[str, Any]) -> dict[str, Any]:
         "basis": estimate_basis(summary["speed"]),
         **cost_context(summary["calls"]),
     }
-
-
-def kept_amount(summary: dict[str, Any]) -> tuple[int, int]:
-    both = summary["kept"], summary["failed"]
-    return sum(each["objects"] for each in both), sum(each["bytes"] for each in both)
 
 
 def group_amount(figures: dict[str, int]) -> str:

@@ -208,10 +208,8 @@ class FileDeletion:
             cleanup.items.update(unanswered_at=None)
         self._forget_rows(self.own_rows.exclude(uploading_rows()))
         cleanup.make_due()
-        transaction.on_commit(partial(self._log_handover, cleanup, reason))
+        text = "%s: cleanup %s goes on with the deletion. %s"
+        facts = printable_text(self.key), cleanup.pk, reason
+        transaction.on_commit(partial(logger.warning, text, *facts))
         enqueue_on_commit([cleanup])
         return cleanup
-
-    def _log_handover(self, cleanup: Cleanup, reason: object) -> None:
-        text = "%s: cleanup %s goes on with the deletion. %s"
-        logger.warning(text, printable_text(self.key), cleanup.pk, reason)

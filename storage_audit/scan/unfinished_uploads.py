@@ -1,7 +1,7 @@
 """Multipart uploads that nobody completed: no listing of objects shows them, and all cost money."""
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import chain
 
 from django.utils import timezone
@@ -26,12 +26,11 @@ def find_unfinished(
     if len(told) < len(listings):
         return None
     moment = timezone.now() - older_than
-    stale = ([one for one in page if is_stale(one, moment)] for page in chain(*told))
+    stale = (
+        [one for one in page if one.initiated < moment and not one.key.startswith(OWN_PREFIX)]
+        for page in chain(*told)
+    )
     return chain.from_iterable(upload_findings(scan, page) for page in stale)
-
-
-def is_stale(upload: MultipartUpload, moment: datetime) -> bool:
-    return upload.initiated < moment and not upload.key.startswith(OWN_PREFIX)
 
 
 def upload_findings(scan: BucketScan, page: list[MultipartUpload]) -> Iterator[PendingFinding]:

@@ -100,8 +100,10 @@ class DeliveryFailed(Exception):
 def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
     """The same id for the same message, so that a mailbox can recognise a repetition. Raises
     DeliveryFailed."""
+    # The same on each machine, as any of them may be the one that sends it again.
+    domain = urlsplit(conf().notify_site_url).hostname or "storage-audit.invalid"
     headers = {
-        "Message-ID": f"<{message_id}@{message_id_domain()}>",
+        "Message-ID": f"<{message_id}@{domain}>",
         # No automatic replies: https://www.rfc-editor.org/rfc/rfc3834
         "Auto-Submitted": "auto-generated",
     }
@@ -115,8 +117,3 @@ def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
     except (SMTPException, OSError) as error:
         reason = str(error) or type(error).__name__
         raise DeliveryFailed(_("The mail server does not take it: %s") % reason) from error
-
-
-def message_id_domain() -> str:
-    """The same on each machine, as any of them may be the one that sends it again."""
-    return urlsplit(conf().notify_site_url).hostname or "storage-audit.invalid"

@@ -47,17 +47,11 @@ class Chart(NamedTuple):
     note: str = ""
 
 
-def build_charts(
+def draw_charts(
     links: Links, days: int, left: LeftoverAmount | None, *, is_known: bool
-) -> list[Chart]:
+) -> Iterator[Chart]:
     """`left` are the leftover files of now, the end of their chart, if they are known."""
     period = [localdate() - timedelta(days=ago) for ago in reversed(range(days))]
-    return list(draw_charts(links, period, left, is_known=is_known))
-
-
-def draw_charts(
-    links: Links, period: list[date], left: LeftoverAmount | None, *, is_known: bool
-) -> Iterator[Chart]:
     ended = daily_figures.outcomes_by_day(period[0])
     yield deletions_chart(period, ended)
     yield freed_chart(period, ended)

@@ -16,7 +16,7 @@ from storage_audit.cleanup.attention import select_waiting_for_person
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures
-from storage_audit.dashboard.admin.chart_data import build_charts
+from storage_audit.dashboard.admin.chart_data import draw_charts
 from storage_audit.dashboard.admin.next_steps import CLEANUPS_SHOWN, list_next_steps
 from storage_audit.dashboard.daily_figures import Amount, LeftoverAmount
 from storage_audit.formats import format_age, format_amount
@@ -54,7 +54,7 @@ def overview_context(context: Context) -> dict[str, Any]:
         "more_url": links.list_url("cleanup", needs="person"),
         "days": days,
         "periods": PERIOD_DAYS,
-        "charts": build_charts(links, days, left, is_known=has_known_leftovers(left, scan)),
+        "charts": list(draw_charts(links, days, left, is_known=has_known_leftovers(left, scan))),
     }
 
 

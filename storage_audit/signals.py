@@ -114,7 +114,7 @@ def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
         cleanups, vars(instance)["storage_audit_named"], projects_of_delete_call()
     )
     requests.enqueue_on_commit(cleanups)
-    delete_projects.add_signalled(project_id)
+    delete_projects.hand_over(cleanups)
 
 
 @default_database_only
@@ -133,7 +133,7 @@ def request_row_cleanup(instance: R2Object, **kwargs: Any) -> None:
             by_bucket[row.bucket].append(row)
         rows.clear()
         for bucket, gone in by_bucket.items():
-            requests.request_deletion(bucket, gone)
+            delete_projects.hand_over([requests.request_deletion(bucket, gone)])
 
 
 def rows_of_delete_call() -> dict[int, DeletedRow]:
@@ -144,6 +144,10 @@ def rows_of_delete_call() -> dict[int, DeletedRow]:
     post_delete writes the items of all of them in bulk; were anything to fail later in the call,
     the items would be rolled back with the rows. Each call opens an atomic block of its own; the
     rows are kept on it, so that a call that fails leaves none.
+
+    `atomic_blocks` is private to Django, as is `run_on_commit`, which `cleanup_of_transaction`
+    reads. Nothing public ends with the call or the transaction: the `origin` of a signal outlives a
+    call that failed, and a hook does not run after one that raised.
     """
     rows: dict[int, DeletedRow] = vars(connection.atomic_blocks[-1]).setdefault(
         "storage_audit_rows", {}

@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.requests import ProjectExists, cleanups_of_deletion
+from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.fields import filter_by_pks
 from storage_audit.redaction import printable_text, redact_secrets
 
@@ -29,14 +29,23 @@ CleanupsByProject = dict[str, list[Cleanup]]
 PREFETCH_ATTRIBUTE = "_prefetched_objects_cache"
 
 
-class SignalledDeletions(NamedTuple):
-    """The projects whose deletion was requested, and all whose deletion was signalled."""
+class CleanupCollector(NamedTuple):
+    """The projects whose deletion was requested, and the cleanups that receivers handed over."""
 
     requested: frozenset[str]
-    deleted: set[str]
+    handed_over: list[Cleanup]
+
+    def remaining(self) -> list[Cleanup]:
+        """Each of them once, without those that were rolled back with their deletion."""
+        pks = dict.fromkeys(each.pk for each in self.handed_over)
+        there = Cleanup.objects.in_bulk(pks)
+        return [there[pk] for pk in pks if pk in there]
 
 
-_signalled: ContextVar[SignalledDeletions | None] = ContextVar("storage_audit_noted", default=None)
+# Those of this request or thread, the innermost last.
+_collectors: ContextVar[tuple[CleanupCollector, ...]] = ContextVar(
+    "storage_audit_collectors", default=()
+)
 
 
 class DeletionResult(NamedTuple):
@@ -159,7 +168,7 @@ def delete_project_batch(batch: ProjectBatch, log: HistoryWriter = list) -> Clea
     rows = {project_id: row for project_id in batch if (row := lock_project_row(batch[project_id]))}
     there = [batch[project_id] for project_id in rows]
     log(there)
-    with collect_signalled(rows) as noted:
+    with collect_cleanups(rows) as collected:
         # By Django's own ways, which tell signal receivers the origin of the deletion.
         if len(there) == 1:
             delete_single_row(there[0], *rows.values())
@@ -169,41 +178,51 @@ def delete_project_batch(batch: ProjectBatch, log: HistoryWriter = list) -> Clea
                 # Django would take all for rows of the first one's model.
                 same = [rows[project_model.id_of(reread_owner(owner))] for owner in there]
             filter_by_pks(all_rows(type(same[0])), [row.pk for row in same]).delete()
-    gone = dict.fromkeys([*rows, *noted])
+    made = group_by_project(collected.remaining())
+    gone = dict.fromkeys([*rows, *made])
     left = project_model.existing_ids(gone)
     for project_id in rows:
         if project_id in left:
             raise ProjectExists(not_deleted_text(project_id, _("its model keeps such rows.")))
-    return {
-        project_id: cleanups_of_deletion(project_id)
-        for project_id in gone
-        if project_id not in left
+    return {project_id: made.get(project_id, []) for project_id in gone if project_id not in left}
+
+
+def group_by_project(cleanups: Iterable[Cleanup]) -> CleanupsByProject:
+    """Those of projects, one for each bucket: the last one if a project was deleted, created and
+    deleted again."""
+    last = {
+        (str(each.project_id), each.bucket): each
+        for each in cleanups
+        if each.kind == Cleanup.Kind.PROJECT
     }
+    grouped = CleanupsByProject()
+    for (project_id, _bucket), cleanup in last.items():
+        grouped.setdefault(project_id, []).append(cleanup)
+    return grouped
 
 
 @contextmanager
-def collect_signalled(project_ids: Iterable[str]) -> Iterator[set[str]]:
-    """These ids, and those of projects whose deletion is signalled within this block; some of these
-    deletions may have been rolled back."""
-    noted = SignalledDeletions(frozenset(project_ids), set(project_ids))
-    token = _signalled.set(noted)
+def collect_cleanups(requested: Iterable[str] = ()) -> Iterator[CleanupCollector]:
+    """Collects the cleanups that the signal receivers make within this block."""
+    collector = CleanupCollector(frozenset(requested), [])
+    token = _collectors.set((*_collectors.get(), collector))
     try:
-        yield noted.deleted
+        yield collector
     finally:
-        _signalled.reset(token)
+        _collectors.reset(token)
 
 
-def add_signalled(project_id: str) -> None:
-    """Add the project to what `collect_signalled` gathers, if it is in use."""
-    if (noted := _signalled.get()) is not None:
-        noted.deleted.add(project_id)
+def hand_over(cleanups: Iterable[Cleanup]) -> None:
+    """Give the cleanups of a deletion to the code that deletes, and to its callers."""
+    for collector in _collectors.get():
+        collector.handed_over.extend(cleanups)
 
 
 def is_requested_deletion(project_ids: set[str]) -> bool:
     """Whether the delete() call that deletes these projects is the requested one, and not one of a
     receiver or a hook of the site."""
-    noted = _signalled.get()
-    return noted is not None and not project_ids.isdisjoint(noted.requested)
+    collectors = _collectors.get()
+    return bool(collectors) and not project_ids.isdisjoint(collectors[-1].requested)
 
 
 def lock_project_row(owner: Model) -> Model | None:

@@ -102,8 +102,8 @@ def require_items(cleanup: Cleanup) -> None:
 
 
 def cleanups_of_deletion(project_id: str) -> list[Cleanup]:
-    """The cleanups of the project's deletion, one for each bucket, that of the settings first; none
-    where no deletion is reported."""
+    """The cleanups of the project's last deletion, one for each bucket; none where no deletion is
+    reported."""
     # PostgreSQL cannot even be asked for a text that cannot be stored, such as one with a NUL.
     known = (
         KnownProject.objects.deletion_reported()
@@ -117,8 +117,7 @@ def cleanups_of_deletion(project_id: str) -> list[Cleanup]:
         kind=Kind.PROJECT, project_id=project_id, project_deleted_at=deleted_at
     )
     # Follow-up checks and verifications of the deletion are not among them.
-    by_bucket = {each.bucket: each for each in made.order_by("-created_at", "-pk")}
-    return sorted(by_bucket.values(), key=lambda each: (each.bucket != conf().bucket, each.bucket))
+    return list({each.bucket: each for each in made.order_by("-created_at", "-pk")}.values())
 
 
 @transaction.atomic
@@ -275,7 +274,7 @@ class TransactionCleanup:
         enqueue_cleanup(self.cleanup.pk)
 
 
-def request_deletion(bucket: str, rows: list[DeletedRow]) -> None:
+def request_deletion(bucket: str, rows: list[DeletedRow]) -> Cleanup:
     """Put the rows into this transaction's cleanup for the bucket, made when there is none."""
     cleanup = cleanup_of_transaction(bucket)
     if cleanup is None:
@@ -287,6 +286,7 @@ def request_deletion(bucket: str, rows: list[DeletedRow]) -> None:
         )
         transaction.on_commit(TransactionCleanup(cleanup).enqueue, robust=True)
     cleanup.add_rows(rows)
+    return cleanup
 
 
 def cleanup_of_transaction(bucket: str) -> Cleanup | None:

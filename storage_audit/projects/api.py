@@ -15,6 +15,7 @@ from storage_audit.api.problems import Problem, refuse_unknown_input
 from storage_audit.cleanup import delete_projects, requests
 from storage_audit.cleanup.api import Accepted, DeletionLink, status_url
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.conf import conf
 from storage_audit.redaction import printable_text, redact_secrets
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 
@@ -45,6 +46,8 @@ def delete_project(
             made = [] if is_hidden(request, project) else delete_with_checks(request, project)
     if not made:
         raise Problem("not-found", _("There is no project %s.") % printable_text(project_id))
+    # The deletion id is that of the settings' bucket.
+    made.sort(key=lambda each: (each.bucket != conf().bucket, each.bucket))
     response["Location"] = status_url(made[0])
     text = _(
         "Project %s deleted. A cleanup is deleting the files from R2. Its page shows when they are"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 from django.contrib import admin, messages
@@ -12,14 +11,17 @@ from django.contrib.admin.utils import unquote
 from django.db import models
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.cleanup_text import status_label
-from storage_audit.cleanup.delete_projects import tolerate_hook_errors
+from storage_audit.cleanup.delete_projects import (
+    CleanupCollector,
+    collect_cleanups,
+    tolerate_hook_errors,
+)
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.roles import site_deletion, stock_deletion
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
@@ -60,11 +62,11 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         return self.delete_selection(request, selection) if selection else None
 
     @contextmanager
-    def _deletion_transaction(self, request: HttpRequest) -> Iterator[None]:
+    def _deletion_transaction(self, request: HttpRequest) -> Iterator[CleanupCollector]:
         """A transaction; says if a hook of the site failed after its commit."""
         failures = list[Exception]()
-        with tolerate_hook_errors(failures):
-            yield
+        with collect_cleanups() as collected, tolerate_hook_errors(failures):
+            yield collected
         self._report_failures(request, failures)
 
     def _report_failures(self, request: HttpRequest, failures: list[Exception]) -> None:
@@ -76,13 +78,12 @@ class DeletingAdmin(ConfirmingAdmin[M]):
             self.message_user(request, text, messages.WARNING)
 
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
-        began = timezone.now()
-        with self._deletion_transaction(request):
+        with self._deletion_transaction(request) as collected:
             response = delete_selected(self, request, selection.rows)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             response.context_data |= self.hidden_fields(request, selection)
         else:
-            self.announce_deletion(request, began)
+            self.announce_deletion(request, collected)
         return response
 
     def delete_view(
@@ -97,11 +98,10 @@ class DeletingAdmin(ConfirmingAdmin[M]):
                 request.POST = QueryDict()
         if request.method != "POST":
             return super().delete_view(request, object_id, extra_context)
-        began = timezone.now()
-        with self._deletion_transaction(request):
+        with self._deletion_transaction(request) as collected:
             response = super().delete_view(request, object_id, extra_context)
         if response.status_code == 302:
-            self.announce_deletion(request, began)
+            self.announce_deletion(request, collected)
         return response
 
     def row_to_delete(self, request: HttpRequest, object_id: str) -> M | None:
@@ -111,14 +111,9 @@ class DeletingAdmin(ConfirmingAdmin[M]):
             return None
         return self.get_object(request, unquote(object_id), to_field)
 
-    def announce_deletion(self, request: HttpRequest, began: datetime) -> None:
-        made = Cleanup.objects.filter(
-            requested_by=request.user.get_username(),
-            trigger=Cleanup.Trigger.DELETED,
-            created_at__gte=began,
-        )
+    def announce_deletion(self, request: HttpRequest, collected: CleanupCollector) -> None:
         text = _("A cleanup is deleting the files from R2. Its page shows when they are gone.")
-        announce_cleanups(self, request, text, list(made))
+        announce_cleanups(self, request, text, collected.remaining())
 
 
 def status_badge(status: str, word: str = "") -> SafeString:

@@ -14,7 +14,6 @@ from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -202,12 +201,13 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         return is_ours and type(queryset).delete is QuerySet.delete
 
     def _delete_confirmed(self, request: HttpRequest, rows: QuerySet[M]) -> None:
-        began = timezone.now()
-        if count := len(self._delete_projects(request, rows).deleted):
+        with delete_projects.collect_cleanups() as collected:
+            deletion = self._delete_projects(request, rows)
+        if count := len(deletion.deleted):
             words = {"count": count, "items": model_ngettext(self.opts, count)}
             text = _("Successfully deleted %(count)d %(items)s.") % words
             self.message_user(request, text, messages.SUCCESS)
-            self.announce_deletion(request, began)
+            self.announce_deletion(request, collected)
 
     def _delete_projects(self, request: HttpRequest, rows: QuerySet[M]) -> DeletionResult:
         """Delete them, and say which ones stay."""

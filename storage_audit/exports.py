@@ -15,24 +15,16 @@ from storage_audit.redaction import printable_text
 FORMULA_STARTS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r")
 # Where a comma separates decimals, a spreadsheet takes this for the end of a cell.
 CELL_SEPARATOR = re.compile(f";(?=[\\s\"']*[{re.escape(''.join(FORMULA_STARTS))}])")
-ESCAPE_SEQUENCE = re.compile(r"\\(?:\\|[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 LINES_PER_CHUNK = 500
 
 
 def csv_cell(value: object) -> str:
     """For a table that a spreadsheet may open: never a formula, and nothing hidden.
-    `cell_text` gives the same text again."""
+    docs/admin.md says how to get the same text again."""
     text = "" if value is None else str(value)
     shown = CELL_SEPARATOR.sub(r"\\x3b", printable_text(text.replace("\\", "\\\\")))
     guarded = text.startswith((*FORMULA_STARTS, "'")) or text.lstrip().startswith(FORMULA_STARTS)
     return f"'{shown}" if guarded else shown
-
-
-def cell_text(cell: str) -> str:
-    """The text that became this cell."""
-    return ESCAPE_SEQUENCE.sub(
-        lambda escaped: escaped[0].encode().decode("unicode_escape"), cell.removeprefix("'")
-    )
 
 
 def csv_lines(rows: Iterable[Iterable[object]]) -> Iterator[str]:

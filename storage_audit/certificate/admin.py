@@ -1,4 +1,4 @@
-"""The certificate of a deletion: a page to read and to print, and the files."""
+"""The certificate of a deletion: a page to read and to print, and the file."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,11 +11,7 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.translation import gettext as _
 
-from storage_audit.certificate.certificate_file import (
-    FILE_FORMATS,
-    compute_ending,
-    issue_certificate,
-)
+from storage_audit.certificate.certificate_file import compute_ending, issue_certificate
 from storage_audit.certificate.evidence import (
     STATEMENTS,
     Facts,
@@ -61,7 +57,7 @@ def urls(admin: CleanupAdmin) -> list[URLPattern]:
             name="storage_audit_certificate",
         ),
         path(
-            "<uuid:deletion_id>/certificate.<str:file_format>",
+            "<uuid:deletion_id>/certificate.json",
             admin.wrap_view(partial(download_certificate, admin)),
             name="storage_audit_certificate_file",
         ),
@@ -82,29 +78,23 @@ def show_certificate(admin: CleanupAdmin, request: HttpRequest, deletion_id: UUI
 
 
 def download_certificate(
-    admin: CleanupAdmin, request: HttpRequest, deletion_id: UUID, file_format: str
+    admin: CleanupAdmin, request: HttpRequest, deletion_id: UUID
 ) -> StreamingHttpResponse:
-    return certificate_response(admin.get_cleanup(request, deletion_id), file_format)
+    """Raises Http404."""
+    cleanup = admin.get_cleanup(request, deletion_id)
+    if reason := why_no_certificate(cleanup):
+        raise Http404(reason)
+    response = StreamingHttpResponse(
+        byte_chunks(issue_certificate(cleanup)), content_type="application/json"
+    )
+    response["Content-Disposition"] = f'attachment; filename="certificate-{cleanup.pk}.json"'
+    response["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
 def certificate_links(cleanup: Cleanup) -> dict[str, Any]:
     """For the cleanup's own page."""
     return {"no_certificate": printable_text(why_no_certificate(cleanup))}
-
-
-def certificate_response(cleanup: Cleanup, file_format: str) -> StreamingHttpResponse:
-    """Raises Http404."""
-    if file_format not in FILE_FORMATS or (reason := why_no_certificate(cleanup)):
-        raise Http404(reason if file_format in FILE_FORMATS else file_format)
-    response = StreamingHttpResponse(
-        byte_chunks(issue_certificate(cleanup, file_format)),
-        content_type=FILE_FORMATS[file_format].content_type,
-    )
-    response["Content-Disposition"] = (
-        f'attachment; filename="certificate-{cleanup.pk}.{file_format}"'
-    )
-    response["X-Content-Type-Options"] = "nosniff"
-    return response
 
 
 def certificate_context(cleanup: Cleanup) -> dict[str, Any]:

@@ -1,15 +1,13 @@
-"""A certificate as JSON and as CSV: written, and read again, line by line. How it is made, and
-what its digest and its signature prove, is in docs/certificates.md.
+"""A certificate as JSON: written, and read again, line by line. How it is made, and what its digest
+and its signature prove, is in docs/certificates.md.
 
 A file is valid if writing what was read gives the same file. So nothing in it goes unread: no
-second value of a name, no blank, no extra cell.
+second value of a name, no blank, no extra line.
 """
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import NoneType
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -26,11 +24,9 @@ from storage_audit.certificate.evidence import (
 )
 from storage_audit.certificate.signature import CertificateHasher, canonical_json, sign_digest
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.exports import cell_text, csv_lines
 
 MAX_LINE_BYTES = 2**24  # bytes in a line
 HEAD_PREFIX, DIGEST_PREFIX, SIGNATURE_PREFIX = '{"certificate":', '"digest":', '"signature":'
-CSV_PREFIX = "row,key,"
 PART_SHAPES = {"item": ITEM_FIELDS, "certificate": HEAD_FIELDS}
 TOTALS_SHAPE = {"objects": int, "bytes": int}
 MAX_HEAD_LEVELS = 20  # levels of a head
@@ -64,13 +60,9 @@ class Ending(NamedTuple):
 MakeEnding = Callable[[str], Ending]
 
 
-class FileFormat(NamedTuple):
-    write: Callable[[Facts, Iterable[Facts], MakeEnding], Iterator[str]]
-    read: Callable[[str], Part | None]
-    content_type: str
-
-
-def write_json(head: Facts, items: Iterable[Facts], make_ending: MakeEnding) -> Iterator[str]:
+def write_certificate(
+    head: Facts, items: Iterable[Facts], make_ending: MakeEnding
+) -> Iterator[str]:
     seal, end = CertificateHasher(), "\n"
     yield f'{HEAD_PREFIX}{canonical_json(head)},\n"items":['
     for item in items:
@@ -81,26 +73,7 @@ def write_json(head: Facts, items: Iterable[Facts], make_ending: MakeEnding) -> 
     yield f"\n],\n{DIGEST_PREFIX}{digest},\n{SIGNATURE_PREFIX}{signature}}}\n"
 
 
-def write_csv(head: Facts, items: Iterable[Facts], make_ending: MakeEnding) -> Iterator[str]:
-    """The head comes last, as few people want it in a spreadsheet."""
-    seal = CertificateHasher()
-
-    def rows() -> Iterator[Iterable[object]]:
-        yield "row", *ITEM_FIELDS
-        for item in items:
-            seal.add(canonical_json(item))
-            yield "item", *(item[name] for name in ITEM_FIELDS)
-        yield tail_row("certificate", seal.add(canonical_json(head)))
-        yield from map(tail_row, Ending._fields, make_ending(seal.digest))
-
-    return csv_lines(rows())
-
-
-def tail_row(name: str, value: str) -> Iterable[str]:
-    return name, value, *[""] * (len(ITEM_FIELDS) - 1)
-
-
-def read_json(line: str) -> Part | None:
+def read_line(line: str) -> Part | None:
     if line in ('"items":[', "],"):
         return None
     if line.startswith(HEAD_PREFIX):
@@ -110,33 +83,6 @@ def read_json(line: str) -> Part | None:
     if line.startswith(SIGNATURE_PREFIX):
         return Part("signature", json.loads(line.removeprefix(SIGNATURE_PREFIX).removesuffix("}")))
     return Part("item", json.loads(line.removesuffix(",")))
-
-
-def read_csv(line: str) -> Part | None:
-    [[name, *cells]] = csv.reader([line], strict=True)
-    if name == "row":
-        return None
-    if name != "item":
-        text = cell_text(cells[0])
-        return Part(name, json.loads(text) if name == "certificate" else text)
-    pairs = zip(ITEM_FIELDS.items(), cells, strict=True)
-    return Part(name, {name: parse_cell(cell_text(cell), type_) for (name, type_), cell in pairs})
-
-
-def parse_cell(text: str, type_: Any) -> Any:
-    if type_ is bool:
-        return text == "True"
-    if type_ == (str, NoneType):
-        return text or None
-    if type_ is str:
-        return text
-    return int(text) if text else None
-
-
-FILE_FORMATS = {
-    "json": FileFormat(write_json, read_json, "application/json"),
-    "csv": FileFormat(write_csv, read_csv, "text/csv; charset=utf-8"),
-}
 
 
 def check_part(part: Part) -> Part:
@@ -170,10 +116,10 @@ def is_shallow(value: Any, levels: int) -> bool:
     return levels >= 0 and all(is_shallow(each, levels - 1) for each in inside)
 
 
-def issue_certificate(cleanup: Cleanup, file_format: str) -> Iterator[str]:
+def issue_certificate(cleanup: Cleanup) -> Iterator[str]:
     """The certificate of a cleanup that has one. Raises CertificateOutdated."""
     head = certificate_head(cleanup)
-    return FILE_FORMATS[file_format].write(head, unchanged_items(cleanup, head), signed_ending)
+    return write_certificate(head, unchanged_items(cleanup, head), signed_ending)
 
 
 def signed_ending(digest: str) -> Ending:
@@ -204,11 +150,7 @@ class Certificate:
     def __init__(self, path: Path) -> None:
         """Raises OSError, and NotACertificate."""
         self.path = path
-        if self.starts_with(HEAD_PREFIX):
-            self.file_format = FILE_FORMATS["json"]
-        elif self.starts_with(CSV_PREFIX):
-            self.file_format = FILE_FORMATS["csv"]
-        else:
+        if not next(self.lines(), b"").startswith(HEAD_PREFIX.encode()):
             raise NotACertificate(_("It is no certificate of ours."))
         self.head: Facts = {}
 
@@ -225,9 +167,6 @@ class Certificate:
             raise MalformedCertificate(_("Its end is missing."))
         self.ending = Ending(**ending)
 
-    def starts_with(self, text: str) -> bool:
-        return next(self.lines(), b"").startswith(text.encode())
-
     def lines(self) -> Iterator[bytes]:
         with self.path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES):
@@ -235,14 +174,13 @@ class Certificate:
 
     def parts(self) -> Iterator[Part]:
         """Raises MalformedCertificate."""
-        csv.field_size_limit(MAX_LINE_BYTES)
         for number, line in enumerate(self.lines(), 1):
             try:
-                part = self.file_format.read(line.decode().removesuffix("\n"))
+                part = read_line(line.decode().removesuffix("\n"))
                 if part is not None:
                     yield check_part(part)
             # Also for invalid UTF-8, and for what cannot be written again.
-            except (ValueError, RecursionError, IndexError, csv.Error) as error:
+            except (ValueError, RecursionError) as error:
                 raise MalformedCertificate(_("Line %s is not as we write it.") % number) from error
 
     def items(self) -> Iterator[Facts]:
@@ -251,6 +189,6 @@ class Certificate:
     def expected_lines(self, items: Iterable[Facts], make_ending: MakeEnding) -> Iterator[bytes]:
         """The lines that we would have written of these items."""
         rest = ""
-        for piece in self.file_format.write(self.head, items, make_ending):
+        for piece in write_certificate(self.head, items, make_ending):
             *whole, rest = (rest + piece).split("\n")
             yield from (f"{line}\n".encode() for line in whole)

@@ -210,8 +210,6 @@ def certificate_items(cleanup: Cleanup, at_most: int | None = None) -> Iterator[
         number = 1 + bisect_left(judged, changed_at)
         yield {
             **{name: plain_value(value) for name, value in row.items()},
-            # CSV knows no difference between these two.
-            "project_id": row["project_id"] or None,
             "seen_gone_at": plain_value(changed_at) if gone else None,
             "listing": number if gone and number <= len(judged) else None,
             "listed_under": None if span is None else cleanup.listed_prefixes[span],

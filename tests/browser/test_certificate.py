@@ -21,14 +21,13 @@ def test_certificate_is_read_taken_along_and_held_to_what_it_said(
     page.get_by_role("link", name="Deletion certificate").click()
     expect(page.get_by_role("heading", name="Deletion certificate", exact=True)).to_be_visible()
     expect(find_row(page, key)).to_contain_text("deleted")
-    for kind in ("JSON", "CSV"):
-        with page.expect_download() as download:
-            page.get_by_role("link", name=f"Download as {kind}").click()
-        file = tmp_path / download.value.suggested_filename
-        download.value.save_as(file)
-        out, err, code = run_command("verify_certificate", str(file))
-        assert code == 0, out + err
-        file.write_text(file.read_text().replace("scenes/s1", "scenes/s2", 1))
-        out, err, code = run_command("verify_certificate", str(file))
-        assert code == 1, out + err
-        assert "Altered: Its digest is not that of what it says" in out
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download as JSON").click()
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    out, err, code = run_command("verify_certificate", str(file))
+    assert code == 0, out + err
+    file.write_text(file.read_text().replace("scenes/s1", "scenes/s2", 1))
+    out, err, code = run_command("verify_certificate", str(file))
+    assert code == 1, out + err
+    assert "Altered: Its digest is not that of what it says" in out

@@ -1,7 +1,6 @@
 """Deletion certificates: what they say, that they show what was altered, and that they are still
 so."""
 
-import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,6 @@ from pytest_django import Settings
 from devtools.cloudflare_api import CloudflareApi
 from storage_audit.certificate import evidence
 from storage_audit.certificate.certificate_file import (
-    FILE_FORMATS,
     Certificate,
     CertificateOutdated,
     Ending,
@@ -34,13 +32,12 @@ from storage_audit.certificate.certificate_file import (
     NotACertificate,
     issue_certificate,
     signed_ending,
+    write_certificate,
 )
 from storage_audit.certificate.check_file import find_flaws
-from storage_audit.certificate.evidence import ITEM_FIELDS
 from storage_audit.certificate.signature import canonical_json
 from storage_audit.cleanup import requests, retention
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.exports import csv_lines
 from storage_audit.models import DatabaseIdentity, R2Object
 from storage_audit.origin import Origin, use_origin
 from tests.admin_client import admin_url, page_text, staff_client, superuser_client
@@ -59,7 +56,6 @@ UNDER = "projects/proj_1/scenes/s1/media/"
 ONE, TWO, ALONE = f"{UNDER}1.mp4", f"{UNDER}2.mp4", "elsewhere/proj_1.mp4"
 Facts = dict[str, Any]
 Alter = Callable[[Facts, list[Facts]], None]
-each_form = pytest.mark.parametrize("form", FILE_FORMATS)
 
 
 @pytest.fixture
@@ -116,22 +112,22 @@ def file(tmp_path: Path) -> Callable[..., Path]:
     """What is downloaded, in a file."""
     client = superuser_client()
 
-    def downloaded(cleanup: Cleanup, form: str = "json") -> Path:
-        answer: Any = client.get(address(cleanup, form))
+    def downloaded(cleanup: Cleanup) -> Path:
+        answer: Any = client.get(address(cleanup))
         assert answer.status_code == 200
-        path = tmp_path / f"{cleanup.pk}.{form}"
+        path = tmp_path / f"{cleanup.pk}.json"
         path.write_bytes(b"".join(answer.streaming_content))
         return path
 
     return downloaded
 
 
-def address(cleanup: Cleanup, form: str) -> str:
-    return reverse("admin:storage_audit_certificate_file", args=[cleanup.pk, form])
+def address(cleanup: Cleanup) -> str:
+    return reverse("admin:storage_audit_certificate_file", args=[cleanup.pk])
 
 
 def loaded(path: Path) -> tuple[Facts, dict[str, Facts]]:
-    """The head of a JSON certificate, and its items by key."""
+    """The head of a certificate, and its items by key."""
     whole = json.loads(path.read_bytes())
     assert list(whole) == ["certificate", "items", "digest", "signature"]
     return whole["certificate"], {item["key"]: item for item in whole["items"]}
@@ -148,7 +144,7 @@ def rewrite(path: Path, alter: Alter, ends: Callable[[str], Ending] | None = Non
     old = opened(path)
     head, items, ending = old.head, list(old.items()), old.ending
     alter(head, items)
-    path.write_text("".join(old.file_format.write(head, items, ends or (lambda _digest: ending))))
+    path.write_text("".join(write_certificate(head, items, ends or (lambda _digest: ending))))
 
 
 def verify(path: Path, *options: str) -> tuple[str, str, int]:
@@ -266,7 +262,7 @@ def page_of(cleanup: Cleanup) -> str:
 # Its form
 
 
-def test_anybody_can_work_out_the_digest_of_the_json_as_the_documents_say(
+def test_anybody_can_work_out_the_digest_as_the_documents_say(
     certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     path = file(certified)
@@ -284,14 +280,10 @@ def text_of_last(items: list[Facts]) -> str:
     return json.dumps(items[-1], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def test_csv_and_json_say_the_same_and_the_page_shows_their_seal(
-    certified: Cleanup, file: Callable[..., Path]
-) -> None:
-    one, other = opened(file(certified, "json")), opened(file(certified, "csv"))
-    assert one.head == other.head and list(one.items()) == list(other.items())
-    assert one.ending == other.ending
+def test_the_page_shows_the_seal_of_the_file(certified: Cleanup, file: Callable[..., Path]) -> None:
+    ending = opened(file(certified)).ending
     shown = page_text(superuser_client().get(page_of(certified)))
-    for text in (*one.ending, str(certified.pk), ONE, TWO, ALONE, "anna", certified.plan_digest):
+    for text in (*ending, str(certified.pk), ONE, TWO, ALONE, "anna", certified.plan_digest):
         assert text in shown
 
 
@@ -304,40 +296,17 @@ def test_a_certificate_is_the_same_for_people_of_all_languages(
         assert evidence.certificate_head(certified)["statement"] == "en"
 
 
-def test_a_csv_has_one_row_for_each_item_below_the_names_of_the_columns(
-    certified: Cleanup, file: Callable[..., Path]
-) -> None:
-    rows = list(csv.DictReader(StringIO(file(certified, "csv").read_text())))
-    assert [row["key"] for row in rows if row["row"] == "item"] == [ALONE, ONE, TWO]
-    assert [row["row"] for row in rows[3:]] == ["certificate", "digest", "signature"]
-
-
-def test_strange_keys_are_no_formula_and_are_read_again_as_they_are(
-    bucket: Bucket, file: Callable[..., Path]
-) -> None:
+def test_strange_keys_are_read_again_as_they_are(bucket: Bucket, file: Callable[..., Path]) -> None:
     create_projects("proj_1")
     bucket.put(*KEYS)
     for key in KEYS:
         track_key(bucket, key, "proj_1")
     R2Object.objects.filter(key__in=KEYS).delete()
     cleanup = run_until_idle(Cleanup.objects.get())
-    for form in FILE_FORMATS:
-        items = list(opened(path := file(cleanup, form)).items())
-        assert {item["key"]: item["outcome"] for item in items} == read_outcomes(cleanup)
-        assert max(len(item["key"].encode()) for item in items) == 1024
-        assert verify(path)[2] == 0
-    assert all(char.isprintable() or char == "\n" for char in path.read_text())
-
-
-def test_no_cell_of_a_csv_is_a_formula(certified: Cleanup, file: Callable[..., Path]) -> None:
-    hostile = {"key": "=cmd()", "identity": "=cmd()", "reason": " ＝1", "store_answer": "x;@cmd()"}
-    certified.items.filter(key=TWO).update(**hostile, etag="-1", owner_evidence="+1")
-    path = file(certified, "csv")
-    for delimiter in ",;":
-        for row in csv.reader(StringIO(path.read_text()), delimiter=delimiter):
-            assert not any(cell.strip(' "').startswith(tuple("=+-@＝＋－＠")) for cell in row)
-    assert found_in(path) == []
-    assert hostile.items() <= next(opened(path).items()).items()
+    items = list(opened(path := file(cleanup)).items())
+    assert {item["key"]: item["outcome"] for item in items} == read_outcomes(cleanup)
+    assert max(len(item["key"].encode()) for item in items) == 1024
+    assert verify(path)[2] == 0
 
 
 def test_more_items_cost_no_more_queries(certified: Cleanup) -> None:
@@ -356,7 +325,7 @@ def test_more_items_cost_no_more_queries(certified: Cleanup) -> None:
 
 def queries(cleanup: Cleanup) -> int:
     with CaptureQueriesContext(connection) as captured:
-        for _piece in issue_certificate(cleanup, "json"):
+        for _piece in issue_certificate(cleanup):
             pass
     return len(captured)
 
@@ -365,7 +334,7 @@ def test_what_changes_while_it_is_written_gives_a_file_without_an_end(
     certified: Cleanup, tmp_path: Path
 ) -> None:
     path, pieces = tmp_path / "cut.json", list[str]()
-    coming = issue_certificate(certified, "json")
+    coming = issue_certificate(certified)
     with pytest.raises(CertificateOutdated):
         for piece in coming:
             pieces.append(piece)
@@ -446,12 +415,11 @@ def recomputed(digest: str) -> Ending:
     return Ending(digest, "c" * 43)
 
 
-@each_form
 @pytest.mark.parametrize("alter", ALTERATIONS, ids=lambda alter: alter.__name__)
 def test_an_alteration_is_found_whether_or_not_the_digest_is_made_to_fit(
-    certified: Cleanup, file: Callable[..., Path], form: str, alter: Alter
+    certified: Cleanup, file: Callable[..., Path], alter: Alter
 ) -> None:
-    path = file(certified, form)
+    path = file(certified)
     issued_file = path.read_bytes()
     rewrite(path, lambda _head, _items: None)
     assert path.read_bytes() == issued_file and found_in(path) == []
@@ -487,11 +455,10 @@ def test_the_figures_are_added_up_even_where_the_seal_fits(
     assert found_in(path) == ["Its items do not add up to the figures that it gives."]
 
 
-@each_form
 def test_no_byte_can_be_changed_left_out_or_added(
-    certified: Cleanup, file: Callable[..., Path], form: str
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
-    path = file(certified, form)
+    path = file(certified)
     good = path.read_bytes()
     for changed in changed_bytes(good):
         path.write_bytes(changed)
@@ -507,7 +474,7 @@ def changed_bytes(good: bytes) -> Iterator[bytes]:
         yield good[:place] + (b"0" if byte != b"0" else b"1") + good[place + 1 :]
         yield good[:place] + good[place + 1 :]
         yield good[:place] + b" " + good[place:]
-    for line in (b"\n", b"{}\n", b"\xff", good, b'"items":[\n', b"item,x\n"):
+    for line in (b"\n", b"{}\n", b"\xff", good, b'"items":[\n'):
         yield good + line
 
 
@@ -516,18 +483,17 @@ STRANGE: tuple[Any, ...] = (..., None, 1, [], {}, "\ud800")
 
 
 @pytest.mark.slow
-@each_form
 def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
-    certified: Cleanup, file: Callable[..., Path], form: str
+    certified: Cleanup, file: Callable[..., Path]
 ) -> None:
     made(parent=certified, trigger="follow_up")
-    path = file(certified, form)
+    path = file(certified)
     issued_file, good = path.read_bytes(), opened(path)
     whole = {"certificate": good.head, "items": list(good.items()), **good.ending._asdict()}
-    assert loosely(form, whole) == issued_file
+    assert loosely(whole) == issued_file
     for place in places_in(whole):
         for strange in STRANGE:
-            path.write_bytes(loosely(form, altered(whole, place, strange)))
+            path.write_bytes(loosely(altered(whole, place, strange)))
             if path.read_bytes() != issued_file:
                 told, code = verdict(path)
                 assert code == 1 and told["flaws"] and not told["fine"], (place, strange)
@@ -565,23 +531,14 @@ def altered(whole: Facts, place: list[Any], strange: Any) -> Facts:
     return copy
 
 
-def loosely(form: str, whole: Facts) -> bytes:
+def loosely(whole: Facts) -> bytes:
     """A file of whatever there is, as we would write it if it were ours."""
     items = whole["items"] if isinstance(whole.get("items"), list) else []
     ends = [name for name in Ending._fields if name in whole]
-    if form == "json":
-        parts = [f'"certificate":{canonical_json(whole.get("certificate"))}']
-        parts.append('"items":[\n' + ",\n".join(map(canonical_json, items)) + "\n]")
-        parts += (f'"{name}":{canonical_json(whole[name])}' for name in ends)
-        return ("{" + ",\n".join(parts) + "}\n").encode(errors="backslashreplace")
-    rows: list[list[Any]] = [["row", *ITEM_FIELDS]]
-    cells = (item if isinstance(item, dict) else {} for item in items)
-    rows += (["item", *map(item.get, ITEM_FIELDS)] for item in cells)
-    rows.append(["certificate", canonical_json(whole.get("certificate"))])
-    rows += ([name, whole[name]] for name in ends)
-    return "".join(
-        csv_lines(row + [""] * (len(ITEM_FIELDS) + 1 - len(row)) for row in rows)
-    ).encode()
+    parts = [f'"certificate":{canonical_json(whole.get("certificate"))}']
+    parts.append('"items":[\n' + ",\n".join(map(canonical_json, items)) + "\n]")
+    parts += (f'"{name}":{canonical_json(whole[name])}' for name in ends)
+    return ("{" + ",\n".join(parts) + "}\n").encode(errors="backslashreplace")
 
 
 def test_a_second_value_of_a_name_is_no_way_to_show_something_else(
@@ -729,15 +686,15 @@ def test_whoever_may_see_the_cleanup_may_have_its_certificate_and_nobody_else(
 ) -> None:
     viewer = staff_client()
     shown = page_text(viewer.get(admin_url("cleanup", "change", certified.pk)))
-    for url in (page_of(certified), address(certified, "json"), address(certified, "csv")):
+    for url in (page_of(certified), address(certified)):
         assert f'href="{url}"' in shown
         assert viewer.get(url).status_code == 200
-    answer = viewer.get(address(certified, "csv"))
-    assert answer["Content-Disposition"] == f'attachment; filename="certificate-{certified.pk}.csv"'
+    answer = viewer.get(address(certified))
+    filename = f"certificate-{certified.pk}.json"
+    assert answer["Content-Disposition"] == f'attachment; filename="{filename}"'
     assert answer["X-Content-Type-Options"] == "nosniff"
-    assert viewer.get(address(certified, "html")).status_code == 404
     User.objects.get(username="ben").user_permissions.clear()
-    for url in (page_of(certified), address(certified, "json")):
+    for url in (page_of(certified), address(certified)):
         assert viewer.get(url).status_code == 403
 
 
@@ -754,7 +711,7 @@ def test_of_what_deletes_nothing_or_is_not_over_there_is_none_and_it_is_said_why
         cleanup = made(**none | values)
         for url in (page_of(cleanup), admin_url("cleanup", "change", cleanup.pk)):
             assert f"No certificate: {why}" in words_of(client.get(url))
-        assert client.get(address(cleanup, "json")).status_code == 404
+        assert client.get(address(cleanup)).status_code == 404
 
 
 def words_of(answer: Any) -> str:
@@ -770,7 +727,7 @@ def test_one_that_was_pruned_says_where_its_items_are_and_an_old_file_is_compare
     client = superuser_client()
     shown = page_text(client.get(page_of(pruned)))
     assert pruned.archive in shown and "anna" in shown and "Seal" not in shown
-    assert client.get(address(pruned, "json")).status_code == 404
+    assert client.get(address(pruned)).status_code == 404
     answer, code = verdict(path)
     assert code == 0 and "Only its head was compared" in answer["not_compared"]
     rewrite(path, other_asker, signed_ending)
@@ -786,14 +743,6 @@ def test_what_never_had_one_has_none_once_it_is_pruned(db: None, values: Facts) 
     shown = page_text(superuser_client().get(page_of(made(**none | archived | values))))
     assert "No certificate:" in shown
     assert "Finished." not in shown and "Who asked for what" not in shown
-
-
-@each_form
-def test_no_project_and_an_empty_id_of_one_are_the_same(
-    certified: Cleanup, file: Callable[..., Path], form: str
-) -> None:
-    certified.items.filter(key=ALONE).update(project_id="")
-    assert verify(file(certified, form))[2] == 0
 
 
 def test_the_bucket_is_not_asked_about_a_certificate_of_another_database(

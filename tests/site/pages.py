@@ -127,7 +127,7 @@ def build_address(pattern: str) -> str:
     values = dict.fromkeys(of_row, first_pk(model)) if model else {}
     user = f"{ContentType.objects.get_for_model(User).pk}/{first_pk('auth.user')}"
     values |= {"<path:content_type_id>/<path:object_id>": user, "(?P<url>.*)$": "no/such"}
-    values |= {"<str:form>": "csv", "<str:file_format>": "csv"}
+    values |= {"<str:form>": "csv"}
     values |= {"^(?P<app_label>auth|django_q|storage_audit)/$": "storage_audit/"}
     for field, value in values.items():
         pattern = pattern.replace(field, value)

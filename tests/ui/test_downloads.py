@@ -20,7 +20,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from storage_audit import exports as texts
+from storage_audit import exports
 from storage_audit.alerts.models import Alert
 from storage_audit.api.models import ApiToken
 from storage_audit.cleanup.models import BulkJob, Cleanup
@@ -31,6 +31,7 @@ from storage_audit.scan.models import BucketScan
 from storage_audit.ui import downloads
 from tests.admin_client import admin_url, client_for, normalized_text, superuser_client
 from tests.builders import add_item, create_finding, create_scan, track_keys
+from tests.ui.csv_cells import cell_text
 
 pytestmark = pytest.mark.django_db
 HOSTILE = ["=1+1", "@SUM(A1)", "<script>alert(1)</script>", 'a"b,c\nd', "\u202e-e\u0301", "../../x"]
@@ -55,7 +56,7 @@ def rows_in(as_json: str, as_csv: str) -> list[dict[str, Any]]:
     """Of both forms of it, which must say the same."""
     told: list[dict[str, Any]] = json.loads(as_json)
     names, *lines = csv.reader(StringIO(as_csv))
-    cells = [dict(zip(names, map(texts.cell_text, line), strict=True)) for line in lines]
+    cells = [dict(zip(names, map(cell_text, line), strict=True)) for line in lines]
     assert cells == [{k: "" if v is None else str(v) for k, v in row.items()} for row in told]
     return told
 
@@ -162,7 +163,7 @@ def test_no_cell_is_a_formula_or_hides_something(model: str) -> None:
     LISTS[model][0]()
     for row in csv.reader(StringIO(export(superuser_client(), model, "csv"))):
         for cell in row:
-            assert not cell.startswith(texts.FORMULA_STARTS)
+            assert not cell.startswith(exports.FORMULA_STARTS)
             assert cell.isprintable()
 
 
@@ -337,7 +338,7 @@ def test_all_leftover_files_are_exported_by_whoever_tells_of_them(
     }
     for url in (links["csv"], items_url(cleanup.pk, "csv")):
         for row in csv.reader(StringIO(sent(client, url))):
-            assert not [cell for cell in row if cell.startswith(texts.FORMULA_STARTS)]
+            assert not [cell for cell in row if cell.startswith(exports.FORMULA_STARTS)]
 
 
 def test_leftover_files_are_read_while_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +414,7 @@ def test_lists_of_dates_ids_and_decimals_are_cells_too() -> None:
     told = [str(day), str(number), "1.50"]
     assert json.loads(as_json) == [{"parts": told}]
     [_names, [cell]] = csv.reader(StringIO(as_csv))
-    assert json.loads(texts.cell_text(cell)) == told
+    assert json.loads(cell_text(cell)) == told
 
 
 # Trouble
@@ -437,7 +438,7 @@ def test_what_breaks_off_does_not_look_whole(
             yield row
 
     monkeypatch.setattr(downloads, "export_values", breaking)
-    monkeypatch.setattr(texts, "LINES_PER_CHUNK", 10)
+    monkeypatch.setattr(exports, "LINES_PER_CHUNK", 10)
     answer, sent = superuser_client().get(admin_url("knownproject", "export", form)), b""
     with pytest.raises(Broken):  # So the server ends the connection, and not the answer.
         for piece in answer:

@@ -4,7 +4,8 @@ from io import StringIO
 
 import pytest
 
-from storage_audit.exports import byte_chunks, cell_text, csv_cell, csv_lines, json_lines
+from storage_audit.exports import byte_chunks, csv_cell, csv_lines, json_lines
+from tests.ui.csv_cells import cell_text
 
 SIGNS = "=+-@＝＋－＠\t\r"
 TEXTS = [

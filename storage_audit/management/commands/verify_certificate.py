@@ -22,13 +22,13 @@ from storage_audit.redaction import printable_text, redact_secrets
 
 class Command(DocumentedCommand):
     help = (
-        "Says whether a deletion certificate, in JSON or CSV, is as this application issued it, and"
-        " whether the database says the same. Changes nothing."
+        "Says whether a deletion certificate is as this application issued it, and whether the"
+        " database says the same. Changes nothing."
     )
     epilog = f"""
     examples:
       python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.json
-      python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.csv --bucket
+      python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.json --bucket
       python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.json --json
 
     Of what differs, and of what is back in the bucket, the first {KEYS_SHOWN} are named. What came
@@ -50,7 +50,7 @@ class Command(DocumentedCommand):
             "file",
             metavar="FILE",
             type=Path,
-            help="as it was downloaded: a spreadsheet that saves it makes another file of it",
+            help="as it was downloaded: an editor that formats it makes another file of it",
         )
         parser.add_argument(
             "--bucket",

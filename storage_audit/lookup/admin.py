@@ -24,10 +24,12 @@ from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.findings.models import Finding
 from storage_audit.formats import format_amount
 from storage_audit.lookup import live_check, project_rules
-from storage_audit.lookup.facts import Explanation, LookupAccess, ObjectFacts, ProjectStatus
+from storage_audit.lookup.facts import LookupAccess, ObjectFacts, ProjectStatus
+from storage_audit.lookup.object_rules import explain_object
 from storage_audit.lookup.parse_query import TooMuch, remove_secrets
 from storage_audit.lookup.project_rules import ProjectFacts
-from storage_audit.lookup.search import explain_object, look_up
+from storage_audit.lookup.rules import Explanation
+from storage_audit.lookup.search import look_up
 from storage_audit.models import R2Object
 from storage_audit.ownership.owner import Ownership
 from storage_audit.redaction import printable_text

@@ -111,6 +111,10 @@ class ObjectFacts:
         return self.candidate.table_key
 
     @property
+    def is_partial(self) -> bool:
+        return self.access != FULL_ACCESS
+
+    @property
     def is_known(self) -> bool:
         return bool(self.rows or self.items or self.other_spellings or self.findings)
 
@@ -127,6 +131,10 @@ class ObjectFacts:
     @property
     def listed(self) -> ListedObject | None:
         return self.live_result.listed if self.live_result else None
+
+    @property
+    def is_tracked_or_listed(self) -> bool:
+        return bool(self.row or self.listed)
 
     @property
     def is_confirmed_gone(self) -> bool:
@@ -357,20 +365,3 @@ def project_status(name: str, alive: set[str], known: Mapping[str, KnownProject]
         return ProjectStatus(name, ProjectState.UNKNOWN, None)
     said = row.deleted_at and row.evidence != KnownProject.Evidence.VANISHED
     return ProjectStatus(name, ProjectState.DELETED if said else ProjectState.VANISHED, row)
-
-
-class Explanation(NamedTuple):
-    """An answer with the next step. `project_to_declare` is the project to declare deleted, if that
-    is the step."""
-
-    text: str
-    cleanup: Cleanup | None = None
-    finding: Finding | None = None
-    project_to_declare: str = ""
-
-
-Answer = Explanation | None
-
-
-def format_time(at: datetime) -> str:
-    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}"

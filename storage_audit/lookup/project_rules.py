@@ -1,11 +1,12 @@
 """What is known of a project, alive or not, and of its files."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.db.models import Exists, OuterRef, Q
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.cleanup_text import explain_status
 from storage_audit.cleanup.models import Cleanup, CleanupItem
@@ -13,17 +14,16 @@ from storage_audit.clocks import time_after_outer
 from storage_audit.fields import starts_with_any, unicode_spellings
 from storage_audit.findings.models import Finding
 from storage_audit.lookup.facts import (
-    Answer,
-    Explanation,
     LookupAccess,
     ProjectState,
     ProjectStatus,
-    format_time,
     project_statuses,
 )
+from storage_audit.lookup.rules import VANISHED_TEXT, Explanation, Rule, apply_rules, format_time
 from storage_audit.models import R2Object
 from storage_audit.ownership.owner import get_key_formats
 
+State = ProjectState
 MAX_ROWS = 20
 # Statuses of cleanups that listed everything and failed at nothing.
 COMPLETE_STATUSES = (Cleanup.Status.CLEAN, Cleanup.Status.CLEAN_WITH_KEPT)
@@ -48,8 +48,13 @@ class ProjectFacts:
         return next(iter(self.last_cleanups), None)
 
     @property
+    def last_check(self) -> Cleanup | None:
+        """The one whose figures count for what stays."""
+        return self.later_check or self.cleanup
+
+    @property
     def is_known(self) -> bool:
-        known = self.project.state is not ProjectState.UNKNOWN
+        known = self.project.state is not State.UNKNOWN
         return known or bool(self.objects or self.recent_cleanups or self.findings)
 
 
@@ -133,15 +138,18 @@ def first_kept_reason(cleanup: Cleanup) -> str:
     return next(iter(stayed.values_list("reason", flat=True)[:1]), "")
 
 
-def explain_living(facts: ProjectFacts) -> Answer:
-    if facts.project.state is not ProjectState.ALIVE:
-        return None
-    if not facts.access.rows:
-        text = _(
-            "Project %s lives, and its objects stay as long as it does. Delete the project, and its"
-            " files go."
-        )
-        return Explanation(text % facts.project.project_id)
+def find_cleanup_without_objects(facts: ProjectFacts) -> Cleanup | None:
+    cleanup, last = facts.cleanup, facts.last_check
+    return None if not cleanup or not last or cleanup.found or count_left(last) else cleanup
+
+
+def find_failed_check(facts: ProjectFacts) -> object:
+    """A later check only tells; a cleanup has to follow it."""
+    last = facts.last_check
+    return last and last.failed and not last.is_deletion and [last, facts.project]
+
+
+def living_text(facts: ProjectFacts) -> str:
     text = ngettext(
         "Project %(id)s lives, and its %(count)d tracked object stays as long as it does. Delete"
         " the project, and its files go.",
@@ -149,39 +157,7 @@ def explain_living(facts: ProjectFacts) -> Answer:
         " the project, and its files go.",
         facts.objects,
     )
-    return Explanation(text % {"id": facts.project.project_id, "count": facts.objects})
-
-
-def explain_vanished(facts: ProjectFacts) -> Answer:
-    if facts.project.state is not ProjectState.VANISHED:
-        return None
-    text = _(
-        "Project %s is gone, and nobody said that it was deleted, so its objects are kept. If it"
-        " was meant to go, clean up after it as a deleted project."
-    )
-    project_id = facts.project.project_id
-    return Explanation(text % project_id, facts.cleanup, project_to_declare=project_id)
-
-
-def explain_running_cleanup(facts: ProjectFacts) -> Answer:
-    cleanup = facts.cleanup
-    if not cleanup or has_listed(cleanup):
-        return None
-    words = [deletion_text(facts), *bucket_text(facts), *explain_status(cleanup)]
-    return Explanation(" ".join(words), cleanup)
-
-
-def explain_finished_cleanup(facts: ProjectFacts) -> Answer:
-    cleanup = facts.cleanup
-    if not cleanup:
-        return None
-    last = facts.later_check or cleanup
-    if not cleanup.found and not count_left(last):
-        return Explanation(f"{deletion_text(facts)} {nothing_found_text(facts)}", cleanup)
-    went = deleted_text(cleanup)
-    words = [deletion_text(facts), *bucket_text(facts), *went, *remaining_text(facts, cleanup)]
-    ended = "" if last.is_deletion or not last.failed else facts.project.project_id
-    return Explanation(" ".join(words), last if last.failed else cleanup, project_to_declare=ended)
+    return text % {"id": facts.project.project_id, "count": facts.objects}
 
 
 def deletion_text(facts: ProjectFacts) -> str:
@@ -195,17 +171,28 @@ def deletion_text(facts: ProjectFacts) -> str:
     return _("Project %(id)s was deleted on %(at)s.") % words
 
 
-def bucket_text(facts: ProjectFacts) -> list[str]:
-    cleanup = facts.cleanup
-    return [_("In bucket %s:") % cleanup.bucket] if cleanup and len(facts.last_cleanups) > 1 else []
+def opening_texts(facts: ProjectFacts) -> list[str]:
+    bucket = _("In bucket %s:") % facts.last_cleanups[0].bucket
+    return [deletion_text(facts), *([bucket] if len(facts.last_cleanups) > 1 else [])]
+
+
+def running_text(facts: ProjectFacts) -> str:
+    return " ".join([*opening_texts(facts), *explain_status(facts.last_cleanups[0])])
 
 
 def nothing_found_text(facts: ProjectFacts) -> str:
-    return ngettext(
+    text = ngettext(
         "Its cleanup found no objects. Look up a key of one that you miss.",
         "Its cleanups found no objects. Look up a key of one that you miss.",
         len(facts.last_cleanups),
     )
+    return f"{deletion_text(facts)} {text}"
+
+
+def finished_text(facts: ProjectFacts) -> str:
+    cleanup = facts.last_cleanups[0]
+    went = deleted_text(cleanup)
+    return " ".join([*opening_texts(facts), *went, *remaining_text(facts, cleanup)])
 
 
 def deleted_text(cleanup: Cleanup) -> list[str]:
@@ -240,15 +227,13 @@ def remaining_text(facts: ProjectFacts, cleanup: Cleanup) -> list[str]:
                 " makes one."
             )
         )
-    if last.failed:
-        words.append(failure_advice(last))
+    if last.failed and last.is_deletion:
+        words.append(
+            _("The cleanup’s page says what stands in the way of what could not be deleted.")
+        )
+    elif last.failed:
+        words.append(_("Clean up after the project again."))
     return words
-
-
-def failure_advice(last: Cleanup) -> str:
-    if last.is_deletion:
-        return _("The cleanup’s page says what stands in the way of what could not be deleted.")
-    return _("Clean up after the project again.")
 
 
 def none_left_text(cleanup: Cleanup, later: Cleanup) -> list[str]:
@@ -268,33 +253,46 @@ def ended_text(look: Cleanup) -> str:
     return format_time(look.finished_at or look.created_at)
 
 
-def explain_no_cleanup(facts: ProjectFacts) -> Answer:
-    if not facts.project.deleted_at:
-        return None
-    text = _("No cleanup of it is on record. Clean up after it as a deleted project.")
-    return Explanation(
-        f"{deletion_text(facts)} {text}", project_to_declare=facts.project.project_id
-    )
-
-
-def explain_unknown(facts: ProjectFacts) -> Answer:
-    text = _(
-        "No project %s was ever known here. If it left files, clean up after it as a deleted"
-        " project."
-    )
-    project_id = facts.project.project_id
-    return Explanation(text % project_id, project_to_declare=project_id)
-
-
-PROJECT_RULES: tuple[Callable[[ProjectFacts], Answer], ...] = (
-    explain_living,
-    explain_vanished,
-    explain_running_cleanup,
-    explain_finished_cleanup,
-    explain_no_cleanup,
-    explain_unknown,
+PROJECT_RULES: tuple[Rule[ProjectFacts], ...] = (
+    Rule(
+        "live_in_partial_view",
+        lambda f: (f.project.state is State.ALIVE) and not f.access.rows and f.project,
+    ),
+    Rule("live", lambda f: (f.project.state is State.ALIVE) and f.project),
+    Rule(
+        "vanished",
+        lambda f: (f.project.state is State.VANISHED) and [f.project, f.cleanup],
+        declares=True,
+    ),
+    Rule("running", lambda f: f.cleanup if f.cleanup and not has_listed(f.cleanup) else None),
+    Rule("nothing_found", find_cleanup_without_objects),
+    Rule("left_by_check", find_failed_check, declares=True),
+    Rule("over", lambda f: f.last_check if f.last_check and f.last_check.failed else f.cleanup),
+    Rule("no_cleanup", lambda f: f.project.deleted_at and f.project, declares=True),
+    Rule("unknown", lambda f: f.project, declares=True),
 )
+# A function where the sentences depend on more.
+PROJECT_TEXTS: dict[str, Any] = {
+    "live_in_partial_view": gettext_lazy(
+        "Project %(project)s lives, and its objects stay as long as it does. Delete the project,"
+        " and its files go."
+    ),
+    "live": living_text,
+    "vanished": VANISHED_TEXT,
+    "running": running_text,
+    "nothing_found": nothing_found_text,
+    "left_by_check": finished_text,
+    "over": finished_text,
+    "no_cleanup": gettext_lazy(
+        "Project %(project)s was deleted on %(deleted_at)s. No cleanup of it is on record. Clean up"
+        " after it as a deleted project."
+    ),
+    "unknown": gettext_lazy(
+        "No project %(project)s was ever known here. If it left files, clean up after it as a"
+        " deleted project."
+    ),
+}
 
 
 def explain_project(facts: ProjectFacts) -> Explanation:
-    return next(sentence for say in PROJECT_RULES if (sentence := say(facts)))
+    return apply_rules(PROJECT_RULES, PROJECT_TEXTS, facts)

@@ -1,7 +1,6 @@
-"""Looks up what a person pasted: a key, an address, a project, a deletion. One sentence says why it
-is still there, or when it was deleted. The first of OBJECT_RULES that fits gives the answer."""
+"""Looks up what a person pasted: a key, an address, a project, a deletion."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -9,11 +8,9 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.fields import distinct_buckets
 from storage_audit.findings.models import Finding
-from storage_audit.lookup import project_rules, rules_gone, rules_present
+from storage_audit.lookup import project_rules
 from storage_audit.lookup.facts import (
     FULL_ACCESS,
-    Answer,
-    Explanation,
     LookupAccess,
     ObjectFacts,
     collect_object_facts,
@@ -22,44 +19,6 @@ from storage_audit.lookup.parse_query import ParsedQuery, parse_text
 from storage_audit.lookup.project_rules import ProjectFacts
 from storage_audit.models import R2Object
 from storage_audit.redaction import REDACTED
-
-OBJECT_RULES: tuple[Callable[[ObjectFacts], Answer], ...] = (
-    rules_gone.explain_own_object,
-    rules_gone.explain_upload,
-    rules_gone.explain_gone,
-    rules_gone.explain_gone_now,
-    rules_gone.explain_blocked,
-    rules_gone.explain_deletion,
-    rules_gone.explain_reappeared,
-    rules_present.explain_failed,
-    rules_present.explain_kept,
-    rules_present.explain_verification,
-    rules_present.explain_ignored,
-    rules_present.explain_finding,
-    rules_present.explain_failed_upload,
-    rules_present.explain_preview,
-    rules_present.explain_living_owner,
-    rules_present.explain_vanished_owner,
-    rules_present.explain_outside_plan,
-    rules_present.explain_covered,
-    rules_present.explain_leftover,
-    rules_gone.explain_other_spelling,
-    rules_present.explain_never_found,
-    rules_present.explain_unrecognised,
-    rules_present.explain_unknown_owner,
-    rules_present.explain_unknown_key,
-)
-# Their answers could be wrong if a row said otherwise.
-RULES_NEEDING_ROWS = frozenset(
-    {
-        rules_present.explain_living_owner,
-        rules_present.explain_vanished_owner,
-        rules_present.explain_covered,
-        rules_present.explain_leftover,
-        rules_present.explain_unrecognised,
-        rules_present.explain_unknown_owner,
-    }
-)
 
 
 class SearchResult(NamedTuple):
@@ -72,11 +31,6 @@ class SearchResult(NamedTuple):
     project: ProjectFacts | None
     objects: Sequence[ObjectFacts]
     is_redacted: bool = False
-
-
-def explain_object(facts: ObjectFacts) -> Explanation:
-    may_say = (say for say in OBJECT_RULES if facts.access.rows or say not in RULES_NEEDING_ROWS)
-    return next(sentence for say in may_say if (sentence := say(facts)))
 
 
 def look_up(text: str, access: LookupAccess = FULL_ACCESS) -> SearchResult:

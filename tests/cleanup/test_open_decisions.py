@@ -21,7 +21,8 @@ from storage_audit.findings import orphans, track_files
 from storage_audit.findings.models import Finding
 from storage_audit.findings.orphans import deletion_preview
 from storage_audit.lookup import live_check
-from storage_audit.lookup.search import explain_object, look_up
+from storage_audit.lookup.object_rules import explain_object
+from storage_audit.lookup.search import look_up
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.scan import conclude, worker
 from storage_audit.scan.start import start_scan

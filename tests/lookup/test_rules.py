@@ -16,11 +16,14 @@ from pytest_django import Settings
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
-from storage_audit.lookup import project_rules
-from storage_audit.lookup.facts import FULL_ACCESS, Explanation, LiveResult, LookupAccess
+from storage_audit.lookup.facts import FULL_ACCESS, LiveResult, LookupAccess
+from storage_audit.lookup.object_rules import OBJECT_RULES, OBJECT_TEXTS, explain_object
 from storage_audit.lookup.parse_query import KeyCandidate
-from storage_audit.lookup.search import explain_object, look_up
-from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.lookup.project_rules import PROJECT_RULES, PROJECT_TEXTS, explain_project
+from storage_audit.lookup.rules import Explanation
+from storage_audit.lookup.search import look_up
+from storage_audit.models import KnownProject, R2Object
+from storage_audit.ownership.key_format import MAX_WAYS
 from storage_audit.scan.models import BucketScan
 from tests.builders import add_items, create_cleanup, create_row
 from tests.promises import create_projects, record_deleted_projects
@@ -30,6 +33,8 @@ KEY = "projects/proj_1/scenes/s1/media/a.mp4"
 SHARED = "proj_1_x_s1_media.mp4"
 AGO, LONG_AGO = timezone.now() - timedelta(hours=1), timezone.now() - timedelta(days=2)
 SCAN = "2026-08-21 10:00:00"
+# Could be the key of more projects than are judged.
+OF_TOO_MANY = "proj_1_s" + "_a" * MAX_WAYS + "_media.mp4"
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +138,11 @@ def refused() -> None:
     item(cleanup=cleanup, outcome="failed", reason="Still in the bucket.")
 
 
+def tried_again_soon() -> None:
+    cleanup = create_cleanup("retrying", project_id="proj_1", next_attempt_at=AGO)
+    item(cleanup=cleanup, outcome="failed", store_answer="No answer.")
+
+
 def kept() -> None:
     create_projects("proj_1_x")
     item(SHARED, outcome="kept", reason="It could also belong to the live project proj_1_x.")
@@ -140,6 +150,12 @@ def kept() -> None:
 
 def would_be_kept() -> None:
     create_projects("proj_1_x")
+    cleanup = create_cleanup("planned", project_id="proj_1", dry_run=True)
+    item(SHARED, cleanup, outcome="kept", reason="In doubt.")
+
+
+def would_be_kept_of_the_deleted() -> None:
+    record_deleted_projects("proj_1")
     cleanup = create_cleanup("planned", project_id="proj_1", dry_run=True)
     item(SHARED, cleanup, outcome="kept", reason="In doubt.")
 
@@ -224,57 +240,66 @@ def of_nobody_ever_known() -> None:
     create_row(KEY, project_id="proj_1")
 
 
-CASES: list[tuple[Callable[[], None], str, list[str]]] = [
-    (nothing, KEY, ["We know nothing of this key.", "Look into the bucket."]),
-    (
-        nothing,
-        "stranger",
-        ["No key format reads this key, so no cleanup may", "look into the bucket"],
-    ),
-    (nothing, ".storage_audit/installation.json", ["of this application itself", "Leave it"]),
-    (being_uploaded, KEY, ["An upload to it is under way", "Look again"]),
-    (blocked, KEY, ["is blocked: 2 are more than 1.", "approve it"]),
-    (blocked_before_listing, KEY, ["is blocked: The table is empty.", "approve it"]),
-    (blocked_with_another_plan, KEY, ["is blocked, and its plan does not have", "Look into the"]),
-    (uploaded_after_the_plan, KEY, ["so it does not delete it", "Once that cleanup is over"]),
-    (being_deleted, KEY, ["is to delete it, and is running.", "Its page says"]),
-    (gone, KEY, ["Deleted by", f"seen gone on {AGO:%Y-%m-%d %H:%M:%S}", "of projects/proj_1/."]),
-    (gone_and_confirmed, KEY, ["Deleted by cleanup", "complete listing of projects"]),
-    (gone_by_itself, KEY, ["not there any more when cleanup", "confirmed gone on", "its place."]),
-    (uploaded_again, KEY, ["It was uploaded again on", "for proj_1.", "Before: Deleted by"]),
-    (back_by_other_means, KEY, ["in the bucket again", "Verify the cleanup", "Before: Deleted"]),
-    (tracked_again_by_a_backfill, KEY, ["in the bucket again", "Verify the cleanup"]),
-    (refused, KEY, ["could not delete it: Still in the bucket.", "lets you try again"]),
-    (kept, SHARED, ["kept it: It could also belong to the live project proj_1_x.", "verify"]),
-    (would_be_kept, SHARED, ["A cleanup would keep it", "In doubt.", "Settle that"]),
-    (left_by_a_verification, KEY, ["Verification", "but not tracked.", "Look into the bucket"]),
-    (planned, KEY, ["Dry run", "deleted nothing", "Running that plan"]),
-    (ignored, "stranger", ["anna said on", "that it may stay: Ours.", "Reopen"]),
-    (upload_failed, KEY, ["Its last upload did not end well", "upload it again"]),
-    (upload_that_never_ended, KEY, ["Its last upload did not end well"]),
-    (of_the_living, KEY, ["the live project proj_1 (uploaded for proj_1", "delete its row"]),
-    (named_like_the_living, KEY, ["It may belong to the live project proj_1", "begin a backfill"]),
-    (vanished, KEY, ["proj_1 is gone, but nobody said that it was deleted", "clean up after"]),
-    (leftover, KEY, ["proj_1 was deleted on", "this is a leftover file", "Verify"]),
-    (never_found, KEY, ["of the deleted project proj_1 found no such object", "Look into"]),
-    (pruned, KEY, ["is long over, and its items are in the file old.jsonl.gz", "look into"]),
-    (ended_after_it_was_sent, KEY, ["could not delete it: Sent", "verify the project to see"]),
-    (ended_before_listing, KEY, ["We know nothing of this key.", "Look into the bucket."]),
-    (row_alone_left, KEY, ["proj_1 was deleted on", "the row alone is left", "clean up after"]),
-    (kept_for_a_project_that_lives_again, KEY, ["It may belong to the live project proj_1,"]),
-    (of_nobody_ever_known, KEY, ["no project that it may belong to was ever known: proj_1"]),
+# The rule that answers, and what its sentence says of this world.
+CASES: list[tuple[Callable[[], None], str, str, list[str]]] = [
+    (nothing, KEY, "unknown", []),
+    (nothing, "stranger", "no_key_format", ["Nothing here tells whether it is there"]),
+    (nothing, OF_TOO_MANY, "too_many_owners", []),
+    (nothing, ".storage_audit/installation.json", "own_object", []),
+    (being_uploaded, KEY, "being_uploaded", []),
+    (blocked, KEY, "blocked", ["2 are more than 1."]),
+    (blocked_before_listing, KEY, "blocked", ["The table is empty."]),
+    (blocked_with_another_plan, KEY, "not_in_plan_if_there", ["of project proj_1 is blocked"]),
+    (uploaded_after_the_plan, KEY, "not_in_plan", ["of project proj_1 is blocked"]),
+    (being_deleted, KEY, "being_deleted", ["is running"]),
+    (gone, KEY, "gone", ["Deleted by", f"on {AGO:%Y-%m-%d %H:%M:%S}", "of projects/proj_1/."]),
+    (gone_and_confirmed, KEY, "gone", ["Deleted by", "of projects/proj_1/."]),
+    (gone_by_itself, KEY, "gone", ["not there any more when cleanup", "of its place."]),
+    (uploaded_again, KEY, "uploaded_again", ["for proj_1.", "Before: Deleted by"]),
+    (back_by_other_means, KEY, "back", ["Before: Deleted by"]),
+    (tracked_again_by_a_backfill, KEY, "back", ["Before: Deleted by"]),
+    (refused, KEY, "failed", ["Still in the bucket."]),
+    (tried_again_soon, KEY, "failed_and_retried", [f"on {AGO:%Y-%m-%d %H:%M:%S};", "No answer."]),
+    (ended_after_it_was_sent, KEY, "failed_and_ended", ["Sent before the id lived again."]),
+    (kept, SHARED, "kept", ["It could also belong to the live project proj_1_x."]),
+    (would_be_kept, SHARED, "would_be_kept", ["In doubt."]),
+    (would_be_kept_of_the_deleted, SHARED, "would_be_kept_of_deleted", ["In doubt."]),
+    (left_by_a_verification, KEY, "differs", ["In the bucket, but not tracked."]),
+    (planned, KEY, "dry_run", []),
+    (ignored, "stranger", "ignored", ["anna said on", "Ours."]),
+    (upload_failed, KEY, "upload_not_ended", []),
+    (upload_that_never_ended, KEY, "upload_not_ended", []),
+    (of_the_living, KEY, "of_live_project", ["project proj_1 (uploaded for proj_1"]),
+    (named_like_the_living, KEY, "maybe_of_live_project", ["project proj_1,"]),
+    (kept_for_a_project_that_lives_again, KEY, "maybe_of_live_project", ["project proj_1,"]),
+    (vanished, KEY, "of_vanished_project", ["Project proj_1 "]),
+    (leftover, KEY, "left_over", ["proj_1 was deleted on"]),
+    (row_alone_left, KEY, "row_left_over", ["proj_1 was deleted on"]),
+    (never_found, KEY, "not_found", ["project proj_1 "]),
+    (pruned, KEY, "archived", ["old.jsonl.gz"]),
+    (ended_before_listing, KEY, "unknown", []),
+    (of_nobody_ever_known, KEY, "of_unknown_project", [": proj_1."]),
 ]
 
 
 @pytest.mark.parametrize(
-    ("world", "key", "said"), CASES, ids=[f"{world.__name__}-{key}" for world, key, _ in CASES]
+    ("world", "key", "code", "values"),
+    CASES,
+    ids=[f"{world.__name__}-{code}" for world, _key, code, _values in CASES],
 )
-def test_sentence_says_why_it_is_there_or_when_it_went_and_what_to_do(
-    db: None, world: Callable[[], None], key: str, said: list[str]
+def test_first_rule_that_fits_says_why_it_is_there_or_when_it_went(
+    db: None, world: Callable[[], None], key: str, code: str, values: list[str]
 ) -> None:
     world()
-    sentence = why(key)
-    assert all(part in sentence for part in said), sentence
+    said = answer(key)
+    assert said.code == code
+    assert all(value in said.text for value in values), said.text
+
+
+def test_each_rule_has_its_text() -> None:
+    for rules, texts in ((OBJECT_RULES, OBJECT_TEXTS), (PROJECT_RULES, PROJECT_TEXTS)):
+        assert [rule.code for rule in rules] == list(dict.fromkeys(rule.code for rule in rules))
+        assert {rule.code for rule in rules} == set(texts)
 
 
 @pytest.mark.parametrize(
@@ -335,11 +360,39 @@ def test_last_word_is_not_called_the_latest_to_whom_may_not_see_later_ones(
 
 
 def sentences_of(key: str, sight: LookupAccess) -> list[str]:
-    """By the tables, and after a look that showed it, or showed it absent."""
+    return [said.text for said in explanations_of(key, sight)]
+
+
+def explanations_of(key: str, sight: LookupAccess) -> list[Explanation]:
+    """By the tables, and after a look that showed it absent, or showed it."""
     [facts] = look_up(key, sight).objects
     there = ListedObject(key, 1, "e", AGO)
     looks = (None, LiveResult(AGO), LiveResult(AGO, there))
-    return [explain_object(replace(facts, live_result=seen)).text for seen in looks]
+    return [explain_object(replace(facts, live_result=seen)) for seen in looks]
+
+
+NO_ROWS = LookupAccess(rows=False)
+
+
+@pytest.mark.parametrize(
+    ("world", "sight", "codes"),
+    [
+        (nothing, FULL_ACCESS, "unknown gone_unexplained of_unknown_project"),
+        (
+            nothing,
+            NO_ROWS,
+            "unknown_in_partial_view gone_in_partial_view there_in_partial_view",
+        ),
+        (gone, NO_ROWS, "gone gone back_in_partial_view"),
+        (being_deleted, FULL_ACCESS, "being_deleted gone_before_its_cleanup being_deleted"),
+        (leftover, FULL_ACCESS, "left_over gone_but_tracked left_over"),
+    ],
+)
+def test_look_into_the_bucket_changes_which_rule_fits(
+    db: None, world: Callable[[], None], sight: LookupAccess, codes: str
+) -> None:
+    world()
+    assert [said.code for said in explanations_of(KEY, sight)] == codes.split()
 
 
 @contextmanager
@@ -349,25 +402,12 @@ def undone() -> Iterator[None]:
         transaction.set_rollback(True)
 
 
-NEXT = {
-    "orphaned": "Delete the orphan",
-    "missing": "remove the row",
-    "untracked": "Track it",
-    "changed": "Track it",
-    "ambiguous": "Assign it",
-    "unrecognised": "Ignore it, assign it",
-    "misnamed": "Rename it",
-    "unstorable": "Delete it in the Cloudflare dashboard",
-    "unfinished": "Abort it",
-}
-
-
 @pytest.mark.parametrize("kind", Finding.Kind.values)
 def test_an_open_finding_says_what_can_be_done_about_it(db: None, kind: str) -> None:
     create_projects("proj_1")
     finding(kind=kind)
-    sentence = why()
-    assert SCAN in sentence and NEXT[kind] in sentence
+    said = answer()
+    assert said.code == kind and SCAN in said.text and said.finding
 
 
 def test_an_object_of_projects_none_of_which_lives_is_not_to_be_assigned(db: None) -> None:
@@ -396,20 +436,6 @@ def test_file_kept_as_younger_than_the_deletion_is_not_said_to_go_with_the_next_
     item(SHARED, outcome="kept", reason="Too young.", last_modified=timezone.now())
     [of_deleted, _of_unknown] = look_up(SHARED).objects[0].verdicts
     assert "is younger than the deletion" in of_deleted.verdict.reason
-
-
-def test_dry_run_that_keeps_a_file_names_the_next_step_for_a_live_and_a_deleted_project(
-    db: None,
-) -> None:
-    create_projects("proj_1")
-    plan = create_cleanup("planned", project_id="proj_1", dry_run=True)
-    item(SHARED, plan, outcome="kept", reason="In doubt.")
-    assert "In doubt. Settle that before the project is deleted." in why(SHARED)
-    Project.objects.filter(pk="proj_1")._raw_delete("default")
-    KnownProject.objects.update_or_create(
-        pk="proj_1", defaults={"evidence": "deleted", "deleted_at": AGO}
-    )
-    assert "In doubt. Once that is settled, clean up after the project again." in why(SHARED)
 
 
 @pytest.mark.parametrize("age", [AGO, LONG_AGO])
@@ -452,7 +478,7 @@ def test_what_needs_no_declaration_leads_to_none(db: None) -> None:
 
 @pytest.mark.parametrize(
     "world",
-    [world for world, _key, _said in CASES if not world.__name__.startswith("gone")],
+    [world for world, *_ in CASES if not world.__name__.startswith("gone")],
     ids=lambda world: world.__name__,
 )
 def test_gone_is_said_of_nothing_that_no_verification_has_settled(
@@ -575,7 +601,7 @@ def test_the_latest_evidence_counts_whichever_cleanup_is_older(db: None) -> None
 def answer_of(project_id: str) -> Explanation:
     told = look_up(project_id).project
     assert told
-    return project_rules.explain_project(told)
+    return explain_project(told)
 
 
 def why_project(project_id: str = "proj_1") -> str:

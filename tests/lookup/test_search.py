@@ -22,13 +22,14 @@ from storage_audit.concurrency import acquire_slot
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.lookup import parse_query
+from storage_audit.lookup.object_rules import explain_object
 from storage_audit.lookup.parse_query import (
     MAX_DECODING_ROUNDS,
     KeyCandidate,
     parse_text,
     remove_secrets,
 )
-from storage_audit.lookup.search import explain_object, look_up
+from storage_audit.lookup.search import look_up
 from storage_audit.models import KnownProject, Project
 from storage_audit.redaction import REDACTED
 from tests.admin_client import (

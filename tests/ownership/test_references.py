@@ -22,7 +22,8 @@ from storage_audit.cleanup import named_files, project_uploads, requests, used_f
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.turn import Turn
 from storage_audit.conf import conf
-from storage_audit.lookup.search import explain_object, look_up
+from storage_audit.lookup.object_rules import explain_object
+from storage_audit.lookup.search import look_up
 from storage_audit.models import Project, R2Object
 from storage_audit.origin import Origin, use_origin
 from storage_audit.ownership import references

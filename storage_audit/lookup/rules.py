@@ -1,0 +1,131 @@
+"""How a table of rules answers: the first rule that finds its evidence fills its words from it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.conf import conf
+from storage_audit.findings.models import Finding
+from storage_audit.lookup.facts import ProjectStatus
+from storage_audit.models import R2Object
+from storage_audit.ownership.owner import row_provenance
+
+F = TypeVar("F")
+VANISHED_TEXT = gettext_lazy(
+    "Project %(project)s is gone, and nobody said that it was deleted, so its objects are kept. If"
+    " it was meant to go, clean up after it as a deleted project."
+)
+
+
+class Explanation(NamedTuple):
+    """An answer with the next step. `project_to_declare` is the project to declare deleted, if that
+    is the step."""
+
+    code: str
+    text: str
+    cleanup: Cleanup | None = None
+    finding: Finding | None = None
+    project_to_declare: str = ""
+
+
+@dataclass(frozen=True)
+class Rule(Generic[F]):
+    """Fits where `find` finds evidence in the facts: a row, or a list of several. Its text names
+    values of the evidence, and `caveat` may add a sentence."""
+
+    code: str
+    find: Callable[[F], Any]
+    caveat: Callable[[F], str] | None = None
+    # Without the rows that a person may not see, the answer could be wrong.
+    needs_rows: bool = False
+    # Whether the next step is to declare the project deleted.
+    declares: bool = False
+
+
+def apply_rules(rules: Iterable[Rule[F]], texts: Mapping[str, Any], facts: F) -> Explanation:
+    """The answer of the first rule that fits; the last one of a table always does."""
+    rule, found = next((rule, found) for rule in rules if (found := rule.find(facts)))
+    evidence = found if isinstance(found, list) else [found]
+    words, text = evidence_words(evidence), texts[rule.code]
+    text = text(facts) if callable(text) else text % words
+    caveat = rule.caveat(facts) if rule.caveat else ""
+    of_cleanups = (one for one in evidence if isinstance(one, Cleanup | CleanupItem))
+    return Explanation(
+        rule.code,
+        f"{text} {caveat}".rstrip(),
+        next((one if isinstance(one, Cleanup) else one.cleanup for one in of_cleanups), None),
+        next((one for one in evidence if isinstance(one, Finding)), None),
+        words["project"] if rule.declares else "",
+    )
+
+
+def evidence_words(evidence: Sequence[object]) -> dict[str, Any]:
+    """What sentences can say of these, by name. A text among them is a `reason`."""
+    words: dict[str, Any] = {"project": ""}
+    for one in evidence:
+        if isinstance(one, Cleanup):
+            words |= {
+                "cleanup": one.pk,
+                "project": one.project_id,
+                "status": one.get_status_display(),
+                "message": one.message,
+                "archive": one.archive,
+            }
+        elif isinstance(one, CleanupItem):
+            words |= {
+                "cleanup": one.cleanup_id,
+                "settled_at": format_time(one.changed_at),
+                "reason": one.reason or one.store_answer,
+                "retried_at": format_time(one.cleanup.next_attempt_at),
+                "went": gone_text(one),
+            }
+        elif isinstance(one, Finding):
+            words |= {
+                "seen_at": format_time(one.last_seen_at),
+                "decided_at": format_time(one.decided_at or one.last_seen_at),
+                "who": one.decided_by or _("Somebody"),
+                "note": one.note,
+            }
+        elif isinstance(one, R2Object):
+            words |= {
+                "project": one.project_id or _("no project"),
+                "created_at": format_time(one.created_at),
+                "updated_at": format_time(one.updated_at),
+                "busy_until": format_time(one.updated_at + conf().upload_timeout),
+                "evidence": row_provenance(one) or _("a backfill read it so"),
+            }
+        elif isinstance(one, str):
+            words["reason"] = one
+    if projects := [one for one in evidence if isinstance(one, ProjectStatus)]:
+        words["project"] = ", ".join(one.project_id for one in projects)
+        words["deleted_at"] = format_time(projects[0].deleted_at)
+    return words
+
+
+def gone_text(item: CleanupItem) -> str:
+    if item.outcome == CleanupItem.Outcome.DELETED:
+        text = _(
+            "Deleted by cleanup %(cleanup)s, and seen gone on %(at)s by a complete listing of"
+            " %(place)s."
+        )
+    else:
+        text = _(
+            "It was not there any more when cleanup %(cleanup)s looked: confirmed gone on %(at)s"
+            " by a complete listing of %(place)s."
+        )
+    prefixes, place = item.cleanup.listed_prefixes, _("its place")
+    if item.range_index is not None and item.range_index < len(prefixes):
+        place = prefixes[item.range_index]
+    words = {"cleanup": item.cleanup_id, "at": format_time(item.changed_at), "place": place}
+    # Such as a row that still names it.
+    return f"{text % words} {item.reason}".rstrip()
+
+
+def format_time(at: datetime | None) -> str:
+    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}" if at else ""

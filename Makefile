@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help demo check test-fast test test-crash test-mutants screenshots bench
+.PHONY: help install demo check test-fast test test-crash test-mutants screenshots bench
 
 define HELP
 make demo          try it: a local R2, a database, a worker and the admin, with example data
@@ -13,9 +13,8 @@ make test-crash    kill everything again and again, and prove that nothing is lo
 make test-mutants  break one rule after the other, and see that its test fails
 make bench         how fast it is, beside what others use; an hour and more, or ARGS=--quick
 make screenshots   a picture of each page of the admin; ARGS is the folder for them
+make install       what each of these does first: install, into this folder, what the lock files name
 make help          this text, as bare `make` does
-
-Each installs first what it needs and does not find, into this folder.
 
 variables:
   PYTHON    the Python to work with, 3.11 or newer (default: python3)
@@ -35,18 +34,62 @@ help:
 	@:
 
 # `exec`, so that a signal that make hands on reaches Python and not a shell.
-demo test test-mutants screenshots:
-	@$(PYTHON) -m devtools.install $(VENV)
+demo test-mutants screenshots: install
 	@exec $(VENV)/bin/python -m devtools.$(@:test-%=%) $(ARGS)
 
-check test-fast:
-	@$(PYTHON) -m devtools.install $(VENV)
-	@exec $(VENV)/bin/python -m devtools.test --only $(@:test-%=%) $(ARGS)
-
-test-crash:
-	@$(PYTHON) -m devtools.install $(VENV)
+test-crash: install
 	@exec $(VENV)/bin/python -m tests.crash $(ARGS)
 
-bench:
-	@$(PYTHON) -m devtools.install $(VENV)
+bench: install
 	@exec $(VENV)/bin/python -m benchmarks $(ARGS)
+
+# Each process has its own local R2 and database, and takes whole files, so what a file sets up
+# once is set up once.
+IN_PARALLEL = -n auto --dist loadfile --no-loadscope-reorder
+
+check test-fast: export DATABASE_URL = sqlite:///:memory:
+check: export DJANGO_SETTINGS_MODULE = devtools.check_settings
+check: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python manage.py check --deploy --fail-level WARNING
+	$(VENV)/bin/python manage.py makemigrations --check --dry-run
+
+test-fast: install
+	@exec $(VENV)/bin/python -m pytest $(IN_PARALLEL) --fast $(ARGS)
+
+test: $(if $(filter -h --help,$(ARGS)),install,check)
+	@exec $(VENV)/bin/python -m devtools.test $(IN_PARALLEL) $(ARGS)
+
+# Of two at once, one waits here until all that the other started has ended: it too has the lock. The
+# make inside looks only then at what is installed. Without flock, do not install twice at once.
+install:
+	@exec 9<Makefile; \
+	if command -v flock >/dev/null; then flock -n 9 || { echo "Waiting for another make ..."; flock 9; }; fi; \
+	exec $(MAKE) -s MADE_BY="$$($(PYTHON) -V 2>&1) $$PWD" $(VENV)/installed devtools/node_modules/installed
+
+# The scripts of a venv name its folder: after a move it is made again, as for another Python.
+ifneq ($(MADE_BY),$(shell cat $(VENV)/installed 2>/dev/null))
+$(VENV)/installed: FORCE
+FORCE:
+endif
+
+$(VENV)/installed: requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not. Name yours, as in: make test PYTHON=python3.13" >&2; exit 1; }
+	[ -z "$$(ls -A $(VENV) 2>/dev/null)" ] || [ -e $(VENV)/pyvenv.cfg ] || \
+	{ echo "$(VENV) holds files and is no venv: choose another VENV." >&2; exit 1; }
+	echo "Installing $< into $(VENV) ..."
+	[ "$$(cat $@ 2>/dev/null)" = "$(MADE_BY)" ] || $(PYTHON) -m venv --clear $(VENV) || \
+	{ echo "$(PYTHON) made no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input -r $< || \
+	{ echo "pip failed, for the reason above. If that is the network, check it and the proxy, and run make again." >&2; exit 1; }
+	echo "$(MADE_BY)" >$@
+
+devtools/node_modules/installed: devtools/package-lock.json | $(VENV)/installed
+	echo "Installing $< ..."
+	$(VENV)/bin/npm ci --prefix devtools --ignore-scripts --no-audit --no-fund --no-update-notifier || \
+	{ echo "npm failed, for the reason above. If that is the network, check it and the proxy, and run make again." >&2; exit 1; }
+	touch $@

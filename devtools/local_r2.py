@@ -82,7 +82,7 @@ class LocalR2(Store):
 
     def _start_child(self) -> Child:
         if not WRANGLER_SCRIPT.exists():
-            raise StartError("wrangler is not installed: run `python3 -m devtools.install`")
+            raise StartError("wrangler is not installed: run `make install`")
         options = self.folder / "options.json"
         write_private(options, self._options())
         argv: list[str | Path] = [NODE, SERVER_SCRIPT, options]

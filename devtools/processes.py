@@ -10,6 +10,7 @@ Children stop in reverse order when the block ends, for whatever reason it ends.
 import ctypes
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -173,6 +174,11 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def find_program(name: str) -> str | None:
+    """Return its path. Debian puts some programs into a folder that only root has on the PATH."""
+    return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
 
 
 def free_port(preferred: int) -> int:

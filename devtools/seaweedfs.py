@@ -58,7 +58,7 @@ class SeaweedFS(Store):
 
     def _start_child(self) -> Child:
         if not WEED_PROGRAM.exists():
-            raise StartError("SeaweedFS is not installed: run `python3 -m devtools.install`")
+            raise StartError("SeaweedFS is not installed: run `make install`")
         (self.folder / "data").mkdir(exist_ok=True)
         options: dict[str, object] = {"dir": "data", "bucket": ",".join(self.buckets)}
         options |= {"s3.port": self.port, **self._ports}

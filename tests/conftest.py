@@ -107,6 +107,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.path.name not in SLOW_FILES)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """They wait for others, or for the clock, a third of the time."""
+    return (os.cpu_count() or 1) * 3 // 2
+
+
 def pytest_xdist_node_collection_finished(ids: list[str]) -> None:
     if same := [name for name, count in Counter(ids).items() if count > 1]:
         pytest.exit(f"pytest-xdist runs one test of a name, and not the rest: {same}", 1)

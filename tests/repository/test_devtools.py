@@ -17,6 +17,7 @@ from devtools.postgres import temporary_database_url
 from devtools.processes import Child, StartError, free_port, stop_on_signals
 from devtools.seaweedfs import SOCKET_FOLDER, SeaweedFS
 from devtools.store import Store
+from devtools.test import require_programs
 from tests.paths import ROOT
 
 # What it asks is no database.
@@ -339,6 +340,18 @@ def test_a_signal_ends_a_test_run_after_its_fixtures(tmp_path: Path) -> None:
     assert run.returncode == pytest.ExitCode.INTERRUPTED
     assert "torn down" in run.stdout
     assert "went on" not in run.stdout
+
+
+def test_missing_programs_are_named_with_the_command_that_installs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("google-chrome", "pgbouncer"):
+        (tmp_path / name).touch(0o700)
+    with pytest.raises(SystemExit, match="missing: promtool[.].* apt-get install .* promtool$"):
+        require_programs()
+    (tmp_path / "promtool").touch(0o700)
+    require_programs()
 
 
 def test_free_port_prefers_the_asked_one_and_avoids_a_taken_one() -> None:

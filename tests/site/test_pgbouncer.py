@@ -15,8 +15,7 @@ from django.core.checks import run_checks
 from django.core.management import call_command
 from django.db import connection
 
-from devtools import debian
-from devtools.processes import Child
+from devtools.processes import Child, find_program
 from storage_audit import models, reading
 from storage_audit.certificate import evidence
 from storage_audit.cleanup.models import Cleanup
@@ -54,7 +53,7 @@ def pgbouncer(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     server = connection.settings_dict
     facts = {"host": "HOST", "port": "PORT", "user": "USER", "password": "PASSWORD"}
     to_server = " ".join(f"{name}='{server[key]}'" for name, key in facts.items() if server[key])
-    program = debian.find_pgbouncer()
+    program = find_program("pgbouncer")
     assert program, "PgBouncer is missing."
     with TemporaryDirectory(prefix="pgbouncer-") as name:
         folder = Path(name)

@@ -9,11 +9,11 @@ from django.utils.translation import gettext as _
 
 from storage_audit.conf import conf
 
-RETRY_AFTER_SECONDS = 5  # seconds
-
 
 class Busy(Exception):
     """All slots are taken; the message says when to try again."""
+
+    retry_after = 5  # seconds
 
 
 @cache
@@ -34,7 +34,7 @@ def acquire_slot() -> Iterator[None]:
         text = _(
             "Too many requests here are waiting, or asking the store. Try again in %s seconds."
         )
-        raise Busy(text % RETRY_AFTER_SECONDS)
+        raise Busy(text % Busy.retry_after)
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from django.core.exceptions import BadRequest, SuspiciousOperation
@@ -20,7 +20,7 @@ from django.utils.translation import gettext_lazy
 from ninja.errors import AuthenticationError, HttpError, Throttled, ValidationError
 
 from storage_audit.bucket.errors import DeadlinePassed, StoreError, Unavailable
-from storage_audit.concurrency import RETRY_AFTER_SECONDS, Busy
+from storage_audit.concurrency import Busy
 from storage_audit.redaction import redact_secrets
 
 logger = logging.getLogger(__name__)
@@ -30,31 +30,27 @@ TYPE_PREFIX = "urn:storage-audit:"
 AUTH_CHALLENGE = 'Bearer realm="storage_audit"'
 
 
-class ProblemKind(NamedTuple):
-    status: int
-    title: Any
-
-
-PROBLEM_KINDS = {
-    "bad-request": ProblemKind(400, gettext_lazy("The request cannot be read")),
-    "unauthenticated": ProblemKind(401, gettext_lazy("Who are you?")),
-    "csrf": ProblemKind(403, gettext_lazy("The CSRF token is missing or wrong")),
-    "forbidden": ProblemKind(403, gettext_lazy("You may not do this")),
-    "read-only-token": ProblemKind(403, gettext_lazy("This token can only read")),
-    "not-found": ProblemKind(404, gettext_lazy("There is no such thing")),
-    "method-not-allowed": ProblemKind(405, gettext_lazy("Nothing answers to this method here")),
-    "in-use": ProblemKind(409, gettext_lazy("Something else needs it")),
-    "project-exists": ProblemKind(409, gettext_lazy("The project exists")),
-    "wrong-state": ProblemKind(409, gettext_lazy("It is in no state for this")),
-    "refused": ProblemKind(409, gettext_lazy("It was not done")),
-    "invalid-values": ProblemKind(422, gettext_lazy("Some values are not valid")),
-    "too-many-requests": ProblemKind(429, gettext_lazy("Too many requests")),
-    "internal-error": ProblemKind(500, gettext_lazy("Something is broken here")),
-    "store-refused": ProblemKind(502, gettext_lazy("The store did not do what it was asked")),
-    "bucket-not-ours": ProblemKind(503, gettext_lazy("Bucket and database do not belong together")),
-    "database-unavailable": ProblemKind(503, gettext_lazy("The database does not answer")),
-    "store-unavailable": ProblemKind(503, gettext_lazy("The store does not answer")),
-    "too-slow": ProblemKind(504, gettext_lazy("The store did not get ready in time")),
+# The status and the title of each.
+PROBLEM_KINDS: dict[str, tuple[int, Any]] = {
+    "bad-request": (400, gettext_lazy("The request cannot be read")),
+    "unauthenticated": (401, gettext_lazy("Who are you?")),
+    "csrf": (403, gettext_lazy("The CSRF token is missing or wrong")),
+    "forbidden": (403, gettext_lazy("You may not do this")),
+    "read-only-token": (403, gettext_lazy("This token can only read")),
+    "not-found": (404, gettext_lazy("There is no such thing")),
+    "method-not-allowed": (405, gettext_lazy("Nothing answers to this method here")),
+    "in-use": (409, gettext_lazy("Something else needs it")),
+    "project-exists": (409, gettext_lazy("The project exists")),
+    "wrong-state": (409, gettext_lazy("It is in no state for this")),
+    "refused": (409, gettext_lazy("It was not done")),
+    "invalid-values": (422, gettext_lazy("Some values are not valid")),
+    "too-many-requests": (429, gettext_lazy("Too many requests")),
+    "internal-error": (500, gettext_lazy("Something is broken here")),
+    "store-refused": (502, gettext_lazy("The store did not do what it was asked")),
+    "bucket-not-ours": (503, gettext_lazy("Bucket and database do not belong together")),
+    "database-unavailable": (503, gettext_lazy("The database does not answer")),
+    "store-unavailable": (503, gettext_lazy("The store does not answer")),
+    "too-slow": (504, gettext_lazy("The store did not get ready in time")),
 }
 
 
@@ -68,51 +64,23 @@ class Problem(Exception):
         self.kind, self.detail, self.headers = kind, detail, dict(headers or {})
         self.members = members
 
-    @property
-    def status(self) -> int:
-        return PROBLEM_KINDS[self.kind].status
-
-
-def to_problem(error: Exception) -> Problem:
-    """The problem that a client gets; for an unexpected error it says nothing but that."""
-    match error:
-        case Problem():
-            return error
-        case AuthenticationError():
-            text = _("Sign in at the admin, or send a token: Authorization: Bearer TOKEN.")
-            return Problem("unauthenticated", text, {"WWW-Authenticate": AUTH_CHALLENGE})
-        case Throttled():
-            return Problem("too-many-requests", _("Wait as long as Retry-After says, in seconds."))
-        case Busy():
-            wait = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-            return Problem("too-many-requests", str(error), wait)
-        case ValidationError():
-            wrong = [{"where": each["loc"], "message": each["msg"]} for each in error.errors]
-            return Problem("invalid-values", _("See “errors”."), errors=wrong)
-        case HttpError(status_code=403):
-            return Problem("csrf", _("Send the value of the CSRF cookie as X-CSRFToken."))
-        case DeadlinePassed():
-            return Problem("too-slow", _("It would take too long here: use a command instead."))
-        case StoreError():
-            return store_problem(error)
-    for cause, kind in PUBLIC_ERRORS.items():
-        if isinstance(error, cause):
-            text = error.messages[0] if isinstance(error, InvalidValue) else error.args[0]
-            return Problem(kind, redact_secrets(str(text)))
-    for cause, (kind, told) in PRIVATE_ERRORS.items():
-        if isinstance(error, cause):
-            return Problem(kind, told)
-    return Problem("internal-error", _("The web server's log says what."))
-
 
 # Errors whose messages are meant for people. Each feature's API adds its own.
 PUBLIC_ERRORS: dict[type[Exception], str] = {
+    Busy: "too-many-requests",
     InvalidValue: "invalid-values",
     ProtectedError: "in-use",
     RestrictedError: "in-use",
+    StoreError: "store-refused",
+    Unavailable: "store-unavailable",
 }
 # Errors whose messages may say what only the log should hold.
 PRIVATE_ERRORS: dict[type[Exception], tuple[str, Any]] = {
+    Throttled: ("too-many-requests", gettext_lazy("Wait as long as Retry-After says, in seconds.")),
+    DeadlinePassed: (
+        "too-slow",
+        gettext_lazy("It would take too long here: use a command instead."),
+    ),
     Http404: ("not-found", gettext_lazy("Nothing has this id.")),
     HttpError: ("bad-request", gettext_lazy("Mend the request's body.")),
     **dict.fromkeys(
@@ -123,30 +91,45 @@ PRIVATE_ERRORS: dict[type[Exception], tuple[str, Any]] = {
 }
 
 
-def store_problem(error: StoreError) -> Problem:
-    if not isinstance(error, Unavailable):
-        return Problem("store-refused", str(error))
-    wait = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else {}
-    return Problem("store-unavailable", str(error), wait)
+def to_problem(error: Exception) -> Problem:
+    """The problem that a client gets; for an unexpected error it says nothing but that."""
+    match error:
+        case Problem():
+            return error
+        case AuthenticationError():
+            text = _("Sign in at the admin, or send a token: Authorization: Bearer TOKEN.")
+            return Problem("unauthenticated", text, {"WWW-Authenticate": AUTH_CHALLENGE})
+        case ValidationError():
+            wrong = [{"where": each["loc"], "message": each["msg"]} for each in error.errors]
+            return Problem("invalid-values", _("See “errors”."), errors=wrong)
+        case HttpError(status_code=403):
+            return Problem("csrf", _("Send the value of the CSRF cookie as X-CSRFToken."))
+    for cause in type(error).__mro__:
+        if cause in PRIVATE_ERRORS:
+            return Problem(*PRIVATE_ERRORS[cause])
+        if cause in PUBLIC_ERRORS:
+            wait = error.retry_after if isinstance(error, Busy | Unavailable) else 0
+            headers = {"Retry-After": str(math.ceil(wait))} if wait else {}
+            text = getattr(error, "messages", error.args)[0]
+            return Problem(PUBLIC_ERRORS[cause], redact_secrets(str(text)), headers)
+    return Problem("internal-error", _("The web server's log says what."))
 
 
 def problem_response(request: HttpRequest, error: Any) -> HttpResponse:
     problem = to_problem(error)
-    if problem.status >= 500:
+    status, title = PROBLEM_KINDS[problem.kind]
+    if status >= 500:
         logger.error("%s %s failed.", request.method, request.path, exc_info=error)
-    kind = PROBLEM_KINDS[problem.kind]
     content = {
         "type": TYPE_PREFIX + problem.kind,
-        "title": str(kind.title),
-        "status": kind.status,
+        "title": str(title),
+        "status": status,
         "detail": str(problem.detail),
         "instance": escape_uri_path(request.path),
         **requested_deletion(request),
         **problem.members,
     }
-    return JsonResponse(
-        content, status=kind.status, content_type=MEDIA_TYPE, headers=problem.headers
-    )
+    return JsonResponse(content, status=status, content_type=MEDIA_TYPE, headers=problem.headers)
 
 
 def requested_deletion(request: HttpRequest) -> dict[str, str]:
@@ -181,7 +164,7 @@ def report_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResp
             response = view(request, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - it is logged, and answered as what it is.
             response = problem_response(request, error)
-        if response.status_code == 405 and response["Content-Type"] != MEDIA_TYPE:
+        if response.status_code == 405:
             allowed = response["Allow"]
             refusal = Problem("method-not-allowed", _("Use %s.") % allowed, {"Allow": allowed})
             response = problem_response(request, refusal)

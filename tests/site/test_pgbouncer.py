@@ -97,7 +97,7 @@ def test_cleanup_and_scans_work_behind_a_transaction_pooler(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for module in (reading, models):
-        monkeypatch.setattr(module, "STEP", 2)
+        monkeypatch.setattr(module, "ROWS_PER_STEP", 2)
     bucket_marker.connect_bucket(bucket.name, take_over=True)  # The host is part of its identity.
     for project_id in ("proj_1", "proj_2"):
         for n in range(FILES):

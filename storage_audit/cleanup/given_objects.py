@@ -303,8 +303,7 @@ def orphan_doubt(
     alive: set[str],
     stored: ListedObject | None,
 ) -> str:
-    names = parsed_keys.owners | projects_in_rows(rows)
-    if living := names & alive:
+    if living := possible_owners(parsed_keys, rows).project_ids & alive:
         return rival_reason(living)
     owner = find_owner(parsed_keys, rows, known, alive, stored)
     if owner.problem != OwnerProblem.ORPHANED:

@@ -125,7 +125,7 @@ def owners_awaiting_cleanup(bucket: str, owners: set[str]) -> set[str]:
     return set(map(str, new.values_list("project_id", flat=True)))
 
 
-def named_file_reason(named: NamedFile, owners: set[str]) -> str:
+def named_file_reason(named: NamedFile, owners: Collection[str]) -> str:
     if owners:
         text = _(
             "Kept: %(row)s, a row of this project, named it, but its key names %(owners)s, which"

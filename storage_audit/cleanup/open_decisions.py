@@ -25,10 +25,9 @@ from storage_audit.ownership.owner import (
     authoritative_projects,
     get_key_formats,
     has_too_many_owners,
-    is_assigned,
     living_projects,
     may_be_outdated,
-    projects_in_rows,
+    possible_projects,
     shorten_list,
 )
 
@@ -63,13 +62,8 @@ class PossibleOwners(NamedTuple):
 def possible_owners(
     parsed_keys: ParsedKeys, rows: Sequence[TrackingRow], stored: ObjectFacts | None = None
 ) -> PossibleOwners:
-    """The projects whose cleanups may take the object, also those whose ids the grammar refuses.
-    Only a person's decision about this very object rules any of them out."""
-    names = (
-        projects_in_rows(rows)
-        if is_assigned(rows, stored)
-        else parsed_keys.owners | projects_in_rows(rows)
-    )
+    """The projects whose cleanups may take the object."""
+    names = possible_projects(parsed_keys, rows, stored)
     return PossibleOwners(names, has_too_many_owners(parsed_keys, rows, stored))
 
 

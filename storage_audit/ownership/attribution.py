@@ -9,17 +9,14 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.ownership.key_format import ParsedKey, ParsedKeys
 from storage_audit.ownership.owner import (
+    DeletedProject,
     ObjectFacts,
+    Ownership,
     TrackingRow,
-    authoritative_projects,
-    evidence_of,
+    deciding_projects,
     get_key_formats,
-    has_no_owner,
-    has_too_many_owners,
     is_assigned,
-    rival_reason,
-    rivals_of,
-    shorten_list,
+    judge_ownership,
     unambiguous_version,
 )
 
@@ -56,36 +53,33 @@ def find_owner(
     alive: set[str],
     stored: ObjectFacts | None,
 ) -> Owner:
-    """`known` are the projects that ever existed, `alive` those that exist now, `stored` the
-    object: a person's decision holds for no other one."""
-    told = authoritative_projects(rows)
-    evidence = shorten_list(told.values(), "; ") if told else evidence_of(parsed_keys)
-    if has_too_many_owners(parsed_keys, rows, stored):
-        return Owner(None, None, OwnerProblem.AMBIGUOUS, evidence_of(parsed_keys))
-    if len(told) > 1:
-        return Owner(None, None, OwnerProblem.AMBIGUOUS, evidence)
-    if has_no_owner(parsed_keys, rows, stored):
-        return Owner(None, None, OwnerProblem.UNRECOGNISED, evidence)
-    names = set(told) or parsed_keys.projects
-    if names and (rivals := rivals_of(parsed_keys, rows, alive, stored)):
-        return Owner(
-            None, None, OwnerProblem.AMBIGUOUS, f"{evidence}; {rival_reason(rivals, rows)}"
-        )
+    """The only project to which `judge_ownership` would give the object, if there is one.
+
+    `known` are the projects that ever existed, `alive` those that exist now, `stored` the
+    object: a person's decision holds for no other one.
+    """
+    names = deciding_projects(parsed_keys, rows)
     candidates = names & known or names
-    if len(candidates) == 1:
-        [project_id] = candidates
-        parsed_key = next((r for r in parsed_keys if r.project == project_id), None)
-        # What the key may also name can become a rival.
-        possible = names if is_assigned(rows, stored) else names | parsed_keys.projects
-        owner = Owner(
-            project_id, parsed_key, unambiguous_under=unambiguous_version(possible, parsed_key)
-        )
-        if project_id in alive:
-            return owner
-    if not candidates:
-        return Owner(None, None, OwnerProblem.UNRECOGNISED, evidence)
+    project_id = min(candidates, default="")
+    # What a backfill wrote keeps an object from being deleted, and decides nothing for the living.
+    rivals = alive & parsed_keys.owners if project_id in alive else alive
+    project = DeletedProject(project_id, None)
+    verdict = judge_ownership(project, parsed_keys, rows, None, rivals, stored)
+    evidence = verdict.evidence
     if len(candidates) > 1:
         return Owner(None, None, OwnerProblem.AMBIGUOUS, evidence)
+    if verdict.ownership is not Ownership.OWNED:
+        problem = OwnerProblem.UNRECOGNISED if verdict.is_unrecognised else OwnerProblem.AMBIGUOUS
+        reason = f"; {verdict.reason}" if candidates else ""
+        return Owner(None, None, problem, f"{evidence}{reason}")
+    parsed_key = next((r for r in parsed_keys if r.project == project_id), None)
+    # What the key may also name can become a rival.
+    possible = names if is_assigned(rows, stored) else names | parsed_keys.projects
+    owner = Owner(
+        project_id, parsed_key, unambiguous_under=unambiguous_version(possible, parsed_key)
+    )
+    if project_id in alive:
+        return owner
     if project_id in known:
         reason = _("project %s was deleted") % project_id
     else:

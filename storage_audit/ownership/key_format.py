@@ -4,6 +4,7 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice, pairwise
 from typing import Self
 from unicodedata import is_normalized, normalize
@@ -76,12 +77,12 @@ class ParsedKeys(tuple[ParsedKey, ...]):
         made.refused_ids, made.too_many = frozenset(refused_ids), too_many
         return made
 
-    @property
-    def projects(self) -> set[str]:
-        return {parsed_key.project for parsed_key in self}
+    @cached_property
+    def projects(self) -> frozenset[str]:
+        return frozenset([parsed_key.project for parsed_key in self])
 
-    @property
-    def owners(self) -> set[str]:
+    @cached_property
+    def owners(self) -> frozenset[str]:
         """Every id whose file it could be."""
         return self.projects | self.refused_ids
 

@@ -1,12 +1,11 @@
 """Who owns a key, and why we think so. When in doubt nobody does, and the object is kept."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 from zlib import crc32
 
@@ -120,17 +119,17 @@ class Ownership(Enum):
     IN_DOUBT = "kept"
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`ownership` is about one project: the key is its own, plainly another's, or in doubt."""
+class Verdict(NamedTuple):
+    """`ownership` is about one project: the key is its own, plainly another's, or in doubt. In
+    doubt and `is_unrecognised`, nothing says for anybody whose the object is."""
 
     ownership: Ownership
     evidence: str
     reason: str = ""
+    is_unrecognised: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DeletedProject:
+class DeletedProject(NamedTuple):
     """The project whose objects are in question, and when it was deleted, if that is known."""
 
     project_id: str
@@ -150,6 +149,13 @@ def authoritative_projects(rows: Iterable[TrackingRow]) -> dict[str, str]:
     """The projects that the rows of one object decide for, each with why. Rows of two spellings
     can name two."""
     return {row.project_id: why for row in rows if row.project_id and (why := row_provenance(row))}
+
+
+def deciding_projects(parsed_keys: ParsedKeys, rows: Iterable[TrackingRow]) -> frozenset[str]:
+    """The projects that the object seems to belong to: those that its rows decide for, whatever its
+    key says, or else those that the key names."""
+    decided = {row.project_id for row in rows if row.source in R2Object.AUTHORITATIVE}
+    return frozenset(filter(None, decided)) or parsed_keys.projects
 
 
 def projects_in_rows(rows: Iterable[TrackingRow]) -> set[str]:
@@ -184,81 +190,50 @@ def judge_ownership(
     alive: set[str],
     stored: ObjectFacts | None = None,
 ) -> Verdict:
-    """Does the key belong to the deleted project?
+    """The one rule: does the key belong to the project, so that it goes when that is deleted?
 
     `rows` are the tracking rows of all its spellings, `last_modified` the object's time or None
     when there is no object, `alive` the live projects among the possible owners and among those
     that rows name. `stored` is the object: a person's decision holds for no other one, and for no
     unfinished upload.
     """
-    verdict = judge_by_evidence(project, parsed_keys, rows, last_modified, alive, stored)
-    rivals = projects_in_rows(rows) & alive - {project.project_id}
-    if verdict.ownership is Ownership.OWNED and rivals:
-        return Verdict(Ownership.IN_DOUBT, verdict.evidence, tracked_row_reason(rivals))
-    return verdict
-
-
-def judge_by_evidence(
-    project: DeletedProject,
-    parsed_keys: ParsedKeys,
-    rows: Sequence[TrackingRow],
-    last_modified: datetime | None,
-    alive: set[str],
-    stored: ObjectFacts | None,
-) -> Verdict:
-    """The same without rows that a backfill wrote: these only repeat what the key says."""
-    if told := authoritative_projects(rows):
-        return judge_by_rows(project, parsed_keys, rows, told, alive, stored)
-    names, evidence = parsed_keys.projects, evidence_of(parsed_keys)
-    if has_too_many_owners(parsed_keys, rows, stored):
-        return Verdict(Ownership.IN_DOUBT, evidence, too_many_owners_reason())
-    if not names:
-        reason = _(
-            "No key format knows this key. Add its key format, or delete the object in the"
-            " Cloudflare dashboard."
-        )
-        return Verdict(Ownership.IN_DOUBT, evidence, reason)
-    if project.project_id not in names:
-        if any(row.project_id == project.project_id for row in rows):
-            reason = _(
-                "Its tracking row names this project, its key another one. Look whose it is, and"
-                " delete its row if it is to go."
-            )
-            return Verdict(Ownership.IN_DOUBT, evidence, reason)
-        return Verdict(Ownership.OTHER_PROJECT, evidence)
-    if rivals := parsed_keys.owners & alive - {project.project_id}:
-        return Verdict(Ownership.IN_DOUBT, evidence, rival_reason(rivals))
-    if len(names) > 1 and last_modified and (reason := too_young_reason(project, last_modified)):
-        return Verdict(Ownership.IN_DOUBT, evidence, reason)
-    return Verdict(Ownership.OWNED, evidence)
-
-
-def judge_by_rows(
-    project: DeletedProject,
-    parsed_keys: ParsedKeys,
-    rows: Sequence[TrackingRow],
-    told: dict[str, str],
-    alive: set[str],
-    stored: ObjectFacts | None,
-) -> Verdict:
-    """The same for an object whose rows decide."""
-    evidence = shorten_list(told.values(), "; ")
-    if project.project_id not in told:
+    told, project_id = authoritative_projects(rows), project.project_id
+    names = deciding_projects(parsed_keys, rows)
+    evidence = shorten_list(told.values(), "; ") if told else evidence_of(parsed_keys)
+    in_doubt = partial(Verdict, Ownership.IN_DOUBT, evidence)
+    is_named = project_id in names or (not told and project_id in projects_in_rows(rows))
+    if names and not is_named:
         return Verdict(Ownership.OTHER_PROJECT, evidence)
     if len(told) > 1:
-        reason = _("Two tracking rows name this object for different projects: %s. Delete one.")
-        return Verdict(Ownership.IN_DOUBT, evidence, reason % shorten_list(sorted(told)))
+        return in_doubt(two_rows_reason(told))
     if has_too_many_owners(parsed_keys, rows, stored):
-        return Verdict(Ownership.IN_DOUBT, evidence, too_many_owners_reason())
-    if has_no_owner(parsed_keys, rows, stored):
-        reason = _(
-            "No key format reads this key, and the file is not the one that a person assigned."
-            " Assign it, or delete its row if it is to go."
-        )
-        return Verdict(Ownership.IN_DOUBT, evidence, reason)
-    if rivals := rivals_of(parsed_keys, rows, alive, stored):
-        return Verdict(Ownership.IN_DOUBT, evidence, rival_reason(rivals, rows))
+        return in_doubt(too_many_owners_reason())
+    if not names:
+        return in_doubt(unrecognised_reason(), is_unrecognised=True)
+    if not parsed_keys and is_not_the_assigned(rows, stored):
+        return in_doubt(not_the_assigned_reason(), is_unrecognised=True)
+    if project_id not in names:
+        return in_doubt(row_alone_reason())
+    rivals = (possible_projects(parsed_keys, rows, stored) & alive) - {project_id}
+    if by_key := rivals & parsed_keys.owners:
+        return in_doubt(rival_reason(by_key, rows))
+    if len(names) > 1 and last_modified and (reason := too_young_reason(project, last_modified)):
+        return in_doubt(reason)
+    if rivals:
+        return in_doubt(tracked_row_reason(rivals))
     return Verdict(Ownership.OWNED, evidence)
+
+
+def possible_projects(
+    parsed_keys: ParsedKeys, rows: Sequence[TrackingRow], stored: ObjectFacts | None = None
+) -> set[str]:
+    """Every project that may own the object, also those whose ids the grammar refuses. A person's
+    decision about this very object is evidence against all others. An upload's row is evidence
+    against none: it names a project only if the key could name no other one, under the settings of
+    then. A row that a backfill wrote only repeats what the key says: it grants nothing, and keeps
+    the object."""
+    names = projects_in_rows(rows)
+    return names if is_assigned(rows, stored) else names | parsed_keys.owners
 
 
 def is_assigned(rows: Sequence[TrackingRow], stored: ObjectFacts | None) -> bool:
@@ -268,6 +243,7 @@ def is_assigned(rows: Sequence[TrackingRow], stored: ObjectFacts | None) -> bool
         return False
     return all(
         row.source == R2Object.Source.ASSIGNED
+        and row.project_id
         and row.upload_id is None
         and is_same_object(row, stored)
         for row in rows
@@ -280,14 +256,6 @@ def has_too_many_owners(
     """Whether more projects could own this object than are checked, so that some may be alive. An
     upload's row rules out none of them, as it may be from other settings."""
     return parsed_keys.too_many and not is_assigned(rows, stored)
-
-
-def has_no_owner(
-    parsed_keys: ParsedKeys, rows: Sequence[TrackingRow], stored: ObjectFacts | None
-) -> bool:
-    """Whether neither the key nor a person says who owns this object: the person decided on
-    another one."""
-    return not parsed_keys and has_assigned_row(rows) and not is_assigned(rows, stored)
 
 
 def is_same_object(row: ObjectFacts, stored: ObjectFacts) -> bool:
@@ -305,27 +273,15 @@ def has_assigned_row(rows: Iterable[TrackingRow]) -> bool:
     return any(row.source == R2Object.Source.ASSIGNED for row in rows)
 
 
-def rivals_of(
-    parsed_keys: ParsedKeys,
-    rows: Sequence[TrackingRow],
-    alive: set[str],
-    stored: ObjectFacts | None,
-) -> set[str]:
-    """The live projects that could own an object though its rows name others. A person's decision
-    about this very object is evidence against all of them. An upload's row is evidence against
-    none: it names a project only if the key could name no other one, under the settings of then."""
-    if is_assigned(rows, stored):
-        return set()
-    told = authoritative_projects(rows)
-    return alive & (parsed_keys.owners if told else parsed_keys.refused_ids) - told.keys()
+def is_not_the_assigned(rows: Sequence[TrackingRow], stored: ObjectFacts | None) -> bool:
+    """Whether a person decided on another object with this key, or on this one and on another."""
+    return has_assigned_row(rows) and not is_assigned(rows, stored)
 
 
 def may_be_outdated(rows: Sequence[TrackingRow], stored: ObjectFacts | None) -> bool:
     """Whether an upload may have stored another object than the one that the rows describe, and
     nobody said who owns it."""
-    return any(map(is_unconfirmed, rows)) or (
-        has_assigned_row(rows) and not is_assigned(rows, stored)
-    )
+    return any(map(is_unconfirmed, rows)) or is_not_the_assigned(rows, stored)
 
 
 def is_unconfirmed(row: TrackingRow) -> bool:
@@ -343,10 +299,36 @@ def evidence_of(parsed_keys: ParsedKeys) -> str:
     return shorten_list(ways, "; ") or _("no key format matches")
 
 
+def two_rows_reason(told: Iterable[str]) -> str:
+    text = _("Two tracking rows name this object for different projects: %s. Delete one.")
+    return text % shorten_list(sorted(told))
+
+
 def too_many_owners_reason() -> str:
     return _(
         "Kept: too many possible owners. The name can be read in more ways than are checked. If"
         " you know whose file it is, delete it in the Cloudflare dashboard."
+    )
+
+
+def unrecognised_reason() -> str:
+    return _(
+        "No key format knows this key. Add its key format, or delete the object in the"
+        " Cloudflare dashboard."
+    )
+
+
+def not_the_assigned_reason() -> str:
+    return _(
+        "No key format reads this key, and the file is not the one that a person assigned."
+        " Assign it, or delete its row if it is to go."
+    )
+
+
+def row_alone_reason() -> str:
+    return _(
+        "Its tracking row names this project, its key another one. Look whose it is, and"
+        " delete its row if it is to go."
     )
 
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from django.db import connection
 
-from storage_audit.ownership.key_format import ParsedKey
-from storage_audit.ownership.owner import get_key_formats, living_owners, unambiguous_version
+from storage_audit.ownership.attribution import Owner, find_owner
+from storage_audit.ownership.owner import get_key_formats, living_owners
 from storage_audit.scan.diff_lines import Line, line_key
 from storage_audit.tracking.bulk_insert import format_line
 from storage_audit.tracking.recognise import keys_of_deleted_rows
@@ -82,16 +82,13 @@ def folder_values(folders: Iterable[str]) -> dict[str, str]:
     ways = {each: get_key_formats().parse_folder(each) for each in folders if is_harmless(each)}
     plain = {folder: found for folder, found in ways.items() if len(found) == 1}
     alive = living_owners(plain.values())
-    return {
-        folder: told
-        for folder, found in plain.items()
-        if found.owners & alive == found.projects and (told := parsed_values(found[0]))
-    }
+    owners = {each: find_owner(found, (), alive, alive, None) for each, found in plain.items()}
+    return {folder: told for folder, owner in owners.items() if (told := values_up_to_type(owner))}
 
 
-def parsed_values(parsed_key: ParsedKey) -> str:
+def values_up_to_type(owner: Owner) -> str:
     """Nothing if a finding is to be made of it."""
-    version = unambiguous_version({parsed_key.project}, parsed_key)
-    if version is None:
+    project_id, parsed_key, problem, _evidence, version = owner
+    if problem or parsed_key is None or version is None:
         return ""
-    return format_line([parsed_key.project, parsed_key.scene or "", parsed_key.key_format, version])
+    return format_line([project_id, parsed_key.scene or "", parsed_key.key_format, version])

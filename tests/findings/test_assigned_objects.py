@@ -196,7 +196,7 @@ def test_object_is_given_only_as_it_was_when_a_person_decided(
     given: bool, other: dict[str, Any]
 ) -> None:
     facts: dict[str, Any] = {"size": 1, "etag": "x", "last_modified": THEN}
-    row = R2Object(key="k", source="assigned", **facts)
+    row = R2Object(key="k", project_id="proj_1", source="assigned", **facts)
     listed = ListedObject(key="k", **facts | other)
     assert is_assigned([row], listed) is given
     assert not is_assigned([row], None)

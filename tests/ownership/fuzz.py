@@ -1,5 +1,6 @@
-"""Judge a great many generated keys as a cleanup does, and hold each verdict against an oracle that
-knows nothing of the application. A false claim is an object that would be deleted wrongly."""
+"""Judge a great many generated keys as a cleanup and as a scan does, and hold each verdict against
+an oracle that knows nothing of the application. A false claim is an object that would be deleted
+wrongly."""
 
 import os
 import sys
@@ -27,17 +28,19 @@ from django.test import override_settings  # noqa: E402
 from django.utils import timezone  # noqa: E402
 
 from storage_audit.models import KnownProject, Project, R2Object  # noqa: E402
+from storage_audit.ownership.attribution import OwnerProblem, find_owner  # noqa: E402
 from storage_audit.ownership.owner import (  # noqa: E402
     DeletedProject,
     get_key_formats,
     judge_ownership,
+    known_ids,
     living_owners,
 )
 from tests.ownership.oracle import ID, KINDS, Row, expected_verdict  # noqa: E402
 
 EPILOG = """\
 examples:
-  python -m tests.ownership_fuzz --keys 1000000 --seed 7
+  python -m tests.ownership.fuzz --keys 1000000 --seed 7
 
 exit codes:
   0  the application and the oracle agree on every key
@@ -73,7 +76,7 @@ PIECES += ["\u00e9", "e\u0301", "\u212a", "%2F", "<script>"]
 @dataclass
 class FuzzResult:
     """`verdicts` counts what the oracle and the application said; `wrong` are keys on which they
-    do not agree, with both; `orphaned` are the keys of no project that lives."""
+    do not agree, with both; `orphaned` are the keys that a scan calls orphans."""
 
     verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)
     wrong: list[tuple[str, str, str]] = field(default_factory=list)
@@ -233,6 +236,7 @@ def judge_keys(world: World, keys: list[str]) -> FuzzResult:
     figures, living = FuzzResult(), world.living_ids
     parsed_keys = {key: get_key_formats().parse_key(key) for key in keys}
     alive = living_owners(parsed_keys.values(), world.ids)
+    known = known_ids(world.ids) | alive
     for key in keys:
         row, (deleted_at, written, is_older) = world.random_row(), world.random.choice(AGES)
         tracked = row and R2Object(
@@ -243,17 +247,20 @@ def judge_keys(world: World, keys: list[str]) -> FuzzResult:
         said = judge_ownership(deleted, parsed_keys[key], rows, written, alive).ownership.value
         right = expected_verdict(world.target, key, row, is_older=is_older, living=living)
         figures.verdicts[right, said] += 1
-        figures.orphaned += (
-            bool(parsed_keys[key]) and not {r.project for r in parsed_keys[key]} & alive
-        )
         if said != right:
             figures.wrong.append((key, right, said))
+        owner = find_owner(parsed_keys[key], rows, known, alive, None)
+        if owner.project_id and owner.problem == OwnerProblem.ORPHANED:
+            figures.orphaned += 1
+            right = expected_verdict(owner.project_id, key, row, is_older=True, living=living)
+            if right != "owned":
+                figures.wrong.append((key, right, "orphaned"))
     return figures
 
 
 def main(arguments: list[str]) -> int:
     parser = ArgumentParser(
-        prog="python -m tests.ownership_fuzz",
+        prog="python -m tests.ownership.fuzz",
         description=__doc__,
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,

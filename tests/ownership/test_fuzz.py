@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 
-from storage_audit.ownership import owner
+from storage_audit.ownership import attribution, owner
+from storage_audit.ownership.attribution import Owner
 from storage_audit.ownership.key_format import ParsedKeys
 from storage_audit.ownership.key_formats import KeyFormats
 from storage_audit.ownership.owner import DeletedProject, Verdict
 from tests.ownership import fuzz
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
+find_owner = attribution.find_owner
 judge, parse_key = owner.judge_ownership, KeyFormats.parse_key
 
 
@@ -59,6 +61,10 @@ def no_matter_what_a_backfill_wrote(
     return judge(project, of_key, [r for r in rows if r.source == "upload"], time, alive)
 
 
+def scan_no_matter_what_a_backfill_wrote(of_key: Any, rows: Any, *others: Any) -> Owner:
+    return find_owner(of_key, [r for r in rows if r.source == "upload"], *others)
+
+
 def first_key_only(key_formats: KeyFormats, key: str) -> ParsedKeys:
     found = parse_key(key_formats, key)
     return ParsedKeys(found[:1], found.refused_ids)
@@ -100,3 +106,9 @@ def test_the_fuzz_sees_what_is_broken(
     figures = fuzz.run_in_process(3_000, seed=1)
     assert figures.falsely_owned
     assert "should be" in fuzz.render_result(figures, 1, 1.0)
+
+
+def test_fuzz_sees_an_orphan_that_no_cleanup_would_delete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "find_owner", scan_no_matter_what_a_backfill_wrote)
+    wrong = fuzz.run_in_process(3_000, seed=1).wrong
+    assert {(right, said) for _key, right, said in wrong} == {("kept", "orphaned")}

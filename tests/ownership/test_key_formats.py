@@ -289,7 +289,7 @@ def test_object_of_the_application_is_of_no_project_whatever_the_settings_say() 
     mine = KeyFormats({"any": "{project}/{filename}"}, project_id=".+", kinds=(), current="any")
     assert mine.parse_key("a/b").projects == {"a"}
     marker = mine.parse_key(".storage_audit/installation.json")
-    assert (marker.owners, marker.too_many) == (set(), False)
+    assert not marker.owners and not marker.too_many
 
 
 def test_an_id_is_read_to_its_end() -> None:

@@ -98,7 +98,7 @@ def test_stored_evidence_is_short() -> None:
     parsed_keys = get_key_formats().parse_key(at_the_bound(0))
     assert len(parsed_keys) > 5
     verdict = judge_ownership(
-        DeletedProject("proj_1", timezone.now()), parsed_keys, (), OLDER, parsed_keys.owners
+        DeletedProject("proj_1", timezone.now()), parsed_keys, (), OLDER, set(parsed_keys.owners)
     )
     assert max(len(verdict.evidence), len(verdict.reason)) < 3_000
     short = get_key_formats().parse_key(f"proj_{'a_' * 20}b_media.mp4")

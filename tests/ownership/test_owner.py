@@ -33,7 +33,6 @@ from storage_audit.ownership.owner import (
     key_formats_version,
     may_be_outdated,
     rival_reason,
-    rivals_of,
     shorten_list,
     too_young_reason,
 )
@@ -170,6 +169,7 @@ GIVEN: list[tuple[list[R2Object], ListedObject | None, bool]] = [
     ([described("upload")], OBJECT, False),
     ([described("backfill")], OBJECT, False),
     ([described(), described("upload")], OBJECT, False),
+    ([described(), described(project_id="")], OBJECT, False),
 ]
 
 
@@ -178,13 +178,10 @@ def test_only_a_persons_decision_about_this_object_rules_out_other_owners(
     rows: list[R2Object], stored: ListedObject | None, given: bool
 ) -> None:
     assert is_assigned(rows, stored) is given
-    parsed_keys, told = (
-        get_key_formats().parse_key(SEVERAL),
-        any(row.source != "backfill" for row in rows),
-    )
-    living = {"proj_1", "proj_1_x", "proj_2"}
-    rivals = {"proj_1_x"} if told and not given else set()
-    assert rivals_of(parsed_keys, rows, living, stored) == rivals
+    parsed_keys = get_key_formats().parse_key(SEVERAL)
+    told = any(row.source != "backfill" for row in rows)
+    found = judge_rows(parsed_keys, rows, stored, ["proj_1", "proj_1_x", "proj_2"])
+    assert found.ownership is (OWNED if given else KEPT)
     owners = {"proj_1"} if given else parsed_keys.owners
     assert possible_owners(parsed_keys, rows, stored) == (owners, False)
     key_of_nobody = judge_rows(ODD, rows, stored)
@@ -218,15 +215,14 @@ def judge_rows(
 
 
 def test_refused_id_that_lives_is_a_rival_of_all_but_the_assigned_project() -> None:
-    parsed_keys = get_key_formats().parse_key(ONE)
-    assert "1" in parsed_keys.refused_ids
-    for rows, rivals in (
-        ([], {"1"}),
-        ([described("upload")], {"1"}),
-        ([described("upload", "1")], set()),
-        ([described()], set()),
+    assert "1" in get_key_formats().parse_key(ONE).refused_ids
+    for rows, ownership in (
+        ([], KEPT),
+        ([described("upload")], KEPT),
+        ([described("upload", "1")], ELSEWHERE),
+        ([described()], OWNED),
     ):
-        assert rivals_of(parsed_keys, rows, {"1"}, OBJECT) == rivals
+        assert judge_rows(ONE, rows, OBJECT, ["1"]).ownership is ownership
 
 
 def test_cleanup_of_each_project_that_key_or_row_names_may_take_an_object() -> None:
@@ -323,6 +319,26 @@ def test_scan_says_of_an_object_of_nobody_that_nobody_knows_it() -> None:
         (ONE, another, OBJECT),
     ):
         assert not attributed(key, row, stored).problem
+
+
+@pytest.mark.parametrize(
+    "row, key", [(described("backfill", "proj_2"), ONE), (described("upload"), ODD)]
+)
+def test_scan_calls_an_orphan_only_what_a_cleanup_of_its_project_would_delete(
+    row: R2Object, key: str
+) -> None:
+    other = described("backfill", "proj_2")
+    for living, problem in (
+        (set[str](), "orphaned"),
+        ({"proj_1"}, ""),
+        ({"proj_2"}, "ambiguous"),
+        # A backfill only repeated what the key says, so it does not take a file from the living.
+        ({"proj_1", "proj_2"}, ""),
+    ):
+        parsed_keys = get_key_formats().parse_key(key)
+        found = find_owner(parsed_keys, [row, other], {"proj_1", "proj_2"}, living, OBJECT)
+        assert found.problem == problem
+        assert ("names the live project proj_2" in found.evidence) == (problem == "ambiguous")
 
 
 NOW, TICK = DELETED_AT + timedelta(days=1), timedelta(microseconds=1)

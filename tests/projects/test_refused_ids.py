@@ -256,7 +256,10 @@ def test_a_doubled_name_can_also_be_of_the_id_with_the_prefix() -> None:
     templates = {"new": "clips/{project}/{filename}", "old": "old/proj_{project}/{filename}"}
     mine = KeyFormats(templates, project_id="proj_[a-z0-9_]+", kinds=(), current="new")
     found = mine.parse_key("old/proj_proj_1/f")
-    assert (found.projects, found.refused_ids) == ({"proj_1"}, frozenset({"proj_proj_1"}))
+    assert (found.projects, found.refused_ids) == (
+        frozenset({"proj_1"}),
+        frozenset({"proj_proj_1"}),
+    )
 
 
 def test_keys_of_a_folder_share_what_else_they_could_name() -> None:

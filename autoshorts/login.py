@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from storage_audit.origin import request_address
+from storage_audit.request_origin import request_address
 
 
 class AttemptHandler(AxesDatabaseHandler):  # type: ignore[misc]

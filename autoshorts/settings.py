@@ -56,7 +56,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "storage_audit.origin.OriginMiddleware",
+    "storage_audit.request_origin.OriginMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
 if django.VERSION >= (6, 0):

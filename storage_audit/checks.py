@@ -24,10 +24,10 @@ from storage_audit import project_model, queue
 from storage_audit.cleanup.named_files import project_file_columns, sample_key
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
-from storage_audit.origin import OriginMiddleware
 from storage_audit.ownership import references
-from storage_audit.ownership.key_format import KeyFormatError
-from storage_audit.ownership.owner import get_key_formats, refused_ids, refused_ids_text
+from storage_audit.ownership.key_template import KeyFormatError
+from storage_audit.ownership.ownership_rule import get_key_formats, refused_ids, refused_ids_text
+from storage_audit.request_origin import OriginMiddleware
 
 
 def register_checks() -> None:
@@ -120,9 +120,8 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
         with suppress(ImportError, TypeError):
             if issubclass(import_string(name), OriginMiddleware):
                 return []
-    hint = (
-        'Add "storage_audit.origin.OriginMiddleware" to MIDDLEWARE, after AuthenticationMiddleware.'
-    )
+    middleware = "storage_audit.request_origin.OriginMiddleware"
+    hint = f'Add "{middleware}" to MIDDLEWARE, after AuthenticationMiddleware.'
     text = (
         "Requests do not record who asked for a deletion. Deletions of many projects stop, as"
         " nobody's permissions can be looked up."

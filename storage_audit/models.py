@@ -27,7 +27,7 @@ from storage_audit.fields import (
     starts_with,
 )
 from storage_audit.locking import SHORT_LOCK_TIMEOUT_MS, atomic_with_timeout
-from storage_audit.reading import ROWS_PER_STEP
+from storage_audit.read_in_steps import ROWS_PER_STEP
 from storage_audit.redaction import printable_text
 
 

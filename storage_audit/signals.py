@@ -19,10 +19,10 @@ from django.utils import timezone
 
 from storage_audit import project_model, queue
 from storage_audit.bucket import request_stats
-from storage_audit.cleanup import delete_projects, named_files, requests, succession
+from storage_audit.cleanup import delete_projects, named_files, requests, supersede_cleanups
 from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.origin import current_origin
+from storage_audit.request_origin import current_origin
 
 Trigger = Cleanup.Trigger
 
@@ -104,7 +104,7 @@ def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
     forced = origin.forced and delete_projects.is_requested_deletion(projects_of_delete_call())
     KnownProject.objects.record_deleted(project_id, now, KnownProject.Evidence.DELETED)
-    cleanups = succession.request_cleanups(
+    cleanups = supersede_cleanups.request_cleanups(
         project_id,
         trigger=Trigger.FORCED if forced else Trigger.DELETED,
         deleted_at=now,

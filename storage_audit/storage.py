@@ -14,7 +14,7 @@ from storages.utils import clean_name
 from storage_audit.bucket import listing, s3
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 from storage_audit.tracking.delete_file import FileDeletion, folds_spellings, identity_for
 from storage_audit.tracking.upload import KeyBeingDeleted, NameTaken, Upload, is_key_locked

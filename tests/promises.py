@@ -19,9 +19,9 @@ from storage_audit.cleanup import delete_batches, requests, retention, runner, v
 from storage_audit.cleanup.delete_pipeline import PlannedItem, RecheckedBatch
 from storage_audit.cleanup.delete_projects import delete_project_by_id
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.origin import Origin, use_origin
+from storage_audit.request_origin import Origin, use_origin
 from tests.faults.kinds import change_reply
 from tests.faults.matching import is_delete_batch, is_listing, rule_for, sent_keys
 from tests.faults.pages import find_entries, with_entries

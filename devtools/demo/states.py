@@ -26,7 +26,7 @@ from storage_audit.doctor import run_checks
 from storage_audit.doctor.models import HealthReport
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.origin import Origin, use_origin
+from storage_audit.request_origin import Origin, use_origin
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import comparison_url, lookup_url
 

@@ -16,8 +16,8 @@ from devtools.processes import Child
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
-from storage_audit.origin import Origin, use_origin
 from storage_audit.ownership.bucket_marker import MARKER_KEY
+from storage_audit.request_origin import Origin, use_origin
 from storage_audit.storage import key_for
 
 DELETED_PROJECT = "proj_1"

@@ -20,7 +20,7 @@ from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupQuerySet
 from storage_audit.clocks import time_before
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
-from storage_audit.ownership.owner import refused_ids_text
+from storage_audit.ownership.ownership_rule import refused_ids_text
 from storage_audit.redaction import printable_text, redact_secrets
 
 Kind = Alert.Kind

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from storage_audit.bucket import frame
+from storage_audit.bucket import answer_schema
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import is_too_long, key_bytes
 from storage_audit.bucket.listing_xml import decode_key
@@ -56,21 +56,21 @@ def list_upload_page(bucket: str, prefix: str, markers: Markers) -> UploadPage:
         answer: Mapping[str, Any] = s3_client().list_multipart_uploads(
             Bucket=bucket, Prefix=prefix, EncodingType="url", **markers
         )
-        fields = frame.read_frame(answer["Frame"], frame.UPLOAD_LISTING)
+        fields = answer_schema.read_frame(answer["Frame"], answer_schema.UPLOAD_LISTING)
         decoded = decode_key if fields.get("EncodingType") == "url" else str
         found = [
             MultipartUpload(decoded(entry["Key"]), entry["UploadId"], entry["Initiated"])
             for entry in answer.get("Uploads", [])
         ]
     asked = UNREQUESTED_FIELDS | {"Bucket": bucket, "Prefix": prefix, "EncodingType": "url"}
-    frame.check_frame(frame.UPLOAD_LISTING, bucket, fields, asked | markers, {})
+    answer_schema.check_frame(answer_schema.UPLOAD_LISTING, bucket, fields, asked | markers, {})
     following = next_markers(fields, decoded)
     refuse_misplaced_uploads(found, prefix, markers, following)
     return found, following
 
 
-def next_markers(fields: frame.Fields, decoded: Callable[[str], str]) -> Markers | None:
-    if not frame.is_truncated(fields):
+def next_markers(fields: answer_schema.Fields, decoded: Callable[[str], str]) -> Markers | None:
+    if not answer_schema.is_truncated(fields):
         return None
     key, upload_id = fields.get("NextKeyMarker"), fields.get("NextUploadIdMarker")
     if not key or not upload_id:

@@ -20,7 +20,7 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket import answers, frame, listing_xml, request_stats
+from storage_audit.bucket import answer_schema, delete_answers, listing_xml, request_stats
 from storage_audit.bucket.errors import (
     LOCKED,
     UNANSWERED,
@@ -116,11 +116,13 @@ def prepare_client(client: Any) -> None:
     client.meta.events.unregister("before-call.s3", add_expect_header)
     # Handlers of `*.ListObjectsV2` go before those of `s3.*`, one of which reads the whole page.
     client.meta.events.register("before-parse.*.ListObjectsV2", take_entries)
-    client.meta.events.register("before-parse.*.DeleteObjects", answers.take_deleted_keys)
+    client.meta.events.register("before-parse.*.DeleteObjects", delete_answers.take_deleted_keys)
     for call in ("ListObjectsV2", "ListMultipartUploads", "DeleteObjects"):
         client.meta.events.register(f"before-parse.*.{call}", keep_frame)
-    client.meta.events.register("before-parameter-build.s3.DeleteObjects", answers.keep_first_key)
-    client.meta.events.register("before-call.s3.DeleteObjects", answers.write_all_keys)
+    client.meta.events.register(
+        "before-parameter-build.s3.DeleteObjects", delete_answers.keep_first_key
+    )
+    client.meta.events.register("before-call.s3.DeleteObjects", delete_answers.write_all_keys)
     client.meta.events.register("before-call.s3", refuse_redirect)
     client.meta.events.register("response-received.s3", count_attempt)
     client.meta.events.register("after-call-error.s3", count_failure)
@@ -350,20 +352,20 @@ def parse_page(
 ) -> Page[Entries]:
     """What the answer holds, if it answers this request. Raises InvalidResponse and what
     `translate_errors` translates."""
-    fields = frame.read_frame(answer["Frame"], frame.OBJECT_LISTING)
+    fields = answer_schema.read_frame(answer["Frame"], answer_schema.OBJECT_LISTING)
     encoded = fields.get("EncodingType") == "url"
     left = [listing_xml.convert_entry(entry, encoded) for entry in answer.get("Contents", [])]
     entries = answer["Entries"] + Entries.from_entries(left)
     count = len(entries)
     numbers = {"KeyCount": range(count, count + 1), "MaxKeys": range(count, most + 1)}
-    frame.check_frame(
-        frame.OBJECT_LISTING,
+    answer_schema.check_frame(
+        answer_schema.OBJECT_LISTING,
         bucket,
         fields,
         {**UNREQUESTED_FIELDS, "Name": bucket, **asked},
         numbers,
     )
-    return Page(entries, frame.next_token(fields))
+    return Page(entries, answer_schema.next_token(fields))
 
 
 def listed_object(entry: Entry) -> ListedObject:
@@ -411,7 +413,7 @@ def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:
         answer: Mapping[str, Any] = s3_client(attempts=1).delete_objects(
             Bucket=bucket, Delete={"Objects": [{"Key": key} for key in keys], "Quiet": False}
         )
-        frame.read_frame(answer["Frame"], frame.DELETE_ANSWER)
+        answer_schema.read_frame(answer["Frame"], answer_schema.DELETE_ANSWER)
     gone, failures = answer.get("Deleted", []), answer.get("Errors", [])
     named = [*answer["Cut"], *(entry["Key"] for entry in (*gone, *failures))]
     if len(set(named)) < len(named) or not set(keys).issuperset(named):

@@ -21,7 +21,7 @@ from storage_audit.certificate.evidence import (
     why_no_certificate,
 )
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
-from storage_audit.cleanup.describe import field_label
+from storage_audit.cleanup.describe_cleanup import field_label
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.exports import byte_chunks
 from storage_audit.redaction import printable_text

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy
 from storage_audit.cleanup.cleanup_text import PRUNED_TEXT
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.models import DatabaseIdentity
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 
 Kind, Status = Cleanup.Kind, Cleanup.Status
 Outcome = CleanupItem.Outcome

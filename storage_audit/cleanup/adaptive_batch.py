@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.errors import BucketForbidden, DeadlinePassed, Overloaded, StoreError
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
 

@@ -20,8 +20,8 @@ from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.named_files import cascading_models
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
-from storage_audit.origin import Origin, use_origin
 from storage_audit.redaction import printable_text, redact_secrets
+from storage_audit.request_origin import Origin, use_origin
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 
 logger = logging.getLogger(__name__)

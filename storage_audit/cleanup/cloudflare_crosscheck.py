@@ -22,12 +22,12 @@ from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.open_decisions import project_cleanup_filter
 from storage_audit.cleanup.plan import judge_listed, judge_page, prefixes_to_list, save_items
-from storage_audit.cleanup.turn import MAX_LONE_KEYS, Turn
+from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS, Turn
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER_KEY
-from storage_audit.ownership.owner import DeletedProject, Ownership
+from storage_audit.ownership.ownership_rule import DeletedProject, Ownership
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # With the turn that it ends, well below the queue's time-out.

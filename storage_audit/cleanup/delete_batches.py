@@ -26,19 +26,19 @@ from storage_audit.cleanup.delete_pipeline import (
     recheck_deadline,
     record_commands,
 )
+from storage_audit.cleanup.kind_policies import BatchFacts, policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.open_decisions import get_ignore_list
 from storage_audit.cleanup.plan import find_rows_to_judge
-from storage_audit.cleanup.policies import BatchFacts, policy_of
 from storage_audit.cleanup.project_uploads import abort_uploads
-from storage_audit.cleanup.turn import OwnerChanging, TooManySeeks, Turn, TurnOver
+from storage_audit.cleanup.worker_turn import OwnerChanging, TooManySeeks, Turn, TurnOver
 from storage_audit.clocks import mark_or_now, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.locking import atomic_with_timeout
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.ownership_rule import (
     TrackingRow,
     get_key_formats,
 )

@@ -3,8 +3,8 @@ multipart uploads may still end."""
 
 from datetime import timedelta
 
+from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.policies import policy_of
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 

@@ -30,12 +30,12 @@ from storage_audit.cleanup.open_decisions import (
     possible_owners,
 )
 from storage_audit.cleanup.plan import owners_by_key, rows_by_identity
-from storage_audit.cleanup.turn import OwnerChanging, Turn
+from storage_audit.cleanup.worker_turn import OwnerChanging, Turn
 from storage_audit.clocks import MAX_CLOCK_SKEW, is_from_fast_clock
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.attribution import OwnerProblem, find_owner
-from storage_audit.ownership.key_format import ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     TrackingRow,
     get_key_formats,
     known_ids,
@@ -43,7 +43,7 @@ from storage_audit.ownership.owner import (
     projects_in_rows,
     rival_reason,
 )
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # Items in one transaction.

@@ -16,11 +16,11 @@ from django.utils.translation import ngettext
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.fields import insert_new_rows
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import get_key_formats, living_projects, row_provenance
+from storage_audit.ownership.ownership_rule import get_key_formats, living_projects, row_provenance
 from storage_audit.ownership.references import Cascade, Column, file_columns, split_chunks
 from storage_audit.redaction import printable_text
 

@@ -18,8 +18,8 @@ from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
 from storage_audit.fields import unicode_spellings
 from storage_audit.models import KnownProject
-from storage_audit.ownership.key_format import ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     ObjectFacts,
     TrackingRow,
     authoritative_projects,

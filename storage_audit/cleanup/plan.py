@@ -31,12 +31,12 @@ from storage_audit.cleanup.open_decisions import (
     possible_owners,
 )
 from storage_audit.cleanup.position_basis import listing_position
-from storage_audit.cleanup.turn import MAX_LONE_KEYS, Turn
+from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS, Turn
 from storage_audit.fields import insert_new_rows, insert_values
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.ownership.key_format import ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     DeletedProject,
     Ownership,
     TrackingRow,

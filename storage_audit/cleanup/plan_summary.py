@@ -21,11 +21,11 @@ from storage_audit.bucket.s3 import PAGE_SIZE
 from storage_audit.bucket.wrangler import expected_duration
 from storage_audit.cleanup import limits
 from storage_audit.cleanup.adaptive_batch import BatchSize
+from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
-from storage_audit.cleanup.policies import policy_of
-from storage_audit.cleanup.turn import MAX_LONE_KEYS
-from storage_audit.ownership.owner import get_key_formats
-from storage_audit.reading import read_in_steps
+from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS
+from storage_audit.ownership.ownership_rule import get_key_formats
+from storage_audit.read_in_steps import read_in_steps
 
 FoundIn, Outcome, Strategy = CleanupItem.FoundIn, CleanupItem.Outcome, Cleanup.Strategy
 

@@ -12,11 +12,11 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import escape_key, key_bytes
 from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.cleanup.delete_pipeline import recheck_deadline
+from storage_audit.cleanup.kind_policies import policy_of, undecided_reasons
 from storage_audit.cleanup.open_decisions import get_ignore_list
 from storage_audit.cleanup.plan import rows_by_identity
-from storage_audit.cleanup.policies import policy_of, undecided_reasons
-from storage_audit.cleanup.turn import Turn
-from storage_audit.ownership.owner import (
+from storage_audit.cleanup.worker_turn import Turn
+from storage_audit.ownership.ownership_rule import (
     Ownership,
     get_key_formats,
     judge_ownership,

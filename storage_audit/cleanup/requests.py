@@ -16,14 +16,14 @@ from django.utils.translation import gettext as _
 
 from storage_audit import logs, project_model, queue
 from storage_audit.bucket.listing import is_storable
-from storage_audit.cleanup import named_files, runner, succession, vanished_projects
+from storage_audit.cleanup import named_files, runner, supersede_cleanups, vanished_projects
+from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
 from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.modes import Mode, default_mode
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, validate_project_id
-from storage_audit.origin import current_origin
 from storage_audit.redaction import printable_text
+from storage_audit.request_origin import current_origin
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def run_project_plan(cleanup: Cleanup, user: str) -> None:
         )
         raise IllegalTransition(text % {**words, "other": other.pk})
     cleanup.run_plan(user, project_deleted_at=deleted_at)
-    succession.requeue_earlier_cleanups(cleanup)
+    supersede_cleanups.requeue_earlier_cleanups(cleanup)
 
 
 def find_open_cleanup(plan: Cleanup) -> Cleanup | None:
@@ -197,7 +197,7 @@ def declare_deleted(project_id: str, mode: Mode | None = None) -> list[Cleanup]:
     Raises ValidationError for what is no project id, and ProjectExists.
     """
     mode = mode or default_mode()
-    cleanups = succession.request_cleanups(
+    cleanups = supersede_cleanups.request_cleanups(
         project_id,
         trigger=Trigger.DECLARED,
         deleted_at=record_deletion(project_id),

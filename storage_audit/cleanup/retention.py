@@ -21,8 +21,8 @@ from django.db import models, transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.ownership.owner import shorten_list
-from storage_audit.reading import read_in_steps
+from storage_audit.ownership.ownership_rule import shorten_list
+from storage_audit.read_in_steps import read_in_steps
 
 READ_ERRORS = (OSError, EOFError, zlib.error)
 ROWS_PER_BATCH = 1000

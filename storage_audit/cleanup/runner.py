@@ -25,16 +25,16 @@ from storage_audit.cleanup import (
     plan_summary,
     progress,
     project_uploads,
-    succession,
+    supersede_cleanups,
     used_files,
     verify,
 )
+from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.models.states import LeaseLost
-from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.position_basis import PositionBasis
-from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
+from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.conf import conf
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import redact_secrets
@@ -103,7 +103,7 @@ def handle_turn(cleanup: Cleanup) -> None:
     except TurnOver as over:
         cleanup.return_lease(over.after)
     except ProjectRecreated as reborn:
-        succession.supersede_cleanup(cleanup, str(reborn))
+        supersede_cleanups.supersede_cleanup(cleanup, str(reborn))
     except used_files.Unread as unread:
         block_cleanup(cleanup, str(unread), unread=unread.fields)
     except CannotConclude as mismatch:
@@ -143,11 +143,11 @@ def check_deletion_is_current(work: Turn) -> None:
     cleanup = work.cleanup
     if cleanup.kind == Kind.PROJECT and not cleanup.dry_run:
         # Read before the project: what comes later may be of a later deletion.
-        earlier = list(succession.find_earlier_cleanups(cleanup))
+        earlier = list(supersede_cleanups.find_earlier_cleanups(cleanup))
         policy_of(cleanup).require_project_gone(cleanup)
         cleanup.renew()
         # Workers may have had them when this cleanup was requested.
-        succession.end_earlier_cleanups(earlier)
+        supersede_cleanups.end_earlier_cleanups(earlier)
 
 
 def begin_again(cleanup: Cleanup) -> None:

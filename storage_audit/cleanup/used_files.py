@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit import project_model
 from storage_audit.bucket.errors import DeadlinePassed
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
 from storage_audit.ownership.references import (

@@ -21,14 +21,14 @@ from storage_audit.bucket.listing import (
     unescape_key,
 )
 from storage_audit.bucket.s3 import DELETED, ListedObject
-from storage_audit.cleanup import limits, progress, settle, used_files
+from storage_audit.cleanup import limits, progress, settle_items, used_files
+from storage_audit.cleanup.changing_objects import exclude_in_hand, select_changing
 from storage_audit.cleanup.cloudflare_crosscheck import Crosscheck
+from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
-from storage_audit.cleanup.objects_in_hand import exclude_in_hand, select_changing
 from storage_audit.cleanup.plan import judge_page, save_items
-from storage_audit.cleanup.policies import policy_of
 from storage_audit.cleanup.position_basis import listing_position
-from storage_audit.cleanup.turn import Turn, TurnOver
+from storage_audit.cleanup.worker_turn import Turn, TurnOver
 from storage_audit.clocks import time_maybe_since
 from storage_audit.fields import starts_with
 from storage_audit.models import R2Object
@@ -49,7 +49,7 @@ def verify_items(work: Turn) -> None:
     """
     if work.cleanup.position.ended_at is None:
         relist_bucket(work)
-    settle.settle_items(work, used_files.find_lost_files(work))
+    settle_items.settle_items(work, used_files.find_lost_files(work))
 
 
 def relist_bucket(work: Turn) -> None:

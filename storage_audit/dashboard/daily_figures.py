@@ -10,17 +10,17 @@ from django.utils import timezone
 from storage_audit import clocks
 from storage_audit.alerts.alert_rules import list_recipients
 from storage_audit.alerts.models import Delivery
-from storage_audit.cleanup.attention import (
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.needs_attention import (
     find_verifications_without_cleanup,
     select_keeping_files,
 )
-from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.dashboard.models import DailyFigures
 from storage_audit.findings.leftovers import find_leftovers, group_by_object
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import refused_ids
+from storage_audit.ownership.ownership_rule import refused_ids
 from storage_audit.scan.models import BucketScan
 
 # The figures need the whole table of objects, so they are not updated more often.

@@ -21,14 +21,14 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.api import DeletionDetails, deletion_details, status_url
-from storage_audit.cleanup.modes import MODES
+from storage_audit.cleanup.discovery_and_strategy import MODES
 from storage_audit.concurrency import acquire_slot
 from storage_audit.conf import conf
 from storage_audit.debug import discovery_comparison
 from storage_audit.debug.discovery_comparison import DiscoveryMethod, KeySample
 from storage_audit.debug.remaining_files import find_remaining_files
 from storage_audit.doctor.environment import read_environment
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 
 # Each of these asks the store, or starts a program.

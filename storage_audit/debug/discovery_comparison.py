@@ -17,17 +17,17 @@ from storage_audit import project_model
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.listing import KeyIdentity, escape_key, is_storable
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup.objects_in_hand import find_in_hand
+from storage_audit.cleanup.changing_objects import find_in_hand
 from storage_audit.cleanup.plan import group_by_identity
-from storage_audit.cleanup.turn import MAX_LONE_KEYS
+from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS
 from storage_audit.clocks import MAX_CLOCK_SKEW, may_be_since, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.fields import unicode_spellings
 from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.ownership.key_format import ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     DeletedProject,
     Ownership,
     Verdict,

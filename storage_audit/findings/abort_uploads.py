@@ -16,9 +16,9 @@ from storage_audit.conf import conf
 from storage_audit.fields import unicode_spellings
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object, R2ObjectQuerySet, uploading_rows
-from storage_audit.origin import current_origin
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
+from storage_audit.request_origin import current_origin
 
 
 class AbortResult(NamedTuple):

@@ -16,10 +16,10 @@ from django.utils.translation import gettext as _
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import PossibleOwners, find_covering, possible_owners
 from storage_audit.findings.models import Finding, FindingQuerySet
-from storage_audit.origin import current_origin
-from storage_audit.ownership.owner import get_key_formats
-from storage_audit.reading import read_in_steps
+from storage_audit.ownership.ownership_rule import get_key_formats
+from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import redact_secrets
+from storage_audit.request_origin import current_origin
 
 State = Finding.State
 Findings = FindingQuerySet | Iterable[int]

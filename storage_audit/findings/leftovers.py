@@ -4,8 +4,8 @@ from typing import Any
 
 from django.db.models import Exists, Max, OuterRef, QuerySet
 
-from storage_audit.cleanup.attention import find_verifications_without_cleanup
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.needs_attention import find_verifications_without_cleanup
 from storage_audit.findings.models import Finding
 
 

@@ -13,8 +13,8 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import KeyIdentity
+from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
-from storage_audit.cleanup.modes import Mode, default_mode
 from storage_audit.cleanup.open_decisions import PossibleOwners, covered_reason, find_covering
 from storage_audit.conf import conf
 from storage_audit.findings.action_result import (
@@ -29,7 +29,7 @@ from storage_audit.findings.action_result import (
 from storage_audit.findings.models import Finding, FindingQuerySet
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 
 Kind, Trigger = Cleanup.Kind, Cleanup.Trigger
 COPIED_FIELDS = ("key", "project_id", "size", "etag", "last_modified")

@@ -32,14 +32,14 @@ from storage_audit.findings.rename_plan import (
     take_snapshot,
 )
 from storage_audit.models import R2Object
-from storage_audit.origin import current_origin
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.ownership_rule import (
     get_key_formats,
     is_unconfirmed,
     row_provenance,
     unambiguous_version,
 )
 from storage_audit.redaction import printable_text
+from storage_audit.request_origin import current_origin
 from storage_audit.tracking.rows import find_being_deleted, object_values
 
 Kind, Source, State = Cleanup.Kind, R2Object.Source, R2Object.State

@@ -15,15 +15,19 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import KeyIdentity, find_keys, nfc_key
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.plan import rows_by_identity
-from storage_audit.cleanup.turn import MAX_LONE_KEYS
+from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS
 from storage_audit.conf import conf
 from storage_audit.findings.ignored import find_keeping_findings, ignored_reason
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.attribution import find_owner
-from storage_audit.ownership.key_format import ParsedKey
-from storage_audit.ownership.owner import get_key_formats, known_ids, too_many_owners_reason
+from storage_audit.ownership.key_template import ParsedKey
+from storage_audit.ownership.ownership_rule import (
+    get_key_formats,
+    known_ids,
+    too_many_owners_reason,
+)
 from storage_audit.ownership.references import FileReferences, find_row_references
 from storage_audit.redaction import printable_text
 from storage_audit.tracking.recognise import keys_of_deleted_rows

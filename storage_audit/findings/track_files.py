@@ -12,8 +12,8 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import KeyIdentity, find_keys
+from storage_audit.cleanup.changing_objects import exclude_in_hand
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.objects_in_hand import exclude_in_hand
 from storage_audit.cleanup.open_decisions import covered_reason, find_covering
 from storage_audit.cleanup.plan import find_owners, rows_by_identity
 from storage_audit.findings.action_result import (
@@ -30,7 +30,7 @@ from storage_audit.locking import atomic_with_timeout
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.attribution import find_owner
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.tracking import rows
 from storage_audit.tracking.recognise import RecognisedObject, recognise_objects
 from storage_audit.tracking.untrack import rows_to_keep

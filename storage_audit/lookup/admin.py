@@ -18,11 +18,11 @@ from django.views.decorators.debug import sensitive_post_parameters
 from storage_audit import roles
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
 from storage_audit.cleanup.cleanup_text import explain_status
-from storage_audit.cleanup.field_words import describe_field
+from storage_audit.cleanup.field_labels import describe_field
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.concurrency import Busy, acquire_slot
+from storage_audit.display_formats import format_amount
 from storage_audit.findings.models import Finding
-from storage_audit.formats import format_amount
 from storage_audit.lookup import live_check, project_rules
 from storage_audit.lookup.facts import LookupAccess, ObjectFacts, ProjectStatus
 from storage_audit.lookup.object_rules import explain_object
@@ -31,7 +31,7 @@ from storage_audit.lookup.project_rules import ProjectFacts
 from storage_audit.lookup.rules import Explanation
 from storage_audit.lookup.search import look_up
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import Ownership
+from storage_audit.ownership.ownership_rule import Ownership
 from storage_audit.redaction import printable_text
 from storage_audit.ui.links import changelist_url, cleanup_url, comparison_url, lookup_url
 

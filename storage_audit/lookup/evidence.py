@@ -19,7 +19,7 @@ from storage_audit.lookup.facts import (
     ProjectStatus,
 )
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import Ownership, row_provenance
+from storage_audit.ownership.ownership_rule import Ownership, row_provenance
 
 Outcome = CleanupItem.Outcome
 Status = Cleanup.Status

@@ -21,8 +21,8 @@ from storage_audit.fields import unicode_spellings
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.lookup.parse_query import KeyCandidate
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.ownership.key_format import ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     DeletedProject,
     Verdict,
     get_key_formats,

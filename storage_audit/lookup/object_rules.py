@@ -11,7 +11,7 @@ from storage_audit.lookup.evidence import find_latest_item, find_owner, finding_
 from storage_audit.lookup.facts import ObjectFacts, ProjectState
 from storage_audit.lookup.rules import VANISHED_TEXT, Explanation, Rule, apply_rules
 from storage_audit.ownership.key_formats import OWN_PREFIX
-from storage_audit.ownership.owner import too_many_owners_reason
+from storage_audit.ownership.ownership_rule import too_many_owners_reason
 
 Outcome, Status = CleanupItem.Outcome, Cleanup.Status
 

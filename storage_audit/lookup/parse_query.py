@@ -12,8 +12,8 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import escape_key, is_storable, key_bytes
 from storage_audit.fields import unicode_spellings
-from storage_audit.ownership.key_format import MAX_KEY_BYTES
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.key_template import MAX_KEY_BYTES
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import REDACTED, redact_secrets
 
 # Once it stands in an address, of which many web servers take 4,094 bytes.

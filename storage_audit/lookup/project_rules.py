@@ -21,7 +21,7 @@ from storage_audit.lookup.facts import (
 )
 from storage_audit.lookup.rules import VANISHED_TEXT, Explanation, Rule, apply_rules, format_time
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 
 State = ProjectState
 MAX_ROWS = 20

@@ -22,9 +22,9 @@ from storage_audit.bucket.request_stats import record_requests
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import validate_project_id
-from storage_audit.origin import Origin, use_origin
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import printable_text, redact_secrets
+from storage_audit.request_origin import Origin, use_origin
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_PIPE_CLOSED = 128 + 13  # as a shell says of one that SIGPIPE ended

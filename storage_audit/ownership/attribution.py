@@ -7,8 +7,8 @@ from django.db import models
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.ownership.key_format import ParsedKey, ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKey, ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     DeletedProject,
     ObjectFacts,
     Ownership,

@@ -20,7 +20,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.bucket import frame, multipart, s3, wrangler
+from storage_audit.bucket import answer_schema, multipart, s3, wrangler
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import (
     KeyIdentity,
@@ -235,7 +235,7 @@ def read_traits(bucket: str, content: dict[str, object]) -> StoreTraits:
         lists_in_key_order=in_order if isinstance(in_order, bool) else None,
         echoes=tuple(map(str, echoes)) if isinstance(echoes, list) else (),
     )
-    frame.set_expected_fields(bucket, traits.echoes)
+    answer_schema.set_expected_fields(bucket, traits.echoes)
     return traits
 
 
@@ -246,7 +246,7 @@ def load_traits(bucket: str) -> None:
         read_traits(bucket, content)
 
 
-frame.register_loader(load_traits)
+answer_schema.register_loader(load_traits)
 
 
 def read_marker(bucket: str) -> dict[str, object] | None:
@@ -306,7 +306,7 @@ def connect_bucket(bucket: str, *, take_over: bool = False) -> StoreTraits:
     identity_row.connected_at = timezone.now()
     identity_row.save()
     traits = probe_traits(bucket)
-    frame.set_expected_fields(bucket, traits.echoes)
+    answer_schema.set_expected_fields(bucket, traits.echoes)
     written = {
         **marker_content(bucket, identity_row),
         **asdict(traits),
@@ -336,7 +336,7 @@ def probe_traits(bucket: str) -> StoreTraits:
     try:
         for key in (*spellings, *in_order):
             s3.write_object(bucket, key, b"")
-        with frame.learn_fields() as learned:
+        with answer_schema.learn_fields() as learned:
             listed = [o.key for page in unordered_pages(bucket, name) for o in page]
             probe_answers(bucket, name)
             echoes = learned()

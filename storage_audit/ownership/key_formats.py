@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from unicodedata import is_normalized
 
-from storage_audit.ownership.key_format import (
+from storage_audit.ownership.key_template import (
     MAX_WAYS,
     KeyFormat,
     KeyFormatError,

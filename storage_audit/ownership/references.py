@@ -27,7 +27,7 @@ from storages.utils import clean_name, safe_join
 
 from storage_audit.conf import conf
 from storage_audit.fields import starts_with, unicode_spellings
-from storage_audit.reading import read_with_timeout
+from storage_audit.read_in_steps import read_with_timeout
 from storage_audit.redaction import printable_text, redact_secrets
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ from storage_audit.api.schemas import (
 )
 from storage_audit.conf import conf
 from storage_audit.findings.models import Kind
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 from storage_audit.scan import start
 from storage_audit.scan.models import BucketScan

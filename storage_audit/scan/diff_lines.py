@@ -14,7 +14,7 @@ from django.db import connection
 from storage_audit.bucket.listing_xml import Entries, Entry
 from storage_audit.fields import prefix_end
 from storage_audit.models import R2Object
-from storage_audit.ownership.owner import key_formats_version
+from storage_audit.ownership.ownership_rule import key_formats_version
 
 TABLE = R2Object._meta.db_table
 TIME_SQL = {

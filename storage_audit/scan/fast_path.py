@@ -10,7 +10,7 @@ from typing import NamedTuple
 from django.db import connection
 
 from storage_audit.ownership.attribution import Owner, find_owner
-from storage_audit.ownership.owner import get_key_formats, living_owners
+from storage_audit.ownership.ownership_rule import get_key_formats, living_owners
 from storage_audit.scan.diff_lines import Line, line_key
 from storage_audit.tracking.bulk_insert import format_line
 from storage_audit.tracking.recognise import keys_of_deleted_rows

@@ -7,14 +7,14 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import escape_key
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup.objects_in_hand import select_stored
+from storage_audit.cleanup.changing_objects import select_stored
 from storage_audit.clocks import time_maybe_since
 from storage_audit.fields import insert_new_rows
 from storage_audit.findings.models import Kind
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner
 from storage_audit.scan.models import BucketScan, PendingFinding
-from storage_audit.scan.models.parts import IN_HAND
+from storage_audit.scan.models.shard import IN_HAND
 from storage_audit.tracking.recognise import RecognisedObject
 from storage_audit.tracking.rows import row_mismatch
 

@@ -2,9 +2,9 @@
 
 from django.utils.translation import gettext as _
 
+from storage_audit.cleanup.changing_objects import exclude_in_hand
 from storage_audit.cleanup.limits import is_plausible_share, missing_figures
 from storage_audit.cleanup.models import CleanupItem
-from storage_audit.cleanup.objects_in_hand import exclude_in_hand
 from storage_audit.clocks import time_after
 from storage_audit.fields import starts_with_any
 from storage_audit.models import R2Object

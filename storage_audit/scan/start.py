@@ -17,8 +17,8 @@ from storage_audit.bucket.s3 import PAGE_SIZE
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.models import DatabaseIdentity
-from storage_audit.origin import current_origin
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
+from storage_audit.request_origin import current_origin
 from storage_audit.scan.models import BucketScan, PendingFinding, ScanShard
 from storage_audit.scan.scan_limits import expected_objects
 from storage_audit.scan.shards import split_prefix

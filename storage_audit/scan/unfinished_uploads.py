@@ -12,7 +12,12 @@ from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.findings.models import Kind
 from storage_audit.ownership.attribution import find_owner
 from storage_audit.ownership.key_formats import OWN_PREFIX
-from storage_audit.ownership.owner import evidence_of, get_key_formats, known_ids, living_owners
+from storage_audit.ownership.ownership_rule import (
+    evidence_of,
+    get_key_formats,
+    known_ids,
+    living_owners,
+)
 from storage_audit.scan.models import BucketScan, PendingFinding
 
 

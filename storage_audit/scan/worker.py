@@ -15,7 +15,7 @@ from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude, StoreTraits
 from storage_audit.scan.compare import record_batch
-from storage_audit.scan.conclude import conclude_scan
+from storage_audit.scan.conclude_scan import conclude_scan
 from storage_audit.scan.fetchers import FetcherPool
 from storage_audit.scan.marker_check import MarkerWatcher
 from storage_audit.scan.models import BucketScan

@@ -22,11 +22,11 @@ from storage_audit.bucket.listing import (
     unordered_pages,
 )
 from storage_audit.bucket.s3 import ListedObject, listed_object
+from storage_audit.cleanup.changing_objects import select_marked
 from storage_audit.cleanup.models import CleanupItem
-from storage_audit.cleanup.objects_in_hand import select_marked
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.ownership_rule import (
     has_same_time,
     is_same_object,
     is_unconfirmed,

@@ -21,7 +21,7 @@ from storage_audit.models import (
     deleting_rows,
     uploading_rows,
 )
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 from storage_audit.tracking.upload_rows import check_key, run_durably, upload_values
 

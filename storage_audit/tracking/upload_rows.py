@@ -13,7 +13,7 @@ from storage_audit.bucket.s3 import MAX_KEY_BYTES
 from storage_audit.locking import atomic_with_timeout
 from storage_audit.models import R2Object
 from storage_audit.ownership.key_formats import OWN_PREFIX
-from storage_audit.ownership.owner import get_key_formats, unambiguous_version
+from storage_audit.ownership.ownership_rule import get_key_formats, unambiguous_version
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from django.urls import ResolverMatch
 from django.utils.translation import gettext as _
 
 from storage_audit.fields import filter_by_pks
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 from storage_audit.ui.model_admin import AuditAdmin, M
 
 

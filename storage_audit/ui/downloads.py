@@ -14,7 +14,7 @@ from django.utils.timezone import localdate
 from django.utils.translation import gettext as _
 
 from storage_audit.exports import byte_chunks, csv_lines, json_lines
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from devtools.http_reply import Reply
-from storage_audit.bucket import answers, deleters, s3
+from storage_audit.bucket import delete_answers, deleters, s3
 from storage_audit.bucket.errors import InvalidResponse
 from tests.faults.matching import is_delete_batch, rule_for, sent_keys
 from tests.faults.proxy import FaultyStore, Forward, Request
@@ -32,9 +32,12 @@ def test_plain_answers_are_cut_out(head: str) -> None:
     keys = ["a", "b/c d.mp4", "é", "'\"", "a;b"]
     if head == HEAD.lower():
         # Tags have a case, encodings have none.
-        assert answers.split_answer(answer(*keys, head=head)) == (answer(*keys, head=head), [])
+        assert delete_answers.split_answer(answer(*keys, head=head)) == (
+            answer(*keys, head=head),
+            [],
+        )
         head = HEAD.replace("UTF-8", "utf-8")
-    rest, found = answers.split_answer(answer(*keys, head=head, tail=TAIL + "\n"))
+    rest, found = delete_answers.split_answer(answer(*keys, head=head, tail=TAIL + "\n"))
     assert (rest.decode(), found) == (head + TAIL + "\n", keys)
 
 
@@ -70,7 +73,7 @@ def test_plain_answers_are_cut_out(head: str) -> None:
     ],
 )
 def test_what_is_not_as_expected_is_left_to_botocore(body: bytes) -> None:
-    assert answers.split_answer(body) == (body, [])
+    assert delete_answers.split_answer(body) == (body, [])
 
 
 @given(some.lists(KEYS, min_size=1), some.data())
@@ -82,7 +85,7 @@ def test_nothing_is_read_that_an_xml_parser_reads_otherwise(
     end = data.draw(some.integers(at, min(len(body), at + 5)))
     broken = (body[:at] + data.draw(some.text("<>/&;aKey ", max_size=5)) + body[end:]).encode()
     for given_ in (body.encode(), broken):
-        rest, found = answers.split_answer(given_)
+        rest, found = delete_answers.split_answer(given_)
         # What stands around them is still read by botocore, which fails for the whole.
         if found and readable(rest):
             assert [{"Key": key} for key in found] == parsed(given_)["Deleted"]
@@ -124,7 +127,7 @@ def test_request_is_the_one_that_botocore_writes(keys: list[str]) -> None:
         for plainly in (True, False):
             with (
                 pytest.raises(InvalidResponse),
-                patch.object(answers, "is_plain_request", return_value=plainly),
+                patch.object(delete_answers, "is_plain_request", return_value=plainly),
             ):
                 s3.delete_batch("tests", keys)
     assert bodies[0] == bodies[1]
@@ -163,8 +166,8 @@ def test_every_answer_is_read_beside_an_error(store: FaultyStore, bucket: Bucket
 
 @pytest.mark.parametrize("key", ["a\rb", "a\n", "\0", "a\x7f", "\ufffe"])
 def test_keys_that_xml_carries_changed_are_left_to_botocore(key: str) -> None:
-    assert answers.is_plain_request({"Objects": [{"Key": "a b<é>"}]})
-    assert not answers.is_plain_request({"Objects": [{"Key": "a"}, {"Key": key}]})
+    assert delete_answers.is_plain_request({"Objects": [{"Key": "a b<é>"}]})
+    assert not delete_answers.is_plain_request({"Objects": [{"Key": "a"}, {"Key": key}]})
 
 
 TOLD = "<Deleted><Key>a</Key></Deleted>"

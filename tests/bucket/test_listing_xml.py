@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.bucket import frame, listing_xml, s3
+from storage_audit.bucket import answer_schema, listing_xml, s3
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import (
     ListingOutOfOrder,
@@ -229,14 +229,14 @@ def both_readers(test: Callable[..., None]) -> Callable[..., None]:
 @pytest.fixture(autouse=True)
 def unknown_store() -> None:
     """Earlier tests may have said what this one repeats, and most pages here are made by hand."""
-    frame.set_expected_fields("tests", ())
+    answer_schema.set_expected_fields("tests", ())
 
 
 @pytest.fixture
 def store(store: FaultyStore) -> FaultyStore:
     """The first test that uses the bucket has connected it, and so learned what the store
     repeats."""
-    frame.set_expected_fields("tests", ())
+    answer_schema.set_expected_fields("tests", ())
     return store
 
 
@@ -244,9 +244,9 @@ def store(store: FaultyStore) -> FaultyStore:
 def three(store: FaultyStore, bucket: Bucket) -> Iterator[Bucket]:
     """Objects in a bucket whose store is known."""
     bucket.put("a/1", "a/2", "a/3")
-    frame.set_expected_fields(bucket.name, bucket_marker.check_bucket(bucket.name).echoes)
+    answer_schema.set_expected_fields(bucket.name, bucket_marker.check_bucket(bucket.name).echoes)
     yield bucket
-    frame.set_expected_fields(bucket.name, ())
+    answer_schema.set_expected_fields(bucket.name, ())
 
 
 def read_spoiled(store: FaultyStore, form: str) -> list[ListedObject]:
@@ -307,7 +307,7 @@ def test_unknown_store_need_not_repeat_the_request(
 ) -> None:
     """A bucket that was connected before this was learned: what is sent must agree all the same."""
     monkeypatch.setattr(listing_xml, "split_entries", cut)
-    frame.set_expected_fields(three.name, ())
+    answer_schema.set_expected_fields(three.name, ())
     for form in MALFORMED_FORMS:
         if form in SILENT:
             assert read_spoiled(store, form) == []
@@ -324,7 +324,7 @@ def test_process_that_has_not_read_the_marker_knows_what_the_store_sends(
     store: FaultyStore, three: Bucket, form: str
 ) -> None:
     """Such as a web process, which sees the marker only in a listing, after the page."""
-    frame.forget_expected_fields(three.name)
+    answer_schema.forget_expected_fields(three.name)
     with pytest.raises(InvalidResponse, match="which this store always sends"):
         read_spoiled(store, form)
     store.rules.clear()
@@ -337,10 +337,12 @@ def test_bucket_whose_store_sends_less_than_before_can_be_connected_again(
     store.rules[:] = [rule_for(is_listing, change_reply(without_count))]
     with pytest.raises(InvalidResponse, match="lacks ListBucketResult.KeyCount"):
         is_listed(three.name, "a/1")
-    sent_before = frame.expected_fields(three.name)
+    sent_before = answer_schema.expected_fields(three.name)
     assert "ListBucketResult.KeyCount" not in bucket_marker.connect_bucket(three.name).echoes
     assert is_listed(three.name, "a/1")
-    frame.set_expected_fields(three.name, sent_before)  # In a process that read the marker before.
+    answer_schema.set_expected_fields(
+        three.name, sent_before
+    )  # In a process that read the marker before.
     with pytest.raises(InvalidResponse):
         is_listed(three.name, "a/1")
     assert is_listed(three.name, "a/1")
@@ -368,7 +370,7 @@ def without_count(xml: str) -> str:
     ],
 )
 def test_field_repeats_what_was_asked_encoded_or_not(given: str, asked: str, same: bool) -> None:
-    assert frame.is_echo_of(given, asked) is same
+    assert answer_schema.is_echo_of(given, asked) is same
 
 
 def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) -> None:
@@ -378,11 +380,11 @@ def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) 
         bucket = Bucket(origin)
         bucket.wipe()
         with faulty_network(origin):
-            frame.set_expected_fields("tests", bucket_marker.probe_traits("tests").echoes)
+            answer_schema.set_expected_fields("tests", bucket_marker.probe_traits("tests").echoes)
             assert {
                 "ListBucketResult.Prefix",
                 "ListBucketResult.StartAfter",
-            } <= frame.expected_fields("tests")
+            } <= answer_schema.expected_fields("tests")
             assert list(object_pages("tests", prefix, start)) == [[]]
 
 

@@ -39,7 +39,7 @@ from storage_audit.certificate.signature import canonical_json
 from storage_audit.cleanup import requests, retention
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import DatabaseIdentity, R2Object
-from storage_audit.origin import Origin, use_origin
+from storage_audit.request_origin import Origin, use_origin
 from tests.admin_client import admin_url, page_text, staff_client, superuser_client
 from tests.promises import (
     clean_up_project,

@@ -9,7 +9,7 @@ from storage_audit.bucket.deleters import SendResult
 from storage_audit.cleanup import delete_batches, delete_pipeline, verify
 from storage_audit.cleanup.delete_pipeline import DeletePipeline, PlannedItem, RecheckedBatch
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.models import R2Object
 from tests.faults.matching import is_delete_batch, rule_for
 from tests.faults.proxy import FaultyStore

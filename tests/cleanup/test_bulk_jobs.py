@@ -29,8 +29,8 @@ from storage_audit.cleanup import bulk, requests
 from storage_audit.cleanup.bulk import enqueue_bulk_job, enqueue_bulk_on_commit
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import Project
-from storage_audit.origin import Origin, use_origin
 from storage_audit.projects.admin.projects import ProjectAdmin
+from storage_audit.request_origin import Origin, use_origin
 from tests.admin_client import (
     admin_url,
     client_for,

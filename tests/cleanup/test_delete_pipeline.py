@@ -21,7 +21,7 @@ from storage_audit.cleanup import adaptive_batch, delete_batches, delete_pipelin
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.delete_pipeline import PlannedItem, RecheckedBatch
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
+from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.ownership.bucket_marker import CannotConclude
 from tests.bucket.store_replies import BUSY

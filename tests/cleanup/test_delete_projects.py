@@ -16,8 +16,8 @@ from storage_audit.cleanup.delete_projects import delete_project, delete_project
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project
-from storage_audit.origin import Origin, use_origin
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
+from storage_audit.request_origin import Origin, use_origin
 from storage_audit.tasks import run_job
 from tests.admin_client import admin_url, confirm_action, page_text, superuser_client
 from tests.api_client import assert_problem, client_with_token

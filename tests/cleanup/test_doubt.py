@@ -22,7 +22,7 @@ from storage_audit.cleanup import (
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership.bucket_marker import CannotConclude

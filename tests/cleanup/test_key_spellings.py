@@ -11,7 +11,7 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.listing import spelling_pages
 from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.s3 import Page
-from storage_audit.cleanup import plan, runner, turn
+from storage_audit.cleanup import plan, runner, worker_turn
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import R2Object
 from tests.promises import (
@@ -39,7 +39,7 @@ def large(bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch) -
     bucket.put(MINE, *OTHERS)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"TURN_TIME": timedelta(0)}
     monkeypatch.setattr(s3, "PAGE_SIZE", 1)
-    monkeypatch.setattr(turn, "SLOW_LOOKUP_SECONDS", 0.0)
+    monkeypatch.setattr(worker_turn, "SLOW_LOOKUP_SECONDS", 0.0)
     return bucket
 
 

@@ -7,7 +7,7 @@ import pytest
 from django.db import DataError, connection
 from django.test.utils import CaptureQueriesContext
 
-from storage_audit.cleanup import delete_batches, policies
+from storage_audit.cleanup import delete_batches, kind_policies
 from storage_audit.cleanup.delete_pipeline import RecheckedBatch
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.fields import insert_new_rows
@@ -136,10 +136,10 @@ def test_row_that_a_backfill_writes_after_the_mark_is_barred_and_forgotten(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [key] = fill_project(bucket, 1)
-    cleanup, real = request_cleanup("proj_1"), policies.WholeProject.require_project_gone
+    cleanup, real = request_cleanup("proj_1"), kind_policies.WholeProject.require_project_gone
     states = list[str]()
 
-    def write_row(policy: policies.WholeProject, cleanup: Cleanup) -> None:
+    def write_row(policy: kind_policies.WholeProject, cleanup: Cleanup) -> None:
         real(policy, cleanup)
         if cleanup.step == "delete" and not R2Object.objects.exists():
             track_key(bucket, key, "proj_1", source="backfill")
@@ -149,7 +149,7 @@ def test_row_that_a_backfill_writes_after_the_mark_is_barred_and_forgotten(
         recorded(cleanup, proof)
 
     recorded = delete_batches.record_recheck
-    monkeypatch.setattr(policies.WholeProject, "require_project_gone", write_row)
+    monkeypatch.setattr(kind_policies.WholeProject, "require_project_gone", write_row)
     monkeypatch.setattr(delete_batches, "record_recheck", send)
     assert read_outcomes(run_until_idle(cleanup)) == {key: "deleted"}
     assert states == ["deleting"]

@@ -19,10 +19,10 @@ from storage_audit import tasks
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup import progress, runner, turn, verify
+from storage_audit.cleanup import progress, runner, verify, worker_turn
 from storage_audit.cleanup.delete_batches import NOT_LISTED
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.turn import PREFETCHED_PAGES, Turn, gather_pages
+from storage_audit.cleanup.worker_turn import PREFETCHED_PAGES, Turn, gather_pages
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER_KEY
@@ -198,7 +198,7 @@ def test_deleted_file_is_left_to_its_cleanup_unless_the_marker_is_listed(
 def test_listings_that_take_long_say_of_empty_prefixes_what_others_say(
     filled: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn, "GATHER_SECONDS", 0.0)
+    monkeypatch.setattr(worker_turn, "GATHER_SECONDS", 0.0)
     assert clean_up_project("proj_1").status == Status.CLEAN
 
 

@@ -24,7 +24,7 @@ from storage_audit.lookup import live_check
 from storage_audit.lookup.object_rules import explain_object
 from storage_audit.lookup.search import look_up
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.scan import conclude, worker
+from storage_audit.scan import conclude_scan, worker
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests.builders import create_findings, list_ids
@@ -257,7 +257,7 @@ def test_orphan_seen_before_its_cleanup_was_asked_for_is_not_published(
     create_projects("proj_1")
     bucket.put(KEY, OTHER_KEY)
     first = start_scan(purpose="reconcile")
-    original = conclude.conclude_scan
+    original = conclude_scan.conclude_scan
 
     def end(*args: Any) -> Any:
         gone = requests.declare_deleted("proj_9")

@@ -9,10 +9,10 @@ from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from storage_audit.alerts.models import Alert
-from storage_audit.cleanup import delete_pipeline, runner, settle, used_files, verify
+from storage_audit.cleanup import delete_pipeline, runner, settle_items, used_files, verify
 from storage_audit.cleanup.models import Cleanup, CleanupItemQuerySet
 from storage_audit.cleanup.position_basis import MAX_POSITION_AGE
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.models import R2Object
 from storage_audit.tracking.upload import Upload
 from tests.faults.kinds import confirm_without_deleting
@@ -40,7 +40,7 @@ LATE = "projects/proj_1/scenes/s1/media/late.mp4"
 
 @pytest.fixture(autouse=True)
 def two_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settle, "ITEMS_PER_TRANSACTION", 2)
+    monkeypatch.setattr(settle_items, "ITEMS_PER_TRANSACTION", 2)
 
 
 def fill(bucket: Bucket, count: int = 5) -> list[str]:
@@ -51,7 +51,7 @@ def die_while_settling(
     monkeypatch: pytest.MonkeyPatch, cleanup: Cleanup, survived: int = 1
 ) -> None:
     """Run until the worker dies, with so many transactions behind it."""
-    original, left = settle.forget_gone_rows, [None] * survived
+    original, left = settle_items.forget_gone_rows, [None] * survived
 
     def forget_rows(cleanup: Cleanup, items: CleanupItemQuerySet) -> None:
         original(cleanup, items)
@@ -60,7 +60,7 @@ def die_while_settling(
         left.pop()
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(settle, "forget_gone_rows", forget_rows)
+        patch.setattr(settle_items, "forget_gone_rows", forget_rows)
         run_until_idle(cleanup)
 
 
@@ -101,12 +101,12 @@ def test_error_while_its_findings_are_closed_leaves_all_as_it_was(bucket: Bucket
     def fail(**kwargs: object) -> None:
         raise RuntimeError
 
-    settle.objects_gone.connect(fail)
+    settle_items.objects_gone.connect(fail)
     try:
         with pytest.raises(RuntimeError):
             run_until_idle(cleanup)
     finally:
-        settle.objects_gone.disconnect(fail)
+        settle_items.objects_gone.disconnect(fail)
     assert not bucket.keys() & set(keys) and not list_gone(cleanup)
     assert set(R2Object.objects.values_list("key", flat=True)) == set(keys)
     cleanup.refresh_from_db()

@@ -20,7 +20,7 @@ from pytest_django import Settings
 from storage_audit import signals
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.origin import Origin, use_origin
+from storage_audit.request_origin import Origin, use_origin
 from tests.builders import track_keys
 from tests.database import Rollback, another_database
 from tests.owner_models import forget_model

@@ -30,7 +30,7 @@ from storage_audit.cleanup import (
     runner,
 )
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.turn import Turn, TurnOver
+from storage_audit.cleanup.worker_turn import Turn, TurnOver
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object

@@ -18,8 +18,8 @@ from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import wrangler
 from storage_audit.cleanup import delete_pipeline, requests
+from storage_audit.cleanup.discovery_and_strategy import MODES, Mode
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.modes import MODES, Mode
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.models import R2Object

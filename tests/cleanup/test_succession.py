@@ -9,7 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from storage_audit import tasks
-from storage_audit.cleanup import plan_summary, policies, runner, succession
+from storage_audit.cleanup import kind_policies, plan_summary, runner, supersede_cleanups
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from tests.promises import Status, check_promises, create_projects, request_cleanup, run_until_idle
@@ -49,7 +49,9 @@ def test_worker_that_stands_still_leaves_the_cleanup_of_the_next_deletion_open(
     bucket: Bucket, first: Cleanup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes by the deletion that it knew."""
-    before_once(monkeypatch, succession, "end_earlier_cleanups", lambda: delete_again(bucket))
+    before_once(
+        monkeypatch, supersede_cleanups, "end_earlier_cleanups", lambda: delete_again(bucket)
+    )
     assert run_until_idle(first).status == Status.SUPERSEDED
     second = Cleanup.objects.of_project("proj_1").get()
     assert run_until_idle(second).status == Status.CLEAN
@@ -69,7 +71,7 @@ def test_worker_without_its_lease_ends_no_other_cleanup(
     leased = Cleanup.objects.filter(pk=second.pk)
     before_once(
         monkeypatch,
-        policies.WholeProject,
+        kind_policies.WholeProject,
         "require_project_gone",
         lambda: leased.update(lease_until=timezone.now()),
     )

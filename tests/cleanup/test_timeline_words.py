@@ -6,8 +6,8 @@ from pathlib import Path
 
 import storage_audit
 from storage_audit.cleanup.adaptive_batch import BatchSize
-from storage_audit.cleanup.field_words import COLUMN_WORDS, FIELD_WORDS, describe_field
-from storage_audit.ownership.key_format import FIELD_NAMES
+from storage_audit.cleanup.field_labels import COLUMN_WORDS, FIELD_WORDS, describe_field
+from storage_audit.ownership.key_template import FIELD_NAMES
 
 SOURCES = Path(storage_audit.__file__).parent.rglob("*.py")
 

@@ -17,13 +17,13 @@ from storage_audit.cleanup import (
     requests,
     vanished_projects,
 )
+from storage_audit.cleanup.discovery_and_strategy import MODES, Mode
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.modes import MODES, Mode
 from storage_audit.cleanup.open_decisions import find_unnamed_owners
 from storage_audit.findings import track_files
 from storage_audit.models import Project, R2Object
-from storage_audit.ownership.key_format import MAX_WAYS
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.key_template import MAX_WAYS
+from storage_audit.ownership.ownership_rule import get_key_formats
 from tests.bucket.store_replies import answer_uploads
 from tests.builders import create_cleanup, create_findings, list_ids
 from tests.faults.matching import is_abort, rule_for

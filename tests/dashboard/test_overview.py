@@ -24,11 +24,11 @@ from autoshorts import urls
 from storage_audit import tasks
 from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.attention import (
+from storage_audit.cleanup.models import Cleanup, CleanupEvent
+from storage_audit.cleanup.needs_attention import (
     find_verifications_with_leftovers,
     select_waiting_for_person,
 )
-from storage_audit.cleanup.models import Cleanup, CleanupEvent
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.admin import charts, next_steps
 from storage_audit.dashboard.admin.charts import Series

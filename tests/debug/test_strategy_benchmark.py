@@ -20,7 +20,7 @@ from storage_audit.management.commands import compare_strategies
 from storage_audit.models import KnownProject
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from tests.faults.kinds import FAULT_KINDS
 from tests.faults.matching import is_delete_single, rule_for
 from tests.faults.proxy import FaultyStore

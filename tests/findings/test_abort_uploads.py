@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from devtools.http_reply import Reply
 from devtools.seaweedfs import SeaweedFS
-from storage_audit.bucket import frame, multipart, s3
+from storage_audit.bucket import answer_schema, multipart, s3
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import is_too_long
 from storage_audit.bucket.multipart import MultipartUpload
@@ -181,7 +181,7 @@ def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore)
         body = f"<ListMultipartUploadsResult>{more}{next_one}{entry}</ListMultipartUploadsResult>"
         return Reply(200, body.encode())
 
-    frame.set_expected_fields(tree.name, ())  # The pages are made by hand.
+    answer_schema.set_expected_fields(tree.name, ())  # The pages are made by hand.
     proxy.rules.append(rule_for(is_uploads_listing, page))
     scan = BucketScan.objects.create(bucket=tree.name)
     seen = unfinished_uploads.find_unfinished(scan, [""], AT_ONCE)
@@ -195,7 +195,7 @@ def test_memory_does_not_grow_with_the_uploads(tree: Bucket, proxy: FaultyStore)
 def test_listing_that_does_not_get_on_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
     body = """<ListMultipartUploadsResult><IsTruncated>true</IsTruncated><NextKeyMarker>a
 </NextKeyMarker><NextUploadIdMarker>u</NextUploadIdMarker></ListMultipartUploadsResult>"""
-    frame.set_expected_fields(tree.name, ())
+    answer_schema.set_expected_fields(tree.name, ())
     proxy.rules.append(rule_for(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(InvalidResponse):
         find_uploads(tree)
@@ -226,7 +226,7 @@ FOREIGN: dict[str, Callable[[str], str]] = {
 
 def test_page_of_another_request_is_no_listing(tree: Bucket, proxy: FaultyStore) -> None:
     begin(tree, "a/1")
-    frame.set_expected_fields(tree.name, bucket_marker.check_bucket(tree.name).echoes)
+    answer_schema.set_expected_fields(tree.name, bucket_marker.check_bucket(tree.name).echoes)
     believed = []
     for name, change in FOREIGN.items():
         proxy.rules[:] = [rule_for(is_uploads_listing, change_reply(change))]
@@ -248,7 +248,7 @@ def test_uploads_of_several_pages_are_in_order(
     body = f"""<ListMultipartUploadsResult><Bucket>tests</Bucket><IsTruncated>true</IsTruncated>
         <EncodingType>url</EncodingType><NextKeyMarker>b</NextKeyMarker>
         <NextUploadIdMarker>u</NextUploadIdMarker>{entries}</ListMultipartUploadsResult>"""
-    frame.set_expected_fields(tree.name, ())
+    answer_schema.set_expected_fields(tree.name, ())
     proxy.rules.append(rule_for(is_uploads_listing, Reply(200, body.encode())))
     with pytest.raises(InvalidResponse, match="order"):
         multipart.list_upload_page("tests", "", {"KeyMarker": "a", "UploadIdMarker": "u"})

@@ -17,17 +17,23 @@ from pytest_django import Settings
 
 from storage_audit.bucket import listing
 from storage_audit.bucket.errors import InvalidResponse
-from storage_audit.cleanup import delete_batches, delete_pipeline, open_decisions, requests, turn
+from storage_audit.cleanup import (
+    delete_batches,
+    delete_pipeline,
+    open_decisions,
+    requests,
+    worker_turn,
+)
+from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.open_decisions import covered_reason
-from storage_audit.cleanup.policies import policy_of
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.findings import action_result, orphans, track_files
 from storage_audit.findings.action_result import ActionRefused, Decision
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.origin import Origin, use_origin
 from storage_audit.ownership.bucket_marker import MARKER_KEY, CannotConclude
+from storage_audit.request_origin import Origin, use_origin
 from tests.admin_client import admin_url, confirm_action, staff_client, superuser_client
 from tests.builders import LONG_AGO, create_findings, create_orphans, list_ids, read_states
 from tests.findings.orphans import delete_orphans, request_deletion
@@ -722,7 +728,7 @@ def test_a_deletion_that_a_person_forced_of_a_project_has_its_own_follow_ups(
 def test_neighbours_are_listed_together_and_cost_few_queries(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turn, "MAX_LONE_KEYS", 10)
+    monkeypatch.setattr(worker_turn, "MAX_LONE_KEYS", 10)
     monkeypatch.setattr(Turn, "keys_per_lookup", 10)
     monkeypatch.setattr(Turn.__init__, "__defaults__", (0, 10, False))
     keys = [f"{FOLDER}{n:03}" for n in range(400)]
@@ -741,8 +747,8 @@ def test_keys_that_are_no_neighbours_are_listed_fewer_at_a_time(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = create_orphans(bucket, *(f"{FOLDER}{n}" for n in range(6)))
-    monkeypatch.setattr(turn, "MAX_LONE_KEYS", 2)
-    monkeypatch.setattr(turn, "SLOW_LOOKUP_SECONDS", -1.0)
+    monkeypatch.setattr(worker_turn, "MAX_LONE_KEYS", 2)
+    monkeypatch.setattr(worker_turn, "SLOW_LOOKUP_SECONDS", -1.0)
     cleanup = delete_orphans(found)
     assert (cleanup.status, cleanup.deleted) == (Status.CLEAN, 6)
     batches = cleanup.events.filter(message__startswith="Batch of")

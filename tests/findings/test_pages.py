@@ -10,7 +10,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
 
-from storage_audit import formats
+from storage_audit import display_formats
 from storage_audit.bucket import multipart
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.concurrency import acquire_slot
@@ -93,7 +93,7 @@ def test_hostile_keys_are_escaped_and_visible(
 def test_of_many_the_first_are_shown_and_the_rest_counted(db: None, action: str) -> None:
     found = create_unlisted_findings(*(f"{n:02}" for n in range(25)))
     shown = run_action(superuser_client(), "finding", action, *pks(found))
-    assert all(f">{n:02}</code>" in shown for n in range(formats.MAX_LINES_SHOWN))
+    assert all(f">{n:02}</code>" in shown for n in range(display_formats.MAX_LINES_SHOWN))
     assert ">20</code>" not in shown and "… and 5 more" in shown
 
 

@@ -23,7 +23,7 @@ from storage_audit.lookup.project_rules import PROJECT_RULES, PROJECT_TEXTS, exp
 from storage_audit.lookup.rules import Explanation
 from storage_audit.lookup.search import look_up
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.ownership.key_format import MAX_WAYS
+from storage_audit.ownership.key_template import MAX_WAYS
 from storage_audit.scan.models import BucketScan
 from tests.builders import add_items, create_cleanup, create_row
 from tests.promises import create_projects, record_deleted_projects

@@ -29,7 +29,7 @@ from django.utils import timezone  # noqa: E402
 
 from storage_audit.models import KnownProject, Project, R2Object  # noqa: E402
 from storage_audit.ownership.attribution import OwnerProblem, find_owner  # noqa: E402
-from storage_audit.ownership.owner import (  # noqa: E402
+from storage_audit.ownership.ownership_rule import (  # noqa: E402
     DeletedProject,
     get_key_formats,
     judge_ownership,

@@ -9,13 +9,13 @@ import pytest
 
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
-from storage_audit.bucket import frame, s3
+from storage_audit.bucket import answer_schema, s3
 from storage_audit.bucket.deleters import SendResult
 from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.cleanup import delete_batches, delete_pipeline, project_uploads, requests
 from storage_audit.cleanup.delete_pipeline import PlannedItem
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.models import DatabaseIdentity, Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER_KEY, CannotConclude, StoreTraits
@@ -331,10 +331,10 @@ def test_connecting_learns_the_stores_traits_and_leaves_no_objects(bucket: Bucke
     bucket.set_marker(folds_unicode=True, lists_in_key_order=False, echoes=ECHOES[:2])
     traits = StoreTraits(folds_unicode=True, lists_in_key_order=False, echoes=ECHOES[:2])
     assert bucket_marker.check_bucket(bucket.name) == traits
-    assert frame.expected_fields(bucket.name) == set(ECHOES[:2])
+    assert answer_schema.expected_fields(bucket.name) == set(ECHOES[:2])
     bucket.set_marker(echoes="ListBucketResult.Name")
     assert bucket_marker.check_bucket(bucket.name).echoes == ()
-    assert frame.expected_fields(bucket.name) == set()
+    assert answer_schema.expected_fields(bucket.name) == set()
 
 
 def test_bucket_of_unknown_traits_is_taken_to_fold(bucket: Bucket) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from storage_audit.ownership import attribution, owner
+from storage_audit.ownership import attribution, ownership_rule
 from storage_audit.ownership.attribution import Owner
-from storage_audit.ownership.key_format import ParsedKeys
 from storage_audit.ownership.key_formats import KeyFormats
-from storage_audit.ownership.owner import DeletedProject, Verdict
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import DeletedProject, Verdict
 from tests.ownership import fuzz
 
 pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 find_owner = attribution.find_owner
-judge, parse_key = owner.judge_ownership, KeyFormats.parse_key
+judge, parse_key = ownership_rule.judge_ownership, KeyFormats.parse_key
 
 
 def test_no_key_is_owned_falsely_and_none_is_missed() -> None:

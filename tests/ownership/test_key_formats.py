@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from storage_audit.bucket.listing import nfc_key
 from storage_audit.conf import Conf
 from storage_audit.models import R2Object
-from storage_audit.ownership.key_format import MAX_KEY_BYTES, KeyFormat, KeyFormatError, ParsedKey
 from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES, KeyFormats
+from storage_audit.ownership.key_template import MAX_KEY_BYTES, KeyFormat, KeyFormatError, ParsedKey
 
 # What it asks is no database.
 pytestmark = pytest.mark.only_on("sqlite")

@@ -23,9 +23,9 @@ from storage_audit.cleanup.open_decisions import (
 from storage_audit.cleanup.plan import judge_listed
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.ownership.key_format import MAX_WAYS
 from storage_audit.ownership.key_formats import DEFAULT_KINDS, KeyFormats
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import MAX_WAYS
+from storage_audit.ownership.ownership_rule import (
     DeletedProject,
     Ownership,
     evidence_of,

@@ -19,8 +19,8 @@ from storage_audit.findings.models import Finding
 from storage_audit.findings.orphans import delete_objects
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner, OwnerProblem, find_owner
-from storage_audit.ownership.key_format import ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     MAX_OWNER_LENGTH,
     MAX_OWNERS_SHOWN,
     DeletedProject,

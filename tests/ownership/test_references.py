@@ -20,16 +20,16 @@ from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import named_files, project_uploads, requests, used_files
 from storage_audit.cleanup.models import BulkJob, Cleanup
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.lookup.object_rules import explain_object
 from storage_audit.lookup.search import look_up
 from storage_audit.models import Project, R2Object
-from storage_audit.origin import Origin, use_origin
 from storage_audit.ownership import references
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.ownership.references import FileReferences, find_key_references
-from storage_audit.reading import read_with_timeout
+from storage_audit.read_in_steps import read_with_timeout
+from storage_audit.request_origin import Origin, use_origin
 from storage_audit.storage import TrackedStorage
 from tests.admin_client import DASHBOARD, admin_url, page_text, run_action, superuser_client
 from tests.builders import create_orphans

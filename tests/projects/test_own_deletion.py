@@ -25,9 +25,9 @@ from storage_audit.cleanup import bulk
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project, R2Object
-from storage_audit.origin import Origin, use_origin
 from storage_audit.projects.admin.columns import annotate_storage
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
+from storage_audit.request_origin import Origin, use_origin
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.model_admin import ModelAdmin

@@ -18,14 +18,14 @@ from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
 from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.cleanup import project_uploads
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.dashboard import daily_figures
 from storage_audit.findings.models import Finding
 from storage_audit.lookup.search import look_up
 from storage_audit.models import Project, R2Object
-from storage_audit.ownership import owner
+from storage_audit.ownership import ownership_rule
 from storage_audit.ownership.key_formats import KeyFormats
-from storage_audit.ownership.owner import get_key_formats, living_owners
+from storage_audit.ownership.ownership_rule import get_key_formats, living_owners
 from tests.promises import (
     act_before_batch,
     check_promises,
@@ -221,9 +221,9 @@ def test_all_ids_are_read_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(project_model.iterate_ids()) == sorted(
         [*"0123456z", "proj_1", "proj_2", "proj_3", "proj_5"]
     )
-    refused = owner.refused_ids()
-    assert len(refused) == owner.MAX_IDS_SHOWN + 1
-    assert owner.refused_ids_text(refused).endswith("4 and more.")
+    refused = ownership_rule.refused_ids()
+    assert len(refused) == ownership_rule.MAX_IDS_SHOWN + 1
+    assert ownership_rule.refused_ids_text(refused).endswith("4 and more.")
 
 
 @pytest.mark.django_db

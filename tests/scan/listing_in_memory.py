@@ -18,7 +18,7 @@ from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import StoreTraits, name_marker
-from storage_audit.ownership.owner import get_key_formats, unambiguous_version
+from storage_audit.ownership.ownership_rule import get_key_formats, unambiguous_version
 from storage_audit.scan import compare, fetchers, worker
 from storage_audit.scan.fetchers import Stretch
 from storage_audit.scan.marker_check import MarkerWatcher

@@ -238,7 +238,7 @@ def test_trouble_with_finding_a_cut_is_none_of_the_scan(
     listing = Listing(*(nth_key(n) for n in range(40)))
     listing.use(monkeypatch)
     listing_in_memory.remove_pauses(monkeypatch)
-    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 1)
+    monkeypatch.setattr("storage_audit.scan.models.shard.LARGE_SHARD_KEYS", 1)
     monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 1)
     add_projects("proj_1")
     looks = []
@@ -290,7 +290,7 @@ def test_a_scan_that_cuts_itself_says_what_one_says_that_does_not(
     assert found.shards.count() == 1
     undisturbed = read_findings()
     assert {kind for kind, _key in undisturbed} >= {"missing", "unrecognised"}
-    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 1)
+    monkeypatch.setattr("storage_audit.scan.models.shard.LARGE_SHARD_KEYS", 1)
     monkeypatch.setattr(fetchers, "PAGES_PER_BATCH", 2)
     # Slower than those that look for a cut.
     listing.before_page = lambda number: sleep(0.005)

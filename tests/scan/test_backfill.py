@@ -25,7 +25,7 @@ from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.owner import key_formats_version
+from storage_audit.ownership.ownership_rule import key_formats_version
 from storage_audit.scan import worker
 from storage_audit.scan.fetchers import FetcherPool, ShardPage, Stretch
 from storage_audit.scan.models import BucketScan

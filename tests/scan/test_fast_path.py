@@ -19,13 +19,13 @@ from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.bucket_marker import StoreTraits
-from storage_audit.ownership.key_format import ParsedKey
 from storage_audit.ownership.key_formats import (
     DEFAULT_KINDS,
     DEFAULT_TEMPLATES,
     SAMPLE_NAME,
     KeyFormats,
 )
+from storage_audit.ownership.key_template import ParsedKey
 from storage_audit.scan import fast_path
 from storage_audit.scan.diff_lines import Line
 from storage_audit.scan.fast_path import SortedObjects

@@ -14,7 +14,7 @@ from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership.bucket_marker import StoreTraits
-from storage_audit.scan import conclude
+from storage_audit.scan import conclude_scan
 from storage_audit.scan.models import BucketScan, PendingFinding
 from storage_audit.scan.worker import work_on_scan
 from tests.scan import listing_in_memory
@@ -369,7 +369,7 @@ def test_ignored_finding_outlasts_a_project_created_as_the_scan_ends(
     listing: Listing, monkeypatch: pytest.MonkeyPatch, covered: bool
 ) -> None:
     keep(ORPHAN)
-    original = conclude.drop_outdated
+    original = conclude_scan.drop_outdated
 
     def create_and_take_back(found: BucketScan) -> None:
         add_projects("proj_9")
@@ -377,7 +377,7 @@ def test_ignored_finding_outlasts_a_project_created_as_the_scan_ends(
             Project.objects.filter(pk="proj_9").delete()
         original(found)
 
-    monkeypatch.setattr(conclude, "drop_outdated", create_and_take_back)
+    monkeypatch.setattr(conclude_scan, "drop_outdated", create_and_take_back)
     complete_reconcile()
     assert the_orphan().state == "ignored"
 

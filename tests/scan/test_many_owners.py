@@ -7,7 +7,7 @@ import pytest
 from django.db.models import F
 
 from storage_audit.findings.models import Finding
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.scan import compare
 from storage_audit.scan.models import ScanShard
 from storage_audit.scan.worker import work_on_scan

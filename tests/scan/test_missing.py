@@ -8,8 +8,8 @@ import pytest
 from django.utils import timezone
 
 from storage_audit.bucket.errors import InvalidResponse, Unavailable
+from storage_audit.cleanup.changing_objects import find_in_hand
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.objects_in_hand import find_in_hand
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object

@@ -18,7 +18,7 @@ from storage_audit import tasks
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.origin import Origin, use_origin
+from storage_audit.request_origin import Origin, use_origin
 from storage_audit.scan import scan_text
 from storage_audit.scan.admin.scans import format_duration
 from storage_audit.scan.models import BucketScan

@@ -167,7 +167,7 @@ def test_what_the_table_does_not_know_is_cut_by_the_bucket_beside_what_it_knows(
 ) -> None:
     keys = [nth_key(n) for n in range(1600)]
     list_slowly(monkeypatch, keys, page=5, pause=0.003)
-    monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 10)
+    monkeypatch.setattr("storage_audit.scan.models.shard.LARGE_SHARD_KEYS", 10)
     track_listed(*keys[:1000])
     found = complete_reconcile()
     assert (found.listed, found.unchanged, found.untracked) == (1600, 1000, 600)

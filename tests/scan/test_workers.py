@@ -22,7 +22,7 @@ from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.scan import compare, conclude, fetchers, worker
+from storage_audit.scan import compare, conclude_scan, fetchers, worker
 from storage_audit.scan.diff_lines import line_key
 from storage_audit.scan.fetchers import ShardPage, Stretch
 from storage_audit.scan.models import BucketScan, PendingFinding, ScanShard
@@ -145,7 +145,7 @@ def test_several_say_what_one_says(
     written.clear()
     if cuts:
         monkeypatch.setattr("storage_audit.scan.shards.KEYS_PER_SHARD", 10_000)
-        monkeypatch.setattr("storage_audit.scan.models.parts.LARGE_SHARD_KEYS", 10)
+        monkeypatch.setattr("storage_audit.scan.models.shard.LARGE_SHARD_KEYS", 10)
     listing.before_page = lambda number: pause()
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     ends = together(found, count)
@@ -260,9 +260,9 @@ def test_who_ends_first_says_it_and_the_other_says_nothing(
     listing: Listing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two that find everything done at the same moment."""
-    published, real = list[str](), conclude.conclude_scan
+    published, real = list[str](), conclude_scan.conclude_scan
     monkeypatch.setattr(
-        "storage_audit.scan.conclude.publish_findings", counted(published, "published")
+        "storage_audit.scan.conclude_scan.publish_findings", counted(published, "published")
     )
     found = start_scan(purpose=BucketScan.Purpose.RECONCILE)
     both = Barrier(2)
@@ -279,7 +279,7 @@ def test_who_ends_first_says_it_and_the_other_says_nothing(
 
 
 def counted(calls: list[str], name: str) -> Callable[..., None]:
-    real = conclude.publish_findings
+    real = conclude_scan.publish_findings
 
     def publish(of: BucketScan) -> None:
         calls.append(name)
@@ -300,7 +300,7 @@ def test_figures_of_others_count_before_too_few_are_refused(
     monkeypatch.undo()
     listing.use(monkeypatch)
     assert stale.listed == 0 and not found.shards.unfinished().exists()
-    conclude.conclude_scan(stale, exact_key)
+    conclude_scan.conclude_scan(stale, exact_key)
     found.refresh_from_db()
     assert (found.status, found.message) == ("complete", "")
 

@@ -17,7 +17,7 @@ from pytest_django import Settings
 from devtools.environment import made_up_environment
 from storage_audit import queue
 from storage_audit.findings.models import Finding
-from storage_audit.origin import OriginMiddleware
+from storage_audit.request_origin import OriginMiddleware
 from tests.paths import ROOT
 from tests.site_settings import run_system_checks
 
@@ -136,7 +136,7 @@ def test_missing_origin_middleware_is_a_warning_where_people_can_delete(
     warning = run_system_checks().get("storage_audit.W010")
     assert bool(warning) == expected
     if warning:
-        assert "storage_audit.origin.OriginMiddleware" in str(warning.hint)
+        assert "storage_audit.request_origin.OriginMiddleware" in str(warning.hint)
 
 
 def test_without_a_database_nothing_is_asked_of_it() -> None:

@@ -17,8 +17,8 @@ from storage_audit import tasks
 from storage_audit.alerts import lateness
 from storage_audit.alerts.alert_rules import find_overdue
 from storage_audit.cleanup import delete_pipeline, requests, runner
-from storage_audit.cleanup.attention import find_verifications_without_cleanup
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.needs_attention import find_verifications_without_cleanup
 from storage_audit.clocks import DatabaseNow
 from storage_audit.dashboard import daily_figures
 from storage_audit.doctor.models import HealthReport

@@ -33,7 +33,7 @@ from storage_audit import logs, queue
 from storage_audit.bucket import s3
 from storage_audit.cleanup import runner
 from storage_audit.cleanup.models import Cleanup, CleanupEvent
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.logs import MAX_TEXT_LENGTH, Formatter, RequestIdMiddleware
 from storage_audit.models import Project
 from storage_audit.redaction import REDACTED, printable_text

@@ -9,7 +9,7 @@ from django.test import RequestFactory
 from django.utils.functional import SimpleLazyObject
 from pytest_django import Settings
 
-from storage_audit.origin import Origin, OriginMiddleware, current_origin, request_origin
+from storage_audit.request_origin import Origin, OriginMiddleware, current_origin, request_origin
 
 
 def place(settings: Settings, trusted: bool, forwarded: str | None) -> str:

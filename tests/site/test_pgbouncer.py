@@ -16,7 +16,7 @@ from django.core.management import call_command
 from django.db import connection
 
 from devtools.processes import Child, find_program
-from storage_audit import models, reading
+from storage_audit import models, read_in_steps
 from storage_audit.certificate import evidence
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.debug import discovery_comparison
@@ -30,7 +30,7 @@ from tests.promises import Status, check_promises, run_until_idle
 from tests.real_bucket import Bucket
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.only_on("postgresql")]
-APP = Path(reading.__file__).parent
+APP = Path(read_in_steps.__file__).parent
 FILES = 5
 CONFIGURATION = """
 [databases]
@@ -96,7 +96,7 @@ def open_two(server: dict[str, Any]) -> bool:
 def test_cleanup_and_scans_work_behind_a_transaction_pooler(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (reading, models):
+    for module in (read_in_steps, models):
         monkeypatch.setattr(module, "ROWS_PER_STEP", 2)
     bucket_marker.connect_bucket(bucket.name, take_over=True)  # The host is part of its identity.
     for project_id in ("proj_1", "proj_2"):

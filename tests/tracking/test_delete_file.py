@@ -20,8 +20,8 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, Refused, StoreError, Unavailable
 from storage_audit.certificate.evidence import certificate_items
 from storage_audit.cleanup import given_objects, requests
-from storage_audit.cleanup.attention import select_keeping_files
 from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.needs_attention import select_keeping_files
 from storage_audit.models import Project, R2Object
 from storage_audit.storage import KeyBeingDeleted
 from storage_audit.tracking.delete_file import FileDeletion

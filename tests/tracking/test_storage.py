@@ -26,7 +26,7 @@ from pytest_django import Settings
 from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError, Unavailable
-from storage_audit.cleanup import delete_pipeline, runner, settle
+from storage_audit.cleanup import delete_pipeline, runner, settle_items
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import Project, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
@@ -894,7 +894,7 @@ def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_fi
     """Behind the last look, its outcome unknown: the row has the facts of the file before."""
     put()
     delete_and_die(monkeypatch)
-    original = settle.settle_items
+    original = settle_items.settle_items
 
     def upload_and_settle(*args: Any) -> None:
         if is_confirmed:
@@ -905,7 +905,7 @@ def test_row_of_a_later_upload_stays_though_the_process_died_that_deleted_the_fi
             R2Object.objects.update(state="upload_failed", updated_at=died_at)
         original(*args)
 
-    monkeypatch.setattr(settle, "settle_items", upload_and_settle)
+    monkeypatch.setattr(settle_items, "settle_items", upload_and_settle)
     cleanup = Cleanup.objects.get()
     cleanup.make_due()
     assert read_outcomes(run_until_idle(cleanup)) == {NAME: "kept"}

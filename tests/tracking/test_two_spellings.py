@@ -25,7 +25,7 @@ from storage_audit.cleanup import (
 )
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.named_files import NamedFile
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.findings import track_files
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 from pytest_django import Settings
 
-from storage_audit import formats
+from storage_audit import display_formats
 from storage_audit.cleanup import bulk
 from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupItem
 from storage_audit.fields import filter_by_pks
@@ -114,7 +114,7 @@ def test_page_does_not_confirm_what_changes_while_it_is_made(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_orphans(bucket, KEY)
-    client, more = superuser_client(), formats.more_lines
+    client, more = superuser_client(), display_formats.more_lines
 
     def change(count: int) -> Any:
         Finding.objects.update(size=4_000_000, etag="another")

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup.describe import field_label
+from storage_audit.cleanup.describe_cleanup import field_label
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.redaction import printable_text
 from storage_audit.ui.links import changelist_url

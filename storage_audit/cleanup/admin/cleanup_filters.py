@@ -8,7 +8,7 @@ from django.contrib import admin
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.attention import select_keeping_files, select_waiting_for_person
+from storage_audit.cleanup.needs_attention import select_keeping_files, select_waiting_for_person
 
 
 class NeedsFilter(admin.SimpleListFilter):

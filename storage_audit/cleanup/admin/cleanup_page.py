@@ -12,15 +12,20 @@ from django.utils.translation import gettext_lazy
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.admin.items import items_context
 from storage_audit.cleanup.admin.timeline import timeline_context
-from storage_audit.cleanup.attention import find_verifications_with_leftovers
 from storage_audit.cleanup.cleanup_text import (
     PROJECT_EXISTS_TEXT,
     describe_outcome,
     explain_status,
     is_of_live_project,
 )
-from storage_audit.cleanup.describe import TotalsLine, cleanup_facts, has_final_totals, totals_lines
+from storage_audit.cleanup.describe_cleanup import (
+    TotalsLine,
+    cleanup_facts,
+    has_final_totals,
+    totals_lines,
+)
 from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.needs_attention import find_verifications_with_leftovers
 from storage_audit.redaction import printable_text
 from storage_audit.roles import refusal_reason
 

@@ -30,11 +30,11 @@ from storage_audit.cleanup.admin.cleanup_filters import FollowUpFilter, NeedsFil
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
 from storage_audit.cleanup.cleanup_text import describe_outcome
-from storage_audit.cleanup.describe import FINAL_OUTCOMES
+from storage_audit.cleanup.describe_cleanup import FINAL_OUTCOMES
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.display_formats import format_amount
 from storage_audit.fields import starts_with
-from storage_audit.formats import format_amount
 from storage_audit.redaction import printable_text
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.model_admin import DJANGO_6_1, ReadOnlyAdmin

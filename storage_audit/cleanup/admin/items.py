@@ -16,12 +16,12 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.cleanup_text import describe_outcome
-from storage_audit.cleanup.describe import TotalsLine, has_final_totals, item_texts
-from storage_audit.cleanup.field_words import describe_field
+from storage_audit.cleanup.describe_cleanup import TotalsLine, has_final_totals, item_texts
+from storage_audit.cleanup.field_labels import describe_field
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.fields import starts_with_any, unicode_spellings
-from storage_audit.ownership.key_format import ParsedKey, ParsedKeys
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.key_template import ParsedKey, ParsedKeys
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 from storage_audit.ui import downloads
 

@@ -11,7 +11,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.cleanup.cleanup_text import current_activity, status_label
-from storage_audit.cleanup.describe import totals_lines
+from storage_audit.cleanup.describe_cleanup import totals_lines
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.progress import StepProgress
 

@@ -13,9 +13,9 @@ from storage_audit.bucket import prices
 from storage_audit.cleanup import plan_summary
 from storage_audit.cleanup.admin.cleanup_page import force_refusal
 from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT, is_of_live_project
-from storage_audit.cleanup.describe import field_label
+from storage_audit.cleanup.describe_cleanup import field_label
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.formats import format_amount
+from storage_audit.display_formats import format_amount
 from storage_audit.redaction import printable_text
 
 Outcome = CleanupItem.Outcome

@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit.cleanup.cleanup_text import event_label
-from storage_audit.cleanup.field_words import describe_field
+from storage_audit.cleanup.field_labels import describe_field
 from storage_audit.cleanup.models import Cleanup, CleanupEvent
 from storage_audit.redaction import printable_text
 

@@ -13,7 +13,7 @@ from django.utils.translation import ngettext
 
 from storage_audit.clocks import time_before
 from storage_audit.models import KnownProject
-from storage_audit.origin import current_origin
+from storage_audit.request_origin import current_origin
 
 
 class BulkJobQuerySet(models.QuerySet["BulkJob"]):

@@ -27,9 +27,9 @@ from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
 from storage_audit.models import R2Object
-from storage_audit.origin import current_origin
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import redact_secrets
+from storage_audit.request_origin import current_origin
 
 # A call of `storage.delete` with all its checks, at a slow store. Its cleanup waits that long.
 STORAGE_DELETE_TIME = timedelta(minutes=5)

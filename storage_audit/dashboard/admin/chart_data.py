@@ -16,7 +16,7 @@ from storage_audit.dashboard.admin import charts
 from storage_audit.dashboard.admin.charts import Series, ShareBar
 from storage_audit.dashboard.daily_figures import OTHER_TYPES, Amount, DayOutcomes, LeftoverAmount
 from storage_audit.dashboard.models import DailyFigures
-from storage_audit.formats import format_age
+from storage_audit.display_formats import format_age
 from storage_audit.redaction import printable_text
 from storage_audit.ui.links import Links
 

@@ -11,18 +11,18 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.alerts.lateness import Delay
 from storage_audit.alerts.models import Alert
-from storage_audit.cleanup.attention import (
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.needs_attention import (
     find_verifications_with_leftovers,
     select_waiting_for_person,
 )
-from storage_audit.cleanup.models import Cleanup
 from storage_audit.dashboard import daily_figures
+from storage_audit.display_formats import format_age
 from storage_audit.doctor.compare_processes import Comparison
 from storage_audit.doctor.models import HealthReport
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.finding_text import KIND_TEXTS
 from storage_audit.findings.models import Finding, Kind
-from storage_audit.formats import format_age
 from storage_audit.models import DatabaseIdentity
 from storage_audit.redaction import printable_text
 from storage_audit.roles import role_for

@@ -12,14 +12,14 @@ from django.utils.translation import ngettext
 
 from storage_audit import queue, roles
 from storage_audit.alerts.lateness import Delay, find_delays
-from storage_audit.cleanup.attention import select_waiting_for_person
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.needs_attention import select_waiting_for_person
 from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.admin.chart_data import draw_charts
 from storage_audit.dashboard.admin.next_steps import CLEANUPS_SHOWN, list_next_steps
 from storage_audit.dashboard.daily_figures import Amount, LeftoverAmount
-from storage_audit.formats import format_age, format_amount
+from storage_audit.display_formats import format_age, format_amount
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import Links
 

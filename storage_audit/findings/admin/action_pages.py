@@ -10,18 +10,18 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.admin.forms import ProjectIdForm
-from storage_audit.findings import action_result, actions, track_files
-from storage_audit.findings.action_result import Decision, Skipped
-from storage_audit.findings.admin.note_form import NoteForm
-from storage_audit.findings.models import Finding, FindingQuerySet, Kind
-from storage_audit.findings.orphans import delete_objects, deletion_preview
-from storage_audit.formats import (
+from storage_audit.display_formats import (
     MAX_LINES_SHOWN,
     format_amount,
     format_bucket_key,
     format_key,
     more_lines,
 )
+from storage_audit.findings import action_result, actions, track_files
+from storage_audit.findings.action_result import Decision, Skipped
+from storage_audit.findings.admin.note_form import NoteForm
+from storage_audit.findings.models import Finding, FindingQuerySet, Kind
+from storage_audit.findings.orphans import delete_objects, deletion_preview
 from storage_audit.redaction import printable_text
 
 

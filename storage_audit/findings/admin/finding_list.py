@@ -18,12 +18,17 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup.admin.deleting import announce_cleanups
 from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import Busy, acquire_slot
+from storage_audit.display_formats import (
+    format_bucket_key,
+    format_key,
+    format_key_list,
+    format_lines,
+)
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many
 from storage_audit.findings.admin import action_pages, leftover_pages
 from storage_audit.findings.admin.action_pages import FindingAction, finding_size
 from storage_audit.findings.finding_text import explain_finding
 from storage_audit.findings.models import Finding, FindingQuerySet
-from storage_audit.formats import format_bucket_key, format_key, format_key_list, format_lines
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import printable_text, redact_secrets
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection

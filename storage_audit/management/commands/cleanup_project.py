@@ -7,9 +7,9 @@ from django.db import transaction
 
 from storage_audit import project_model
 from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.discovery_and_strategy import MODES, Mode, default_mode
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.modes import MODES, Mode, default_mode
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (

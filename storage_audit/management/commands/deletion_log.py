@@ -9,10 +9,10 @@ from django.core.management.base import CommandError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
-from storage_audit.cleanup import describe
+from storage_audit.cleanup import describe_cleanup
 from storage_audit.cleanup.cleanup_text import explain_status
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
-from storage_audit.formats import format_amount
+from storage_audit.display_formats import format_amount
 from storage_audit.management.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -21,7 +21,7 @@ from storage_audit.management.console import (
     parse_deletion_id,
 )
 from storage_audit.management.documented import DocumentedCommand
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text
 
 POLL_SECONDS = 1.0  # seconds
@@ -40,7 +40,7 @@ ITEM_FIELDS = (
 CHILD_FIELDS = ("id", "trigger", "status", "next_attempt_at")
 TOTAL_FIELDS = ("found", "deleted", "already_gone", "kept", "failed")
 CLEANUP_FIELDS = (
-    *describe.FACT_FIELDS,
+    *describe_cleanup.FACT_FIELDS,
     "dry_run",
     "status",
     "message",
@@ -157,7 +157,7 @@ def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
         yield f"  {format_time(event.at)}  {line}"
     if items:
         yield "\nitems:"
-        for item in (describe.item_texts(cleanup, each) for each in read_items(cleanup)):
+        for item in (describe_cleanup.item_texts(cleanup, each) for each in read_items(cleanup)):
             why = item["reason"] or item["store_answer"] or item["owner_evidence"]
             yield f"  {item['outcome']}: {item['key']}: {why}"
     for child in child_cleanups(cleanup):
@@ -168,7 +168,7 @@ def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
         yield "\nchanged since:"
         yield from (f"  {label}: {now.get(label, 'none')}" for label in changed)
     yield "\nbooks:"
-    for outcome in describe.totals_lines(cleanup):
+    for outcome in describe_cleanup.totals_lines(cleanup):
         if outcome.objects:
             yield f"  {outcome.label}: {format_amount(outcome.objects, outcome.size)}"
     yield f"\n{cleanup.get_status_display()}"
@@ -178,7 +178,7 @@ def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
 def fact_texts(cleanup: Cleanup) -> dict[str, str]:
     return {
         str(label): format_time(value) if isinstance(value, datetime) else str(value)
-        for label, value, _explained in describe.cleanup_facts(cleanup)
+        for label, value, _explained in describe_cleanup.cleanup_facts(cleanup)
     }
 
 

@@ -41,7 +41,7 @@ from storage_audit.management.finding_filters import (
     finding_text,
     select_findings,
 )
-from storage_audit.reading import read_in_steps
+from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text
 
 Status = Cleanup.Status

@@ -16,7 +16,7 @@ from storage_audit import project_model
 from storage_audit.cleanup.admin.deleting import status_badge
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
-from storage_audit.formats import format_amount
+from storage_audit.display_formats import format_amount
 from storage_audit.models import R2Object
 from storage_audit.ui.links import changelist_url, cleanup_url
 from storage_audit.ui.model_admin import AuditAdmin, M

@@ -26,12 +26,12 @@ from storage_audit.cleanup.delete_projects import REFUSAL_EXCEPTIONS, DeletionRe
 from storage_audit.cleanup.models import BulkJob
 from storage_audit.cleanup.requests import ProjectExists, enqueue_on_commit
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_lines
 from storage_audit.fields import BytewiseTextField, starts_with
-from storage_audit.formats import format_lines
 from storage_audit.models import KnownProject, Project
-from storage_audit.origin import request_origin, use_origin
 from storage_audit.projects.admin.columns import ProjectColumns
-from storage_audit.projects.admin.going_along import DeletionScope
+from storage_audit.projects.admin.deletion_scope import DeletionScope
+from storage_audit.request_origin import request_origin, use_origin
 from storage_audit.roles import has_own_deletion, model_admins_of, stock_deletion
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.links import comparison_url

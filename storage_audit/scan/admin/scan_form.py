@@ -10,7 +10,7 @@ from django.contrib.admin.widgets import (
 )
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.ownership.owner import get_key_formats
+from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 from storage_audit.scan.models import BucketScan
 

@@ -14,8 +14,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.admin.deleting import DeletingAdmin
-from storage_audit.cleanup.objects_in_hand import exclude_in_hand
-from storage_audit.formats import deletion_text, format_amount, format_bucket_key, format_key_list
+from storage_audit.cleanup.changing_objects import exclude_in_hand
+from storage_audit.display_formats import (
+    deletion_text,
+    format_amount,
+    format_bucket_key,
+    format_key_list,
+)
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import printable_text
 from storage_audit.tracking.admin.used_file_lines import DELETED_TEXT, lines_in_use

@@ -28,7 +28,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "storage_audit.origin.OriginMiddleware",
+    "storage_audit.request_origin.OriginMiddleware",
 ]
 TEMPLATES = [
     {

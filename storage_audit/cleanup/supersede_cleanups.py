@@ -13,8 +13,8 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import delete_batches, plan_summary
+from storage_audit.cleanup.kind_policies import policy_of, superseded_text
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
-from storage_audit.cleanup.policies import policy_of, superseded_text
 from storage_audit.models import KnownProject
 
 Status = Cleanup.Status

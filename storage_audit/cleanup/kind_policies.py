@@ -13,11 +13,11 @@ from storage_audit.cleanup import given_objects, plan
 from storage_audit.cleanup.delete_pipeline import PlannedItem, items_of
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import asking_filter
-from storage_audit.cleanup.turn import OwnerChanging, ProjectRecreated, Turn
+from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn
 from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
 from storage_audit.ownership.bucket_marker import CannotConclude
-from storage_audit.ownership.key_format import ParsedKeys
-from storage_audit.ownership.owner import (
+from storage_audit.ownership.key_template import ParsedKeys
+from storage_audit.ownership.ownership_rule import (
     Ownership,
     TrackingRow,
     judge_ownership,

@@ -7,7 +7,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils.translation import ngettext
 
 from storage_audit import project_model
-from storage_audit.formats import deletion_text, format_amount
+from storage_audit.display_formats import deletion_text, format_amount
 from storage_audit.models import R2Object
 from storage_audit.ownership.references import Cascade
 from storage_audit.tracking.admin.used_file_lines import KEPT_TEXT, lines_in_use

@@ -27,7 +27,7 @@ from storage_audit.clocks import is_from_fast_clock, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import StoreTraits
-from storage_audit.ownership.owner import DeletedProject
+from storage_audit.ownership.ownership_rule import DeletedProject
 
 # Keys that are looked up one by one, a request for each at worst: so few that the lease outlasts
 # them.

@@ -18,8 +18,8 @@ from storage_audit.bucket.listing import (
     find_keys,
     nfc_key,
 )
+from storage_audit.cleanup.changing_objects import select_changing, select_stored
 from storage_audit.cleanup.models import CleanupItem
-from storage_audit.cleanup.objects_in_hand import select_changing, select_stored
 from storage_audit.clocks import MAX_CLOCK_SKEW, time_after, time_before, time_maybe_since
 from storage_audit.conf import conf
 from storage_audit.fields import starts_with_any
@@ -36,7 +36,7 @@ from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.scan import pending_findings, unfinished_uploads
 from storage_audit.scan.compare import save_listed_keys
 from storage_audit.scan.models import BucketScan, ListedKey, PendingFinding, ScanShard
-from storage_audit.scan.models.parts import IN_HAND
+from storage_audit.scan.models.shard import IN_HAND
 from storage_audit.scan.scan_limits import refuse_shrunken_listing
 from storage_audit.tracking.rows import find_in_any_order, find_in_threads, find_listed_keys
 

@@ -15,10 +15,10 @@ from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import progress, used_files
 from storage_audit.cleanup.delete_batches import NOT_LISTED
+from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.position import Position
-from storage_audit.cleanup.policies import policy_of
-from storage_audit.cleanup.turn import Turn
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.clocks import MAX_CLOCK_SKEW, time_maybe_since
 from storage_audit.conf import conf
 from storage_audit.models import STABLE_STATES, R2Object, uploading_rows

@@ -18,8 +18,8 @@ from storage_audit.clocks import clock_skew, is_from_fast_clock
 from storage_audit.conf import Conf, conf
 from storage_audit.fields import find_in_chunks
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.ownership.key_format import ParsedKey, ParsedKeys
 from storage_audit.ownership.key_formats import DEFAULT_KINDS, DEFAULT_TEMPLATES, KeyFormats
+from storage_audit.ownership.key_template import ParsedKey, ParsedKeys
 from storage_audit.redaction import printable_text
 
 # How many possible owners of a key a stored text names, and the length of each.

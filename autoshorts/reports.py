@@ -8,15 +8,15 @@ from typing import Any
 from django.http import HttpRequest
 from django.views.debug import SafeExceptionReporterFilter
 
-from storage_audit.logs import SECRET_FIELD_NAME
-from storage_audit.redaction import hide_credentials
+from storage_audit.redaction import FOREIGN_SECRET, OUR_SECRET, hide_credentials
 
 
 class ReportFilter(SafeExceptionReporterFilter):
     """Hides addresses that are secret, such as a webhook's, or may hold a password."""
 
     hidden_settings = re.compile(
-        rf"{SafeExceptionReporterFilter.hidden_settings.pattern}|WEBHOOK|ENDPOINT_URL|DATABASE_URL",
+        rf"{SafeExceptionReporterFilter.hidden_settings.pattern}|{FOREIGN_SECRET.pattern}"
+        "|WEBHOOK|ENDPOINT_URL",
         re.IGNORECASE,
     )
 
@@ -32,6 +32,6 @@ class ReportFilter(SafeExceptionReporterFilter):
         found = super().get_traceback_frame_variables(request, tb_frame)
         # More names, such as `key`, would hide too much of a traceback.
         return {
-            name: self.cleanse_setting(name if SECRET_FIELD_NAME.search(name) else "", value)
+            name: self.cleanse_setting(name if OUR_SECRET.search(name) else "", value)
             for name, value in found
         }.items()

@@ -16,7 +16,7 @@ from django.conf import settings
 from django.core.signals import request_finished
 from django.http import HttpRequest, HttpResponse
 
-from storage_audit.redaction import REDACTED, printable_text, redact_secrets
+from storage_audit.redaction import OUR_SECRET, REDACTED, printable_text, redact_secrets
 
 # The events of cleanups, and each key that is sent: at DEBUG, for those who ask.
 timeline_logger = logging.getLogger("storage_audit.timeline")
@@ -25,9 +25,6 @@ key_logger = logging.getLogger("storage_audit.keys")
 REQUEST_ID_HEADER = "X-Request-ID"
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,128}")
 UUID_PATTERN = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
-SECRET_FIELD_NAME = re.compile(
-    r"(?i)signature|credential|token|password|secret|authorization|cookie"
-)
 # Characters, and entries of a list or dict; a text inside another value may have a part of that.
 MAX_TEXT_LENGTH, NESTED_TEXT_DIVISOR, MAX_ENTRIES, MAX_DEPTH = 8000, 16, 50, 3
 
@@ -169,7 +166,7 @@ def sanitize_value(value: Any, max_length: int = MAX_TEXT_LENGTH, depth: int = 0
 
 
 def sanitize_entry(name: str, value: Any, max_length: int, depth: int) -> Any:
-    is_secret = SECRET_FIELD_NAME.search(name) and value and not isinstance(value, bool | int)
+    is_secret = OUR_SECRET.search(name) and value and not isinstance(value, bool | int)
     return REDACTED if is_secret else sanitize_value(value, max_length, depth + 1)
 
 

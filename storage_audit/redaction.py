@@ -13,6 +13,9 @@ from django.utils.functional import Promise
 from storage_audit.conf import MIN_SECRET_LENGTH, SECRET_PREFIX, conf
 
 REDACTED = "[redacted]"
+# A value with such a name is secret, whatever it looks like. In our own code a key is an object's.
+OUR_SECRET = re.compile("auth|cookie|credential|passw|pwd|secret|signature|token", re.IGNORECASE)
+FOREIGN_SECRET = re.compile(f"{OUR_SECRET.pattern}|database_url|key|pass|sig|verify", re.IGNORECASE)
 CREDENTIAL_NAME = (
     r"(?:signature|credential|token|password|access[_-]?key(?:[_-]?id)?"
     r"|secret(?:[_-]?access)?(?:[_-]?key)?)"

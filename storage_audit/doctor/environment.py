@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket.connectivity import R2_HOST, jurisdiction_of
 from storage_audit.conf import Conf, conf
 from storage_audit.doctor.probe_result import Facts, Result, Status, secret_fingerprint
-from storage_audit.redaction import redact_proxy_url, redact_secrets
+from storage_audit.redaction import FOREIGN_SECRET, redact_proxy_url, redact_secrets
 
 # Reported also when they are not set.
 ALWAYS_REPORTED = (
@@ -37,7 +37,6 @@ REPORTED_PATTERN = re.compile(
     "(AWS|CF|CLEANUP|CLOUDFLARE|ORPHAN|R2|RECONCILE|SCAN|WRANGLER)_|QUEUE_WORKERS$|DEBUG$|PYTHONPATH$|VIRTUAL_ENV$"
     "|TZ$|XDG_CONFIG_HOME$|NODE_|SSL_CERT_|REQUESTS_CA_BUNDLE$|(?i:https?|all|no)_PROXY$",
 )
-SECRET_PATTERN = re.compile("KEY|TOKEN|SECRET|PASS|PWD|AUTH|CREDENTIAL|DATABASE_URL")
 # Settings, and the variables that they come from.
 VARIABLE_BY_SETTING = {
     "endpoint_url": "R2_ENDPOINT_URL",
@@ -89,7 +88,7 @@ def describe_variable(name: str, in_file: dict[str, str], started: dict[str, str
     if name.upper().endswith("_PROXY"):
         shown = redact_proxy_url(value)
     else:
-        shown = secret_fingerprint(value) if SECRET_PATTERN.search(name) else redact_secrets(value)
+        shown = secret_fingerprint(value) if FOREIGN_SECRET.search(name) else redact_secrets(value)
     if started.get(name) == value:
         return Variable(True, shown, FROM_ENVIRONMENT)
     return Variable(True, shown, FROM_ENV_FILE if in_file.get(name) == value else SET_BY_PROGRAM)

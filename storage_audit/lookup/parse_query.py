@@ -14,7 +14,7 @@ from storage_audit.bucket.listing import escape_key, is_storable, key_bytes
 from storage_audit.fields import unicode_spellings
 from storage_audit.ownership.key_template import MAX_KEY_BYTES
 from storage_audit.ownership.ownership_rule import get_key_formats
-from storage_audit.redaction import REDACTED, redact_secrets
+from storage_audit.redaction import FOREIGN_SECRET, REDACTED, redact_secrets
 
 # Once it stands in an address, of which many web servers take 4,094 bytes.
 MAX_ENCODED_CHARS = 3900
@@ -51,7 +51,6 @@ QUERY_START, PERCENT, AFTER_PATH = (
     re.compile(each, re.IGNORECASE)
     for each in (rf"{QUESTION_MARK}|%(?:25)*3f", "%(?:25)+", f"{QUESTION_MARK}|#")
 )
-SECRET_NAMES = ("sig", "token", "key", "secret", "credential", "passw", "auth", "verify")
 OPENING_CHARS = " \t\r\n" + "".join(CLOSING_QUOTES)
 ENCODED_CHAR = re.compile("%([2-7][0-9a-f])", re.IGNORECASE)
 # As `printable_text` writes what cannot be seen.
@@ -179,8 +178,8 @@ def remove_secret_query(key: str) -> str:
     """A key may have a question mark itself."""
     before, *rest = QUERY_START.split(key, maxsplit=1)
     query = unquote(PERCENT.sub("%", "".join(rest)))
-    names = [one.partition("=")[0].lower() for one in re.split("[?&;#]", query) if "=" in one]
-    is_secret = any(part in name for name in names for part in SECRET_NAMES)
+    names = [one.partition("=")[0] for one in re.split("[?&;#]", query) if "=" in one]
+    is_secret = any(map(FOREIGN_SECRET.search, names))
     return before if is_secret or REDACTED in query else key
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from contextlib import suppress
+from re import Pattern
 from time import process_time
 from traceback import format_exception
 from typing import Any
@@ -18,6 +19,7 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 from pytest_django import Settings
 
+from autoshorts.reports import ReportFilter
 from storage_audit.api.models import ApiToken
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import Refused, StoreError, Unavailable
@@ -25,7 +27,7 @@ from storage_audit.cleanup import runner
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.conf import conf
 from storage_audit.models import Project
-from storage_audit.redaction import REDACTED, redact_secrets
+from storage_audit.redaction import FOREIGN_SECRET, OUR_SECRET, REDACTED, redact_secrets
 from storage_audit.storage import TrackedStorage
 from tests.real_bucket import Bucket
 
@@ -53,6 +55,30 @@ def assert_no_secret(text: str) -> None:
     for secret in PLANTED:
         assert secret not in text
         assert json.dumps(secret)[1:-1] not in text
+
+
+# Words that make a name secret, by what has the name.
+SECRET_WORDS = [
+    # A field of a line in the log, or a local variable in a traceback.
+    (OUR_SECRET, "signature credential token password secret authorization cookie"),
+    # A variable of the environment.
+    (FOREIGN_SECRET, "KEY TOKEN SECRET PASS PWD AUTH CREDENTIAL DATABASE_URL"),
+    # A parameter in an address.
+    (FOREIGN_SECRET, "sig token key secret credential passw auth verify"),
+    # A setting.
+    (
+        ReportFilter.hidden_settings,
+        "API TOKEN KEY SECRET PASS SIGNATURE HTTP_COOKIE WEBHOOK ENDPOINT_URL DATABASE_URL",
+    ),
+]
+
+
+@pytest.mark.parametrize(("pattern", "words"), SECRET_WORDS)
+def test_a_name_with_a_secret_word_is_secret(pattern: Pattern[str], words: str) -> None:
+    for word in words.split():
+        for name in (word, f"x_{word.lower()}", f"{word.upper()}S"):
+            assert pattern.search(name), name
+    assert not pattern.search("bucket")
 
 
 @pytest.mark.parametrize("secret", PLANTED)

@@ -6,9 +6,14 @@ from django.utils.translation import gettext_lazy as _
 
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.findings.models import Finding, Kind
-from storage_audit.lookup import evidence
-from storage_audit.lookup.evidence import find_latest_item, find_owner, finding_of, restrict_finder
+from storage_audit.lookup import find_evidence as evidence
 from storage_audit.lookup.facts import ObjectFacts, ProjectState
+from storage_audit.lookup.find_evidence import (
+    find_latest_item,
+    find_owner,
+    finding_of,
+    restrict_finder,
+)
 from storage_audit.lookup.rules import VANISHED_TEXT, Explanation, Rule, apply_rules
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from storage_audit.ownership.ownership_rule import too_many_owners_reason
@@ -54,7 +59,9 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
         evidence.maybe_changed_text,
     ),
     Rule(
-        "would_be_kept_of_deleted", evidence.find_kept_item_of_deleted, evidence.maybe_changed_text
+        "would_be_kept_of_deleted",
+        evidence.find_kept_item_of_deleted,
+        evidence.maybe_changed_text,
     ),
     Rule("would_be_kept", evidence.find_kept_item, evidence.maybe_changed_text),
     Rule("differs", lambda f: find_latest_item(f, Outcome.FAILED)),

@@ -108,14 +108,10 @@ def comparison_context(comparison: Comparison) -> dict[str, Any]:
         "rows": [
             (
                 row,
-                cells([labelled_result(each) for each in row.results]),
+                cells([r and {**r, "label": Status(r["status"]).label} for r in row.results]),
                 of_facts(row.facts),
                 of_facts(row.readings),
             )
             for row in comparison.rows
         ],
     }
-
-
-def labelled_result(result: dict[str, Any] | None) -> dict[str, Any] | None:
-    return result and {**result, "label": Status(result["status"]).label}

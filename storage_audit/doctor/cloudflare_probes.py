@@ -11,15 +11,22 @@ from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.wrangler_errors import Unusable
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
-from storage_audit.doctor.probe_result import Facts, Result, Status
+from storage_audit.doctor.probe_result import Cause, Facts, Result, Status
 from storage_audit.doctor.roundtrip_probe import new_probe_key
-from storage_audit.doctor.store_probes import OTHER_CAUSE, Cause, find_cause
+from storage_audit.doctor.store_probes import OTHER_CAUSE, find_cause
 from storage_audit.ownership.bucket_marker import MARKER_KEY, find_marker
 from storage_audit.redaction import redact_secrets
 
 UNNEEDED_ADVICE = gettext_lazy("Nothing, as long as CLEANUP_STRATEGY is not wrangler.")
 FALLBACK_ADVICE = gettext_lazy(
     "Do as it says; or set CLEANUP_STRATEGY to batch, which needs no wrangler."
+)
+NO_TOKEN = Cause(
+    gettext_lazy("wrangler is not logged in: there is no token."),
+    gettext_lazy(
+        "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Edit, for this"
+        " process as well: a login made in a shell is only there for its user."
+    ),
 )
 WRONG_TOKEN = Cause(
     gettext_lazy("Cloudflare does not know the API token."),
@@ -98,7 +105,7 @@ def probe_wrangler() -> Result:
         version = wrangler.wrangler_version()
     except StoreError as error:
         cause = CLOUDFLARE_CAUSES.get(error.code, Cause(str(error), FALLBACK_ADVICE))
-        return downgrade_if_unneeded(Result(Status.WRONG, str(cause.summary), str(cause.advice)))
+        return downgrade_if_unneeded(cause.to_result())
     return Result(
         Status.OK,
         _("wrangler %s.") % version,
@@ -118,9 +125,11 @@ def check_login(until: float) -> Result:
     try:
         identity = wrangler.login_status(on_command=ignore_command)
     except StoreError as error:
-        return login_error_result(error)
+        if not conf().api_token and isinstance(error, Unusable):
+            return NO_TOKEN.to_result()
+        return wrangler_error_result(error, CLOUDFLARE_CAUSES)
     if not identity.logged_in:
-        return no_token_result()
+        return NO_TOKEN.to_result()
     facts: Facts = {
         "by": identity.auth_type,
         "e-mail": identity.email,
@@ -152,7 +161,7 @@ def account_problem(accounts: list[wrangler.Account]) -> Result | None:
     text = _("The account %(ours)s is none of those that the login sees: %(theirs)s.")
     theirs = ", ".join(f"{name} ({id})" for id, name in sorted(accounts))
     where = {"ours": conf().account_id or _("(not set)"), "theirs": redact_secrets(theirs)}
-    return Result(Status.WRONG, text % where, str(WRONG_ACCOUNT.advice))
+    return Cause(text % where, WRONG_ACCOUNT.advice).to_result()
 
 
 def bucket_problem(until: float) -> Result | None:
@@ -188,21 +197,6 @@ def deletion_problem(until: float) -> Result | None:
     return None
 
 
-def no_token_result() -> Result:
-    text = _("wrangler is not logged in: there is no token.")
-    advice = _(
-        "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Edit, for this"
-        " process as well: a login made in a shell is only there for its user."
-    )
-    return Result(Status.WRONG, text, advice)
-
-
-def login_error_result(error: StoreError) -> Result:
-    if not conf().api_token and isinstance(error, Unusable):
-        return no_token_result()
-    return wrangler_error_result(error, CLOUDFLARE_CAUSES)
-
-
 def wrangler_error_result(error: StoreError, causes: Mapping[str, Cause]) -> Result:
     """For wrangler's errors. One without a code is no answer of the API, and says what to do."""
     if isinstance(error, DeadlinePassed):
@@ -210,7 +204,7 @@ def wrangler_error_result(error: StoreError, causes: Mapping[str, Cause]) -> Res
         advice = _("Look again when this machine has less to do.")
         return Result(Status.NOT_CHECKED, text, advice)
     if not error.code:
-        return Result(Status.WRONG, str(error), str(FALLBACK_ADVICE))
+        return Cause(str(error), FALLBACK_ADVICE).to_result()
     return api_error_result(error, causes)
 
 
@@ -245,5 +239,5 @@ def probe_same_bucket() -> Result:
         return find_cause(error).to_result(error)
     if ours != theirs:
         text = _("S3 and Cloudflare's API do not look into the same bucket.")
-        return Result(Status.WRONG, text, str(NO_BUCKET.advice))
+        return Cause(text, NO_BUCKET.advice).to_result()
     return Result(Status.OK, _("S3 and Cloudflare's API show the same."))

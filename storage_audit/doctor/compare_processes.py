@@ -128,7 +128,7 @@ class Comparison:
         """The worst first."""
         names = dict.fromkeys(result["name"] for each in self.reports for result in each.probes)
         rows = [self._row(name) for name in names]
-        return sorted(rows, key=lambda row: worst_severity(row.results))
+        return sorted(rows, key=lambda row: min(SEVERITY[r["status"]] for r in row.results if r))
 
     def _row(self, name: str) -> ProbeRow:
         results = [
@@ -183,10 +183,6 @@ def silent_worker_problem() -> Problem:
         " qcluster; then look at its log, and whether its DATABASE_URL and SECRET_KEY are the same."
     )
     return Problem(Status.WRONG, _("worker"), [], text % seconds, advice, {})
-
-
-def worst_severity(results: list[JsonObject | None]) -> int:
-    return min(SEVERITY[result["status"]] for result in results if result)
 
 
 def compare_facts(results: list[JsonObject | None], kind: str) -> list[Fact]:

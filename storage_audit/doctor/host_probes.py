@@ -51,14 +51,14 @@ def probe_process() -> Result:
         "encoding": sys.getfilesystemencoding(),
         "temporary files": tempfile.gettempdir(),
     }
-    parsed_keys = {
+    readings = {
         "process": os.getpid(),
         "command": " ".join(sys.argv),
         "threads": threading.active_count(),
         "loaded": f"{LOADED_AT:%Y-%m-%d %H:%M:%S}",
     }
     text = _("%(user)s on %(host)s, in %(folder)s.") % facts
-    return Result(Status.OK, text, facts=facts, readings=parsed_keys)
+    return Result(Status.OK, text, facts=facts, readings=readings)
 
 
 def user_name() -> str:
@@ -73,19 +73,19 @@ def probe_resources() -> Result:
     allowed, _most = resource.getrlimit(resource.RLIMIT_NOFILE)
     memory, disks, files = free_memory(), free_disks(), count_open_files()
     facts: Facts = {"processors": count_processors(), "open files allowed": allowed}
-    parsed_keys: Facts = {name: filesizeformat(free) for name, free in disks.items()}
-    parsed_keys["open files"] = files
+    readings: Facts = {name: filesizeformat(free) for name, free in disks.items()}
+    readings["open files"] = files
     scarce = [name for name, free in disks.items() if free <= SCARCE_DISK_BYTES]
     if memory is not None:
-        parsed_keys["memory free"] = filesizeformat(memory)
+        readings["memory free"] = filesizeformat(memory)
         scarce += [] if memory > SCARCE_MEMORY_BYTES else [_("memory")]
     if files is not None and files > MAX_OPEN_FILES_SHARE * allowed:
         scarce.append(_("open files and connections"))
     if scarce:
         text = _("Nearly used up: %s.") % ", ".join(scarce)
         advice = _("Free some, or give this machine more; processes that run out of it fail.")
-        return Result(Status.WARNING, text, advice, facts, parsed_keys)
-    return Result(Status.OK, _("Enough is left."), facts=facts, readings=parsed_keys)
+        return Result(Status.WARNING, text, advice, facts, readings)
+    return Result(Status.OK, _("Enough is left."), facts=facts, readings=readings)
 
 
 def count_processors() -> int:
@@ -143,22 +143,22 @@ def probe_database() -> Result:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT 1")
             took = f"{(monotonic() - began) * 1000:.0f} ms"
-            facts["version"] = database_version()
+            facts["version"] = ".".join(map(str, connection.get_database_version()))
             lacking, used = missing_migrations(), share_of_connections()
     except Error as error:
         text = _("The database cannot be asked: %s") % " ".join(str(error).split())
         advice = _("Correct DATABASE_URL, or start the server: systemctl status postgresql.")
         return Result(Status.WRONG, text, f"{advice} {DATABASE_LOCK_ADVICE}", facts)
-    parsed_keys: Facts = {"took": took, "connections used": f"{used:.0%}"}
+    readings: Facts = {"took": took, "connections used": f"{used:.0%}"}
     if lacking:
         text = _("The database lacks migrations: %s.") % ", ".join(lacking)
-        return Result(Status.WRONG, text, _("Run: manage.py migrate"), facts, parsed_keys)
+        return Result(Status.WRONG, text, _("Run: manage.py migrate"), facts, readings)
     if used > MAX_CONNECTIONS_SHARE:
         text = _("Of the connections that the server allows, %s are used.") % f"{used:.0%}"
         advice = _("Stop who does not need them, or raise max_connections of PostgreSQL.")
-        return Result(Status.WARNING, text, advice, facts, parsed_keys)
+        return Result(Status.WARNING, text, advice, facts, readings)
     text = _("%(kind)s %(version)s answers in %(took)s; all migrations are applied.")
-    return Result(Status.OK, text % (facts | {"took": took}), facts=facts, readings=parsed_keys)
+    return Result(Status.OK, text % (facts | {"took": took}), facts=facts, readings=readings)
 
 
 def database_facts() -> Facts:
@@ -166,10 +166,6 @@ def database_facts() -> Facts:
     shown = {name.lower(): str(given.get(name, "")) for name in ("NAME", "HOST", "PORT", "USER")}
     shown["name"] = str(connection.settings_dict["NAME"])
     return {"kind": connection.vendor, **shown}
-
-
-def database_version() -> str:
-    return ".".join(map(str, connection.get_database_version()))
 
 
 def missing_migrations() -> list[str]:
@@ -236,16 +232,16 @@ def probe_schedule() -> Result:
 def probe_worker() -> Result:
     """Whether a worker runs, judged by what is late: the sweep, tasks, cleanups."""
     behind = timezone.now() - (queue.sweep_due_at() or timezone.now())
-    parsed_keys = {"sweep late by": f"{max(behind.total_seconds(), 0):.0f} s"}
+    readings = {"sweep late by": f"{max(behind.total_seconds(), 0):.0f} s"}
     if late := find_delays():
         text = " ".join(delay.text for delay in late)
         advice = " ".join(dict.fromkeys(delay.advice for delay in late))
-        return Result(Status.WRONG, text, advice, readings=parsed_keys)
+        return Result(Status.WRONG, text, advice, readings=readings)
     if conf().sync:
         text = _("None is needed: with SYNC the work is done in the request.")
-        return Result(Status.OK, text, readings=parsed_keys)
+        return Result(Status.OK, text, readings=readings)
     if behind > SWEEP_LATE_AFTER:
         text = _("The sweep is late, by %d seconds.") % behind.total_seconds()
         advice = _("If no worker is being restarted just now, start one: manage.py qcluster")
-        return Result(Status.WARNING, text, advice, readings=parsed_keys)
-    return Result(Status.OK, _("The sweep comes in time."), readings=parsed_keys)
+        return Result(Status.WARNING, text, advice, readings=readings)
+    return Result(Status.OK, _("The sweep comes in time."), readings=readings)

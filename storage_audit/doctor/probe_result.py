@@ -4,12 +4,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import OperationalError, connections, models
+from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.bucket.errors import StoreError
 from storage_audit.redaction import printable_text, redact_secrets
 
 Facts = dict[str, Any]
@@ -50,6 +52,18 @@ class Result:
         """As JSON can hold it and everybody may see it."""
         kept: dict[str, Any] = redact_value({"name": name, **asdict(self)})
         return kept
+
+
+class Cause(NamedTuple):
+    """What is wrong, and what to do."""
+
+    summary: str | Promise
+    advice: str | Promise
+
+    def to_result(self, error: StoreError | None = None) -> Result:
+        """The store's own words are a reading, as they hold times and ids."""
+        facts, readings = ({"error": error.code}, {"answer": str(error)}) if error else ({}, {})
+        return Result(Status.WRONG, str(self.summary), str(self.advice), facts, readings)
 
 
 def run_with_timeout(

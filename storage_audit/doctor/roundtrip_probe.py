@@ -19,8 +19,8 @@ from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import ListingOutOfOrder, object_pages
 from storage_audit.conf import conf
-from storage_audit.doctor.probe_result import Facts, Result, Status
-from storage_audit.doctor.store_probes import Cause, find_cause
+from storage_audit.doctor.probe_result import Cause, Facts, Result, Status
+from storage_audit.doctor.store_probes import find_cause
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.key_formats import OWN_PREFIX
 
@@ -80,17 +80,12 @@ def probe_roundtrip() -> Result:
         try:
             take()
         except StoreError as error:
-            return failed_step_result(step, error, delete_probe_objects(bucket, key))
+            known = CONTRADICTORY_STORE if isinstance(error, Contradiction) else find_cause(error)
+            result = CAUSES_BY_STEP.get((step, error.code), known).to_result(error)
+            result = replace(result, facts={"failed to": step, **result.facts})
+            return add_leftover_warning(result, delete_probe_objects(bucket, key))
     text = _("An object can be written, listed, read and deleted, and is seen gone.")
     return Result(Status.OK, text)
-
-
-def failed_step_result(step: str, error: StoreError, left: str) -> Result:
-    known = CONTRADICTORY_STORE if isinstance(error, Contradiction) else find_cause(error)
-    cause = CAUSES_BY_STEP.get((step, error.code), known)
-    facts, parsed_keys = {"failed to": step, "error": error.code}, {"answer": str(error)}
-    summary = " ".join(filter(None, (str(cause.summary), left)))
-    return Result(Status.WRONG, summary, str(cause.advice), facts, parsed_keys)
 
 
 def check_listing(bucket: str, key: str, *, there: bool) -> None:
@@ -155,7 +150,7 @@ def compare_traits(bucket: str, start: str, keys: list[str]) -> Result:
     folds = bucket_marker.probe_traits(bucket).folds_unicode
     in_order = is_listing_ordered(bucket, start, keys)
     lists_uploads = multipart.list_unfinished_uploads(bucket, OWN_PREFIX) is not None
-    leased = (bucket_marker.read_marker(bucket) or {}).get("folds_unicode", folds)
+    connected = (bucket_marker.read_marker(bucket) or {}).get("folds_unicode", folds)
     facts: Facts = {
         "listings": _("in order of bytes") if in_order else _("in another order"),
         "spellings of a key": _("one object") if folds else _("different objects"),
@@ -165,7 +160,7 @@ def compare_traits(bucket: str, start: str, keys: list[str]) -> Result:
         text = _("The store does not list keys in the order of their bytes.")
         advice = _("Use R2 or another store that does: no listing of this one is believed.")
         return Result(Status.WRONG, text, advice, facts)
-    if leased != folds:
+    if connected != folds:
         text = _("The store takes spellings of a key otherwise than when the bucket was connected.")
         return Result(Status.WRONG, text, _("Run: manage.py connect_bucket"), facts)
     if not lists_uploads:

@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import NamedTuple
 from uuid import UUID, uuid4
@@ -104,15 +104,7 @@ def run_probes(context: str, run: UUID, queue_error: str = "") -> HealthReport:
     """
     deadline, results = monotonic() + RUN_TIMEOUT_SECONDS, dict[str, Result]()
     for probe in PROBES:
-        obstacle = next((name for name in probe.requires if not is_conclusive(results[name])), None)
-        if obstacle:
-            results[probe.name] = waiting_result(obstacle)
-        elif deadline - monotonic() < PROBE_TIMEOUT_SECONDS:
-            results[probe.name] = too_late_result()
-        else:
-            results[probe.name] = run_with_timeout(
-                probe.run, PROBE_TIMEOUT_SECONDS, str(probe.leftover_hint)
-            )
+        results[probe.name] = run_probe(probe, results, deadline)
     health_report = HealthReport(
         run=run,
         context=context,
@@ -121,8 +113,25 @@ def run_probes(context: str, run: UUID, queue_error: str = "") -> HealthReport:
         probes=[result.to_json(name) for name, result in results.items()],
     )
     if is_conclusive(results["database"]) and (reason := queue_error or save_report(health_report)):
-        health_report.probes.append(unsaved_result(reason).to_json(REPORT_ENTRY))
+        text = _("The database takes nothing: this report is not kept, and no worker's is awaited.")
+        readings = {"answer": " ".join(reason.split())}
+        unsaved = Result(Status.WRONG, text, str(DATABASE_LOCK_ADVICE), readings=readings)
+        health_report.probes.append(unsaved.to_json(REPORT_ENTRY))
     return health_report
+
+
+def run_probe(probe: Probe, results: Mapping[str, Result], deadline: float) -> Result:
+    """Its result, or why it did not run: another probe must be conclusive first, or no time is
+    left."""
+    for name in probe.requires:
+        if not is_conclusive(results[name]):
+            text, advice = _("It would tell nothing: see “%s”."), _("Mend what “%s” says first.")
+            waits = {WAITS_FOR: name}
+            return Result(Status.NOT_CHECKED, text % name, advice % name, readings=waits)
+    if deadline - monotonic() < PROBE_TIMEOUT_SECONDS:
+        text = _("The probes before this one took all the time there is.")
+        return Result(Status.NOT_CHECKED, text, _("Mend what is wrong above, then look again."))
+    return run_with_timeout(probe.run, PROBE_TIMEOUT_SECONDS, str(probe.leftover_hint))
 
 
 def save_report(health_report: HealthReport) -> str:
@@ -141,21 +150,3 @@ def save_report(health_report: HealthReport) -> str:
 def is_conclusive(result: Result) -> bool:
     """Whether the probes that require it can run."""
     return result.status in (Status.OK, Status.WARNING)
-
-
-def unsaved_result(reason: str) -> Result:
-    text = _("The database takes nothing: this report is not kept, and no worker's is awaited.")
-    return Result(
-        Status.WRONG, text, str(DATABASE_LOCK_ADVICE), readings={"answer": " ".join(reason.split())}
-    )
-
-
-def too_late_result() -> Result:
-    text = _("The probes before this one took all the time there is.")
-    return Result(Status.NOT_CHECKED, text, _("Mend what is wrong above, then look again."))
-
-
-def waiting_result(obstacle: str) -> Result:
-    text, advice = _("It would tell nothing: see “%s”."), _("Mend what “%s” says first.")
-    waits = {WAITS_FOR: obstacle}
-    return Result(Status.NOT_CHECKED, text % obstacle, advice % obstacle, readings=waits)

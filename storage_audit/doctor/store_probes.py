@@ -1,34 +1,19 @@
 """Probes of the store: what each of its errors means, and what to do."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from time import monotonic
 from urllib.parse import urlsplit
 
 from django.utils import timezone
-from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket import connectivity, s3
 from storage_audit.bucket.errors import LOCKED, InvalidResponse, StoreError, Unavailable
 from storage_audit.conf import conf
-from storage_audit.doctor.probe_result import Result, Status
+from storage_audit.doctor.probe_result import Cause, Result, Status
 from storage_audit.redaction import redact_proxy_url
-
-Text = str | Promise
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    summary: Text
-    advice: Text
-
-    def to_result(self, error: StoreError) -> Result:
-        """The store's own words are a reading, as they hold times and ids."""
-        facts, parsed_keys = {"error": error.code}, {"answer": str(error)}
-        return Result(Status.WRONG, str(self.summary), str(self.advice), facts, parsed_keys)
-
 
 WRONG_CLOCK = Cause(
     gettext_lazy("The store refuses requests of this machine because its clock is wrong."),
@@ -191,9 +176,7 @@ def probe_network() -> Result:
         connectivity.probe_bucket(conf().bucket)
     except StoreError as error:
         result = find_cause(error).to_result(error)
-        return Result(
-            result.status, result.summary, result.advice, facts | result.facts, result.readings
-        )
+        return replace(result, facts=facts | result.facts)
     took = f"{(monotonic() - began) * 1000:.0f} ms"
     text = _("%(host)s answers in %(took)s.") % {"host": host, "took": took}
     return Result(Status.OK, text, facts=facts, readings={"took": took, "addresses": addresses})
@@ -209,14 +192,12 @@ def probe_clock() -> Result:
         advice = _("Nothing, with a store of your own: R2 says it. See that the clocks agree.")
         return Result(Status.NOT_CHECKED, text, advice)
     skew = began + (ended - began) / 2 - theirs
-    shown = f"{skew.total_seconds():+.0f} s"
+    readings = {"off by": f"{skew.total_seconds():+.0f} s"}
     if abs(skew) <= NOTICEABLE_SKEW:
-        return Result(Status.OK, _("It agrees with the store's."), readings={"off by": shown})
-    advice = str(WRONG_CLOCK.advice)
-    text = _("The clock of this machine is off by %s.") % shown
-    if abs(skew) < REFUSED_SKEW:
-        return Result(Status.WARNING, text, advice, readings={"off by": shown})
-    return Result(Status.WRONG, text, advice, readings={"off by": shown})
+        return Result(Status.OK, _("It agrees with the store's."), readings=readings)
+    status = Status.WARNING if abs(skew) < REFUSED_SKEW else Status.WRONG
+    text = _("The clock of this machine is off by %s.") % readings["off by"]
+    return Result(status, text, str(WRONG_CLOCK.advice), readings=readings)
 
 
 def probe_access() -> Result:

@@ -34,13 +34,13 @@ def probe_versions() -> Result:
     facts |= {name: package_version(name) for name in PACKAGES}
     digest, changed_at = read_code_state()
     facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": LOADED_DIGEST}
-    parsed_keys = {"code changed": f"{changed_at:%Y-%m-%d %H:%M:%S}"}
+    readings = {"code changed": f"{changed_at:%Y-%m-%d %H:%M:%S}"}
     if digest != LOADED_DIGEST:
         text = _("The code was changed after this process had loaded it.")
         advice = _("Restart it: it runs the old code, and others may run the new one.")
-        return Result(Status.WARNING, text, advice, facts, parsed_keys)
+        return Result(Status.WARNING, text, advice, facts, readings)
     text = _("Python %(Python)s, Django %(Django)s.") % facts
-    return Result(Status.OK, text, facts=facts, readings=parsed_keys)
+    return Result(Status.OK, text, facts=facts, readings=readings)
 
 
 def package_version(package: str) -> str:

@@ -1,6 +1,6 @@
 """What complete scans found, and what is decided about it."""
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
@@ -29,16 +29,15 @@ from storage_audit.api.schemas import (
 from storage_audit.cleanup.api import DeletionLink, status_url
 from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import acquire_slot
-from storage_audit.findings import action_result, actions, orphans, track_files
+from storage_audit.findings import actions
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many
+from storage_audit.findings.actions import FindingAction
 from storage_audit.findings.models import Finding, FindingQuerySet, Kind
 
 router = Router(tags=["findings"])
 
-VIEW_FINDING, CHANGE_FINDING = "storage_audit.view_finding", "storage_audit.change_finding"
-CHANGE_ROWS, DELETE_ROWS = "storage_audit.change_r2object", "storage_audit.delete_r2object"
+VIEW_FINDING = "storage_audit.view_finding"
 ENTRIES_SHOWN = 1000
-State = Finding.State
 
 PUBLIC_ERRORS[ActionRefused] = "refused"
 
@@ -171,16 +170,14 @@ def get_finding(
 def ignore_findings(request: HttpRequest, asked: IgnoreRequest) -> ActionResponse:
     """They may stay as they are, and the note says why. Needs the permissions view_finding and
     change_finding."""
-    require_permissions(request, CHANGE_FINDING)
-    return action_response(action_result.ignore_findings(requested_findings(asked), asked.note))
+    return run_action(request, asked, actions.IGNORE, note=asked.note)
 
 
 @router.post("/actions/reopen", response={200: ActionResponse, **problem_responses(404)})
 def reopen_findings(request: HttpRequest, asked: ActionRequest) -> ActionResponse:
     """Open ignored findings again; a filter without a state means the ignored ones. Needs the
     permissions view_finding and change_finding."""
-    require_permissions(request, CHANGE_FINDING)
-    return action_response(action_result.reopen_findings(requested_findings(asked, State.IGNORED)))
+    return run_action(request, asked, actions.REOPEN)
 
 
 @router.post("/actions/delete", response={202: ActionResponse, **ACTION_RESPONSES})
@@ -190,9 +187,9 @@ def delete_objects(
     """Delete the objects of those that may go: a worker does it, in one deletion for each bucket,
     or plans to. When none may go, there is no deletion, and the status is 200. Needs the
     permissions view_finding and delete_r2object, or dry_run_cleanup instead for a dry run."""
-    require_permissions(request, "storage_audit.dry_run_cleanup" if asked.dry_run else DELETE_ROWS)
-    with acquire_slot():
-        decision = orphans.delete_objects(requested_findings(asked), dry_run=asked.dry_run)
+    decision = decide_on_findings(
+        request, asked, actions.PREVIEW if asked.dry_run else actions.DELETE_OBJECTS
+    )
     with transaction.atomic():
         for cleanup in decision.cleanups:
             auth.log_action(request, cleanup, ADDITION, _("Deletion of orphans requested."))
@@ -207,24 +204,21 @@ def delete_objects(
 def assign_objects(request: HttpRequest, asked: AssignRequest) -> ActionResponse:
     """Give the objects to a live project: they are deleted with it. At most 100 at once. Needs the
     permissions view_finding, change_r2object and delete_r2object."""
-    require_permissions(request, CHANGE_ROWS, DELETE_ROWS)
-    return run_action(asked, track_files.assign_objects, project_id=asked.project_id)
+    return run_action(request, asked, actions.ASSIGN, project_id=asked.project_id)
 
 
 @router.post("/actions/track", response=ACTION_RESPONSES)
 def track_objects(request: HttpRequest, asked: ActionRequest) -> ActionResponse:
     """Have rows say what the bucket shows by now. At most 100 at once. Needs the permissions
     view_finding and change_r2object."""
-    require_permissions(request, CHANGE_ROWS)
-    return run_action(asked, track_files.track_objects)
+    return run_action(request, asked, actions.TRACK)
 
 
 @router.post("/actions/untrack", response=ACTION_RESPONSES)
 def untrack_rows(request: HttpRequest, asked: ActionRequest) -> ActionResponse:
     """Remove the rows of objects that are seen to be missing. At most 100 at once. Needs the
     permissions view_finding and delete_r2object."""
-    require_permissions(request, DELETE_ROWS)
-    return run_action(asked, track_files.untrack_rows)
+    return run_action(request, asked, actions.UNTRACK)
 
 
 @router.post("/actions/rename", response=ACTION_RESPONSES)
@@ -232,33 +226,37 @@ def rename_objects(request: HttpRequest, asked: DryRunRequest) -> ActionResponse
     """Copy misnamed objects to keys of the current key format, and then delete the old ones. At
     most 100 at once; asked again, it goes on. Needs the permissions view_finding and
     change_r2object."""
-    require_permissions(request, CHANGE_ROWS)
-    return run_action(asked, actions.rename_objects, dry_run=asked.dry_run)
+    return run_action(request, asked, actions.RENAME, dry_run=asked.dry_run)
 
 
 @router.post("/actions/abort-uploads", response=ACTION_RESPONSES)
 def abort_uploads(request: HttpRequest, asked: DryRunRequest) -> ActionResponse:
     """Abort unfinished multipart uploads. At most 100 at once. Needs the permissions
     view_finding and delete_r2object."""
-    require_permissions(request, DELETE_ROWS)
-    return run_action(asked, actions.abort_uploads, dry_run=asked.dry_run)
+    return run_action(request, asked, actions.ABORT, dry_run=asked.dry_run)
 
 
-def require_permissions(request: HttpRequest, *permissions: str) -> None:
-    """Require those of an action, and view_finding, as its answer shows keys and notes."""
-    for permission in (VIEW_FINDING, *permissions):
-        require_permission(request, permission)
+def run_action(
+    request: HttpRequest, asked: ActionRequest, act: FindingAction, **how: Any
+) -> ActionResponse:
+    return action_response(decide_on_findings(request, asked, act, **how))
 
 
-def run_action(asked: ActionRequest, decide: Callable[..., Decision], **how: Any) -> ActionResponse:
-    """Decide about some findings, with a slot for asking the store."""
-    findings = requested_findings(asked)
-    refuse_too_many(findings)
-    with acquire_slot():
-        return action_response(decide(findings, **how))
+def decide_on_findings(
+    request: HttpRequest, asked: ActionRequest, act: FindingAction, **how: Any
+) -> Decision:
+    """Requires the permissions of the action, and view_finding, as its answer shows keys and
+    notes."""
+    for permission in ("view_finding", *act.permissions):
+        require_permission(request, f"storage_audit.{permission}")
+    findings = requested_findings(asked, act.state)
+    if act.lists_bucket:
+        refuse_too_many(findings)
+    with acquire_slot() if act.asks_store else nullcontext():
+        return act.decide(findings, **how)
 
 
-def requested_findings(asked: ActionRequest, default_state: str = State.OPEN) -> FindingQuerySet:
+def requested_findings(asked: ActionRequest, default_state: str) -> FindingQuerySet:
     """Raises Problem when an id is of none."""
     which = asked.findings
     if isinstance(which, FindingFilter):

@@ -29,12 +29,7 @@ ACTION_PERMISSIONS = {
     "dry_run": "dry_run_cleanup",
     "verify": "verify_cleanup",
     "force": "force_cleanup",
-    "decide": "change_finding",
-    "track": "change_r2object",
     "conduct": "change_bucketscan",
-    "remove": "delete_r2object",
-    # And change_r2object, which every group with this permission has.
-    "assign": "delete_r2object",
     "revoke": "change_apitoken",
 }
 

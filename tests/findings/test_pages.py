@@ -16,7 +16,7 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.concurrency import acquire_slot
 from storage_audit.conf import conf
 from storage_audit.findings import action_result
-from storage_audit.findings.admin import action_pages
+from storage_audit.findings.actions import ACTIONS
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from tests.admin_client import (
@@ -116,7 +116,7 @@ def test_the_page_of_a_finding_offers_what_fits(
     monkeypatch.setattr("storage_audit.ui.model_admin.DJANGO_6_1", False)
     [one] = create_unlisted_findings("a", **facts)
     shown = page_text(superuser_client().get(admin_url("finding", "change", one.pk)))
-    offered = {a.name for a in action_pages.ACTIONS if f'name="action" value="{a.name}"' in shown}
+    offered = {a.name for a in ACTIONS if f'name="action" value="{a.name}"' in shown}
     assert offered == fitting
 
 

@@ -1,8 +1,8 @@
-"""What staff can decide about findings, and what the confirmation page shows."""
+"""What the page shows on which staff confirm an action on findings."""
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from django import forms
 from django.template.defaultfilters import filesizeformat
@@ -17,11 +17,11 @@ from storage_audit.display_formats import (
     format_key,
     more_lines,
 )
-from storage_audit.findings import action_result, actions, track_files
+from storage_audit.findings import actions
 from storage_audit.findings.action_result import Decision, Skipped
 from storage_audit.findings.admin.note_form import NoteForm
-from storage_audit.findings.models import Finding, FindingQuerySet, Kind
-from storage_audit.findings.orphans import delete_objects, deletion_preview
+from storage_audit.findings.models import Finding, FindingQuerySet
+from storage_audit.findings.orphans import deletion_preview
 from storage_audit.redaction import printable_text
 
 
@@ -90,165 +90,10 @@ NOTHING_TO_DO: dict[str, Any] = {
     "button": "",
     "sentences": (gettext_lazy("Nothing can be done: each of these stays as it is."),),
 }
-
-
-class FindingAction(NamedTuple):
-    """An action on findings. `done_text` says what was done; `preview` gives what the confirmation
-    page shows. One that `lists_bucket` takes few findings at once; one that does not `asks_store`
-    needs no slot."""
-
-    name: str
-    decide: Callable[..., Decision]
-    title: Any
-    done_text: Any
-    sentences: tuple[Any, ...] = ()
-    button: Any = ""
-    form: type[forms.Form] = forms.Form
-    needs_confirmation: bool = True
-    lists_bucket: bool = False
-    asks_store: bool = True
-    preview: Callable[[FindingQuerySet], dict[str, Any]] = selection_page
-    kinds: Collection[str] = tuple(Kind)
-    state: str = Finding.State.OPEN
-
-    def is_offered(self, finding: Finding) -> bool:
-        """Whether to offer it on the finding's page; it may still skip the finding."""
-        return finding.kind in self.kinds and finding.state == self.state
-
-
-def request_preview(findings: FindingQuerySet) -> Decision:
-    return delete_objects(findings, dry_run=True)
-
-
-IGNORE = FindingAction(
-    "ignore",
-    action_result.ignore_findings,
-    gettext_lazy("Ignore findings"),
-    gettext_lazy("ignored"),
-    (
-        gettext_lazy(
-            "They may stay as they are: they leave the list of what is open, and nothing in the"
-            " bucket changes. “Reopen” takes it back."
-        ),
-    ),
-    gettext_lazy("Ignore"),
-    NoteForm,
-    asks_store=False,
-)
-REOPEN = FindingAction(
-    "reopen",
-    action_result.reopen_findings,
-    gettext_lazy("Reopen findings"),
-    gettext_lazy("open again"),
-    needs_confirmation=False,
-    asks_store=False,
-    state=Finding.State.IGNORED,
-)
-PREVIEW = FindingAction(
-    "preview_deletion",
-    request_preview,
-    gettext_lazy("Plan the deletion of orphans"),
-    gettext_lazy("taken up: a dry run deletes nothing, and shows what would go"),
-    needs_confirmation=False,
-    kinds=[Kind.ORPHANED],
-)
-DELETE_OBJECTS = FindingAction(
-    "delete_objects",
-    delete_objects,
-    gettext_lazy("Delete orphans?"),
-    gettext_lazy(
-        "taken up. A cleanup is deleting the files from R2. Its page shows when they are gone"
-    ),
-    (
-        gettext_lazy(
-            "A cleanup deletes these files from R2. It checks each again first and keeps to the"
-            " limits. Its page shows when they are gone. This cannot be undone."
-        ),
-    ),
-    gettext_lazy("Yes, delete"),
-    preview=deletion_page,
-    kinds=[Kind.ORPHANED],
-)
-ASSIGN = FindingAction(
-    "assign",
-    track_files.assign_objects,
-    gettext_lazy("Assign to a project"),
-    gettext_lazy("assigned: deleting the project now deletes these files too"),
-    (
-        gettext_lazy(
-            "The objects are given to a project that exists. They stay where they are, and are"
-            " deleted with it. Each is checked in the bucket first."
-        ),
-    ),
-    gettext_lazy("Assign"),
-    ProjectIdForm,
-    lists_bucket=True,
-    kinds=track_files.ASSIGNABLE_KINDS,
-)
-TRACK = FindingAction(
-    "track",
-    track_files.track_objects,
-    gettext_lazy("Track objects"),
-    gettext_lazy("tracked: the table says what the bucket shows"),
-    (
-        gettext_lazy(
-            "The table gets what the bucket shows of these objects by now. Nothing in the bucket"
-            " changes."
-        ),
-    ),
-    gettext_lazy("Track"),
-    lists_bucket=True,
-    kinds=track_files.TRACKABLE_KINDS,
-)
-UNTRACK = FindingAction(
-    "untrack",
-    track_files.untrack_rows,
-    gettext_lazy("Remove the rows of missing objects"),
-    gettext_lazy("resolved: no row tells of what is missing any more"),
-    (
-        gettext_lazy(
-            "The rows of objects that are seen to be missing are removed; what the upload recorded"
-            " cannot be brought back. Where the object is there after all, the row stays."
-        ),
-    ),
-    gettext_lazy("Yes, remove the rows"),
-    lists_bucket=True,
-    kinds=[Kind.MISSING],
-)
-RENAME = FindingAction(
-    "rename",
-    actions.rename_objects,
-    gettext_lazy("Rename misnamed objects?"),
-    gettext_lazy("renamed"),
-    (
-        gettext_lazy(
-            "Each object is copied to its new key, and the old one is deleted once the copy is"
-            " seen. Links to the old keys break; an object that a row of another table names stays"
-            " under its old name. It takes some seconds; if it is stopped, ask again, and it goes"
-            " on."
-        ),
-    ),
-    gettext_lazy("Yes, rename"),
-    lists_bucket=True,
-    preview=dry_run_page(actions.rename_objects),
-    kinds=[Kind.MISNAMED],
-)
-ABORT = FindingAction(
-    "abort_uploads",
-    actions.abort_uploads,
-    gettext_lazy("Abort unfinished uploads?"),
-    gettext_lazy("resolved"),
-    (
-        gettext_lazy(
-            "What was uploaded of them so far is discarded, which cannot be undone. Objects that"
-            " are there already stay."
-        ),
-    ),
-    gettext_lazy("Yes, abort"),
-    lists_bucket=True,
-    preview=dry_run_page(actions.abort_uploads),
-    kinds=[Kind.UNFINISHED],
-)
-
-
-ACTIONS = (IGNORE, REOPEN, PREVIEW, DELETE_OBJECTS, ASSIGN, TRACK, UNTRACK, RENAME, ABORT)
+FORMS: dict[str, type[forms.Form]] = {"ignore": NoteForm, "assign": ProjectIdForm}
+# What the page shows of an action beside the findings that are selected.
+PREVIEWS = {
+    "delete_objects": deletion_page,
+    "rename": dry_run_page(actions.rename_objects),
+    "abort_uploads": dry_run_page(actions.abort_uploads),
+}

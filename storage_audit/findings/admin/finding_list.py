@@ -1,6 +1,7 @@
 """The list of findings, and what staff decide about them. It asks first, and says why a finding was
 skipped."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -25,12 +26,14 @@ from storage_audit.display_formats import (
     format_lines,
 )
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many
-from storage_audit.findings.admin import action_pages, leftover_pages
-from storage_audit.findings.admin.action_pages import FindingAction, finding_size
+from storage_audit.findings.actions import ACTIONS, FindingAction
+from storage_audit.findings.admin import leftover_pages
+from storage_audit.findings.admin.action_pages import FORMS, PREVIEWS, finding_size, selection_page
 from storage_audit.findings.finding_text import explain_finding
 from storage_audit.findings.models import Finding, FindingQuerySet
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import printable_text, redact_secrets
+from storage_audit.roles import permission_advice
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.keyset_list import BucketFilter
 from storage_audit.ui.links import why_link
@@ -52,6 +55,15 @@ class DeletableFilter(admin.SimpleListFilter):
         return findings.deletable() if self.value() == "go" else findings
 
 
+def build_admin_action(act: FindingAction) -> Callable[..., Answer]:
+    def run_action(page: Any, request: HttpRequest, findings: FindingQuerySet) -> Answer:
+        answer: Answer = page.run_action(request, findings, act)
+        return answer
+
+    run_action.__name__ = act.name
+    return admin_action(act.name, act.label)(run_action)
+
+
 @admin.register(Finding)
 class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     list_display = ("key_and_evidence", "kind", "state", "owner", "shown_size", "last_seen_at")
@@ -65,7 +77,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     prefix_field = "key"
     ordering = ("key", "pk")
     sortable_by = ("key_and_evidence",)
-    actions = tuple(act.name for act in action_pages.ACTIONS)
+    actions = tuple(map(build_admin_action, ACTIONS))
     fields = (
         "meaning",
         "bucket",
@@ -143,63 +155,21 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         return printable_text(finding.note)
 
     def is_action_offered(self, row: Finding, name: str) -> bool:
-        return any(act.name == name and act.is_offered(row) for act in action_pages.ACTIONS)
+        return any(act.name == name and act.is_offered(row) for act in ACTIONS)
 
-    def has_decide_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("storage_audit.change_finding")
-
-    def has_track_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("storage_audit.change_r2object")
-
-    def has_remove_permission(self, request: HttpRequest) -> bool:
-        return request.user.has_perm("storage_audit.delete_r2object")
-
-    def has_assign_permission(self, request: HttpRequest) -> bool:
-        """Also the permission to delete: an assigned object is deleted with its project."""
-        return self.has_track_permission(request) and self.has_remove_permission(request)
-
-    @admin_action("decide", gettext_lazy("Ignore"))
-    def ignore(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.IGNORE)
-
-    @admin_action("decide", gettext_lazy("Reopen"))
-    def reopen(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.REOPEN)
-
-    @admin_action("dry_run", gettext_lazy("Dry-run deletion of orphans"))
-    def preview_deletion(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.PREVIEW)
-
-    @admin_action("remove", gettext_lazy("Delete orphans"))
-    def delete_objects(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.DELETE_OBJECTS)
-
-    @admin_action("assign", gettext_lazy("Assign to a project"))
-    def assign(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.ASSIGN)
-
-    @admin_action("track", gettext_lazy("Track"))
-    def track(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.TRACK)
-
-    @admin_action("remove", gettext_lazy("Remove the rows of missing objects"))
-    def untrack(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.UNTRACK)
-
-    @admin_action("track", gettext_lazy("Rename misnamed objects"))
-    def rename(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.RENAME)
-
-    @admin_action("remove", gettext_lazy("Abort unfinished uploads"))
-    def abort_uploads(self, request: HttpRequest, queryset: FindingQuerySet) -> Answer:
-        return self.run_action(request, queryset, action_pages.ABORT)
+    def denial_reason(self, request: HttpRequest, needed: str) -> str:
+        """Each group with the last permission of an action has its others too."""
+        last = {act.name: act.permissions[-1] for act in ACTIONS}
+        if needed in last:
+            return permission_advice(last[needed])
+        return super().denial_reason(request, needed)
 
     def run_action(
         self, request: HttpRequest, findings: FindingQuerySet, act: FindingAction
     ) -> Answer:
         # Without a confirmation page nothing was shown either.
         all_now = Selection(findings, "", is_confirmed=True)
-        selection = self.read_selection(request, findings) if act.needs_confirmation else all_now
+        selection = self.read_selection(request, findings) if act.button else all_now
         if not selection:
             return None
         try:
@@ -209,7 +179,9 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
                 if selection.is_confirmed and self.is_preview_outdated(request, act, selection):
                     self.require_new_confirmation(request)
                     selection = selection._replace(is_confirmed=False)
-                form = act.form(request.POST if selection.is_confirmed else None)
+                form = FORMS.get(act.name, forms.Form)(
+                    request.POST if selection.is_confirmed else None
+                )
                 if not form.is_valid():
                     return self.show_confirmation(request, selection, act, form)
                 decision = act.decide(selection.rows, **form.cleaned_data)
@@ -222,9 +194,9 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         self, request: HttpRequest, act: FindingAction, selection: Selection
     ) -> bool:
         """Whether the action would do something else than the page said."""
-        if act.preview is action_pages.selection_page:
+        if act.name not in PREVIEWS:
             return False
-        figures: str = act.preview(selection.rows)["figures"]
+        figures: str = PREVIEWS[act.name](selection.rows)["figures"]
         return request.POST.get("figures") != figures
 
     def show_confirmation(
@@ -232,7 +204,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     ) -> HttpResponse:
         page: dict[str, Any] = {name: getattr(act, name) for name in ("sentences", "button")}
         page |= {"action": act.name, "title": act.title, "form": form}
-        page |= act.preview(selection.rows)
+        page |= PREVIEWS.get(act.name, selection_page)(selection.rows)
         return self.render_confirmation(request, selection, **page)
 
     def report_result(self, request: HttpRequest, act: FindingAction, decision: Decision) -> Answer:
@@ -253,3 +225,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         if decision.done and not cleanups:
             self.message_user(request, format_key_list(text, decision.results), messages.SUCCESS)
         return announce_cleanups(self, request, text, cleanups)
+
+
+for act in ACTIONS:
+    setattr(FindingAdmin, f"has_{act.name}_permission", staticmethod(act.is_allowed))

@@ -1,7 +1,6 @@
 import json
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -14,10 +13,10 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.exports import csv_lines
-from storage_audit.findings import action_result, actions, track_files
+from storage_audit.findings import actions
 from storage_audit.findings.action_result import ActionRefused, Decision
+from storage_audit.findings.actions import FindingAction
 from storage_audit.findings.models import FindingQuerySet
-from storage_audit.findings.orphans import delete_objects
 from storage_audit.management.console import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -45,6 +44,16 @@ from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text
 
 Status = Cleanup.Status
+ACTIONS_BY_OPTION = {
+    "ignore": actions.IGNORE,
+    "reopen": actions.REOPEN,
+    "delete": actions.DELETE_OBJECTS,
+    "assign": actions.ASSIGN,
+    "track": actions.TRACK,
+    "untrack": actions.UNTRACK,
+    "rename": actions.RENAME,
+    "abort_uploads": actions.ABORT,
+}
 
 
 class Command(DocumentedCommand):
@@ -119,14 +128,13 @@ class Command(DocumentedCommand):
         )
 
     def handle(self, *, dry_run: bool, sync: bool, ask: bool, **options: Any) -> None:
-        act, chosen = chosen_action(options, dry_run), select_findings(options)
-        deletes = options["delete"]
-        planned = deletes or options["rename"] or options["abort_uploads"]
+        act, chosen = chosen_action(options), select_findings(options)
         refuse_if(
-            dry_run and not planned,
+            dry_run and not (act and act.has_dry_run),
             "--dry-run goes with --delete, --rename and --abort-uploads.",
         )
-        refuse_if(sync and not (deletes or options["run_plan"]), "--sync goes with a deletion.")
+        deletes = options["delete"] or options["run_plan"]
+        refuse_if(sync and not deletes, "--sync goes with a deletion.")
         if options["run_plan"]:
             refuse_if(
                 options["state"] or has_filter(options),
@@ -141,7 +149,7 @@ class Command(DocumentedCommand):
                 self.show(chosen, options)
         else:
             refuse_if(options["as_csv"], "--csv is for the list; of an act, --json tells all.")
-            decision = self.decide(act, chosen, options, ask=ask and not dry_run)
+            decision = self.decide(act, chosen, options, dry_run=dry_run, ask=ask and not dry_run)
             self.finish(decision, dry_run or sync or conf().sync, options["as_json"])
 
     def show(self, chosen: FindingQuerySet, options: dict[str, Any]) -> None:
@@ -155,10 +163,11 @@ class Command(DocumentedCommand):
 
     def decide(
         self,
-        act: Callable[[FindingQuerySet], Decision],
+        act: FindingAction,
         chosen: FindingQuerySet,
         options: dict[str, Any],
         *,
+        dry_run: bool,
         ask: bool,
     ) -> Decision:
         refuse_if(
@@ -169,9 +178,12 @@ class Command(DocumentedCommand):
             asked = list(chosen.values_list("pk", flat=True))
             confirm_or_exit(f"This is about {len(asked)} findings. Go on?")
             chosen = chosen.filter(pk__any_of=asked)
+        how: dict[str, Any] = {"dry_run": dry_run} if act.has_dry_run else {}
+        if act.argument:
+            how[act.argument] = options[act.name]
         with command_context():
             try:
-                return act(chosen)
+                return act.decide(chosen, **how)
             except ActionRefused as error:
                 raise CommandError(printable_text(str(error)), returncode=EXIT_USAGE) from error
 
@@ -254,23 +266,13 @@ def has_filter(options: dict[str, Any]) -> bool:
     return any(options[name] for name in ("kind", "prefix", "project", "key"))
 
 
-def chosen_action(
-    options: dict[str, Any], dry_run: bool
-) -> Callable[[FindingQuerySet], Decision] | None:
-    acts: dict[str, Callable[[FindingQuerySet], Decision]] = {
-        "ignore": partial(action_result.ignore_findings, note=options["ignore"]),
-        "reopen": action_result.reopen_findings,
-        "delete": partial(delete_objects, dry_run=dry_run),
-        "assign": partial(track_files.assign_objects, project_id=options["assign"]),
-        "track": track_files.track_objects,
-        "untrack": track_files.untrack_rows,
-        "rename": partial(actions.rename_objects, dry_run=dry_run),
-        "abort_uploads": partial(actions.abort_uploads, dry_run=dry_run),
-    }
+def chosen_action(options: dict[str, Any]) -> FindingAction | None:
     # An empty note or id counts as given.
-    asked = [name for name in (*acts, "run_plan") if options[name] not in (None, False)]
+    asked = [
+        name for name in (*ACTIONS_BY_OPTION, "run_plan") if options[name] not in (None, False)
+    ]
     refuse_if(len(asked) > 1, "Ask for one thing at a time.")
-    return acts.get(asked[0]) if asked else None
+    return ACTIONS_BY_OPTION.get(asked[0]) if asked else None
 
 
 def decision_json(decision: Decision) -> dict[str, Any]:

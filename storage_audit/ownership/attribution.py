@@ -63,14 +63,15 @@ def find_owner(
     project_id = min(candidates, default="")
     # What a backfill wrote keeps an object from being deleted, and decides nothing for the living.
     rivals = alive & parsed_keys.owners if project_id in alive else alive
+    if len(candidates) > 1:
+        # The evidence names the others.
+        rivals = alive & parsed_keys.refused_ids
     project = DeletedProject(project_id, None)
     verdict = judge_ownership(project, parsed_keys, rows, None, rivals, stored)
     evidence = verdict.evidence
-    if len(candidates) > 1:
-        return Owner(None, None, OwnerProblem.AMBIGUOUS, evidence)
-    if verdict.ownership is not Ownership.OWNED:
+    if verdict.ownership is not Ownership.OWNED or len(candidates) > 1:
         problem = OwnerProblem.UNRECOGNISED if verdict.is_unrecognised else OwnerProblem.AMBIGUOUS
-        reason = f"; {verdict.reason}" if candidates else ""
+        reason = f"; {verdict.reason}" if candidates and verdict.reason else ""
         return Owner(None, None, problem, f"{evidence}{reason}")
     parsed_key = next((r for r in parsed_keys if r.project == project_id), None)
     # What the key may also name can become a rival.

@@ -67,10 +67,10 @@ def test_postgresql_counts_the_pairs_of_values_that_the_lists_filter_by() -> Non
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_get_statisticsobjdef(oid) FROM pg_statistic_ext ORDER BY stxname")
         assert [definition for (definition,) in cursor.fetchall()] == [
+            "CREATE STATISTICS public.cleanup_filters (mcv) ON status, trigger"
+            " FROM storage_audit_cleanup",
             "CREATE STATISTICS public.finding_filters (mcv) ON kind, state"
             " FROM storage_audit_finding",
-            "CREATE STATISTICS public.operation_filters (mcv) ON status, trigger"
-            " FROM storage_audit_cleanup",
         ]
 
 

@@ -139,4 +139,4 @@ def test_pooler_with_server_side_cursors_is_a_warning(monkeypatch: pytest.Monkey
 def test_all_large_reads_are_made_for_a_transaction_pooler() -> None:
     """Outside of a transaction it loses the cursor of Django's iterator()."""
     found = [path for path in APP.rglob("*.py") if ".iterator(" in path.read_text()]
-    assert found == [APP / "reading.py"]
+    assert found == [APP / "read_in_steps.py"]

@@ -154,8 +154,8 @@ def authoritative_projects(rows: Iterable[TrackingRow]) -> dict[str, str]:
 def deciding_projects(parsed_keys: ParsedKeys, rows: Iterable[TrackingRow]) -> frozenset[str]:
     """The projects that the object seems to belong to: those that its rows decide for, whatever its
     key says, or else those that the key names."""
-    decided = {row.project_id for row in rows if row.source in R2Object.AUTHORITATIVE}
-    return frozenset(filter(None, decided)) or parsed_keys.projects
+    decided = [r.project_id for r in rows if r.project_id and r.source in R2Object.AUTHORITATIVE]
+    return frozenset(decided) if decided else parsed_keys.projects
 
 
 def projects_in_rows(rows: Iterable[TrackingRow]) -> set[str]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from django.db import connection
 
 from storage_audit.ownership.attribution import Owner, find_owner
+from storage_audit.ownership.key_template import ParsedKey
 from storage_audit.ownership.ownership_rule import get_key_formats, living_owners
 from storage_audit.scan.diff_lines import Line, line_key
 from storage_audit.tracking.bulk_insert import format_line
@@ -82,13 +83,21 @@ def folder_values(folders: Iterable[str]) -> dict[str, str]:
     ways = {each: get_key_formats().parse_folder(each) for each in folders if is_harmless(each)}
     plain = {folder: found for folder, found in ways.items() if len(found) == 1}
     alive = living_owners(plain.values())
-    owners = {each: find_owner(found, (), alive, alive, None) for each, found in plain.items()}
-    return {folder: told for folder, owner in owners.items() if (told := values_up_to_type(owner))}
+    owners, values = dict[tuple[str, str, frozenset[str]], Owner](), dict[str, str]()
+    for folder, found in plain.items():
+        [parsed_key] = found
+        # The owner does not depend on the scene, and a project has many of these.
+        same = parsed_key.key_format, parsed_key.project, found.refused_ids
+        if same not in owners:
+            owners[same] = find_owner(found, (), alive, alive, None)
+        if told := values_up_to_type(owners[same], parsed_key):
+            values[folder] = told
+    return values
 
 
-def values_up_to_type(owner: Owner) -> str:
+def values_up_to_type(owner: Owner, parsed_key: ParsedKey) -> str:
     """Nothing if a finding is to be made of it."""
-    project_id, parsed_key, problem, _evidence, version = owner
-    if problem or parsed_key is None or version is None:
+    if owner.problem or owner.unambiguous_under is None:
         return ""
-    return format_line([project_id, parsed_key.scene or "", parsed_key.key_format, version])
+    scene, version = parsed_key.scene or "", owner.unambiguous_under
+    return format_line([owner.project_id, scene, parsed_key.key_format, version])

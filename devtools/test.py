@@ -72,7 +72,7 @@ def require_programs() -> None:
     }
     if missing := [name for name, found in programs.items() if not found]:
         sys.exit(
-            f"missing: {', '.join(missing)}. Install what is missing. On Debian, as root:"
+            f"missing: {', '.join(missing)}. To install on Debian, as root:"
             f" apt-get install --no-install-recommends {' '.join(missing)}"
         )
 

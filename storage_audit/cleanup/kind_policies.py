@@ -1,6 +1,6 @@
 """What differs between the kinds of cleanups: each kind has a policy, which `policy_of` gives."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ Kind = Cleanup.Kind
 
 
 class BatchFacts(NamedTuple):
-    """What was read about a batch just before it is sent."""
+    """The facts of a batch, read again just before it is sent."""
 
     items: Sequence[PlannedItem]
     parsed_keys: Mapping[str, ParsedKeys]
@@ -58,7 +58,7 @@ class Policy:
         return prefixes
 
     def require_project_gone(self, cleanup: Cleanup) -> None:
-        """Make sure that the deletion which it acts for still stands. Raises ProjectRecreated,
+        """Check that the deletion still stands that the cleanup acts for. Raises ProjectRecreated,
         CannotConclude and OwnerChanging."""
 
     def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
@@ -74,11 +74,11 @@ class Policy:
         return ""
 
     def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
-        """By key, why objects that are as planned are kept all the same. Raises OwnerChanging."""
+        """By key, why an unchanged object is kept. Raises OwnerChanging."""
         raise NotImplementedError
 
     def what_happens_next(self, cleanup: Cleanup) -> str:
-        """What becomes of an object that is kept as it changed."""
+        """What becomes of an object that is kept because it changed."""
         return _("Ask for another cleanup to decide on it.")
 
 
@@ -131,7 +131,7 @@ class WholeProject(Policy):
         return rows.filter(mine | Q(source=R2Object.Source.BACKFILL))
 
     def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
-        """A person has to decide on them elsewhere, or they may not be the project's."""
+        """Objects that a person has yet to decide on, or that may not be the project's."""
         parsed_keys, rows = batch.parsed_keys, batch.rows
         alive = living_owners(
             parsed_keys.values(), projects_in_rows(chain.from_iterable(rows.values()))
@@ -151,15 +151,23 @@ class WholeProject(Policy):
         return super().what_happens_next(cleanup)
 
 
-class DeletedRows(Policy):
-    """The objects of tracking rows that were deleted."""
+class GivenObjects(Policy):
+    """Objects that came with the request."""
 
     keeps_items = True
+    # Compares some of them with what the request said.
+    compare: Callable[[Turn, given_objects.FoundItems], None]
 
     def find_objects(self, work: Turn) -> None:
         given_objects.copy_followed_items(work.cleanup)
         given_objects.merge_new_spellings(work)
-        given_objects.compare_given_items(work, given_objects.compare_with_rows)
+        given_objects.compare_given_items(work, self.compare)
+
+
+class DeletedRows(GivenObjects):
+    """The objects of tracking rows that were deleted."""
+
+    compare = staticmethod(given_objects.compare_with_rows)
 
     def tracked_again_reason(self, rows: Sequence[TrackingRow]) -> str:
         if not rows:
@@ -172,17 +180,12 @@ class DeletedRows(Policy):
         return lost | given_objects.recheck_undecided(work.cleanup, items, batch.parsed_keys)
 
 
-class Orphans(Policy):
+class Orphans(GivenObjects):
     """Files that scans found to be nobody's."""
 
-    keeps_items = True
     # What exists again by then is a new object: only a project's follow-up check deletes it.
     follow_up = Kind.VERIFY
-
-    def find_objects(self, work: Turn) -> None:
-        given_objects.copy_followed_items(work.cleanup)
-        given_objects.merge_new_spellings(work)
-        given_objects.compare_given_items(work, given_objects.judge_orphans)
+    compare = staticmethod(given_objects.judge_orphans)
 
     def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
         return self.locked_rows(cleanup).without_confirmed_owner()

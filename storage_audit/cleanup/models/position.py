@@ -13,10 +13,11 @@ BEFORE_ALL_LISTINGS = datetime.min.replace(tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Position:
-    """Up to where a step has come. It is written together with what was seen or done up to it, so
-    that any worker can go on from there; an empty one is the beginning of the step.
+    """Where a step goes on. It is saved together with the results up to it, so any worker can
+    continue. An empty position is the beginning of the step.
 
-    Keys are the last ones that were done. Times are by the database's clock, unless they say so.
+    Each `after` is the last key that was done. Times are by the database's clock, unless a comment
+    says otherwise.
     """
 
     # What the position rests on: the bucket's marker, where it is listed, and when a listing showed

@@ -30,8 +30,8 @@ COMMANDS = {
     # With --fast-list it lists as the others do; without it, folder by folder.
     "rclone size": [program_path("rclone"), "size", "--fast-list", "r2:{bucket}"],
     "aws s3 ls": [program_path("aws"), "s3", "ls", "--recursive", "s3://{bucket}"],
-    "boto3 paginator": [*NAIVE, "paginator"],
-    FLOOR: [*NAIVE, "floor"],
+    "boto3 paginator": [*NAIVE, "list_with_paginator"],
+    FLOOR: [*NAIVE, "fetch_pages"],
     "update_or_create": [*NAIVE, "update_or_create"],
     "bulk_create": [*NAIVE, "bulk_create"],
     "s5cmd rm": [program_path("s5cmd"), "rm", "s3://{bucket}/projects/*"],

@@ -7,6 +7,7 @@ import pytest
 from django.db import connection
 from pytest_django import Settings
 
+from benchmarks import naive, rivals
 from benchmarks.keys import etag_at, key_at, size_at
 from benchmarks.plenty import DELETION_ID, Size, fill_tables
 from benchmarks.stores import BUCKET, CannedStore, run_canned_store
@@ -87,3 +88,8 @@ def test_a_database_full_of_rows_is_one_that_the_application_has(transactional_d
     deletion = Cleanup.objects.get(pk=DELETION_ID)
     assert deletion.found == deletion.items.count() == size.many
     assert deletion.kept == deletion.items.filter(outcome="kept").count()
+
+
+def test_each_simple_solution_that_a_rival_starts_exists() -> None:
+    started = [command[3] for command in rivals.COMMANDS.values() if command[:3] == rivals.NAIVE]
+    assert sorted(started) == sorted(naive.SCRIPTS)

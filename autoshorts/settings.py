@@ -264,6 +264,7 @@ STORAGE_AUDIT = {
     "LIMIT_VANISHED": env.count("CLEANUP_LIMIT_VANISHED", 10),
     "SCAN_CONCURRENCY": env.count("SCAN_CONCURRENCY", 24, 1, 256),
     "SCAN_MAX_REQUESTS": env.count("SCAN_MAX_REQUESTS", 100_000),
+    "GRACE": timedelta(hours=env.count("GRACE_HOURS", 0, 0, 24 * 365)),
     "ORPHAN_GAP": read_hours("ORPHAN_GAP_HOURS", 4),
     "ORPHAN_AGE": read_hours("ORPHAN_AGE_HOURS", 24),
     "RECONCILE_EVERY": timedelta(hours=env.count("RECONCILE_EVERY_HOURS", 24, 0, 500)),

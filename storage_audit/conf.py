@@ -70,6 +70,8 @@ class Conf:
     api_concurrency: int = 4
 
     sync: bool = False
+    # So long after a deletion its files stay, and it can be undone.
+    grace: timedelta = timedelta(0)
     limit_objects: int = 1000
     limit_share: float = 0.05
     limit_multiple: float = 10
@@ -194,6 +196,8 @@ class Conf:
         for name in ("orphan_gap", "orphan_age", "notify_overdue"):
             if getattr(self, name) <= timedelta(0):
                 raise ImproperlyConfigured(f"STORAGE_AUDIT[{name.upper()!r}] must be above 0.")
+        if self.grace < timedelta(0):
+            raise ImproperlyConfigured("STORAGE_AUDIT['GRACE'] must be at least 0.")
         pause = self.reconcile_every
         if not timedelta(0) <= pause <= timedelta(hours=500) or pause % timedelta(hours=1):
             raise ImproperlyConfigured(

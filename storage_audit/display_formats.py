@@ -1,7 +1,7 @@
 """Keys, amounts and ages as people read them."""
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.template.defaultfilters import filesizeformat
@@ -44,6 +44,12 @@ def format_age(moment: datetime) -> str:
     if timezone.now() - moment < timedelta(minutes=1):
         return _("less than a minute")
     return timesince(moment)
+
+
+def format_utc(moment: datetime) -> str:
+    """Such as “3 Dec 2026, 20:49 UTC”."""
+    at = moment.astimezone(UTC)
+    return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
 def deletion_text(bucket: str, count: int, size: int) -> str:

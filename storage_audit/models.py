@@ -74,7 +74,7 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         For a project that was just created the row is written in any case, which locks it until
         the commit: a sweep may be about to call its id gone.
         """
-        alive = {"deleted_at": None, "evidence": evidence}
+        alive = {"deleted_at": None, "evidence": evidence, "kept_for": ""}
         if created or not self.filter(pk=project_id, deleted_at=None).exists():
             again = alive | {"last_created_at": timezone.now()}
             first = again if created else alive
@@ -91,11 +91,17 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
     def clear_deletion(self) -> int:
         """Note that these were deleted and have a row again, though no signal said so."""
         return self.update(
-            deleted_at=None, last_created_at=timezone.now(), evidence=self.model.Evidence.SEEN
+            deleted_at=None,
+            last_created_at=timezone.now(),
+            evidence=self.model.Evidence.SEEN,
+            kept_for="",
         )
 
-    def record_deleted(self, project_id: str, at: datetime, evidence: str) -> None:
-        self.update_or_create(pk=project_id, defaults={"deleted_at": at, "evidence": evidence})
+    def record_deleted(
+        self, project_id: str, at: datetime, evidence: str, kept_for: str = ""
+    ) -> None:
+        deleted = {"deleted_at": at, "evidence": evidence, "kept_for": kept_for}
+        self.update_or_create(pk=project_id, defaults=deleted)
 
     def declare_deleted(self, project_id: str) -> datetime:
         """Note that a person calls the id deleted, and return since when. A deletion on record
@@ -129,10 +135,20 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
 
     def maybe_alive_ids(self, ids: Collection[str]) -> set[str]:
         """Ids that were seen alive and are not reported as deleted, though the row may be gone."""
-        unsaid = self.filter(self.model.DELETION_UNREPORTED)
+        return self.filter(self.model.DELETION_UNREPORTED).find_spelled(ids)
+
+    def find_spelled(self, ids: Collection[str]) -> set[str]:
+        """Which of these ids are here, in any spelling."""
         return find_in_any_spelling(
-            ids, lambda forms: unsaid.filter(pk__in=forms).values_list("pk", flat=True)
+            ids, lambda forms: self.filter(pk__in=forms).values_list("pk", flat=True)
         )
+
+    def keeping_files(self) -> Self:
+        """Deleted ones whose files stay for now. Others take them for living projects."""
+        return self.exclude(kept_for="")
+
+    def of_deletion(self, project_id: str | None, deleted_at: datetime | None) -> Self:
+        return self.filter(pk=project_id, deleted_at=deleted_at)
 
     def is_changing(self, project_id: str) -> bool:
         """Whether a transaction that does not end in five seconds is changing the id's row, such as
@@ -187,6 +203,10 @@ class KnownProject(models.Model):
         VANISHED = "vanished", _("gone without a signal")
         DECLARED = "declared", _("declared deleted by a person")
 
+    class KeptFor(models.TextChoices):
+        HOLD = "hold", _("held: the deletion can be undone")
+        CANCELLED = "cancelled", _("cancelled: a person keeps the files")
+
     # Not reported as deleted, though its row may be gone.
     DELETION_UNREPORTED = Q(deleted_at=None) | Q(evidence=Evidence.VANISHED)
 
@@ -196,6 +216,8 @@ class KnownProject(models.Model):
     # Of a project that was saved, or that came back; empty for those older than this field.
     last_created_at = models.DateTimeField(_("last created"), null=True, editable=False)
     evidence = models.CharField(_("evidence"), max_length=10, choices=Evidence)
+    # Why no other project's cleanup may take its files, though it is deleted.
+    kept_for = models.CharField(_("files kept for"), max_length=10, choices=KeptFor, blank=True)
 
     objects = KnownProjectQuerySet.as_manager()
 

@@ -21,6 +21,8 @@ class Origin:
     user: str = ""
     place: str = "application code"
     forced: bool = False
+    # Why the files of a deletion go at once, without a hold.
+    erase_reason: str = ""
 
 
 _origin: ContextVar[Origin] = ContextVar("storage_audit_origin")

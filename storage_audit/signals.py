@@ -14,12 +14,19 @@ from django.db.models.signals import (
     post_migrate,
     post_save,
     pre_delete,
+    pre_save,
 )
 from django.utils import timezone
 
 from storage_audit import project_model, queue
 from storage_audit.bucket import request_stats
-from storage_audit.cleanup import delete_projects, named_files, requests, supersede_cleanups
+from storage_audit.cleanup import (
+    delete_projects,
+    held_ids,
+    named_files,
+    requests,
+    supersede_cleanups,
+)
 from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.request_origin import current_origin
@@ -54,6 +61,7 @@ def connect_model(sender: type[models.Model]) -> None:
     """
     project = project_model.get_model()._meta.concrete_model or project_model.get_model()
     if issubclass(sender, project):
+        pre_save.connect(refuse_held_id, sender, dispatch_uid="storage_audit.held")
         post_save.connect(record_saved_project, sender, dispatch_uid="storage_audit.saved")
     if sender._meta.concrete_model is project:
         pre_delete.connect(remember_project_id, sender, dispatch_uid="storage_audit.load")
@@ -73,6 +81,13 @@ def default_database_only(receiver: Callable[..., None]) -> Callable[..., None]:
             receiver(instance, **kwargs)
 
     return receive
+
+
+@default_database_only
+def refuse_held_id(instance: models.Model, raw: bool = False, **kwargs: Any) -> None:
+    # Not an update: the row of a held id is gone.
+    if not raw and instance._state.adding:
+        held_ids.refuse_held_id(project_model.id_of(instance))
 
 
 @default_database_only
@@ -103,12 +118,19 @@ def remember_project_id(instance: models.Model, **kwargs: Any) -> None:
 def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
     forced = origin.forced and delete_projects.is_requested_deletion(projects_of_delete_call())
-    KnownProject.objects.record_deleted(project_id, now, KnownProject.Evidence.DELETED)
+    hold = held_ids.hold_values()
+    KnownProject.objects.record_deleted(
+        project_id,
+        now,
+        KnownProject.Evidence.DELETED,
+        kept_for=KnownProject.KeptFor.HOLD if hold else "",
+    )
     cleanups = supersede_cleanups.request_cleanups(
         project_id,
         trigger=Trigger.FORCED if forced else Trigger.DELETED,
         deleted_at=now,
         limits_waived_by=origin.user if forced else "",
+        **hold,
     )
     named_files.add_named_files(
         cleanups, vars(instance)["storage_audit_named"], projects_of_delete_call()

@@ -20,7 +20,7 @@ from storage_audit import logs, queue
 from storage_audit.alerts import alert_rules, deliver
 from storage_audit.alerts.models import Delivery
 from storage_audit.bucket.request_stats import record_requests
-from storage_audit.cleanup import bulk, requests, runner, vanished_projects
+from storage_audit.cleanup import bulk, held_ids, requests, runner, vanished_projects
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.clocks import DatabaseNow
@@ -65,6 +65,7 @@ def sweep() -> dict[str, int]:
     """
     now = timezone.now()
     bring_work_forward(now)
+    held_ids.end_past_holds()
     forgotten = (
         Cleanup.objects.due()
         .not_enqueued_since(now - REQUEUE_AFTER)

@@ -25,8 +25,8 @@ class Bucket:
             self.r2.put(key, body, self.name)
 
     def keys(self) -> set[str]:
-        """All but the application's own marker."""
-        return set(self.r2.keys(self.name)) - {bucket_marker.MARKER_KEY}
+        """All but the application's own."""
+        return set(self.r2.keys(self.name)) - {bucket_marker.MARKER_KEY, bucket_marker.CLOCK_KEY}
 
     def facts(self, start: str = "") -> dict[str, tuple[int, str]]:
         """Size and etag of what starts so."""

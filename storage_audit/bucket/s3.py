@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from functools import cache, lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
@@ -401,6 +402,18 @@ def head_object(bucket: str, key: str) -> ListedObject:
         answer = s3_client().head_object(Bucket=bucket, Key=key)
         size, etag = listing_xml.parse_size_and_etag(answer["ContentLength"], answer["ETag"])
         return ListedObject(key, size, etag, answer["LastModified"])
+
+
+def read_answer_time(bucket: str, key: str) -> datetime | None:
+    """When the store answers that it has this object, by its own clock; None where it dates no
+    answers, as Cloudflare's local R2. Raises StoreError."""
+    with translate_errors():
+        answer = s3_client().head_object(Bucket=bucket, Key=key)
+    headers = answer["ResponseMetadata"].get("HTTPHeaders", {})
+    try:
+        return parsedate_to_datetime(headers["date"]) if "date" in headers else None
+    except ValueError as error:
+        raise InvalidResponse("The store's answer has no valid date.") from error
 
 
 def delete_batch(bucket: str, keys: list[str]) -> dict[str, Answer]:

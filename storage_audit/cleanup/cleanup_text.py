@@ -46,6 +46,12 @@ STATUS_MEANINGS = {
         "Nothing is deleted until a person decides. The message says what stopped it. If its"
         " figures are right, choose Force-delete to approve it."
     ),
+    Status.UNDONE: gettext_lazy(
+        "The deletion was undone: the project is back, and none of its files was deleted."
+    ),
+    Status.CANCELLED: gettext_lazy(
+        "A person cancelled this cleanup. Files that were not deleted by then stay."
+    ),
     Status.SUPERSEDED: gettext_lazy(
         "A new project with this id, or a later deletion of it, decides on the files. Nothing more"
         " is done here."
@@ -154,6 +160,7 @@ TRIGGER_MEANINGS = {
 # What a worker does in a step.
 STEP_ACTIVITIES = {
     Step.PLAN: gettext_lazy("Looking for objects"),
+    Step.HELD: gettext_lazy("Waiting until the hold is over"),
     Step.DELETE: gettext_lazy("Deleting"),
     Step.VERIFY: gettext_lazy("Looking whether they are gone"),
 }

@@ -109,9 +109,9 @@ def delete_batch(work: Turn, batch: list[PlannedItem], pipeline: DeletePipeline)
         check_wrangler_bucket(work, until=until)
     with transaction.atomic():
         stay = [item for item, _reason in proof.kept]
-        cleanup.renew(
-            progress=progress.count_moved(cleanup, deleting=proof.already_gone, kept=stay)
-        )
+        moved = progress.count_moved(cleanup, deleting=proof.already_gone, kept=stay)
+        # Nothing of this batch has left yet.
+        (cleanup.begin_sending if proof.deletable else cleanup.renew)(progress=moved)
         record_recheck(cleanup, proof)
     pipeline.submit(proof, until=until)
 

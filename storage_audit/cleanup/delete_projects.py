@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.requests import ProjectExists
+from storage_audit.conf import conf
 from storage_audit.fields import filter_by_pks
 from storage_audit.redaction import printable_text, redact_secrets
 
@@ -69,7 +70,8 @@ def has_own_delete(owners: Iterable[Model] = ()) -> bool:
 def split_into_batches(owners: Iterable[Model]) -> list[ProjectBatch]:
     """What is deleted in one transaction, by the projects' ids."""
     by_id = {project_model.id_of(owner): owner for owner in owners}
-    if has_own_delete(by_id.values()):
+    # What can be undone is undone one project at a time.
+    if conf().grace or has_own_delete(by_id.values()):
         return [{project_id: owner} for project_id, owner in by_id.items()]
     return [by_id]
 

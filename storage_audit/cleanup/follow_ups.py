@@ -2,6 +2,7 @@
 multipart uploads may still end."""
 
 from datetime import timedelta
+from typing import Any
 
 from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup
@@ -32,5 +33,13 @@ def request_follow_up(cleanup: Cleanup, kind: str, delay: timedelta) -> None:
         discovery=cleanup.discovery,
         strategy=cleanup.strategy,
         trigger=Cleanup.Trigger.FOLLOW_UP,
-        next_attempt_at=DatabaseNow(delay),
+        held_until=cleanup.held_until,
+        next_attempt_at=time_of_follow_up(cleanup, delay),
     )
+
+
+def time_of_follow_up(cleanup: Cleanup, delay: timedelta) -> Any:
+    """So long after the cleanup's end, and after its hold."""
+    if cleanup.held_until and cleanup.is_held():
+        return cleanup.held_until + delay
+    return DatabaseNow(delay)

@@ -122,6 +122,12 @@ class WholeProject(Policy):
             raise ProjectRecreated(text % project_id)
         if deleted_at != cleanup.project_deleted_at:
             raise ProjectRecreated(superseded_text(project_id))
+        if not cleanup.cancelled_at and is_kept_by_person(cleanup):
+            text = _(
+                "A person cancelled the cleanup of project %s, so its files stay. If they are to"
+                " go, choose Clean up again."
+            )
+            raise CannotConclude(text % project_id)
 
     def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
         rows = R2Object.objects.in_bucket(cleanup.bucket)
@@ -243,6 +249,11 @@ def undecided_reasons(
     cleanup, project_id = work.cleanup, work.project.project_id
     facts = parsed_keys, rows, found, work.identity
     return plan.find_keep_reasons(cleanup.bucket, project_id, *facts, asking_filter(cleanup))
+
+
+def is_kept_by_person(cleanup: Cleanup) -> bool:
+    same = KnownProject.objects.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
+    return same.filter(kept_for=KnownProject.KeptFor.CANCELLED).exists()
 
 
 def namesake_text(project_id: str, other: str) -> str:

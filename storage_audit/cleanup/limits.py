@@ -25,11 +25,20 @@ TOLERATED_MISSING_OBJECTS = 20
 
 
 def limit_reasons(cleanup: Cleanup) -> str:
-    """Why the plan must not be run unasked, or nothing."""
-    return " ".join(
-        filter(
-            None, [missing_share_reason(cleanup), size_reason(cleanup), wrangler_reason(cleanup)]
-        )
+    """Why the plan must not be run unasked, or nothing. An approval within the hold was of an
+    earlier plan: it lifts no doubt of this listing, and covers no more than it showed."""
+    if cleanup.limits_waived_by and cleanup.approved_objects is None:
+        return ""
+    reasons = [missing_share_reason(cleanup)]
+    if not (cleanup.limits_waived_by and is_within_approval(cleanup)):
+        reasons += [size_reason(cleanup), wrangler_reason(cleanup)]
+    return " ".join(filter(None, reasons))
+
+
+def is_within_approval(cleanup: Cleanup) -> bool:
+    planned = planned_size(cleanup)
+    return planned["n"] <= (cleanup.approved_objects or 0) and planned["size"] <= (
+        cleanup.approved_bytes or 0
     )
 
 
@@ -51,10 +60,15 @@ def wrangler_duration_text(count: int) -> str:
     return ngettext("%d minute", "%d minutes", minutes) % minutes
 
 
+def planned_size(cleanup: Cleanup) -> dict[str, int]:
+    """How many objects and bytes are to be deleted."""
+    to_go = cleanup.items.planned().exclude(found_in=FoundIn.TRACKED)
+    return to_go.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
+
+
 def size_reason(cleanup: Cleanup) -> str:
     """Why the plan is too large, or nothing."""
-    to_go = cleanup.items.planned().exclude(found_in=FoundIn.TRACKED)
-    wanted = to_go.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
+    wanted = planned_size(cleanup)
     tracked, usual = R2Object.objects.in_bucket(cleanup.bucket).count(), usual_size(cleanup)
     limit = max(
         conf().limit_objects,

@@ -126,6 +126,9 @@ def abort_upload(work: Turn, upload: MultipartUpload) -> bool:
     if upload not in reasons:
         return False
     kept, trouble = reasons[upload], ""
+    if not kept:
+        with transaction.atomic():
+            cleanup.begin_sending()
     try:
         if not kept:
             with s3.send_deadline(until):

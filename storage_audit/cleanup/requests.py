@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import logs, project_model, queue
 from storage_audit.bucket.listing import is_storable
-from storage_audit.cleanup import named_files, runner, supersede_cleanups, vanished_projects
+from storage_audit.cleanup import limits, named_files, runner, supersede_cleanups, vanished_projects
 from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
 from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -33,7 +33,7 @@ Kind, Status, Trigger = (
     Cleanup.Trigger,
 )
 
-Evidence = KnownProject.Evidence
+Evidence, KeptFor = KnownProject.Evidence, KnownProject.KeptFor
 
 
 class ProjectExists(Exception):
@@ -136,7 +136,8 @@ def approve_or_retry(cleanup: Cleanup) -> list[Cleanup]:
     KnownProject.objects.lock_id(cleanup.project_id)
     step = "run" if cleanup.status == Status.PLANNED else "approved"
     if cleanup.status == Status.BLOCKED:
-        cleanup.approve(user)
+        planned = limits.planned_size(cleanup)
+        cleanup.approve(user, planned["n"], planned["size"])
         if cleanup.trigger == Trigger.VANISHED:
             # With the approval the person confirms that the project was deleted.
             confirm_deletion(cleanup)
@@ -226,9 +227,16 @@ def is_undecided(cleanup: Cleanup) -> bool:
 
 
 def record_deletion(project_id: str) -> datetime:
-    """Record that the id is deleted; since when. Raises ValidationError and ProjectExists."""
+    """Record that the id is deleted; since when. Raises ValidationError, ProjectExists, and
+    IllegalTransition where a person cancelled its cleanup."""
     validate_project_id(project_id)
     require_deleted(project_id)
+    if KnownProject.objects.filter(pk=project_id, kept_for=KeptFor.CANCELLED).exists():
+        text = _(
+            "A person cancelled the cleanup of project %s, so its files stay. If they are to go,"
+            " choose Clean up again."
+        )
+        raise IllegalTransition(text % printable_text(project_id))
     return KnownProject.objects.declare_deleted(project_id)
 
 

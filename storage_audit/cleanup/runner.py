@@ -20,6 +20,7 @@ from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.cleanup import (
     delete_batches,
     follow_ups,
+    hold_cleanup,
     limits,
     named_files,
     plan_summary,
@@ -32,7 +33,7 @@ from storage_audit.cleanup import (
 from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.position import Position
-from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.cleanup.models.states import LeaseLost, MayNotSend
 from storage_audit.cleanup.position_basis import PositionBasis
 from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.conf import conf
@@ -112,7 +113,7 @@ def handle_turn(cleanup: Cleanup) -> None:
             block_cleanup(cleanup, str(mismatch))
     except StoreError as error:
         retry_after_error(cleanup, error)
-    except OwnerChanging as error:
+    except (OwnerChanging, MayNotSend) as error:
         postpone_cleanup(cleanup, str(error))
     except LeaseLost:
         raise
@@ -125,6 +126,7 @@ def handle_turn(cleanup: Cleanup) -> None:
 def run_steps(work: Turn) -> None:
     steps: dict[str, Callable[[Turn], None]] = {
         Step.PLAN: make_plan,
+        Step.HELD: plan_after_hold,
         Step.DELETE: delete_batches.delete_planned,
         Step.VERIFY: verify.verify_items,
     }
@@ -152,9 +154,11 @@ def check_deletion_is_current(work: Turn) -> None:
 
 def begin_again(cleanup: Cleanup) -> None:
     """Put failed items back into the plan. Those that nobody can delete fail again at no cost. A
-    verification lists anew."""
+    verification, and a cancelled cleanup, lists again."""
     if not policy_of(cleanup).deletes:
         discard_listing(cleanup)
+    elif cleanup.cancelled_at:
+        cleanup.renew(step=Step.VERIFY, position=Position())
     elif may_delete_files(cleanup):
         cleanup.renew(step=Step.DELETE, position=Position())
         failed = cleanup.items.filter(outcome=Outcome.FAILED, escaped=False)
@@ -165,7 +169,7 @@ def begin_again(cleanup: Cleanup) -> None:
 def may_delete_files(cleanup: Cleanup) -> bool:
     """Whether its plan was checked: only `start_deleting` leaves the step PLAN, after the checks of
     the limits and of rows that use its files."""
-    return cleanup.is_deletion and cleanup.step != Step.PLAN
+    return cleanup.is_deletion and cleanup.step not in (Step.PLAN, Step.HELD)
 
 
 def resume_pass(work: Turn) -> None:
@@ -233,6 +237,9 @@ def make_plan(work: Turn) -> None:
             plan_summary.record_plan(cleanup)
     if not policy.deletes:
         finish_verification(work)
+    elif hold_cleanup.is_empty_and_held(cleanup):
+        # There is nothing to wait for. The deletion can be undone all the same.
+        cleanup.renew(step=Step.VERIFY, position=Position())
     elif cleanup.dry_run:
         summary = plan_summary.summarise_plan(cleanup, cleanup.renew)
         outcomes = cleanup.items.by_outcome()
@@ -242,15 +249,29 @@ def make_plan(work: Turn) -> None:
         )
     elif reason := blocking_reasons(cleanup, unread):
         block_cleanup(cleanup, reason, **({"unread": unread} if unread else {}))
+    elif cleanup.is_held():
+        hold_cleanup.rest_until_hold_ends(cleanup)
     else:
+        hold_cleanup.require_hold_over(work)
         start_deleting(cleanup)
+
+
+def plan_after_hold(work: Turn) -> None:
+    """Plan from the beginning: the plan from within the hold was for figures and limits."""
+    cleanup = work.cleanup
+    if cleanup.is_held():
+        return hold_cleanup.rest_until_hold_ends(cleanup)
+    hold_cleanup.require_hold_over(work)
+    with transaction.atomic():
+        cleanup.renew(step=Step.PLAN, planned_at=None, plan_digest="")
+        discard_listing(cleanup)
+    return None
 
 
 def blocking_reasons(cleanup: Cleanup, unread: list[str]) -> str:
     """Why the plan needs approval, or nothing. An approval lifts limits, but not doubts that the
     person was not shown."""
-    excess = "" if cleanup.limits_waived_by else limits.limit_reasons(cleanup)
-    return " ".join(filter(None, [excess, used_files.unread_text(unread)]))
+    return " ".join(filter(None, [limits.limit_reasons(cleanup), used_files.unread_text(unread)]))
 
 
 def start_deleting(cleanup: Cleanup) -> None:
@@ -275,6 +296,8 @@ def finish_verification(work: Turn) -> None:
 def close_cleanup(work: Turn) -> None:
     """Close the totals. If objects failed, try again later or call for a person."""
     cleanup = work.cleanup
+    if cleanup.cancelled_at:
+        return close_cancelled(cleanup)
     plan_summary.add_dropped_items(cleanup)
     totals = cleanup.items.totals()
     if failed := totals["failed"]:
@@ -287,13 +310,26 @@ def close_cleanup(work: Turn) -> None:
         with transaction.atomic():
             postpone_cleanup(cleanup, text % failed, refused=refused)
             follow_ups.schedule_follow_ups(cleanup)
-        return
+        return None
     status = Status.CLEAN_WITH_KEPT if totals["kept"] else Status.CLEAN
     with transaction.atomic():
         cleanup.finish(status, totals, message="")
+        if not cleanup.is_held():
+            cleanup.end_hold()
         follow_ups.schedule_follow_ups(cleanup)
         text = f"{cleanup.get_status_display()} {named_files.kept_files_text(cleanup)}".rstrip()
         cleanup.record("closed", text, **totals)
+    return None
+
+
+def close_cancelled(cleanup: Cleanup) -> None:
+    """Close one that was cancelled after its first request: what is still there stays."""
+    left = cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED])
+    with transaction.atomic():
+        delete_batches.keep_items(cleanup, left, _("Its cleanup was cancelled."))
+        totals = cleanup.items.totals()
+        cleanup.finish(Status.CANCELLED, totals)
+        cleanup.record("cancelled", cleanup.get_status_display(), **totals)
 
 
 def block_cleanup(cleanup: Cleanup, reason: str, **facts: list[str]) -> None:

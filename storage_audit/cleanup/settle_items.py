@@ -51,7 +51,7 @@ def settle_items(work: Turn, lost: dict[int, str]) -> None:
     assert position.began_at and position.ended_at
     times = {"began": position.began_at.isoformat(), "ended": position.ended_at.isoformat()}
     with transaction.atomic():
-        if again:
+        if again and not cleanup.cancelled_at:
             cleanup.renew(step=Cleanup.Step.DELETE, position=Position())
         else:
             cleanup.renew(position=Position(is_settled=True))

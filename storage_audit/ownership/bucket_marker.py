@@ -8,7 +8,7 @@ import hashlib
 import json
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -36,6 +36,8 @@ from storage_audit.ownership.key_formats import OWN_PREFIX
 from storage_audit.redaction import printable_text, redact_secrets
 
 MARKER_KEY = f"{OWN_PREFIX}installation.json"
+# Written where the store dates no answers, to learn its time.
+CLOCK_KEY = f"{OWN_PREFIX}clock"
 # In place of a marker's name while a new one is written.
 BEING_CONNECTED = "being connected"
 MACHINE_ID_PATH = Path("/etc/machine-id")
@@ -153,6 +155,15 @@ def find_marker(bucket: str) -> ListedObject | None:
     """The marker as a listing shows it. A store whose listings are empty does not show it."""
     found = (listed for page in object_pages(bucket, MARKER_KEY) for listed in page)
     return next((listed for listed in found if listed.key == MARKER_KEY), None)
+
+
+def read_store_time(bucket: str) -> datetime:
+    """The store's clock: as it dates its answer about the marker, or else an object that we write
+    now. Raises StoreError."""
+    if dated := s3.read_answer_time(bucket, MARKER_KEY):
+        return dated
+    s3.write_object(bucket, CLOCK_KEY, b"")
+    return s3.head_object(bucket, CLOCK_KEY).last_modified
 
 
 def name_marker(listed: ListedObject) -> str:

@@ -170,11 +170,15 @@ def living_owners(parsed_keys: Iterable[ParsedKeys], ids: Iterable[str] = ()) ->
 
 
 def living_projects(ids: Iterable[str]) -> set[str]:
-    """Which of these are alive, or vanished and are not reported as deleted."""
+    """Which of these are alive, or vanished and are not reported as deleted, or deleted with files
+    that stay for now: the deletion may be undone, or a person keeps them."""
     asked = set(filter(is_storable, ids))
     alive = project_model.living_ids(asked)
     left = asked - alive
-    return alive | KnownProject.objects.maybe_alive_ids(left) if left else alive
+    if not left:
+        return alive
+    known = KnownProject.objects
+    return alive | known.maybe_alive_ids(left) | known.keeping_files().find_spelled(left)
 
 
 def known_ids(ids: Iterable[str]) -> set[str]:

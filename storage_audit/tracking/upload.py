@@ -13,6 +13,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket import s3
+from storage_audit.cleanup.held_ids import find_held_owner
 from storage_audit.cleanup.models import CleanupItem
 from storage_audit.models import (
     STABLE_STATES,
@@ -64,6 +65,9 @@ class Upload:
         """Raises KeyBeingDeleted, and with `exclusive` NameTaken when another upload is under
         way."""
         check_key(self.key)
+        if owner := find_held_owner(self.key):
+            text = _("Project %s was deleted, and its files can't change until it is restored.")
+            raise KeyBeingDeleted(text % printable_text(owner))
         if not get_key_formats().parse_key(self.key):
             text = "No key format reads %s, so no cleanup deletes it with its project."
             logger.warning(text, printable_text(self.key))

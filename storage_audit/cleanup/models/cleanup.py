@@ -26,7 +26,7 @@ from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.models import R2Object
+from storage_audit.models import KnownProject, R2Object
 from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import redact_secrets
 from storage_audit.request_origin import current_origin
@@ -159,6 +159,8 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         have: the clock that set it was ahead."""
         status = self.model.Status
         waits = Q(status=status.PENDING, trigger=self.model.Trigger.FOLLOW_UP)
+        # What is held waits until its hold is over.
+        over = Q(held_until=None) | Q(held_until__lt=DatabaseNow())
         longest = (
             (
                 Q(status__in=[status.PENDING, status.RUNNING, status.RETRYING]) & ~waits,
@@ -170,7 +172,22 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         too_far = (
             which & Q(next_attempt_at__gt=DatabaseNow(2 * pause)) for which, pause in longest
         )
-        return self.filter(reduce(or_, too_far))
+        return self.filter(over, reduce(or_, too_far))
+
+    def held(self) -> Self:
+        """Open ones whose deletion can still be undone."""
+        return self.open().filter(held_until__gt=DatabaseNow())
+
+    def of_deletion(self, project_id: str | None, deleted_at: datetime | None) -> Self:
+        """The cleanups of one deletion of a project in all buckets, with their follow-up checks."""
+        same = {"project_id": project_id, "project_deleted_at": deleted_at}
+        return self.deleting().of_projects().filter(**same)
+
+    def with_deletion(self, cleanup: Cleanup) -> Self:
+        """This cleanup and all others of its deletion."""
+        if cleanup.kind != self.model.Kind.PROJECT:
+            return self.filter(Q(pk=cleanup.pk) | Q(parent=cleanup.pk)).deleting()
+        return self.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
 
     def not_enqueued_since(self, moment: datetime) -> Self:
         return self.filter(Q(enqueued_at=None) | time_before("enqueued_at", moment))
@@ -502,6 +519,22 @@ class Cleanup(CleanupStates):
             cleanup=self, step=step, message=redact_secrets(str(message)), data=redact_secrets(data)
         )
         event.log_on_commit()
+
+    def begin_sending(self, **values: Any) -> None:
+        """With the first request the deletion cannot be undone any more. Call it in a
+        transaction."""
+        if self.held_until and self.first_request_at is None:
+            # Before the cleanup's own row, as in a deletion of the project.
+            KnownProject.objects.lock_id(self.project_id)
+            super().begin_sending(**values)
+            self.end_hold()
+        else:
+            super().begin_sending(**values)
+
+    def end_hold(self) -> None:
+        """Let other projects' cleanups decide on its files, too."""
+        held = KnownProject.objects.of_deletion(self.project_id, self.project_deleted_at)
+        held.filter(kept_for=KnownProject.KeptFor.HOLD).update(kept_for="")
 
     def renew_after_progress(self, **values: Any) -> None:
         """A verification gets nothing done for good before its end, and a pass that had to start

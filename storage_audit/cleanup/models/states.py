@@ -20,6 +20,10 @@ class IllegalTransition(Exception):
     """The cleanup is not in a state that allows this; the message says which it is in."""
 
 
+class MayNotSend(Exception):
+    """The hold is not over, or a person has ended the cleanup: nothing may be sent."""
+
+
 class LeaseLost(Exception):
     """Another worker may have the cleanup now: the caller must stop and write nothing."""
 
@@ -30,6 +34,8 @@ class CleanupStates(models.Model):
     pending -> running -> planned | clean | clean_with_kept | differs | retrying | failed | blocked
     | superseded;  planned, blocked -> pending (by a person);  retrying, failed -> running;
     any open one -> superseded, or pending to be superseded, when no worker has it;
+    any open one -> undone, as long as nothing was sent; blocked, pending, retrying, failed ->
+    cancelled, or pending to verify what was sent and then be cancelled (by a person);
     pending -> clean, when `storage.delete` has deleted the file.
 
     Each transition is one compare-and-set in the database, so that of two who try, one succeeds;
@@ -47,6 +53,8 @@ class CleanupStates(models.Model):
         FAILED = "failed", _("failed")
         BLOCKED = "blocked", _("blocked")
         SUPERSEDED = "superseded", _("superseded")
+        UNDONE = "undone", _("undone")
+        CANCELLED = "cancelled", _("cancelled")
 
     class Kind(models.TextChoices):
         PROJECT = "project", _("project cleanup")
@@ -57,19 +65,42 @@ class CleanupStates(models.Model):
 
     class Step(models.TextChoices):
         PLAN = "plan", _("looking for objects")
+        # Planned for its figures and limits. When the hold is over, it is planned again.
+        HELD = "held", _("held")
         DELETE = "delete", _("deleting")
         VERIFY = "verify", _("verifying")
 
-    ENDED = (Status.CLEAN, Status.CLEAN_WITH_KEPT, Status.SUPERSEDED)
+    ENDED = (
+        Status.CLEAN,
+        Status.CLEAN_WITH_KEPT,
+        Status.SUPERSEDED,
+        Status.UNDONE,
+        Status.CANCELLED,
+    )
     FINISHED = (*ENDED, Status.DIFFERS, Status.RETRYING, Status.FAILED)
     # Nothing more is done, by itself or for a person: a verification is not tried again.
     OVER = Q(status__in=ENDED) | Q(kind=Kind.VERIFY, status=Status.DIFFERS)
     WORKABLE = (Status.PENDING, Status.RUNNING, Status.RETRYING, Status.FAILED)
+    HOLD_OVER = Q(held_until=None) | Q(held_until__lte=DatabaseNow())
     # `storage.delete` did it in one call, without a worker.
     DONE_AT_ONCE = Q(status=Status.CLEAN, step=Step.VERIFY, started_at=None)
 
     status = models.CharField(_("status"), max_length=20, choices=Status, default=Status.PENDING)
+    # Until then nothing is sent, and a person can undo the deletion. Only Undo, Cancel and Erase
+    # now change it.
+    held_until = models.DateTimeField(_("held until"), null=True, blank=True)
+    # Set before the first request that deletes leaves. From then on nothing can be undone.
+    first_request_at = models.DateTimeField(_("first request"), null=True, blank=True)
+    # Who undid or cancelled the deletion, or erased its files at once, and why.
+    decided_by = models.TextField(_("decided by"), blank=True)
+    decision_reason = models.TextField(_("reason given"), blank=True)
+    # From then on nothing is sent. What was sent before is verified.
+    cancelled_at = models.DateTimeField(_("cancelled"), null=True, blank=True)
     limits_waived_by = models.TextField(_("limits lifted by"), blank=True)
+    # An approval within the hold covers a later plan up to these figures. Without them it covers
+    # the plan that the person was shown.
+    approved_objects = models.PositiveBigIntegerField(_("approved objects"), null=True, blank=True)
+    approved_bytes = models.PositiveBigIntegerField(_("approved bytes"), null=True, blank=True)
     dry_run = models.BooleanField(_("dry run"), default=False)
     message = models.TextField(_("message"), blank=True)
     attempts = models.PositiveIntegerField(_("attempts"), default=0)
@@ -90,6 +121,7 @@ class CleanupStates(models.Model):
     bucket: str
     project_id: str | None
     plan_digest: str
+    step: str
 
     def change_if(self, allowed: Q, **values: Any) -> bool:
         changed: bool = type(self).objects.filter(allowed, pk=self.pk).update(**values) == 1
@@ -101,16 +133,32 @@ class CleanupStates(models.Model):
 
     def defer_times(self) -> None:
         """Reload times that the database's clock has set only when they are read, which is rare."""
-        for name in ("lease_until", "next_attempt_at"):
+        for name in ("lease_until", "next_attempt_at", "held_until", "first_request_at"):
             if isinstance(vars(self).get(name), DatabaseNow):
                 delattr(self, name)
 
     def change_with_lease(self, **values: Any) -> None:
         """Write as the worker that holds the lease, or raise LeaseLost and write nothing."""
-        mine = Q(status=self.Status.RUNNING, lease_token=self.lease_token)
-        held = mine & has_lease()
-        if self.lease_token is None or not self.change_if(held, **values):
-            raise LeaseLost(f"Cleanup {self.pk} is no longer held by this worker.")
+        if self.lease_token is None or not self.change_if(self._is_leased_to_me(), **values):
+            raise LeaseLost(f"Cleanup {self.pk} is no longer leased to this worker.")
+
+    def _is_leased_to_me(self) -> Q:
+        return Q(status=self.Status.RUNNING, lease_token=self.lease_token) & has_lease()
+
+    def begin_sending(self, **values: Any) -> None:
+        """Renew the lease, and note that requests that delete are about to leave: commit this
+        before the first one does. Raises LeaseLost and MayNotSend.
+
+        Undo reads the same column of the same row, so of the two one sees the other.
+        """
+        values |= {"lease_until": DatabaseNow(conf().lease_time)}
+        if self.first_request_at is None:
+            values["first_request_at"] = DatabaseNow()
+        allowed = self._is_leased_to_me() & self.HOLD_OVER & Q(cancelled_at=None)
+        if self.lease_token is None or not self.change_if(allowed, **values):
+            self.renew()
+            text = _("Cleanup %s may not delete now: it is held or cancelled.")
+            raise MayNotSend(text % self.pk)
 
     def acquire_lease(self) -> bool:
         """Take the cleanup for this worker, or return False: not due, somebody has it, or another
@@ -178,6 +226,18 @@ class CleanupStates(models.Model):
             attempts=max(0, self.attempts - 1),
         )
 
+    def is_held(self) -> bool:
+        """Whether its hold is not over, by the database's clock."""
+        if self.held_until is None:
+            return False
+        return not type(self).objects.filter(self.HOLD_OVER, pk=self.pk).exists()
+
+    def rest_until_hold_ends(self) -> None:
+        """End a turn within the hold. A plan from now is only for figures and limits."""
+        held = {"step": self.Step.HELD, "next_attempt_at": self.held_until}
+        fresh = {"attempts": 0, "takeovers": 0, "failing_since": None, "message": ""}
+        self._finish_turn(self.Status.PENDING, **held, **fresh)
+
     def make_due(self) -> None:
         """Let a worker take it from now on, if it waits for a later time and none has it."""
         self.change_if(Q(status=self.Status.PENDING), next_attempt_at=DatabaseNow())
@@ -223,13 +283,21 @@ class CleanupStates(models.Model):
         release["next_attempt_at"] = None
         self.change_with_lease(status=status, **{**release, **values})
 
-    def approve(self, user: str) -> None:
-        """Let a blocked cleanup run; the limits are lifted for its plan, if it has one yet.
+    def approve(self, user: str, objects: int | None = None, size: int | None = None) -> None:
+        """Let a blocked cleanup run; the limits are lifted for its plan, if it has one yet. Within
+        the hold, they are lifted for a later plan of up to so many objects and bytes.
 
         Raises IllegalTransition, also when its figures have changed.
         """
-        lifted = {"limits_waived_by": user} if self.plan_digest else {}
-        self._restart(self._blocked_as_shown(), _("approve"), **lifted)
+        lifted: dict[str, Any] = {}
+        if self.plan_digest:
+            lifted = {"limits_waived_by": user, "approved_objects": None, "approved_bytes": None}
+        shown = self._blocked_as_shown()
+        if self.plan_digest and self.is_held():
+            # What is planned once the hold is over was shown to nobody.
+            lifted |= {"approved_objects": objects, "approved_bytes": size}
+            lifted |= {"step": self.Step.HELD, "next_attempt_at": self.held_until}
+        self._restart(shown, _("approve"), **lifted)
 
     def supersede(self, reason: str) -> None:
         """End a blocked cleanup that other events made pointless. Raises IllegalTransition, also
@@ -237,6 +305,33 @@ class CleanupStates(models.Model):
         values = {"message": reason, "finished_at": timezone.now()}
         shown = self._blocked_as_shown()
         self._decide(shown, _("end"), status=self.Status.SUPERSEDED, **values)
+
+    def undo(self, **values: Any) -> None:
+        """End it, as its deletion was undone, open or empty and over. Raises IllegalTransition once
+        a request was sent. Call it with the row locked."""
+        undone = {"status": self.Status.UNDONE, "finished_at": timezone.now(), "progress": {}}
+        release = {"lease_token": None, "lease_until": None, "next_attempt_at": None}
+        self._decide(Q(first_request_at=None), _("undo"), **{**undone, **release, **values})
+
+    def cancel(self, **values: Any) -> None:
+        """Give it up: its files stay. If anything was sent, the next worker verifies that first.
+        Raises IllegalTransition where a worker has it, or it is over."""
+        stopped: dict[str, Any] = {"cancelled_at": timezone.now()}
+        stopped |= {"lease_token": None, "lease_until": None}
+        if self.first_request_at is None:
+            ended = {"status": self.Status.CANCELLED, "finished_at": timezone.now()}
+            stopped |= {**ended, "next_attempt_at": None, "progress": {}}
+        else:
+            again = {"status": self.Status.PENDING, "step": self.Step.VERIFY, "attempts": 0}
+            stopped |= {**again, "next_attempt_at": DatabaseNow(), "enqueued_at": None}
+        sent = Q(first_request_at=self.first_request_at, cancelled_at=None)
+        self._decide(self._is_free() & sent, _("cancel"), **{**stopped, **values})
+
+    def erase(self, **values: Any) -> None:
+        """End its hold, and have it run now by a new plan, if it is open."""
+        self.change_if(Q(cancelled_at=None), held_until=None, **values)
+        due = Q(status__in=[self.Status.PENDING, self.Status.RETRYING, self.Status.FAILED])
+        self.change_if(due, next_attempt_at=DatabaseNow(), enqueued_at=None)
 
     def requeue_to_end(self, reason: str) -> None:
         """Have the next worker check the project again and end the cleanup; `reason` says why. A
@@ -287,8 +382,9 @@ class CleanupStates(models.Model):
         self._restart(Q(status=self.Status.PLANNED), _("run"), **values)
 
     def _restart(self, allowed: Q, verb: Any, **values: Any) -> None:
-        values |= {"next_attempt_at": DatabaseNow(), "attempts": 0, "failing_since": None}
-        self._decide(allowed, verb, status=self.Status.PENDING, enqueued_at=None, **values)
+        fresh = {"next_attempt_at": DatabaseNow(), "attempts": 0, "failing_since": None}
+        values = {**fresh, "status": self.Status.PENDING, "enqueued_at": None, **values}
+        self._decide(allowed, verb, **values)
 
     def _decide(self, allowed: Q, verb: Any, **values: Any) -> None:
         if not self.change_if(allowed, **values):

@@ -1,0 +1,80 @@
+"""Ids of projects whose deletion is held: nothing else may use them until then."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from django.db.models import Exists, OuterRef
+from django.utils.translation import gettext as _
+
+from storage_audit import project_model
+from storage_audit.bucket.listing import is_storable
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.clocks import DatabaseNow
+from storage_audit.conf import conf
+from storage_audit.models import KnownProject
+from storage_audit.ownership.ownership_rule import get_key_formats
+from storage_audit.redaction import printable_text
+from storage_audit.request_origin import current_origin
+
+_recreation_allowed: ContextVar[bool] = ContextVar("storage_audit_recreation", default=False)
+
+
+class ProjectHeld(Exception):
+    """The id is that of a deleted project that can be restored; the message says how."""
+
+
+def hold_values() -> dict[str, Any]:
+    """The values of a cleanup whose deletion can be undone for a while; none without a grace
+    period, or when the person who deletes erases at once."""
+    origin = current_origin()
+    if not conf().grace:
+        return {}
+    if origin.erase_reason:
+        return {"decided_by": origin.user, "decision_reason": origin.erase_reason}
+    until = DatabaseNow(conf().grace)
+    return {"held_until": until}
+
+
+@contextmanager
+def allow_recreation() -> Iterator[None]:
+    """Let the code in this block create projects with held ids. That supersedes their deletions,
+    which can no longer be undone."""
+    token = _recreation_allowed.set(True)
+    try:
+        yield
+    finally:
+        _recreation_allowed.reset(token)
+
+
+def refuse_held_id(project_id: str) -> None:
+    """Raises ProjectHeld for an id whose deletion can be undone."""
+    if _recreation_allowed.get() or not is_storable(project_id):
+        return
+    held = KnownProject.objects.filter(pk=project_id, kept_for=KnownProject.KeptFor.HOLD)
+    if held.exists():
+        text = _(
+            "Project %s was deleted and can still be restored, so its id can't be used for a new"
+            " project. Undo the deletion, or erase it now."
+        )
+        raise ProjectHeld(text % printable_text(project_id))
+
+
+def end_past_holds() -> None:
+    """Let go of held ids whose time is over, such as those of projects without files. An open
+    cleanup does so itself with its first request."""
+    same = {"project_id": OuterRef("pk"), "project_deleted_at": OuterRef("deleted_at")}
+    cleanups = Cleanup.objects.filter(**same, parent=None).deleting().of_projects()
+    waiting = Exists(cleanups.open()) | Exists(cleanups.filter(held_until__gt=DatabaseNow()))
+    held = KnownProject.objects.filter(kept_for=KnownProject.KeptFor.HOLD)
+    held.filter(~waiting).update(kept_for="")
+
+
+def find_held_owner(key: str) -> str | None:
+    """The held project that alone can own this key; None where a live one can, too."""
+    owners = get_key_formats().parse_key(key).owners
+    held = KnownProject.objects.filter(kept_for=KnownProject.KeptFor.HOLD)
+    if not owners or not (found := held.find_spelled(owners)):
+        return None
+    return None if project_model.living_ids(owners) else min(found)

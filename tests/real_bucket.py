@@ -26,7 +26,8 @@ class Bucket:
 
     def keys(self) -> set[str]:
         """All but the application's own."""
-        return set(self.r2.keys(self.name)) - {bucket_marker.MARKER_KEY, bucket_marker.CLOCK_KEY}
+        mine = (bucket_marker.MARKER_PREFIX, bucket_marker.CLOCK_KEY)
+        return {key for key in self.r2.keys(self.name) if not key.startswith(mine)}
 
     def facts(self, start: str = "") -> dict[str, tuple[int, str]]:
         """Size and etag of what starts so."""

@@ -91,13 +91,15 @@ def exclude_alerted(cleanups: CleanupQuerySet, *kinds: str) -> CleanupQuerySet:
 def find_overdue(moment: datetime) -> CleanupQuerySet:
     """Deletions that wait for nobody, and are not over though they were requested, or decided on,
     before `moment`."""
-    decided = CleanupEvent.objects.filter(cleanup=OuterRef("pk"), step__in=["run", "approved"])
+    decided = CleanupEvent.objects.filter(
+        cleanup=OuterRef("pk"), step__in=["run", "approved", "resumed"]
+    )
     decided_at = Subquery(decided.order_by("-at").values("at")[:1])
     under_way = [Status.PENDING, Status.RUNNING, Status.RETRYING]
     waiting = Cleanup.objects.requested_deletions().filter(
         time_before("created_at", moment), status__in=under_way
     )
-    waiting = waiting.not_behind_blocked()
+    waiting = waiting.not_behind_blocked().not_paused()
     return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
         time_before("asked_at", moment)
     )

@@ -49,7 +49,8 @@ NOT_LISTED = "not in the listing before the deletion"
 
 
 def delete_planned(work: Turn) -> None:
-    """Send every planned item once. Raises TurnOver, StoreError, CannotConclude and LeaseLost."""
+    """Send every planned item once. Raises TurnOver, StoreError, CannotConclude, LeaseLost,
+    DeletionsPaused and PausedInBucket."""
     cleanup = work.cleanup
     uploads_left = abort_uploads(work)
     with DeletePipeline(work) as flight:
@@ -93,7 +94,7 @@ def delete_batch(work: Turn, batch: list[PlannedItem], pipeline: DeletePipeline)
     cleanup = work.cleanup
     with transaction.atomic():
         # The rest of the position is of a pass that listed before this.
-        cleanup.renew(position=Position(aborted_up_to=cleanup.position.aborted_up_to))
+        cleanup.begin_batch(position=Position(aborted_up_to=cleanup.position.aborted_up_to))
         lock_uploads(cleanup, batch)
         items_of(batch).mark(Outcome.DELETING, store_answer="", unanswered_at=last_unanswered_at())
     until = recheck_deadline()

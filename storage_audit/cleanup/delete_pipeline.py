@@ -6,7 +6,7 @@ While the store keeps up, the next batch is rechecked meanwhile; only one thread
 import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from datetime import datetime
 from itertools import groupby
@@ -14,7 +14,7 @@ from threading import Event
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import F, Value
 from django.db.models.functions import Coalesce, Greatest
 from django.utils import timezone
@@ -29,12 +29,15 @@ from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import adaptive_batch, progress
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models.states import DeletionsPaused
 from storage_audit.cleanup.worker_turn import OwnerChanging, Turn, TurnOver
 from storage_audit.clocks import mark_or_now, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.redaction import printable_text
 
+logger = logging.getLogger(__name__)
 RECHECK_VALID_SECONDS = 30.0  # seconds
+PAUSE_CHECK_SECONDS = 1.0  # seconds
 
 
 class PlannedItem(NamedTuple):
@@ -86,6 +89,7 @@ class DeletePipeline:
         self._results = list[BatchResult]()
         self._senders = ThreadPoolExecutor(2, initializer=logs.context_initializer())
         self._stop = Event()
+        self._is_paused = False
         self._open_lanes()
 
     def _open_lanes(self) -> None:
@@ -132,10 +136,13 @@ class DeletePipeline:
 
     def collect(self, all_but: int = 0) -> None:
         """Wait for the answers to all but `all_but` batches, or to all of them after an error, and
-        adapt the batch size. Raises the error when this turn is too short to wait, and LeaseLost.
+        adapt the batch size. Raises the error when this turn is too short to wait, LeaseLost and
+        DeletionsPaused.
         """
         while len(self._in_flight) > all_but:
             self._collect_oldest()
+            if self._is_paused:
+                raise DeletionsPaused(_("Deletions are paused."))
             if self._results[0].errors:
                 self._collect_all()
                 self._stop = Event()
@@ -161,9 +168,22 @@ class DeletePipeline:
 
     def _collect_oldest(self) -> None:
         proof, ended = self._in_flight.popleft()
+        while wait([ended], PAUSE_CHECK_SECONDS).not_done:
+            self._stop_if_paused()
         sent = ended.result()
         self._results.append(BatchResult(proof.size, sent.errors))
         record_answers(self.work.cleanup, proof, sent)
+
+    def _stop_if_paused(self) -> None:
+        """Let no further call leave while deletions are paused, or where that cannot be read."""
+        if not self._is_paused:
+            try:
+                self._is_paused = self.work.cleanup.find_pause() is not None
+            except DatabaseError:
+                logger.warning("The pauses can't be read, so no further call leaves.")
+                self._is_paused = True
+            if self._is_paused:
+                self._stop.set()
 
     def _take_worst_error(self) -> tuple[int, StoreError | None]:
         """The worst error since the last time, with the size of the batch that had it."""

@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup import delete_batches, supersede_cleanups
+from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.models import KnownProject
@@ -43,13 +43,15 @@ def cancel_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
 @transaction.atomic
 def erase_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     """End the hold: nobody can undo the deletion any more, and its cleanups run at once. Returns
-    these. Raises IllegalTransition when there is no hold, or no reason is given."""
+    these. Raises IllegalTransition when there is no hold, no reason is given, or deletions are
+    paused."""
     require_deletion(cleanup)
     if not reason.strip():
         raise IllegalTransition(_("Say why the files of cleanup %s go now.") % cleanup.pk)
     cleanups = [each for each in lock_deletion(cleanup) if each.is_held()]
     if not cleanups:
         raise IllegalTransition(_("Cleanup %s is not held.") % cleanup.pk)
+    pause_deletions.refuse_while_paused(cleanups)
     cleanup.end_hold()
     for each in cleanups:
         text, held_until = _("Erased now by %(user)s: %(reason)s"), str(each.held_until)

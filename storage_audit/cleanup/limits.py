@@ -70,11 +70,7 @@ def size_reason(cleanup: Cleanup) -> str:
     """Why the plan is too large, or nothing."""
     wanted = planned_size(cleanup)
     tracked, usual = R2Object.objects.in_bucket(cleanup.bucket).count(), usual_size(cleanup)
-    limit = max(
-        conf().limit_objects,
-        int(conf().limit_share * tracked),
-        int(conf().limit_multiple * usual),
-    )
+    limit = max(bucket_limit(tracked), int(conf().limit_multiple * usual))
     if wanted["n"] <= limit:
         return ""
     return _(
@@ -92,6 +88,11 @@ def size_reason(cleanup: Cleanup) -> str:
         "multiple": f"{conf().limit_multiple:g}",
         "usual": f"{usual:g}",
     }
+
+
+def bucket_limit(tracked: int) -> int:
+    """How many objects may go unasked, of so many tracked in the bucket."""
+    return max(conf().limit_objects, int(conf().limit_share * tracked))
 
 
 def usual_size(cleanup: Cleanup) -> float:

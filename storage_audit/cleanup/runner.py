@@ -23,6 +23,7 @@ from storage_audit.cleanup import (
     hold_cleanup,
     limits,
     named_files,
+    pause_deletions,
     plan_summary,
     progress,
     project_uploads,
@@ -33,11 +34,11 @@ from storage_audit.cleanup import (
 from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.position import Position
-from storage_audit.cleanup.models.states import LeaseLost, MayNotSend
+from storage_audit.cleanup.models.states import DeletionsPaused, LeaseLost, MayNotSend
 from storage_audit.cleanup.position_basis import PositionBasis
 from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.conf import conf
-from storage_audit.ownership.bucket_marker import CannotConclude
+from storage_audit.ownership.bucket_marker import CannotConclude, PausedInBucket
 from storage_audit.redaction import redact_secrets
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ def handle_turn(cleanup: Cleanup) -> None:
         run_steps(Turn.start(cleanup))
     except TurnOver as over:
         cleanup.return_lease(over.after)
+    except (DeletionsPaused, PausedInBucket) as met:
+        pause_deletions.rest_cleanup(cleanup, met)
     except ProjectRecreated as reborn:
         supersede_cleanups.supersede_cleanup(cleanup, str(reborn))
     except used_files.Unread as unread:

@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import chain, groupby, islice, takewhile
 from operator import attrgetter
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from storage_audit import logs
 from storage_audit.bucket import listing, s3
@@ -122,11 +123,17 @@ class Turn:
 
     def check_marker(self) -> None:
         """Call after a listing, before anything of it is written. Raises CannotConclude and
-        StoreError."""
-        seen = bucket_marker.require_marker(self.cleanup.bucket)
+        StoreError, and PausedInBucket in the delete step."""
+        seen = bucket_marker.require_marker(self.cleanup.bucket, *self.deleting_ids)
         if seen != self.marker:
             raise bucket_marker.reconnected_error(self.cleanup.bucket)
         self.marker_seen_at = self.read_clock()
+
+    @property
+    def deleting_ids(self) -> list[UUID]:
+        """Those whose pause keeps it from deleting, in the delete step."""
+        ids = [self.cleanup.pk, self.cleanup.parent_id]
+        return [each for each in ids if each] if self.cleanup.step == Cleanup.Step.DELETE else []
 
     def read_clock(self) -> datetime:
         """The time by the database's clock, which was read as the turn began."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.db import DatabaseError, connection, transaction
@@ -35,7 +35,11 @@ from storage_audit.models import DatabaseIdentity, KnownProject
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from storage_audit.redaction import printable_text, redact_secrets
 
-MARKER_KEY = f"{OWN_PREFIX}installation.json"
+# A listing under it shows the marker, and the objects that pause deletions, in one request.
+MARKER_PREFIX = f"{OWN_PREFIX}installation"
+MARKER_KEY = f"{MARKER_PREFIX}.json"
+# Pauses all deletions; with a dot and a deletion ID behind it, that one.
+PAUSE_KEY = f"{MARKER_PREFIX}.paused"
 # Written where the store dates no answers, to learn its time.
 CLOCK_KEY = f"{OWN_PREFIX}clock"
 # In place of a marker's name while a new one is written.
@@ -46,6 +50,14 @@ RETRY_HINT = gettext_lazy("Then force-delete this cleanup.")
 
 class CannotConclude(Exception):
     """This database and this bucket do not belong together; the message says what to do."""
+
+
+class PausedInBucket(Exception):
+    """An object in the bucket pauses this deletion, whatever the database says."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        super().__init__(_("Deletions are paused by the object %s in the bucket.") % key)
+        self.bucket, self.key = bucket, key
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +126,15 @@ def check_bucket(bucket: str) -> StoreTraits:
     return traits
 
 
-def require_marker(bucket: str) -> str:
+def require_marker(bucket: str, *deleting: UUID) -> str:
     """Call after a listing, before it is believed. Returns a text that names the marker seen.
+
+    With ids of cleanups that are about to delete, raises PausedInBucket as `find_marker` does.
 
     Only the marker that `connect_bucket` wrote is accepted, with its ETag and time: that of a
     copied bucket has another time. Raises CannotConclude and StoreError, as `check_bucket` does.
     """
-    listed, recorded = find_marker(bucket), recorded_marker(bucket)
+    listed, recorded = find_marker(bucket, *deleting), recorded_marker(bucket)
     if listed is None:
         identify_bucket(bucket)  # Is it the listing, or is the marker gone?
         raise marker_unlisted_error(bucket)
@@ -151,10 +165,42 @@ def reconnected_error(bucket: str) -> InvalidResponse:
     return InvalidResponse(text % bucket)
 
 
-def find_marker(bucket: str) -> ListedObject | None:
-    """The marker as a listing shows it. A store whose listings are empty does not show it."""
-    found = (listed for page in object_pages(bucket, MARKER_KEY) for listed in page)
-    return next((listed for listed in found if listed.key == MARKER_KEY), None)
+def find_marker(bucket: str, *deleting: UUID) -> ListedObject | None:
+    """The marker as a listing shows it. A store whose listings are empty does not show it.
+
+    Raises PausedInBucket when the same listing shows that one of these deletions is paused.
+    """
+    shown = list_beside_marker(bucket)
+    for key in shown if deleting else ():
+        if is_pause(key) and paused_id(key) in (None, *deleting):
+            raise PausedInBucket(bucket, key)
+    return shown.get(MARKER_KEY)
+
+
+def find_pauses(bucket: str) -> list[str]:
+    """The keys of the objects that pause deletions. Raises StoreError."""
+    return [key for key in list_beside_marker(bucket) if is_pause(key)]
+
+
+def list_beside_marker(bucket: str) -> dict[str, ListedObject]:
+    pages = object_pages(bucket, MARKER_PREFIX)
+    return {listed.key: listed for page in pages for listed in page}
+
+
+def pause_key(deletion_id: UUID | None) -> str:
+    return f"{PAUSE_KEY}.{deletion_id}" if deletion_id else PAUSE_KEY
+
+
+def is_pause(key: str) -> bool:
+    return key.startswith(PAUSE_KEY)
+
+
+def paused_id(key: str) -> UUID | None:
+    """The deletion that the object pauses; None for all, also where its name cannot be read."""
+    try:
+        return UUID(key.removeprefix(f"{PAUSE_KEY}."))
+    except ValueError:
+        return None
 
 
 def read_store_time(bucket: str) -> datetime:

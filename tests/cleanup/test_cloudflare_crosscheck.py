@@ -642,7 +642,7 @@ def test_when_the_time_is_over_nothing_more_is_asked(
 
     late = run_before(clock.goes_on(1))
     assert asks_in_vain(-1) == (0, 0)
-    store.rules.append(rule_for(is_listing_under(MARKER_KEY), in_time, late))
+    store.rules.append(rule_for(is_listing_under(MARKER_KEY), late))
     assert asks_in_vain(0.5)[1] == 0
     store.rules.clear()
     for asked in (1, 2):

@@ -22,7 +22,7 @@ from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.findings.models import Finding
 from storage_audit.models import DatabaseIdentity, KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import MARKER_KEY, CannotConclude
+from storage_audit.ownership.bucket_marker import MARKER_KEY, MARKER_PREFIX, CannotConclude
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.scan_limits import expected_objects
 from storage_audit.scan.start import start_scan
@@ -384,7 +384,7 @@ def test_empty_listing_followed_by_trouble_is_not_gone_on_from(
         return is_listing(request) and bool(store.find_requests(first))
 
     def is_marker_s(request: Request) -> bool:
-        return is_later(request) and is_listing_under(MARKER_KEY)(request)
+        return is_later(request) and is_listing_under(MARKER_PREFIX)(request)
 
     store.rules += [rule_for(first, nothing_there), rule_for(is_marker_s, nothing_there)]
     store.rules.append(rule_for(is_later, Reply(500)))

@@ -25,7 +25,7 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.worker_turn import PREFETCHED_PAGES, Turn, gather_pages
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.bucket_marker import MARKER_KEY
+from storage_audit.ownership.bucket_marker import MARKER_PREFIX
 from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
 from tests.faults.kinds import change_reply
 from tests.faults.matching import (
@@ -65,7 +65,7 @@ Step = Cleanup.Step
 
 
 def is_page(request: Request) -> bool:
-    return is_listing(request) and not is_listing_under(MARKER_KEY)(request)
+    return is_listing(request) and not is_listing_under(MARKER_PREFIX)(request)
 
 
 def as_copied(xml: str) -> str:

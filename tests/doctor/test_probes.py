@@ -693,7 +693,7 @@ def test_s3_and_the_api_use_different_buckets(
     store: FaultyStore, bucket: Bucket, cloudflare_api: CloudflareApi
 ) -> None:
     without = change_reply(lambda xml: with_entries(xml, []))
-    store.rules.append(rule_for(is_listing_under(bucket_marker.MARKER_KEY), without))
+    store.rules.append(rule_for(is_listing_under(bucket_marker.MARKER_PREFIX), without))
     wrong = with_status(probe_results())
     assert wrong.keys() == {"marker", "same bucket"}
     assert "do not look into the same bucket" in wrong["same bucket"]

@@ -176,7 +176,7 @@ def test_each_fault_at_the_last_marker_check_proves_nothing(
     changed: Bucket, store: FaultyStore, lateness: Event, impatient: "S3Client"
 ) -> None:
     """All was listed by then, and is not believed."""
-    before, is_canary = dump_findings(), is_listing_under(bucket_marker.MARKER_KEY)
+    before, is_canary = dump_findings(), is_listing_under(bucket_marker.MARKER_PREFIX)
     # A page of one key is the same backwards.
     for name in set(faults(1)) - {"page-backwards"}:
         struck, mark = 0, len(store.requests)

@@ -21,6 +21,7 @@ from storage_audit import logs
 from storage_audit.cleanup.models.bulk_job import BulkJob
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
+from storage_audit.cleanup.models.pause import DeletionPause
 from storage_audit.cleanup.models.position import Position, PositionField
 from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
@@ -128,13 +129,21 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         return self.filter(held | over).exclude(without_worker)
 
     def due(self, late: timedelta = timedelta(0)) -> Self:
-        """Cleanups that a worker may take: their time has come, so long ago, and nobody has had
-        them since."""
+        """Cleanups that a worker may take: their time has come, so long ago, nobody has had them
+        since, and no pause keeps them from deleting."""
         since = DatabaseNow(-late)
         ready = self.filter(
             ~has_lease(since), status__in=self.model.WORKABLE, next_attempt_at__lte=since
         )
-        return ready.not_behind_blocked()
+        return ready.not_behind_blocked().not_paused()
+
+    def paused(self) -> Self:
+        """Those that would delete now, and may not until a person resumes them."""
+        would = self.filter(self.model.WOULD_DELETE, status__in=self.model.WORKABLE)
+        return would.filter(DeletionPause.objects.covering_outer())
+
+    def not_paused(self) -> Self:
+        return self.exclude(self.model.WOULD_DELETE, DeletionPause.objects.covering_outer())
 
     def behind_blocked(self) -> Self:
         """Cleanups and follow-up checks of a deletion that has a blocked cleanup: they would delete
@@ -469,6 +478,7 @@ class Cleanup(CleanupStates):
             ("dry_run_cleanup", _("Can dry-run a cleanup")),
             ("verify_cleanup", _("Can verify a cleanup")),
             ("force_cleanup", _("Can force-delete, and approve blocked cleanups")),
+            ("pause_cleanup", _("Can pause and resume deletions")),
         ]
 
     def __str__(self) -> str:
@@ -530,6 +540,11 @@ class Cleanup(CleanupStates):
             self.end_hold()
         else:
             super().begin_sending(**values)
+
+    def find_pause(self) -> DeletionPause | None:
+        """A pause that keeps it from deleting, whatever it does now. It covers follow-up checks,
+        too."""
+        return DeletionPause.objects.covering(self.pk, self.parent_id).order_by("paused_at").first()
 
     def end_hold(self) -> None:
         """Let other projects' cleanups decide on its files, too."""

@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from storage_audit.cleanup.models.pause import DeletionPause
 from storage_audit.clocks import DatabaseNow, has_lease
 from storage_audit.conf import conf
 
@@ -22,6 +23,10 @@ class IllegalTransition(Exception):
 
 class MayNotSend(Exception):
     """The hold is not over, or a person has ended the cleanup: nothing may be sent."""
+
+
+class DeletionsPaused(Exception):
+    """A person has paused this deletion, or all: nothing may be sent until they are resumed."""
 
 
 class LeaseLost(Exception):
@@ -82,6 +87,8 @@ class CleanupStates(models.Model):
     OVER = Q(status__in=ENDED) | Q(kind=Kind.VERIFY, status=Status.DIFFERS)
     WORKABLE = (Status.PENDING, Status.RUNNING, Status.RETRYING, Status.FAILED)
     HOLD_OVER = Q(held_until=None) | Q(held_until__lte=DatabaseNow())
+    # What a pause keeps from workers: plans and verifications go on.
+    WOULD_DELETE = Q(step=Step.DELETE)
     # `storage.delete` did it in one call, without a worker.
     DONE_AT_ONCE = Q(status=Status.CLEAN, step=Step.VERIFY, started_at=None)
 
@@ -147,22 +154,33 @@ class CleanupStates(models.Model):
 
     def begin_sending(self, **values: Any) -> None:
         """Renew the lease, and note that requests that delete are about to leave: commit this
-        before the first one does. Raises LeaseLost and MayNotSend.
+        before the first one does. Raises LeaseLost, DeletionsPaused and MayNotSend.
 
         Undo reads the same column of the same row, so of the two one sees the other.
         """
-        values |= {"lease_until": DatabaseNow(conf().lease_time)}
         if self.first_request_at is None:
             values["first_request_at"] = DatabaseNow()
-        allowed = self._is_leased_to_me() & self.HOLD_OVER & Q(cancelled_at=None)
-        if self.lease_token is None or not self.change_if(allowed, **values):
+        self._renew_unless_paused(self.HOLD_OVER & Q(cancelled_at=None), **values)
+
+    def begin_batch(self, **values: Any) -> None:
+        """Renew the lease before files are marked for a request. Raises LeaseLost and
+        DeletionsPaused."""
+        self._renew_unless_paused(Q(), **values)
+
+    def _renew_unless_paused(self, allowed: Q, **values: Any) -> None:
+        # Read in the UPDATE itself: a pause that is committed by then holds it back.
+        unpaused = self._is_leased_to_me() & ~DeletionPause.objects.covering_outer()
+        values |= {"lease_until": DatabaseNow(conf().lease_time)}
+        if self.lease_token is None or not self.change_if(allowed & unpaused, **values):
             self.renew()
+            if type(self).objects.filter(allowed, pk=self.pk).exists():
+                raise DeletionsPaused(_("Deletions are paused."))
             text = _("Cleanup %s may not delete now: it is held or cancelled.")
             raise MayNotSend(text % self.pk)
 
     def acquire_lease(self) -> bool:
-        """Take the cleanup for this worker, or return False: not due, somebody has it, or another
-        one of its deletion is blocked.
+        """Take the cleanup for this worker, or return False: not due, somebody has it, it would
+        delete and is paused, or another one of its deletion is blocked.
 
         Only one cleanup of a project in a bucket ever has a lease. The next attempt is set before
         the work begins, so that work that kills its worker is not tried again at once.
@@ -172,6 +190,7 @@ class CleanupStates(models.Model):
         # A lease that nobody gave back: its worker died, or was too slow for it.
         takeovers = self.takeovers + 1 if self.lease_until else 0
         free = Q(status__in=self.WORKABLE, next_attempt_at__lte=DatabaseNow()) & ~has_lease()
+        free &= ~self.WOULD_DELETE | ~DeletionPause.objects.covering_outer()
         cleanups = type(self).objects
         if cleanups.rivals(self).leased().exists():
             return False
@@ -231,6 +250,13 @@ class CleanupStates(models.Model):
         if self.held_until is None:
             return False
         return not type(self).objects.filter(self.HOLD_OVER, pk=self.pk).exists()
+
+    def rest_while_paused(self, reason: str, *, after: timedelta, **values: Any) -> None:
+        """End a turn that met a pause. It was no attempt, and no worker takes the cleanup until the
+        pause is over."""
+        values["next_attempt_at"] = DatabaseNow(after)
+        values["attempts"] = max(0, self.attempts - 1)
+        self._finish_turn(self.Status.PENDING, message=reason, **values)
 
     def rest_until_hold_ends(self) -> None:
         """End a turn within the hold. A plan from now is only for figures and limits."""

@@ -39,6 +39,7 @@ OPERATOR_PERMISSIONS = VIEWER_PERMISSIONS | {
     "delete_project",
     "dry_run_cleanup",
     "verify_cleanup",
+    "pause_cleanup",
     "change_finding",
     "change_r2object",
     "add_bucketscan",

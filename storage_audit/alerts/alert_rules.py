@@ -5,7 +5,7 @@ itself.
 """
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import transaction
 from django.db.models import Count, Exists, OuterRef, Subquery
@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from storage_audit.alerts import lateness
 from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.cleanup import used_files
-from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupQuerySet
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupQuerySet, DeletionPause
 from storage_audit.clocks import time_before
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
@@ -28,6 +28,8 @@ Channel = Delivery.Channel
 Status = Cleanup.Status
 # How much of a cleanup's message is shown; its page has all of it.
 MAX_SUMMARY_CHARS = 300
+PAUSED_TOO_LONG = timedelta(hours=24)
+PAUSES_SHOWN = 3
 
 
 def update_alerts(refused_ids: list[str] | None = None) -> Notification | None:
@@ -53,7 +55,9 @@ def is_still_lost(alert: Alert) -> bool:
 def update_other_alerts(refused_ids: list[str] | None) -> Notification | None:
     Alert.objects.outdated().end()
     late, many = " ".join(map(str, lateness.find_worker_delays())), has_many_findings()
+    paused = long_pauses_text()
     ended = {Kind.WORKER: not late, Kind.FINDINGS: not many, Kind.IDS: refused_ids == []}
+    ended[Kind.PAUSED] = not paused
     Alert.objects.filter(kind__in=[kind for kind, is_over in ended.items() if is_over]).end()
     known = set(Alert.objects.open().filter(cleanup=None).values_list("kind", flat=True))
     found = list(new_cleanup_alerts())
@@ -63,8 +67,20 @@ def update_other_alerts(refused_ids: list[str] | None) -> Notification | None:
         found.append(Alert(kind=Kind.FINDINGS, summary=findings_summary()))
     if refused_ids and Kind.IDS not in known:
         found.append(Alert(kind=Kind.IDS, summary=redact_secrets(refused_ids_text(refused_ids))))
+    if paused and Kind.PAUSED not in known:
+        found.append(Alert(kind=Kind.PAUSED, summary=paused))
     Alert.objects.begin(found)
     return create_notification()
+
+
+def long_pauses_text() -> str:
+    """The pauses that a person may have forgotten, or nothing."""
+    old = DeletionPause.objects.in_force().filter(
+        time_before("paused_at", timezone.now() - PAUSED_TOO_LONG)
+    )
+    texts = [f"{printable_text(redact_secrets(str(each)))}." for each in old.order_by("paused_at")]
+    more = [_("And %d more.") % (len(texts) - PAUSES_SHOWN)] if len(texts) > PAUSES_SHOWN else []
+    return " ".join([*texts[:PAUSES_SHOWN], *more])
 
 
 def new_cleanup_alerts() -> Iterator[Alert]:

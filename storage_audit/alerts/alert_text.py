@@ -36,6 +36,7 @@ COUNT_TEXTS = {
         "project ids are not accepted by PROJECT_ID_PATTERN",
         "project ids are not accepted by PROJECT_ID_PATTERN",
     ),
+    Kind.PAUSED: ngettext_lazy("deletions are paused", "deletions are paused"),
 }
 # What it means, and the next step.
 ALERT_MEANINGS = {
@@ -68,6 +69,10 @@ ALERT_MEANINGS = {
         "Files that could belong to these projects are kept, and their own files cannot be cleaned"
         " up. Give the projects other ids, or change the setting PROJECT_ID_PATTERN so that it"
         " accepts them. The alert ends within an hour."
+    ),
+    Kind.PAUSED: gettext_lazy(
+        "Deletions have been paused for more than a day, so no files are deleted. Find out whether"
+        " the reason still holds. Then choose Resume deletions, which shows what would be deleted."
     ),
 }
 

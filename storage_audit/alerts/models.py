@@ -87,6 +87,7 @@ class Alert(models.Model):
         WORKER = "worker", _("worker gone")
         FINDINGS = "findings", _("many findings")
         IDS = "ids", _("ids not accepted")
+        PAUSED = "paused", _("deletions paused")
 
     kind = models.CharField(_("kind"), max_length=10, choices=Kind)
     cleanup = models.ForeignKey(
@@ -116,7 +117,7 @@ class Alert(models.Model):
                 condition=Q(
                     kind__in=["blocked", "failed", "overdue", "lost"], cleanup__isnull=False
                 )
-                | Q(kind__in=["worker", "findings", "ids"], cleanup=None),
+                | Q(kind__in=["worker", "findings", "ids", "paused"], cleanup=None),
                 name="alert_kind_is_known",
             ),
             models.UniqueConstraint(

@@ -18,17 +18,18 @@ from storage_audit.api import auth
 from storage_audit.api.auth import require_permission
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS
-from storage_audit.api.schemas import NOT_GIVEN, Limit, Text, first_rows
-from storage_audit.cleanup import requests
+from storage_audit.api.schemas import NOT_GIVEN, Limit, StrictSchema, Text, first_rows
+from storage_audit.cleanup import pause_deletions, requests
 from storage_audit.cleanup.cleanup_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.ownership.bucket_marker import CannotConclude
 
 router = Router(tags=["deletions"])
 
 VIEW_PERMISSION = "storage_audit.view_cleanup"
+PAUSE_PERMISSION = "storage_audit.pause_cleanup"
 EVENTS_SHOWN, VALUES_SHOWN = 200, 100
 TOTAL_NAMES = ("found", "deleted", "already_gone", "kept", "failed")
 
@@ -57,9 +58,19 @@ class Deletion(Schema):
     next_attempt_at: datetime | None
 
 
+class Pause(Schema):
+    """Nothing of what it covers is deleted; plans, verifications and scans go on."""
+
+    deletion_id: UUID | None = Field(description="Null when all deletions are paused.")
+    paused_by: str
+    reason: str
+    paused_at: datetime
+
+
 class DeletionPage(Schema):
     items: list[Deletion]
     next_cursor: UUID | None
+    paused: Pause | None = Field(description="Set while all deletions are paused.")
 
 
 class Amount(Schema):
@@ -92,6 +103,7 @@ class DeletionDetails(Deletion):
     meaning: list[str] = Field(description="What the status means and what happens next.")
     message: str
     follows: UUID | None = Field(description="The deletion that this one follows.")
+    paused: Pause | None = Field(description="What keeps it from deleting, if anything does.")
     plan_digest: str
     totals: Totals
     timeline: list[Event]
@@ -125,6 +137,39 @@ class DeletionLink(Schema):
     status_url: str
 
 
+class PauseRequest(StrictSchema):
+    reason: Text
+    deletion_id: UUID | None = Field(None, description="Pause this one; all without it.")
+
+
+class Paused(Schema):
+    paused: Pause
+    requests_under_way: int = Field(description="So many that have left may still delete.")
+    not_written: list[str] = Field(description="Buckets in which it could not be noted.")
+
+
+class PauseState(Schema):
+    """What becomes due when deletions are resumed. `confirm` stands for the figures, for ten
+    minutes."""
+
+    paused: Pause | None = Field(description="Null when they are not paused.")
+    deletions: int = 0
+    objects: int = 0
+    bytes: int = 0
+    over_limits: str = Field("", description="Why it needs an approval; empty within the limits.")
+    confirm: str = ""
+
+
+class ResumeRequest(StrictSchema):
+    confirm: Text
+    deletion_id: UUID | None = Field(None, description="Resume this one; all without it.")
+    over_limits: bool = Field(False, description="Approve it. Needs force_cleanup, too.")
+
+
+class Resumed(Schema):
+    message: str
+
+
 class Accepted(Schema):
     message: str
     deletion_id: UUID
@@ -155,7 +200,64 @@ def list_deletions(
     return DeletionPage(
         items=[Deletion(**deletion_fields(each)) for each in page],
         next_cursor=page[-1].pk if more else None,
+        paused=pause_fields(pause_deletions.find_pause()),
     )
+
+
+@router.post("/pause", response={200: Paused, **problem_responses(404, 409)})
+def pause_deletion(request: HttpRequest, body: PauseRequest) -> Paused:
+    """Let nothing more be deleted until a person resumes it. Needs the permission
+    pause_cleanup."""
+    require_permission(request, PAUSE_PERMISSION)
+    result = pause_deletions.pause_deletions(body.reason, get_chosen(body.deletion_id))
+    return Paused(
+        paused=pause_fields(result.pause),
+        requests_under_way=pause_deletions.count_requests_under_way(),
+        not_written=list(result.unwritten),
+    )
+
+
+@router.get("/pause", response={200: PauseState, **problem_responses(404)})
+def get_pause(request: HttpRequest, deletion_id: UUID = NOT_GIVEN) -> PauseState:
+    """Whether deletions are paused, or this one is, and what becomes due when they are resumed.
+    Needs the permission pause_cleanup."""
+    require_permission(request, PAUSE_PERMISSION)
+    chosen = get_chosen(deletion_id)
+    if pause_deletions.find_pause(chosen) is None:
+        return PauseState(paused=None)
+    figures = pause_deletions.find_resume_figures(chosen)
+    return PauseState(
+        paused=pause_fields(figures.pause),
+        deletions=figures.cleanups,
+        objects=figures.objects,
+        bytes=figures.size,
+        over_limits=figures.over_limits,
+        confirm=figures.digest,
+    )
+
+
+@router.post("/resume", response={200: Resumed, **problem_responses(404, 409)})
+def resume_deletion(request: HttpRequest, body: ResumeRequest) -> Resumed:
+    """End a pause, for exactly the figures that were shown. Needs the permission pause_cleanup."""
+    require_permission(request, PAUSE_PERMISSION)
+    if body.over_limits:
+        require_permission(request, "storage_audit.force_cleanup")
+    resumed = pause_deletions.resume_deletions(
+        body.confirm, get_chosen(body.deletion_id), over_limits=body.over_limits
+    )
+    requests.enqueue_on_commit(resumed)
+    return Resumed(message=_("Deletions are resumed."))
+
+
+def get_chosen(deletion_id: UUID | None) -> Cleanup | None:
+    return get_object_or_404(Cleanup, pk=deletion_id) if deletion_id else None
+
+
+def pause_fields(pause: DeletionPause | None) -> Pause | None:
+    if pause is None:
+        return None
+    same = {name: getattr(pause, name) for name in ("paused_by", "reason", "paused_at")}
+    return Pause(deletion_id=pause.cleanup_id, **same)
 
 
 @router.get("/{deletion_id}", response={200: DeletionDetails, **problem_responses(404)})
@@ -232,6 +334,7 @@ def deletion_details(cleanup: Cleanup) -> DeletionDetails:
         meaning=explain_status(cleanup),
         message=cleanup.message,
         follows=cleanup.parent_id,
+        paused=pause_fields(cleanup.find_pause()),
         plan_digest=cleanup.plan_digest,
         totals=deletion_totals(cleanup),
         timeline=[

@@ -9,13 +9,16 @@ from storage_audit.scan.models import BucketScan
 from tests.api_client import PROBLEM_TYPE, ApiClient
 
 VIEW_REPORT, ADD_REPORT = "view_healthreport", "add_healthreport"
-VERIFY, VIEW_CLEANUP = "verify_cleanup", "view_cleanup"
+VERIFY, VIEW_CLEANUP, PAUSE = "verify_cleanup", "view_cleanup", "pause_cleanup"
 PERMISSIONS = {
     "DELETE /projects/{project_id}": "delete_project",
     "GET /deletions": VIEW_CLEANUP,
     "GET /deletions/{deletion_id}": VIEW_CLEANUP,
     "GET /deletions/{deletion_id}/items": VIEW_CLEANUP,
     "POST /deletions/{deletion_id}/verify": VERIFY,
+    "GET /deletions/pause": PAUSE,
+    "POST /deletions/pause": PAUSE,
+    "POST /deletions/resume": PAUSE,
     # Each starts wrangler, which takes a second of CPU.
     "GET /debug/wrangler-auth": ADD_REPORT,
     "GET /debug/r2-access": ADD_REPORT,
@@ -59,7 +62,13 @@ def build_body(path: str, finding_id: object) -> dict[str, Any] | None:
     *_before, start, act = path.split("/")
     if start == "actions":
         return {"findings": [finding_id], **MORE_OF_A_BODY.get(act, {})}
-    return {"/scans": {"purpose": "reconcile"}, "/scans/{scan_id}/resume": {}}.get(path)
+    bodies: dict[str, dict[str, Any]] = {
+        "/scans": {"purpose": "reconcile"},
+        "/scans/{scan_id}/resume": {},
+        "/deletions/pause": {"reason": "look first"},
+        "/deletions/resume": {"confirm": "shown"},
+    }
+    return bodies.get(path)
 
 
 def send_request(who: ApiClient, line: str) -> int:

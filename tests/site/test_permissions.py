@@ -256,10 +256,12 @@ COMMANDS = {
     "deletion_log": "DELETION_ID",
     "findings": "",
     "notify": "",
+    "pause_cleanups": "--reason x",
     "prune_cleanups": "--to FOLDER",
     "r2_doctor": "",
     "reconcile_r2": "",
     "approve_cleanup": "DELETION_ID --confirm FIGURES",
+    "resume_cleanups": "",
     "sweep_cleanups": "--sync",
     "verify_certificate": "FILE",
     "verify_cleanup": "proj_1",
@@ -282,8 +284,8 @@ def test_a_command_leaves_what_lives_and_says_who_asked(
     values["FILE"] = tmp_path / "lost.json"
     words = COMMANDS[command].split()
     _out, err, code = run_command(command, *(str(values.get(word, word)) for word in words))
-    # One finds that the limit stops it again, one that no worker answers, and one no file.
-    codes = {"cleanup_project": 1, "r2_doctor": 1, "verify_certificate": 2}
+    # One finds that the limit stops it again, one no worker, one no file, and one no pause.
+    codes = {"cleanup_project": 1, "r2_doctor": 1, "verify_certificate": 2, "resume_cleanups": 2}
     assert code == codes.get(command, 0), err
     assert lives.items() <= world.facts().items()
     assert set(Project.objects.all()) == before

@@ -13,8 +13,11 @@ from django.utils.translation import gettext_lazy as _
 
 
 class DeletionPauseQuerySet(models.QuerySet["DeletionPause"]):
-    def of_installation(self) -> Self:
-        return self.filter(cleanup=None)
+    def in_force(self) -> Self:
+        """Without those of cleanups that are over, with all that follows them."""
+        is_open = Q(cleanup__next_attempt_at__isnull=False) | Q(cleanup__status="blocked")
+        follows = Q(cleanup__children__next_attempt_at__isnull=False)
+        return self.filter(Q(cleanup=None) | is_open | follows).distinct()
 
     def covering(self, *ids: UUID | None) -> Self:
         """Those that keep a cleanup with this id, or that follows one, from deleting."""

@@ -5,6 +5,7 @@ from storage_audit.cleanup.models.cleanup import Cleanup, CleanupQuerySet
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet, DeletedRow
 from storage_audit.cleanup.models.pause import DeletionPause
+from storage_audit.cleanup.models.snapshot import Snapshot, SnapshotChunk, SnapshotFile
 
 __all__ = [
     "CleanupItem",
@@ -15,4 +16,7 @@ __all__ = [
     "CleanupEvent",
     "DeletedRow",
     "DeletionPause",
+    "Snapshot",
+    "SnapshotChunk",
+    "SnapshotFile",
 ]

@@ -8,15 +8,45 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup import delete_batches, supersede_cleanups
+from storage_audit import project_model
+from storage_audit.cleanup import delete_batches, held_ids, supersede_cleanups
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.restore_snapshot import Restored
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
 
 Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
 KeptFor = KnownProject.KeptFor
+
+
+@transaction.atomic
+def undo_deletion(cleanup: Cleanup, reason: str = "") -> Restored:
+    """Bring the project back. A stub: it restores the row's id only."""
+    require_deletion(cleanup)
+    undone = lock_deletion(cleanup)
+    if refusal := can_be_undone(cleanup):
+        raise IllegalTransition(refusal)
+    for each in undone:
+        each.undo(decided_by=deciding_user(), decision_reason=reason)
+        each.record("undo", _("Undone by %s.") % deciding_user())
+    cleanup.end_hold()
+    model = project_model.get_model()
+    with held_ids.allow_recreation():
+        model._default_manager.create(pk=cleanup.project_id)
+    return Restored({str(model._meta.verbose_name): 1}, [])
+
+
+def can_be_undone(cleanup: Cleanup) -> str:
+    """Why the deletion cannot be undone any more; empty if it can."""
+    if cleanup.kind == Kind.PROJECT and cleanup.parent_id is None:
+        deletion = Cleanup.objects.with_deletion(cleanup)
+        ended = deletion.filter(status__in=[Status.UNDONE, Status.CANCELLED, Status.SUPERSEDED])
+        begun = deletion.filter(first_request_at__isnull=False)
+        if cleanup.is_held() and not ended.exists() and not begun.exists():
+            return ""
+    return _("Cleanup %s can't be undone.") % cleanup.pk
 
 
 @transaction.atomic

@@ -123,7 +123,7 @@ def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
         project_id,
         now,
         KnownProject.Evidence.DELETED,
-        kept_for=KnownProject.KeptFor.HOLD if hold else "",
+        kept_for=KnownProject.KeptFor.HOLD if "held_until" in hold else "",
     )
     cleanups = supersede_cleanups.request_cleanups(
         project_id,

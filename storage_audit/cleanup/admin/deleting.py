@@ -16,7 +16,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.cleanup_text import status_label
+from storage_audit.cleanup.cleanup_text import status_label, status_style
 from storage_audit.cleanup.delete_projects import (
     CleanupCollector,
     collect_cleanups,
@@ -122,7 +122,7 @@ def status_badge(status: str, word: str = "") -> SafeString:
 
 
 def cleanup_badge(cleanup: Cleanup) -> SafeString:
-    return status_badge(cleanup.status, status_label(cleanup))
+    return status_badge(status_style(cleanup), status_label(cleanup))
 
 
 def announce_cleanups(

@@ -250,6 +250,8 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         over = self.filter(
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
         )
+        # One of a project without files is over, and can still be undone.
+        over = over.filter(Q(held_until=None) | Q(held_until__lt=DatabaseNow()))
         alerted = self.model.objects.filter(
             pk=OuterRef("pk"), alerts__isnull=False, alerts__ended_at=None
         )
@@ -410,6 +412,11 @@ class Cleanup(CleanupStates):
                 name="cleanup_of_bulk_job",
             ),
             models.Index(fields=["created_at"], name="cleanup_created"),
+            models.Index(
+                fields=["created_at"],
+                condition=Q(decided_at__isnull=False),
+                name="cleanup_decided",
+            ),
             models.Index(fields=["project_id", "created_at"], name="cleanup_project"),
             models.Index(fields=["status", "created_at"], name="cleanup_status"),
             models.Index(fields=["trigger", "created_at"], name="cleanup_trigger"),
@@ -469,6 +476,9 @@ class Cleanup(CleanupStates):
             ("dry_run_cleanup", _("Can dry-run a cleanup")),
             ("verify_cleanup", _("Can verify a cleanup")),
             ("force_cleanup", _("Can force-delete, and approve blocked cleanups")),
+            ("undo_cleanup", _("Can undo a deletion")),
+            ("cancel_cleanup", _("Can cancel a cleanup, which keeps its files")),
+            ("erase_cleanup", _("Can erase the files of a held deletion now")),
         ]
 
     def __str__(self) -> str:

@@ -1,14 +1,18 @@
 """Every action of the admin, who may run it, and rows that it suits."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from django.conf import settings
+from django.test import override_settings
 from django.urls import reverse
 
 from storage_audit.bucket.s3 import list_page
+from storage_audit.cleanup import end_deletions
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
-from storage_audit.models import R2Object
+from storage_audit.models import Project, R2Object
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui.model_admin import DJANGO_6_1
 from tests.real_bucket import Bucket
@@ -65,7 +69,9 @@ SUITABLE_FINDINGS: dict[str, dict[str, Any]] = {
     "rename": {"kind": "misnamed", "key": MISNAMED, "project_id": "proj_1"},
     "abort_uploads": {"kind": "unfinished", "upload_id": "x"},
 }
-TYPED_FIELDS = {"note": "ours", "project_id": "proj_1"}
+TYPED_FIELDS = {"note": "ours", "project_id": "proj_1", "reason": "asked for"}
+# Each is about a deletion that is held, or was cancelled.
+DECISIONS = ("undo_deletion", "cancel_deletion", "erase_deletion", "clean_up_again")
 OUR_ACTIONS = [(model, action) for model, action in ACTIONS if model.startswith("storage_audit")]
 
 
@@ -78,12 +84,21 @@ def list_places(model: str) -> Iterator[str]:
 
 
 def choose_first(model: str, action: str) -> dict[str, str]:
-    return {"action": action, "_selected_action": first_pk(model), "post": "yes"}
+    pk = first_pk(model)
+    if action in DECISIONS:
+        pk = str(Cleanup.objects.latest("created_at").pk)
+    return {"action": action, "_selected_action": pk, "post": "yes"}
 
 
 def prepare_world(world: Bucket, action: str) -> None:
     world.put(MISNAMED)
     R2Object.objects.create(bucket=world.name, key="gone", source="upload", state="stored")
+    if action in DECISIONS:
+        values = {**settings.STORAGE_AUDIT, "GRACE": timedelta(hours=1)}
+        with override_settings(STORAGE_AUDIT=values):
+            Project.objects.get(pk="proj_1").delete()
+    if action == "clean_up_again":
+        end_deletions.cancel_deletion(Cleanup.objects.latest("created_at"), "")
     if action in ("stop", "resume"):
         status = {"stop": "running", "resume": "stopped"}[action]
         BucketScan.objects.update(status=status, finished_at=None)

@@ -16,6 +16,10 @@ PERMISSIONS = {
     "GET /deletions/{deletion_id}": VIEW_CLEANUP,
     "GET /deletions/{deletion_id}/items": VIEW_CLEANUP,
     "POST /deletions/{deletion_id}/verify": VERIFY,
+    "POST /deletions/{deletion_id}/undo": "undo_cleanup",
+    "POST /deletions/{deletion_id}/cancel": "cancel_cleanup",
+    "POST /deletions/{deletion_id}/erase": "erase_cleanup",
+    "POST /deletions/{deletion_id}/clean-up-again": "force_cleanup",
     # Each starts wrangler, which takes a second of CPU.
     "GET /debug/wrangler-auth": ADD_REPORT,
     "GET /debug/r2-access": ADD_REPORT,
@@ -45,6 +49,7 @@ PERMISSIONS = {
 # It depends on what is asked for.
 DRY_RUN = {
     "POST /debug/cleanup/{project_id}?dry_run=true": "dry_run_cleanup",
+    "DELETE /projects/{project_id}?erase=now&reason=x": "delete_project erase_cleanup",
     "POST /findings/actions/delete#dry_run": "view_finding dry_run_cleanup",
 }
 MORE_OF_A_BODY: dict[str, dict[str, Any]] = {
@@ -59,6 +64,8 @@ def build_body(path: str, finding_id: object) -> dict[str, Any] | None:
     *_before, start, act = path.split("/")
     if start == "actions":
         return {"findings": [finding_id], **MORE_OF_A_BODY.get(act, {})}
+    if act in ("undo", "cancel", "erase", "clean-up-again"):
+        return {"reason": "asked for"}
     return {"/scans": {"purpose": "reconcile"}, "/scans/{scan_id}/resume": {}}.get(path)
 
 

@@ -150,10 +150,7 @@ class OptionalReason(StrictSchema):
 
 class GivenReason(StrictSchema):
     reason: str = Field(
-        min_length=1,
-        max_length=1000,
-        pattern=r"\S",
-        description="Why; it is kept with the deletion.",
+        min_length=1, max_length=1000, description="Why; it is kept with the deletion."
     )
 
 

@@ -77,7 +77,9 @@ def erase_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     require_deletion(cleanup)
     if not reason.strip():
         raise IllegalTransition(_("Say why the files of cleanup %s go now.") % cleanup.pk)
-    cleanups = [each for each in lock_deletion(cleanup) if each.is_held()]
+    over = (Status.UNDONE, Status.CANCELLED, Status.SUPERSEDED)
+    locked = [each for each in lock_deletion(cleanup) if each.status not in over]
+    cleanups = [each for each in locked if each.is_held() and not each.cancelled_at]
     if not cleanups:
         raise IllegalTransition(_("Cleanup %s is not held.") % cleanup.pk)
     cleanup.end_hold()

@@ -80,7 +80,7 @@ def check_erasure(request: HttpRequest, erase: str | None, reason: str | None) -
         return ""
     require_permission(request, "storage_audit.erase_cleanup")
     if not (reason or "").strip():
-        raise Problem("invalid-values", _("Nothing was deleted. erase=now needs a reason."))
+        raise Problem("refused", _("Nothing was deleted. Say why: erase=now needs a reason."))
     return (reason or "").strip()
 
 

@@ -7,7 +7,7 @@ from django.db import transaction
 from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
-    EXIT_USAGE,
+    EXIT_FAILED,
     command_context,
     find_cleanup,
     parse_deletion_id,
@@ -23,11 +23,13 @@ class Command(DocumentedCommand):
     )
     epilog = """
     examples:
-      python manage.py cancel_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "a lawsuit"
+      python manage.py cancel_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason lawsuit
+      python manage.py cancel_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "wrong bucket"
 
     exit codes:
       0  it is cancelled; if files were sent for deletion, a worker verifies these first
-      2  wrong use, also when the cleanup is running or over
+      1  it is not cancelled, as it is running or over
+      2  wrong use, also when there is no such deletion
 
     Next: undo_deletion brings the project back instead, while the deletion is held. To delete the
     files after all, choose Clean up again on the cleanup's page in the admin.
@@ -56,7 +58,7 @@ class Command(DocumentedCommand):
             except IllegalTransition as error:
                 raise CommandError(
                     f"Cleanup {cleanup} was not cancelled. {printable_text(str(error))}",
-                    returncode=EXIT_USAGE,
+                    returncode=EXIT_FAILED,
                 ) from error
         self.stdout.write(f"Cleanup {cleanup} is cancelled. Its files stay in the bucket.")
         for each in going_on:

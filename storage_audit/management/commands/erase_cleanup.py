@@ -7,7 +7,7 @@ from django.db import transaction
 from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
-    EXIT_USAGE,
+    EXIT_FAILED,
     command_context,
     find_cleanup,
     parse_deletion_id,
@@ -23,11 +23,13 @@ class Command(DocumentedCommand):
     )
     epilog = """
     examples:
+      python manage.py erase_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason legal
       python manage.py erase_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "request 4711"
 
     exit codes:
       0  the hold is over, and the cleanup is enqueued
-      2  wrong use, also when the deletion is not held
+      1  the deletion is not held, so there is nothing to skip
+      2  wrong use, also when there is no such deletion
 
     Next: deletion_log with the same deletion id and --follow shows when the files are gone.
     """
@@ -55,7 +57,7 @@ class Command(DocumentedCommand):
             except IllegalTransition as error:
                 raise CommandError(
                     f"Cleanup {cleanup} was not erased. {printable_text(str(error))}",
-                    returncode=EXIT_USAGE,
+                    returncode=EXIT_FAILED,
                 ) from error
         self.stdout.write(f"The hold of deletion {cleanup} is over. It can't be undone any more.")
         for each in going_on:

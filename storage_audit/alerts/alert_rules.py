@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -91,13 +91,17 @@ def exclude_alerted(cleanups: CleanupQuerySet, *kinds: str) -> CleanupQuerySet:
 def find_overdue(moment: datetime) -> CleanupQuerySet:
     """Deletions that wait for nobody, and are not over though they were requested, or decided on,
     before `moment`."""
-    decided = CleanupEvent.objects.filter(cleanup=OuterRef("pk"), step__in=["run", "approved"])
+    decided = CleanupEvent.objects.filter(
+        cleanup=OuterRef("pk"), step__in=["run", "approved", "erase"]
+    )
     decided_at = Subquery(decided.order_by("-at").values("at")[:1])
     under_way = [Status.PENDING, Status.RUNNING, Status.RETRYING]
     waiting = Cleanup.objects.requested_deletions().filter(
         time_before("created_at", moment), status__in=under_way
     )
     waiting = waiting.not_behind_blocked()
+    # What is held waits for its time, and counts from then on.
+    waiting = waiting.filter(Q(held_until=None) | Q(held_until__lt=moment))
     return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
         time_before("asked_at", moment)
     )

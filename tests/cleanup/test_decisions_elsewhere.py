@@ -1,5 +1,6 @@
 """Undo, Cancel, Erase now and Clean up again over HTTP and from a shell."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -7,7 +8,10 @@ from django.contrib.admin.models import LogEntry
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
+from storage_audit.alerts import alert_rules, lateness
+from storage_audit.certificate import evidence
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.dashboard import daily_figures
 from storage_audit.display_formats import format_utc
 from storage_audit.models import Project
 from tests.api_client import assert_problem, client_with_token, create_staff, read_json
@@ -17,6 +21,7 @@ from tests.real_bucket import Bucket, put_files
 from tests.run_command import run_command
 
 pytestmark = pytest.mark.database
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
@@ -188,3 +193,37 @@ def test_commands_say_that_it_is_held(held: Cleanup) -> None:
     assert code == 0 and f"\n{text}\n" in out
     out, _err, code = run_command("cleanup_project", "proj_1", "--sync")
     assert code == 1 and text in out and "manage.py undo_deletion ID" in out
+
+
+# What counts time
+
+
+def test_held_deletion_is_not_late_or_overdue(held: Cleanup) -> None:
+    long_ago = timezone.now() - timedelta(days=2)
+    Cleanup.objects.filter(pk=held.pk).update(created_at=long_ago)
+    assert not alert_rules.find_overdue(timezone.now() - HOUR).exists()
+    assert daily_figures.count_open_deletions() == (0, None)
+    assert lateness.idle_cleanups() is None
+    Cleanup.objects.filter(pk=held.pk).update(held_until=timezone.now() - 2 * HOUR)
+    assert alert_rules.find_overdue(timezone.now() - HOUR).exists()
+    assert not alert_rules.find_overdue(timezone.now() - 3 * HOUR).exists()
+    oldest = daily_figures.count_open_deletions().oldest
+    assert oldest and oldest > timezone.now() - 3 * HOUR
+
+
+def test_held_deletion_without_files_is_not_pruned(bucket: Bucket, settings: Settings) -> None:
+    grant_grace(settings)
+    create_projects("proj_1")
+    cleanup = delete_held()
+    assert cleanup.status == Status.CLEAN
+    cleanup.children.all().delete()
+    assert not Cleanup.objects.prunable(timezone.now() + HOUR).exists()
+    Cleanup.objects.update(held_until=timezone.now() - HOUR)
+    assert Cleanup.objects.prunable(timezone.now() + HOUR).exists()
+
+
+@pytest.mark.parametrize("decision", ["undo", "cancel"])
+def test_deletion_that_deleted_nothing_has_no_certificate(held: Cleanup, decision: str) -> None:
+    read_json(decide(held, decision), 200)
+    held.refresh_from_db()
+    assert ("undone" if decision == "undo" else "cancelled") in evidence.why_no_certificate(held)

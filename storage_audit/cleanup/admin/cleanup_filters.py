@@ -30,7 +30,7 @@ class NeedsFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, cleanups: Any) -> Any:
         match self.value():
             case "end":
-                return cleanups.requested_deletions().open()
+                return cleanups.requested_deletions().open().not_held()
             case "held":
                 return cleanups.requested_deletions().held()
             case "person":

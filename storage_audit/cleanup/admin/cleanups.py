@@ -207,7 +207,8 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         cleanup = self.get_queryset(request).filter(pk=deletion_id)
         if not cleanup.exists():
             raise Http404
-        return self.confirm_decision(request, cleanup, UNDO)
+        answer = self.confirm_decision(request, cleanup, UNDO)
+        return answer or redirect(self.own_list_url())
 
     @admin.action(permissions=["force"], description=gettext_lazy("Force-delete"))
     def force_delete(

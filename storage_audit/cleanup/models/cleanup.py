@@ -178,6 +178,9 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         """Open ones whose deletion can still be undone."""
         return self.open().filter(held_until__gt=DatabaseNow())
 
+    def not_held(self) -> Self:
+        return self.filter(self.model.HOLD_OVER)
+
     def of_deletion(self, project_id: str | None, deleted_at: datetime | None) -> Self:
         """The cleanups of one deletion of a project in all buckets, with their follow-up checks."""
         same = {"project_id": project_id, "project_deleted_at": deleted_at}
@@ -251,7 +254,7 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
         )
         # One of a project without files is over, and can still be undone.
-        over = over.filter(Q(held_until=None) | Q(held_until__lt=DatabaseNow()))
+        over = over.not_held()
         alerted = self.model.objects.filter(
             pk=OuterRef("pk"), alerts__isnull=False, alerts__ended_at=None
         )
@@ -261,11 +264,12 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         return self.filter(pruned_at__isnull=False)
 
     def with_asked_at(self) -> Self:
-        """Annotate when each was requested: a plan counts from when somebody runs it."""
+        """Annotate when each was requested: a plan counts from when somebody runs it, and a hold
+        from its end."""
         events = CleanupEvent.objects
         runs = events.filter(cleanup=OuterRef("pk"), step="run").order_by("at")
         return self.annotate(
-            asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "created_at")
+            asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "held_until", "created_at")
         )
 
     def leaving_files(self) -> Self:

@@ -22,9 +22,12 @@ from storage_audit.cleanup.api import Accepted, DeletionLink, deletion_link, sta
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_utc
+from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text, redact_secrets
 from storage_audit.request_origin import request_origin, use_origin
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
+
+KeptFor = KnownProject.KeptFor
 
 router = Router(tags=["projects"])
 
@@ -102,6 +105,12 @@ def deletion_message(project_id: str, cleanup: Cleanup) -> str:
             " then the deletion can be undone."
         )
         return text % {**words, "until": format_utc(until)}
+    if KnownProject.objects.filter(pk=project_id, kept_for=KeptFor.CANCELLED).exists():
+        text = _(
+            "Project %(project)s was deleted before. A person cancelled its cleanup, so its files"
+            " stay. If they are to go, choose Clean up again."
+        )
+        return text % words
     text = _(
         "Project %(project)s deleted. A cleanup is deleting the files from R2. Its page shows when"
         " they are gone."

@@ -3,29 +3,26 @@
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import cache
 from typing import Any
 from uuid import UUID
 
 import pytest
 import schemathesis
-from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.core.wsgi import get_wsgi_application
-from django.test import override_settings
 from hypothesis import HealthCheck, settings
 from pytest_django import Settings
 from schemathesis.core.parameters import ParameterLocation as Place
 
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup import end_deletions, held_ids
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.doctor.models import HealthReport
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project
 from storage_audit.scan.models import BucketScan
 from storage_audit.urls import api
+from tests.held import hold_deletion
 from tests.real_bucket import Bucket
 
 KNOWN: dict[str, Any] = {
@@ -75,24 +72,14 @@ class Visitor:
         if odd and case.path == PLAN and not case.meta.is_negative_at(Place.QUERY):
             case.query |= {"dry_run": True}
         if odd and case.path in DECISIONS and not case.meta.is_negative_at(Place.PATH):
-            case.path_parameters = {"deletion_id": str(hold_deletion(case.path).pk)}
+            held = hold_deletion("proj_7", cancelled=case.path.endswith("clean-up-again"))
+            case.path_parameters = {"deletion_id": str(held.pk)}
         if case.method == "DELETE":
             Project.objects.get_or_create(pk=KNOWN["project_id"])
         # What is to be refused for its key keeps it.
         spoilt = any(map(case.meta.is_negative_at, (Place.HEADER, Place.COOKIE)))
         key = {} if spoilt else {"Authorization": f"Bearer {self.token}"}
         self.statuses.add(case.call_and_validate(headers=key).status_code)
-
-
-def hold_deletion(path: str) -> Cleanup:
-    """A deletion about which this can be decided."""
-    values = {**django_settings.STORAGE_AUDIT, "GRACE": timedelta(hours=1)}
-    with override_settings(STORAGE_AUDIT=values), held_ids.allow_recreation():
-        Project.objects.get_or_create(pk="proj_7")[0].delete()
-    cleanup = Cleanup.objects.filter(project_id="proj_7").latest("created_at")
-    if path.endswith("clean-up-again"):
-        end_deletions.cancel_deletion(cleanup, "")
-    return cleanup
 
 
 @pytest.fixture

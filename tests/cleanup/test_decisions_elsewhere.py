@@ -94,6 +94,16 @@ def test_erase_ends_the_hold(held: Cleanup, bucket: Bucket) -> None:
     assert not bucket.keys()
 
 
+def test_second_delete_says_that_a_person_keeps_the_files(held: Cleanup, bucket: Bucket) -> None:
+    decide(held, "cancel")
+    come = client_with_token()
+    again = read_json(come.request("DELETE", "/projects/proj_1"), 202)
+    assert "its files stay" in again["message"]
+    answer = come.request("DELETE", "/projects/proj_1?erase=now&reason=asked")
+    assert_problem(answer, 409, "wrong-state")
+    assert len(bucket.keys()) == 3
+
+
 def test_erase_after_the_end_changes_nothing(held: Cleanup) -> None:
     read_json(decide(held, "undo", "wrong one"), 200)
     assert_problem(decide(held, "erase"), 409, "wrong-state")

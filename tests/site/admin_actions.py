@@ -1,20 +1,18 @@
 """Every action of the admin, who may run it, and rows that it suits."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
-from django.conf import settings
-from django.test import override_settings
 from django.urls import reverse
 
 from storage_audit.bucket.s3 import list_page
-from storage_audit.cleanup import end_deletions
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
-from storage_audit.models import Project, R2Object
+from storage_audit.models import R2Object
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui.model_admin import DJANGO_6_1
+from tests.held import hold_deletion
 from tests.real_bucket import Bucket
 from tests.site.pages import first_pk
 
@@ -94,11 +92,7 @@ def prepare_world(world: Bucket, action: str) -> None:
     world.put(MISNAMED)
     R2Object.objects.create(bucket=world.name, key="gone", source="upload", state="stored")
     if action in DECISIONS:
-        values = {**settings.STORAGE_AUDIT, "GRACE": timedelta(hours=1)}
-        with override_settings(STORAGE_AUDIT=values):
-            Project.objects.get(pk="proj_1").delete()
-    if action == "clean_up_again":
-        end_deletions.cancel_deletion(Cleanup.objects.latest("created_at"), "")
+        hold_deletion("proj_1", cancelled=action == "clean_up_again")
     if action in ("stop", "resume"):
         status = {"stop": "running", "resume": "stopped"}[action]
         BucketScan.objects.update(status=status, finished_at=None)

@@ -16,8 +16,8 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.formats import date_format
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -50,10 +50,8 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         "visible_subject",
         "state",
         "found_amount",
-        "trigger",
+        "asked_for",
         "created_at",
-        "requested_by",
-        "decision",
     )
     # Each of them, and both, has an index. The trigger says nearly all that the kind would.
     list_filter = (NeedsFilter, "status", "trigger", DecisionFilter, FollowUpFilter)
@@ -131,13 +129,20 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
     def state(self, cleanup: Cleanup) -> SafeString:
         return cleanup_badge(cleanup)
 
-    @admin.display(description=gettext_lazy("decision"))
-    def decision(self, cleanup: Cleanup) -> str:
-        return decision_text(cleanup)
+    @admin.display(description=gettext_lazy("trigger"), ordering="trigger")
+    def asked_for(self, cleanup: Cleanup) -> SafeString:
+        by = printable_text(cleanup.requested_by)
+        return format_html("{}<br>{}", cleanup.get_trigger_display(), by)
 
     # Empty while the totals are open: their figures are written when they are closed.
     @admin.display(description=gettext_lazy("found"), ordering="found")
     def found_amount(self, cleanup: Cleanup) -> SafeString | None:
+        lines = [self.amount_line(cleanup), decision_text(cleanup)]
+        return (
+            format_html_join(mark_safe("<br>"), "{}", [(each,) for each in lines if each]) or None
+        )
+
+    def amount_line(self, cleanup: Cleanup) -> SafeString | None:
         if is_shown_as_held(cleanup):
             planned = (cleanup.progress.get("totals") or {}).get(Outcome.TO_DELETE)
             return format_html(_("{} to delete"), format_amount(*planned)) if planned else None

@@ -12,7 +12,6 @@ from django.utils.translation import ngettext
 
 from storage_audit.cleanup.cleanup_text import (
     current_activity,
-    hold_text,
     is_shown_as_held,
     status_label,
 )
@@ -84,7 +83,7 @@ def step_text(cleanup: Cleanup, step_progress: StepProgress | None, until: datet
     if not is_in_progress(cleanup):
         return _("It has ended: %s.") % status_label(cleanup)
     if is_shown_as_held(cleanup) and cleanup.step == Cleanup.Step.HELD:
-        return f"{hold_text(cleanup)}."
+        return _("The hold ends in %s.") % timeuntil(cleanup.held_until)
     if until:
         due = date_format(localtime(until), "Y-m-d H:i:s")
         again = cleanup.status == Status.RETRYING

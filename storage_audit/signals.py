@@ -28,6 +28,7 @@ from storage_audit.cleanup import (
     supersede_cleanups,
 )
 from storage_audit.cleanup.models import Cleanup, DeletedRow
+from storage_audit.cleanup.take_snapshot import take_snapshot
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.request_origin import current_origin
 
@@ -107,7 +108,8 @@ def record_saved_project(
 
 
 @default_database_only
-def remember_project_id(instance: models.Model, **kwargs: Any) -> None:
+def remember_project_id(instance: models.Model, origin: Any = None, **kwargs: Any) -> None:
+    keep_deleted_rows(origin)
     # Once the row is gone it cannot be asked, and the instance may hold another id by now.
     vars(instance)["storage_audit_id"] = project_id = project_model.stored_id(instance)
     projects_of_delete_call().add(project_id)
@@ -118,7 +120,7 @@ def remember_project_id(instance: models.Model, **kwargs: Any) -> None:
 def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
     project_id, now, origin = vars(instance)["storage_audit_id"], timezone.now(), current_origin()
     forced = origin.forced and delete_projects.is_requested_deletion(projects_of_delete_call())
-    hold = held_ids.hold_values()
+    hold = held_ids.hold_values() | snapshot_of_delete_call()
     KnownProject.objects.record_deleted(
         project_id,
         now,
@@ -140,7 +142,8 @@ def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
 
 
 @default_database_only
-def collect_row(instance: R2Object, **kwargs: Any) -> None:
+def collect_row(instance: R2Object, origin: Any = None, **kwargs: Any) -> None:
+    keep_deleted_rows(origin)
     if missing := instance.get_deferred_fields() & {*DeletedRow._fields, "state", "updated_at"}:
         instance.refresh_from_db(fields=missing)
     rows_of_delete_call()[instance.pk] = DeletedRow.of(instance)
@@ -155,7 +158,24 @@ def request_row_cleanup(instance: R2Object, **kwargs: Any) -> None:
             by_bucket[row.bucket].append(row)
         rows.clear()
         for bucket, gone in by_bucket.items():
-            delete_projects.hand_over([requests.request_deletion(bucket, gone)])
+            hold = held_ids.hold_values_of_row(gone[0].project_id) | snapshot_of_delete_call()
+            delete_projects.hand_over([requests.request_deletion(bucket, gone, **hold)])
+
+
+def keep_deleted_rows(origin: Any) -> None:
+    """Copy what the delete() call is about to delete, once, if it can be undone for a while."""
+    if origin is None or "held_until" not in held_ids.hold_values():
+        return
+    kept = vars(connection.atomic_blocks[-1])
+    if "storage_audit_snapshot" not in kept:
+        kept["storage_audit_snapshot"] = take_snapshot(origin)
+
+
+def snapshot_of_delete_call() -> dict[str, Any]:
+    """The snapshot as a value of the call's cleanups."""
+    here = vars(connection.atomic_blocks[-1]) if connection.atomic_blocks else {}
+    kept = here.get("storage_audit_snapshot")
+    return {"snapshot": kept} if kept else {}
 
 
 def rows_of_delete_call() -> dict[int, DeletedRow]:

@@ -1,5 +1,6 @@
 """Deletions to follow, from the request to the verification."""
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any
@@ -261,8 +262,8 @@ def undo_deletion(request: HttpRequest, deletion_id: UUID, body: OptionalReason)
         deletion_id=cleanup.pk,
         status_url=status_url(cleanup),
         project_id=cleanup.project_id,
-        restored=restored.rows,
-        left_out=restored.left_out,
+        restored=dict(sum((Counter(each.rows) for each in restored), Counter())),
+        left_out=[line for each in restored for line in each.left_out],
     )
 
 

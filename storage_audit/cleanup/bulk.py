@@ -43,7 +43,7 @@ def permissions_for(action: str, user: Any) -> list[str]:
     that go with them."""
     if action not in BulkJob.DELETING_ACTIONS:
         return []
-    models = (model._meta for model in cascading_models())
+    models = (model._meta for model in cascading_models(project_model.get_model()))
     names = {f"{each.app_label}.{get_permission_codename('delete', each)}" for each in models}
     if action == BulkJob.Action.FORCE:
         names.add("storage_audit.force_cleanup")

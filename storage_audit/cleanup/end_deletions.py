@@ -4,15 +4,17 @@ Each acts on the whole deletion, in all its buckets, and locks its cleanups in t
 keys, so that of two who decide at once the second sees what the first did.
 """
 
+from collections.abc import Iterator
+from uuid import UUID
+
 from django.db import transaction
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
-from storage_audit import project_model
-from storage_audit.cleanup import delete_batches, held_ids, supersede_cleanups
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup import delete_batches, supersede_cleanups
+from storage_audit.cleanup.models import Cleanup, CleanupItem, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.restore_snapshot import Restored
+from storage_audit.cleanup.restore_snapshot import Restored, restore_snapshot
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
@@ -22,31 +24,29 @@ KeptFor = KnownProject.KeptFor
 
 
 @transaction.atomic
-def undo_deletion(cleanup: Cleanup, reason: str = "") -> Restored:
-    """Bring the project back. A stub: it restores the row's id only."""
-    require_deletion(cleanup)
-    undone = lock_deletion(cleanup)
-    if refusal := can_be_undone(cleanup):
-        raise IllegalTransition(refusal)
-    for each in undone:
-        each.undo(decided_by=deciding_user(), decision_reason=reason)
-        each.record("undo", _("Undone by %s.") % deciding_user())
-    cleanup.end_hold()
-    model = project_model.get_model()
-    with held_ids.allow_recreation():
-        model._default_manager.create(pk=cleanup.project_id)
-    return Restored({str(model._meta.verbose_name): 1}, [])
+def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
+    """Bring back what the delete() call deleted, with the R2Object rows that were deleted after it,
+    and end the cleanups of these.
 
-
-def can_be_undone(cleanup: Cleanup) -> str:
-    """Why the deletion cannot be undone any more; empty if it can."""
-    if cleanup.kind == Kind.PROJECT and cleanup.parent_id is None:
-        deletion = Cleanup.objects.with_deletion(cleanup)
-        ended = deletion.filter(status__in=[Status.UNDONE, Status.CANCELLED, Status.SUPERSEDED])
-        begun = deletion.filter(first_request_at__isnull=False)
-        if cleanup.is_held() and not ended.exists() and not begun.exists():
-            return ""
-    return _("Cleanup %s can't be undone.") % cleanup.pk
+    Raises IllegalTransition when a request was sent or the time for it is over, and CannotRestore
+    when the rows can't come back. Both change nothing.
+    """
+    root = cleanup.parent or cleanup
+    require_deletion(root)
+    locked, restored = list(lock_snapshots(root)), list[Restored]()
+    root.refresh_from_db()
+    if obstacle := undo_obstacle(root):
+        text = _("Cleanup %(id)s can't be undone. %(reason)s")
+        raise IllegalTransition(text % {"id": root.pk, "reason": obstacle})
+    for snapshot, cleanups in locked:
+        for each in cleanups:
+            keep_unsent_items(each, _("The deletion was undone."))
+            decision = {"decided_by": deciding_user(), "decision_reason": reason, "message": ""}
+            each.undo(**decision, **each.items.totals())
+            each.record("undo", decision_text(_("Undone"), reason))
+        restored.append(restore_snapshot(snapshot))
+        snapshot.delete()
+    return restored
 
 
 @transaction.atomic
@@ -65,7 +65,8 @@ def cancel_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
         keep_unsent_items(each, _("Its cleanup was cancelled."))
         totals = {} if each.first_request_at else each.items.totals()
         each.cancel(message=reason, **decision, **totals)
-        each.record("cancel", cancel_text(decision["decided_by"], reason))
+        each.record("cancel", decision_text(_("Cancelled"), reason))
+    cleanup.end_hold()
     keep_for_person(cleanup)
     return [each for each in cancelled if each.status == Status.PENDING]
 
@@ -77,17 +78,14 @@ def erase_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     require_deletion(cleanup)
     if not reason.strip():
         raise IllegalTransition(_("Say why the files of cleanup %s go now.") % cleanup.pk)
-    over = (Status.UNDONE, Status.CANCELLED, Status.SUPERSEDED)
-    locked = [each for each in lock_deletion(cleanup) if each.status not in over]
-    cleanups = [each for each in locked if each.is_held() and not each.cancelled_at]
+    cleanups = [each for each in lock_deletion(cleanup) if each.is_held()]
     if not cleanups:
         raise IllegalTransition(_("Cleanup %s is not held.") % cleanup.pk)
     cleanup.end_hold()
     for each in cleanups:
-        text, held_until = _("Erased now by %(user)s: %(reason)s"), str(each.held_until)
+        held_until = str(each.held_until)
         each.erase(decided_by=deciding_user(), decision_reason=reason)
-        words = {"user": deciding_user(), "reason": reason}
-        each.record("erase", text % words, held_until=held_until)
+        each.record("erase", decision_text(_("Erased now"), reason), held_until=held_until)
     return [each for each in cleanups if is_open(each)]
 
 
@@ -107,8 +105,7 @@ def clean_up_again(project_id: str, reason: str) -> list[Cleanup]:
         project_id, trigger=Cleanup.Trigger.DECLARED, deleted_at=known.deleted_at
     )
     for each in cleanups:
-        text = _("Cleaned up again by %(user)s: %(reason)s")
-        each.record("request", text % {"user": deciding_user(), "reason": reason})
+        each.record("request", decision_text(_("Cleaned up again"), reason))
     return cleanups
 
 
@@ -121,6 +118,43 @@ def lock_deletion(cleanup: Cleanup) -> list[Cleanup]:
     # Before the cleanups' own rows, as in a deletion of the project.
     KnownProject.objects.lock_id(cleanup.project_id)
     return list(Cleanup.objects.with_deletion(cleanup).lock().order_by("pk"))
+
+
+def undo_obstacle(cleanup: Cleanup) -> str:
+    """Why the deletion can't be undone any more, or nothing."""
+    if not cleanup.held_until or cleanup.status in Cleanup.GIVEN_UP:
+        return _("There is nothing to undo.")
+    if cleanup.first_request_at:
+        return _("Deleting the files has begun.")
+    if cleanup.snapshot is None:
+        return _("No copy of the deleted rows was kept, or it is gone by now.")
+    if cleanup.snapshot.unavailable:
+        text = _("No copy of the deleted rows could be kept: %s. You can cancel instead.")
+        return text % cleanup.snapshot.get_unavailable_display()
+    return ""
+
+
+def lock_snapshots(cleanup: Cleanup) -> Iterator[tuple[Snapshot, list[Cleanup]]]:
+    """The copies of rows that undo brings back, each with the cleanups that it ends."""
+    calls = Cleanup.objects.filter(snapshot=cleanup.snapshot_id, snapshot__isnull=False)
+    ids = sorted(filter(None, calls.values_list("project_id", flat=True)))
+    for project_id in ids:
+        # Before the cleanups' own rows, as in a deletion of the project.
+        KnownProject.objects.lock_id(project_id)
+    rows_too = Cleanup.objects.held().filter(kind=Kind.OBJECTS, project_id__in=ids)
+    also = rows_too.values_list("snapshot_id", flat=True)
+    snapshots = {pk for pk in (cleanup.snapshot_id, *also) if pk}
+    together = Q(snapshot__in=snapshots) | Q(parent__snapshot__in=snapshots)
+    # PostgreSQL locks no row of an outer join.
+    pks = list(Cleanup.objects.filter(together).values_list("pk", flat=True))
+    locked = list(Cleanup.objects.filter(pk__in=pks).lock().order_by("pk"))
+    for snapshot in Snapshot.objects.filter(pk__in=snapshots).select_for_update().order_by("pk"):
+        mine = [each for each in locked if snapshot.pk in snapshots_of(each)]
+        yield snapshot, mine
+
+
+def snapshots_of(cleanup: Cleanup) -> set[UUID | None]:
+    return {cleanup.snapshot_id, cleanup.parent.snapshot_id if cleanup.parent else None}
 
 
 def require_deletion(cleanup: Cleanup) -> None:
@@ -142,9 +176,9 @@ def keep_for_person(cleanup: Cleanup) -> None:
         known.filter(deleted_at__isnull=False).update(kept_for=KeptFor.CANCELLED)
 
 
-def cancel_text(user: str, reason: str) -> str:
-    text = _("Cancelled by %(user)s: %(reason)s") if reason else _("Cancelled by %(user)s.")
-    return text % {"user": user, "reason": reason}
+def decision_text(done: str, reason: str) -> str:
+    text = _("%(done)s by %(user)s: %(reason)s") if reason else _("%(done)s by %(user)s.")
+    return text % {"done": done, "user": deciding_user(), "reason": reason}
 
 
 def is_open(cleanup: Cleanup) -> bool:

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, Max, OuterRef, Value
+from django.db.models.functions import Greatest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import Cleanup, Snapshot
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
@@ -35,8 +36,17 @@ def hold_values() -> dict[str, Any]:
     if origin.erase_reason:
         decided = {"decided_by": origin.user or "command", "decided_at": timezone.now()}
         return {**decided, "decision_reason": origin.erase_reason}
-    until = DatabaseNow(conf().grace)
-    return {"held_until": until}
+    return {"held_until": DatabaseNow(conf().grace)}
+
+
+def hold_values_of_row(project_id: str | None) -> dict[str, Any]:
+    """The same for a deleted R2Object row, which waits for its project's deletion if that is held
+    for longer."""
+    values = hold_values()
+    held = Cleanup.objects.held().of_projects().filter(project_id=project_id)
+    if "held_until" in values and (last := held.aggregate(at=Max("held_until"))["at"]):
+        values["held_until"] = Greatest(values["held_until"], Value(last))
+    return values
 
 
 @contextmanager
@@ -71,6 +81,10 @@ def end_past_holds() -> None:
     waiting = Exists(cleanups.open()) | Exists(cleanups.filter(held_until__gt=DatabaseNow()))
     held = KnownProject.objects.filter(kept_for=KnownProject.KeptFor.HOLD)
     held.filter(~waiting).update(kept_for="")
+    # Of deleted rows, and of projects that were created again past us.
+    kept = Cleanup.objects.filter(snapshot=OuterRef("pk"), first_request_at=None)
+    alive = Exists(kept.open()) | Exists(kept.filter(held_until__gt=DatabaseNow()))
+    Snapshot.objects.filter(~alive).delete()
 
 
 def find_held_owner(key: str) -> str | None:

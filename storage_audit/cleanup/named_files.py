@@ -37,9 +37,9 @@ class NamedFile(NamedTuple):
     row: str
 
 
-def cascading_models() -> set[type[models.Model]]:
-    """The model of the projects, and those whose rows Django deletes with theirs."""
-    todo: list[Any] = [project_model.get_model()]
+def cascading_models(start: type[models.Model]) -> set[type[models.Model]]:
+    """The model, and those whose rows Django deletes with its own."""
+    todo: list[Any] = [start]
     found = set[type[models.Model]]()
     while todo:
         model = todo.pop()
@@ -55,7 +55,7 @@ def cascading_models() -> set[type[models.Model]]:
 
 
 def project_file_columns() -> list[Column]:
-    cascading = cascading_models()
+    cascading = cascading_models(project_model.get_model())
     return [column for column in file_columns() if column.model in cascading]
 
 

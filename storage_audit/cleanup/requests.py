@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from django.db import connection, transaction
@@ -282,15 +283,17 @@ class TransactionCleanup:
         enqueue_cleanup(self.cleanup.pk)
 
 
-def request_deletion(bucket: str, rows: list[DeletedRow]) -> Cleanup:
-    """Put the rows into this transaction's cleanup for the bucket, made when there is none."""
-    cleanup = cleanup_of_transaction(bucket)
+def request_deletion(bucket: str, rows: list[DeletedRow], **hold: Any) -> Cleanup:
+    """Put the rows into this transaction's cleanup for the bucket, made when there is none. What is
+    held gets one of its own, as each delete() call is undone by itself."""
+    cleanup = None if hold else cleanup_of_transaction(bucket)
     if cleanup is None:
         cleanup = Cleanup.objects.request(
             kind=Cleanup.Kind.OBJECTS,
             bucket=bucket,
             project_id=rows[0].project_id,
             trigger=Trigger.DELETED,
+            **hold,
         )
         transaction.on_commit(TransactionCleanup(cleanup).enqueue, robust=True)
     cleanup.add_rows(rows)

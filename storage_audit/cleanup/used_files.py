@@ -4,9 +4,10 @@ Looked up for the whole plan, for each batch just before it is sent, and once mo
 are gone: a row that was saved in between lost its file, which a person must know.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from django.db import transaction
+from django.db.models import QuerySet
 from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.functional import Promise
@@ -15,7 +16,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import project_model
 from storage_audit.bucket.errors import DeadlinePassed
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models import Cleanup, CleanupItem, SnapshotFile
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
@@ -24,6 +25,7 @@ from storage_audit.ownership.references import (
     FileReferences,
     find_key_references,
     find_row_references,
+    split_chunks,
 )
 
 Kind = Cleanup.Kind
@@ -71,6 +73,10 @@ def keep_used_files(work: Turn) -> list[str]:
         seconds=conf().lease_time.total_seconds() / 2,
         renew=cleanup.renew,
     )
+    named = items.filter(key__in=files_in_snapshots(cleanup).values("key"))
+    for some in split_chunks(named.values_list("pk", "key")):
+        rows = rows_in_snapshots(cleanup, [key for _pk, key in some])
+        used.rows.update((pk, rows[key]) for pk, key in some if pk not in used.rows)
     if used.rows:
         with transaction.atomic():
             cleanup.renew()
@@ -117,7 +123,7 @@ def unread_text(fields: list[str]) -> str:
     return text % ", ".join(fields)
 
 
-def recheck_uses(work: Turn, keys: Iterable[str]) -> dict[str, str]:
+def recheck_uses(work: Turn, keys: Collection[str]) -> dict[str, str]:
     """Why these keys stay, as far as columns with an index show in two seconds. Raises
     DeadlinePassed and Unread."""
     cleanup = work.cleanup
@@ -130,7 +136,19 @@ def recheck_uses(work: Turn, keys: Iterable[str]) -> dict[str, str]:
         raise DeadlinePassed(text % error) from error
     if unread := find_unapproved_fields(cleanup, used):
         raise Unread(unread)
-    return {key: KEPT_TEXT % row for key, row in used.rows.items()}
+    rows = rows_in_snapshots(cleanup, keys) | used.rows
+    return {key: KEPT_TEXT % row for key, row in rows.items()}
+
+
+def rows_in_snapshots(cleanup: Cleanup, keys: Collection[str]) -> dict[str, str]:
+    """Which of these keys are named by a row that was deleted and can be restored."""
+    found = files_in_snapshots(cleanup).filter(key__any_of=keys).values_list("key", "row")
+    return {key: _("%s (deleted, but that can still be undone)") % row for key, row in found}
+
+
+def files_in_snapshots(cleanup: Cleanup) -> QuerySet[SnapshotFile]:
+    """The rows that went in the cleanup's own deletion do not count."""
+    return SnapshotFile.objects.exclude(snapshot=getattr(cleanup, "snapshot_id", None))
 
 
 def find_lost_files(work: Turn) -> dict[int, str]:

@@ -59,7 +59,7 @@ def delete_project(
         project = project_model.lock_project(project_id)
         if project is None:
             made = requests.cleanups_of_deletion(project_id)
-            erase_held(made, erase_reason)
+            erase_held(project_id, made, erase_reason)
         else:
             made = [] if is_hidden(request, project) else delete_with_checks(request, project)
     if not made:
@@ -87,8 +87,11 @@ def check_erasure(request: HttpRequest, erase: str | None, reason: str | None) -
     return (reason or "").strip()
 
 
-def erase_held(made: list[Cleanup], reason: str) -> None:
-    """A project that was deleted before may still be held."""
+def erase_held(project_id: str, made: list[Cleanup], reason: str) -> None:
+    """A project that was deleted before may still be held. Raises Problem where a person keeps its
+    files."""
+    if reason and is_cancelled(project_id):
+        raise Problem("wrong-state", _("Nothing was deleted. %s") % cancelled_text(project_id))
     for each in made:
         if reason and each.is_held():
             with transaction.atomic():
@@ -105,17 +108,25 @@ def deletion_message(project_id: str, cleanup: Cleanup) -> str:
             " then the deletion can be undone."
         )
         return text % {**words, "until": format_utc(until)}
-    if KnownProject.objects.filter(pk=project_id, kept_for=KeptFor.CANCELLED).exists():
-        text = _(
-            "Project %(project)s was deleted before. A person cancelled its cleanup, so its files"
-            " stay. If they are to go, choose Clean up again."
-        )
-        return text % words
+    if is_cancelled(project_id):
+        return cancelled_text(project_id)
     text = _(
         "Project %(project)s deleted. A cleanup is deleting the files from R2. Its page shows when"
         " they are gone."
     )
     return text % words
+
+
+def is_cancelled(project_id: str) -> bool:
+    return KnownProject.objects.filter(pk=project_id, kept_for=KeptFor.CANCELLED).exists()
+
+
+def cancelled_text(project_id: str) -> str:
+    text = _(
+        "Project %s was deleted before. A person cancelled its cleanup, so its files stay. If they"
+        " are to go, choose Clean up again."
+    )
+    return text % printable_text(project_id)
 
 
 def delete_with_checks(request: HttpRequest, project: Model) -> list[Cleanup]:

@@ -53,6 +53,7 @@ def test_page_says_for_how_long_a_deletion_can_be_undone(
 
 
 def test_success_page_leads_to_undo(bucket: Bucket) -> None:
+    Project.objects.update(title="Spring teaser")
     client = superuser_client()
     shown = delete_on_page(client)
     assert "Deleted. The files stay in the bucket until" in shown
@@ -63,7 +64,7 @@ def test_success_page_leads_to_undo(bucket: Bucket) -> None:
     cleanup = Cleanup.objects.get(parent=None)
     fields |= {"action": "undo_deletion", "_selected_action": str(cleanup.pk), "post": "yes"}
     client.post(admin_url("cleanup"), fields, follow=True)
-    assert Project.objects.filter(pk="proj_1").exists()
+    assert Project.objects.get(pk="proj_1").title == "Spring teaser"
 
 
 def test_success_page_offers_no_undo_without_permission() -> None:

@@ -3,6 +3,7 @@ application."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import Enum
 
 from tests.ownership.oracle import named_projects
@@ -28,7 +29,8 @@ class Model:
     """`deleted` are the ids of which somebody said that they are deleted, and when; `silent` those
     whose row is gone without a word. `uploads` are the tracking rows of uploads with their
     project; `deletions` counts those that were signalled and committed; `stirred` is when
-    something last happened to a key or an id."""
+    something last happened to a key or an id; `held` are deleted ids until when their files
+    stay, in time that was let pass, and `cancelled` those whose files a person keeps."""
 
     moment: int = 0
     living: set[str] = field(default_factory=set)
@@ -38,6 +40,9 @@ class Model:
     objects: dict[str, Object] = field(default_factory=dict)
     deletions: Counter[str] = field(default_factory=Counter)
     touched_at: dict[str, int] = field(default_factory=dict)
+    clock: timedelta = timedelta(0)
+    held: dict[str, timedelta] = field(default_factory=dict)
+    cancelled: set[str] = field(default_factory=set)
 
     def record_put(self, key: str, etag: str) -> None:
         """An object was written; one that is the same again may still go by its deleted row."""
@@ -73,11 +78,29 @@ class Model:
         self.living.add(id)
         self.deleted.pop(id, None)
         self.silent.discard(id)
+        self.held.pop(id, None)
+        self.cancelled.discard(id)
 
-    def record_deletion(self, id: str) -> None:
+    def record_deletion(self, id: str, grace: timedelta = timedelta(0)) -> None:
         self.living.remove(id)
         self.deletions[id] += 1
         self.deleted[id] = self.touch("")
+        if grace:
+            self.held[id] = self.clock + grace
+
+    def record_cancellation(self, id: str) -> None:
+        self.held.pop(id, None)
+        self.cancelled.add(id)
+
+    def record_erasure(self, id: str) -> None:
+        self.held.pop(id, None)
+
+    def record_second_cleanup(self, id: str) -> None:
+        self.cancelled.discard(id)
+
+    def kept_ids(self) -> set[str]:
+        """Deleted ids whose files stay for now."""
+        return {id for id, until in self.held.items() if until > self.clock} | self.cancelled
 
     def record_silent_deletion(self, id: str) -> None:
         self.living.remove(id)
@@ -99,8 +122,9 @@ class Model:
             return Fate.GOES if self.touched_at[key] == there.asked_at else Fate.MAY_GO
         owner = self.uploads.get(key)
         names = {owner} if owner else named_projects(key)
-        dead, rivals = names & self.deleted.keys(), named_projects(key) - {owner}
-        if not dead or rivals & (self.living | self.silent):
+        kept = self.kept_ids()
+        dead, rivals = names & self.deleted.keys() - kept, named_projects(key) - {owner}
+        if not dead or rivals & (self.living | self.silent | kept):
             return Fate.STAYS
         if owner and rivals & self.deleted.keys():
             # It was kept while one of them lived, and is while its cleanup is blocked.

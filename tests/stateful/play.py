@@ -13,10 +13,13 @@ from django.db import connection, models, transaction
 from django.db.models import F
 
 from storage_audit import tasks
-from storage_audit.cleanup import requests
+from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup.held_ids import ProjectHeld
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import ProjectExists
+from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
@@ -54,8 +57,9 @@ class Play:
 
     def let_pass(self, time: timedelta) -> None:
         """Whatever waits for the clock has waited so much longer."""
+        self.model.clock += time
         age_rows(Cleanup, time, "next_attempt_at", "lease_until", "failing_since")
-        age_rows(Cleanup, time, "enqueued_at", "finished_at")
+        age_rows(Cleanup, time, "enqueued_at", "finished_at", "held_until")
         age_rows(CleanupItem, time, "changed_at", "unanswered_at")
         age_rows(R2Object, time, "updated_at")
 
@@ -63,8 +67,9 @@ class Play:
 
     def create(self, project: str) -> None:
         if project not in self.model.living:
-            Project.objects.create(pk=project)
-            self.model.record_creation(project)
+            with suppress(ProjectHeld):
+                Project.objects.create(pk=project)
+                self.model.record_creation(project)
 
     def save(self, key: str, body: bytes) -> None:
         with self.allow_failures():
@@ -90,7 +95,7 @@ class Play:
         """An upload may be refused by a cleanup, and fail in any way with the store."""
         try:
             yield
-        except KeyBeingDeleted:
+        except (KeyBeingDeleted, ProjectHeld):
             pass
         except Exception:
             if not self.store_has_trouble:
@@ -146,7 +151,7 @@ class Play:
             else:
                 row.delete()
         if not Project.objects.filter(pk=project).exists():
-            self.model.record_deletion(project)
+            self.model.record_deletion(project, conf().grace)
 
     def delete_forced(self, project: str) -> None:
         self.delete(project, forced=True)
@@ -191,9 +196,40 @@ class Play:
         requests.request_cleanup_verification(cleanup)
 
     def declare_deleted(self, project: str) -> None:
-        with suppress(ProjectExists):
+        with suppress(ProjectExists, IllegalTransition):
             requests.declare_deleted(project)
             self.model.record_declaration(project)
+
+    def undo(self, project: str) -> None:
+        with self.decide_on_deletion(project) as cleanup:
+            end_deletions.undo_deletion(cleanup)
+            self.model.record_creation(project)
+
+    def cancel(self, project: str) -> None:
+        with self.decide_on_deletion(project) as cleanup:
+            end_deletions.cancel_deletion(cleanup, "a test")
+            if project not in self.model.living:
+                self.model.record_cancellation(project)
+
+    def erase(self, project: str) -> None:
+        with self.decide_on_deletion(project) as cleanup:
+            end_deletions.erase_deletion(cleanup, "a test")
+            self.model.record_erasure(project)
+
+    def clean_up_again(self, project: str) -> None:
+        with suppress(IllegalTransition):
+            end_deletions.clean_up_again(project, "a test")
+            self.model.record_second_cleanup(project)
+
+    @contextmanager
+    def decide_on_deletion(self, project: str) -> Iterator[Cleanup]:
+        """A person decides on the project's latest deletion, if that is still possible."""
+        made = Cleanup.objects.requested_deletions().filter(kind="project", project_id=project)
+        with suppress(IllegalTransition, CannotRestore, Cleanup.DoesNotExist):
+            cleanup = made.latest("created_at")
+            yield cleanup
+            same = Cleanup.objects.with_deletion(cleanup)
+            self.watch.decided.update(same.values_list("pk", flat=True))
 
     def decide(self, cleanup: Cleanup) -> None:
         """A person approves it, runs its plan, or has it tried again."""

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import s3
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.conf import conf
 from storage_audit.models import DatabaseIdentity
 from tests.faults.kinds import FAULT_KINDS
 from tests.faults.matching import is_delete_batch, rule_for, run_before
@@ -75,6 +76,7 @@ acts = st.one_of(
     st.tuples(st.sampled_from(["put", "save", "overwrite"]), st.tuples(keys, bodies)),
     st.tuples(st.sampled_from(["remove", "storage_delete", "delete_row"]), st.tuples(keys)),
     st.tuples(st.sampled_from(["create", "delete", "delete_forced"]), st.tuples(ids)),
+    st.tuples(st.sampled_from(["undo", "cancel", "erase", "clean_up_again"]), st.tuples(ids)),
     st.tuples(st.just("hand_over"), st.tuples(keys, ids)),
     st.tuples(st.sampled_from(["sweep", "backfill"]), st.just(())),
     st.tuples(st.just("let_pass"), st.just((timedelta(minutes=2),))),
@@ -90,6 +92,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.play = Play(self.bucket, self.world)
         empty(self.bucket)
+        self.set_grace(0)
 
     @initialize(gone=st.sets(ids, min_size=1))
     def begin(self, gone: set[str]) -> None:
@@ -162,6 +165,16 @@ class Machine(RuleBasedStateMachine):
     @rule(key=keys, dies_after=st.integers(0, 8))
     def delete_row_and_die(self, key: str, dies_after: int) -> None:
         self.play.delete_row(key, dies_after)
+
+    @rule(hours=st.sampled_from([0, 1, 24]))
+    def set_grace(self, hours: int) -> None:
+        grace = {"GRACE": timedelta(hours=hours)}
+        django_settings.STORAGE_AUDIT = {**django_settings.STORAGE_AUDIT, **grace}
+        conf.cache_clear()
+
+    @rule(id=ids, ask=st.sampled_from(["undo", "cancel", "erase", "clean_up_again"]))
+    def decide_on_deletion(self, id: str, ask: str) -> None:
+        getattr(self.play, ask)(id)
 
     @rule(id=ids)
     def declare_deleted(self, id: str) -> None:

@@ -17,7 +17,7 @@ from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.admin.deleting import cleanup_badge
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored
+from storage_audit.cleanup.restore_snapshot import CannotRestore
 from storage_audit.display_formats import format_amount, format_lines
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
@@ -94,8 +94,11 @@ def cancel_refusal(cleanup: Cleanup) -> str:
 
 
 def erase_refusal(cleanup: Cleanup) -> str:
-    is_root = cleanup.parent_id is None and cleanup.kind == Kind.PROJECT
-    return "" if is_root and cleanup.shown_hold() else _("Not held, so there is nothing to skip.")
+    return (
+        ""
+        if cleanup.parent_id is None and cleanup.shown_hold()
+        else _("Not held, so there is nothing to skip.")
+    )
 
 
 def again_refusal(cleanup: Cleanup) -> str:
@@ -108,15 +111,14 @@ def again_refusal(cleanup: Cleanup) -> str:
 
 def undo(cleanup: Cleanup, reason: str) -> Result:
     restored = end_deletions.undo_deletion(cleanup, reason)
-    text = _("Deletion undone. Project %(project)s is back, with %(rows)s.")
-    words = {"project": printable_text(cleanup.subject), "rows": describe_rows(restored)}
-    return Result(text % words, warnings=restored.left_out)
-
-
-def describe_rows(restored: Restored) -> str:
-    """Such as “12 database rows”."""
-    count = sum(restored.rows.values())
-    return ngettext("%d database row", "%d database rows", count) % count
+    count = sum(rows for each in restored for rows in each.rows.values())
+    text = ngettext(
+        "Deletion of %(project)s undone. %(count)d database row is back.",
+        "Deletion of %(project)s undone. %(count)d database rows are back.",
+        count,
+    )
+    words = {"project": printable_text(cleanup.subject), "count": count}
+    return Result(text % words, warnings=[line for each in restored for line in each.left_out])
 
 
 def cancel(cleanup: Cleanup, reason: str) -> Result:
@@ -149,7 +151,7 @@ UNDO = Decision(
     ),
     gettext_lazy("The project comes back. Its files stay."),
     OptionalReasonForm,
-    end_deletions.can_be_undone,
+    end_deletions.undo_obstacle,
     undo,
     lambda count, files: ngettext("Undo %d deletion", "Undo %d deletions", count) % count,
 )
@@ -273,7 +275,7 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         form = decision.form(request.POST if confirmed else None)
         if not (confirmed and form.is_valid()):
             return self.ask_decision(request, selection, decision, cleanups, form)
-        for cleanup in cleanups:
+        for cleanup in one_of_each_call(cleanups) if decision is UNDO else cleanups:
             self.carry_out(request, cleanup, decision, form.cleaned_data["reason"])
         return HttpResponseRedirect(cleanup_url(cleanups[0].pk)) if len(cleanups) == 1 else None
 
@@ -300,6 +302,9 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         cleanups: list[Cleanup],
         form: forms.Form,
     ) -> HttpResponse:
+        figures = combined_digest(cleanups)
+        if decision is UNDO:
+            cleanups = one_of_each_deletion([*cleanups, *deleted_together(cleanups)])
         refusals = {each.pk: decision.find_refusal(each) for each in cleanups}
         able = [each for each in cleanups if not refusals[each.pk]]
         amounts = {each.pk: count_remaining(each) for each in cleanups}
@@ -309,7 +314,7 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
             request,
             selection,
             action=decision.name,
-            figures=combined_digest(cleanups),
+            figures=figures,
             post_to=request.get_full_path() if request.method == "POST" else self.own_list_url(),
             title=decision.title,
             sentences=decision.sentences,
@@ -338,6 +343,18 @@ def one_of_each_deletion(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
         key = (each.project_id, each.project_deleted_at) if is_whole else each.pk
         found.setdefault(key, each)
     return list(found.values())
+
+
+def deleted_together(cleanups: Iterable[Cleanup]) -> QuerySet[Cleanup]:
+    """What went in the same delete() calls, such as all projects of a customer: it comes back with
+    these."""
+    calls = {each.snapshot_id for each in cleanups if each.snapshot_id}
+    return Cleanup.objects.filter(snapshot__in=calls, parent=None).order_by("pk")
+
+
+def one_of_each_call(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
+    """Undo brings back all that one delete() call deleted."""
+    return list({each.snapshot_id or each.pk: each for each in cleanups}.values())
 
 
 def count_remaining(cleanup: Cleanup) -> tuple[int, int]:

@@ -139,7 +139,7 @@ def announce_deletions(
     text = _("Deleted. The files stay in the bucket until %s.") % format_utc(until)
     projects = {each.project_id for each in held}
     may_undo = request.user.has_perm("storage_audit.undo_cleanup")
-    if may_undo and len(projects) == 1 and not end_deletions.can_be_undone(held[0]):
+    if may_undo and len(projects) == 1 and not end_deletions.undo_obstacle(held[0]):
         url = reverse("admin:storage_audit_undo_deletion", args=[held[0].pk])
         text = format_html('{} <a href="{}">{}</a>', text, url, _("Undo"))
     return announce_cleanups(model_admin, request, text, cleanups)

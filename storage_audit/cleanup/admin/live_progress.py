@@ -82,8 +82,9 @@ def step_text(cleanup: Cleanup, step_progress: StepProgress | None, until: datet
     """Without figures, as it is read aloud whenever it changes."""
     if not is_in_progress(cleanup):
         return _("It has ended: %s.") % status_label(cleanup)
-    if is_shown_as_held(cleanup) and cleanup.step == Cleanup.Step.HELD:
-        return _("The hold ends in %s.") % timeuntil(cleanup.held_until)
+    hold = cleanup.shown_hold()
+    if hold and is_shown_as_held(cleanup) and cleanup.step == Cleanup.Step.HELD:
+        return _("The hold ends in %s.") % timeuntil(hold)
     if until:
         due = date_format(localtime(until), "Y-m-d H:i:s")
         again = cleanup.status == Status.RETRYING

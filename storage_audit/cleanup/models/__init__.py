@@ -4,6 +4,7 @@ from storage_audit.cleanup.models.bulk_job import BulkJob
 from storage_audit.cleanup.models.cleanup import Cleanup, CleanupQuerySet
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet, DeletedRow
+from storage_audit.cleanup.models.snapshot import Snapshot, SnapshotChunk, SnapshotFile
 
 __all__ = [
     "CleanupItem",
@@ -13,4 +14,7 @@ __all__ = [
     "BulkJob",
     "CleanupEvent",
     "DeletedRow",
+    "Snapshot",
+    "SnapshotChunk",
+    "SnapshotFile",
 ]

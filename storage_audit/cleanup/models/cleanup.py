@@ -22,6 +22,7 @@ from storage_audit.cleanup.models.bulk_job import BulkJob
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
 from storage_audit.cleanup.models.position import Position, PositionField
+from storage_audit.cleanup.models.snapshot import Snapshot
 from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
@@ -352,6 +353,10 @@ class Cleanup(CleanupStates):
         db_index=False,
         related_name="cleanups",
     )
+    # The rows of the delete() call, as long as it can be undone.
+    snapshot = models.ForeignKey(
+        Snapshot, models.SET_NULL, null=True, editable=False, related_name="cleanups"
+    )
     trigger = models.CharField(_("trigger"), max_length=12, choices=Trigger)
     requested_by = models.TextField(_("requested by"), blank=True)
     origin = models.TextField(_("requested from"), blank=True)
@@ -546,9 +551,11 @@ class Cleanup(CleanupStates):
             super().begin_sending(**values)
 
     def end_hold(self) -> None:
-        """Let other projects' cleanups decide on its files, too."""
+        """Forget how to undo the deletion, and let other projects' cleanups decide on its files."""
         held = KnownProject.objects.of_deletion(self.project_id, self.project_deleted_at)
         held.filter(kept_for=KnownProject.KeptFor.HOLD).update(kept_for="")
+        same = Cleanup.objects.with_deletion(self)
+        Snapshot.objects.filter(cleanups__in=same).delete()
 
     def renew_after_progress(self, **values: Any) -> None:
         """A verification gets nothing done for good before its end, and a pass that had to start

@@ -6,7 +6,7 @@ from random import uniform
 from typing import Any
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Expression, Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -70,13 +70,9 @@ class CleanupStates(models.Model):
         DELETE = "delete", _("deleting")
         VERIFY = "verify", _("verifying")
 
-    ENDED = (
-        Status.CLEAN,
-        Status.CLEAN_WITH_KEPT,
-        Status.SUPERSEDED,
-        Status.UNDONE,
-        Status.CANCELLED,
-    )
+    # Ended without its work being done here.
+    GIVEN_UP = (Status.SUPERSEDED, Status.UNDONE, Status.CANCELLED)
+    ENDED = (Status.CLEAN, Status.CLEAN_WITH_KEPT, *GIVEN_UP)
     FINISHED = (*ENDED, Status.DIFFERS, Status.RETRYING, Status.FAILED)
     # Nothing more is done, by itself or for a person: a verification is not tried again.
     OVER = Q(status__in=ENDED) | Q(kind=Kind.VERIFY, status=Status.DIFFERS)
@@ -135,7 +131,7 @@ class CleanupStates(models.Model):
     def defer_times(self) -> None:
         """Reload times that the database's clock has set only when they are read, which is rare."""
         for name in ("lease_until", "next_attempt_at", "held_until", "first_request_at"):
-            if isinstance(vars(self).get(name), DatabaseNow):
+            if isinstance(vars(self).get(name), Expression):
                 delattr(self, name)
 
     def change_with_lease(self, **values: Any) -> None:
@@ -229,14 +225,13 @@ class CleanupStates(models.Model):
 
     def is_held(self) -> bool:
         """Whether its hold is not over, by the database's clock."""
-        if self.held_until is None:
+        if self.held_until is None or self.status in self.GIVEN_UP:
             return False
         return not type(self).objects.filter(self.HOLD_OVER, pk=self.pk).exists()
 
     def shown_hold(self) -> datetime | None:
         """Until when it is held, for people: by this machine's clock, and without a query."""
-        ended = self.status in (self.Status.UNDONE, self.Status.CANCELLED, self.Status.SUPERSEDED)
-        if ended or self.first_request_at or not self.held_until:
+        if self.status in self.GIVEN_UP or self.first_request_at or not self.held_until:
             return None
         return self.held_until if self.held_until > timezone.now() else None
 

@@ -56,13 +56,14 @@ class Command(DocumentedCommand):
                 ) from error
         self.report(cleanup, restored)
 
-    def report(self, cleanup: Cleanup, restored: Restored) -> None:
+    def report(self, cleanup: Cleanup, restored: list[Restored]) -> None:
         project = printable_text(cleanup.subject)
         self.stdout.write(f"Deletion {cleanup.pk} undone: project {project} is back.")
-        for label, count in restored.rows.items():
-            self.stdout.write(f"  {printable_text(label)}: {count}")
-        for sentence in restored.left_out:
-            self.stdout.write(printable_text(sentence))
+        for each in restored:
+            for table, count in each.rows.items():
+                self.stdout.write(f"  {printable_text(table)}: {count}")
+            for sentence in each.left_out:
+                self.stdout.write(printable_text(sentence))
 
 
 def find_deletion(text: str) -> Cleanup:

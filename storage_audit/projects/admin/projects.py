@@ -89,7 +89,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             going = DeletionScope([context["object"]])
             context["deleted_objects"] = [*context["deleted_objects"], *going.file_lines()]
             context["model_count"] = [*context["model_count"], going.files_total()]
-            context |= undo_or_erase.erase_context(request)
+            context |= undo_or_erase.erase_context(request, self.model)
         return super().render_delete_form(request, context)
 
     def render_change_form(
@@ -245,7 +245,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             listed = context["deletable_objects"]
             context["deletable_objects"] = [[*each, *going.file_lines()] for each in listed]
             context["model_count"] = [*context["model_count"], going.files_total()]
-            context |= undo_or_erase.erase_context(request)
+            context |= undo_or_erase.erase_context(request, self.model)
             if self.is_for_bulk_job(rows):
                 context["erase_offered"] = False
         return response
@@ -364,7 +364,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
                     "The projects are deleted now, and every object of theirs in R2, tracked or"
                     " not, by a cleanup that no safety limit stops."
                 ),
-                undo_or_erase.undo_text(),
+                undo_or_erase.undo_text(self.model),
                 _(
                     "It lifts limits, never the ownership rule: files that may belong to another"
                     " project, or whose owner is unknown, are kept."

@@ -6,10 +6,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db.models import Model
 from django.http import HttpRequest
 from django.utils.timesince import timeuntil
 from django.utils.translation import gettext as _
 
+from storage_audit.cleanup.models import Snapshot
+from storage_audit.cleanup.take_snapshot import snapshot_obstacle
 from storage_audit.conf import conf
 from storage_audit.request_origin import request_origin, use_origin
 from storage_audit.roles import refusal_reason
@@ -17,15 +20,16 @@ from storage_audit.roles import refusal_reason
 ERASE_PERMISSION = "erase_cleanup"
 
 
-def undo_text(obstacle: str = "") -> str:
-    """For how long the deletion can be undone, or that it can't. The obstacle is why no snapshot
-    of the rows can be taken."""
+def undo_text(model: type[Model]) -> str:
+    """For how long a deletion of such a row can be undone, or that it can't."""
     if not conf().grace:
         return _("You can't undo this.")
+    code = snapshot_obstacle(model)
+    obstacle = Snapshot.Obstacle(code).label if code else ""
     words = {"period": format_period(conf().grace), "why": obstacle}
     if obstacle:
         text = _(
-            "You can't undo this: %(why)s For %(period)s you can cancel the cleanup, which keeps"
+            "You can't undo this: %(why)s. For %(period)s you can cancel the cleanup, which keeps"
             " only the files."
         )
     else:
@@ -39,10 +43,10 @@ def format_period(period: timedelta) -> str:
     return timeuntil(start + period, start)
 
 
-def erase_context(request: HttpRequest) -> dict[str, Any]:
+def erase_context(request: HttpRequest, model: type[Model]) -> dict[str, Any]:
     """Of the page that confirms a deletion."""
     return {
-        "undo_text": undo_text(),
+        "undo_text": undo_text(model),
         "erase_offered": bool(conf().grace) and not refusal_reason(request, ERASE_PERMISSION),
         "erase_chosen": is_erase_chosen(request),
         "erase_reason": request.POST.get("erase_reason", ""),

@@ -138,7 +138,7 @@ def leftover_metrics() -> Iterator[Metric]:
 
 
 def oldest_deletion_metric(now: datetime) -> Metric:
-    deletions = Cleanup.objects.requested_deletions().open().with_asked_at()
+    deletions = Cleanup.objects.requested_deletions().open().not_held().with_asked_at()
     oldest = deletions.aggregate(at=Min("asked_at"))["at"]
     return GaugeMetricFamily(
         METRIC_PREFIX + "oldest_open_deletion_age",

@@ -40,6 +40,8 @@ OPERATOR_PERMISSIONS = VIEWER_PERMISSIONS | {
     "dry_run_cleanup",
     "verify_cleanup",
     "pause_cleanup",
+    "undo_cleanup",
+    "cancel_cleanup",
     "change_finding",
     "change_r2object",
     "add_bucketscan",
@@ -48,6 +50,7 @@ OPERATOR_PERMISSIONS = VIEWER_PERMISSIONS | {
 }
 ADMIN_PERMISSIONS = OPERATOR_PERMISSIONS | {
     "force_cleanup",
+    "erase_cleanup",
     "delete_r2object",
     "test_notifications",
     "view_apitoken",

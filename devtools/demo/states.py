@@ -7,13 +7,15 @@ from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.contrib.admin.utils import quote
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
 from django.core.management import call_command
 from django.test.utils import override_settings
 from django.urls import reverse
 from django.utils import timezone
 
 from devtools.demo.site import USER
-from devtools.demo.story import DELETED_PROJECT
+from devtools.demo.story import DELETED_PROJECT, file_content
 from devtools.local_r2 import LocalR2
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
@@ -28,6 +30,7 @@ from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
 from storage_audit.request_origin import Origin, use_origin
 from storage_audit.scan.models import BucketScan
+from storage_audit.storage import key_for
 from storage_audit.ui.links import comparison_url, lookup_url
 
 MODELS = (
@@ -77,6 +80,7 @@ def make_states(r2: LocalR2) -> dict[str, Cleanup]:
             "retrying": runner.run_to_end(delete_project("proj_intro").pk),
             "blocked": block_cleanup("proj_launch"),
             "pending": delete_project("proj_1_x"),
+            "held": hold_deletion("proj_summer"),
         }
     # Last, as earlier deletions raise the limit.
     make_history()
@@ -140,6 +144,16 @@ def past_cleanup(then: datetime, status: str, megabytes: int) -> Cleanup:
         kept=kept,
         kept_bytes=kept,
     )
+
+
+def hold_deletion(project_id: str) -> Cleanup:
+    """As with GRACE_HOURS, which the rest of the demo does not have: it shows files going."""
+    Project.objects.create(pk=project_id, title="Summer sale")
+    for filename in ("take.mp4", "captions.srt"):
+        key = key_for(project_id, scene="s1", filename=filename)
+        default_storage.save(key, ContentFile(file_content(key)))
+    with override_settings(STORAGE_AUDIT=settings.STORAGE_AUDIT | {"GRACE": timedelta(days=3)}):
+        return runner.run_to_end(delete_project(project_id).pk)
 
 
 def block_cleanup(project_id: str) -> Cleanup:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, Subquery
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -108,7 +108,7 @@ def find_overdue(moment: datetime) -> CleanupQuerySet:
     """Deletions that wait for nobody, and are not over though they were requested, or decided on,
     before `moment`."""
     decided = CleanupEvent.objects.filter(
-        cleanup=OuterRef("pk"), step__in=["run", "approved", "resumed"]
+        cleanup=OuterRef("pk"), step__in=["run", "approved", "erase", "resumed"]
     )
     decided_at = Subquery(decided.order_by("-at").values("at")[:1])
     under_way = [Status.PENDING, Status.RUNNING, Status.RETRYING]
@@ -116,6 +116,8 @@ def find_overdue(moment: datetime) -> CleanupQuerySet:
         time_before("created_at", moment), status__in=under_way
     )
     waiting = waiting.not_behind_blocked().not_paused()
+    # What is held waits for its time, and counts from then on.
+    waiting = waiting.filter(Q(held_until=None) | Q(held_until__lt=moment))
     return waiting.annotate(asked_at=Coalesce(decided_at, "created_at")).filter(
         time_before("asked_at", moment)
     )

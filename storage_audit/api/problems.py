@@ -42,6 +42,7 @@ PROBLEM_KINDS: dict[str, tuple[int, Any]] = {
     "in-use": (409, gettext_lazy("Something else needs it")),
     "project-exists": (409, gettext_lazy("The project exists")),
     "wrong-state": (409, gettext_lazy("It is in no state for this")),
+    "cannot-restore": (409, gettext_lazy("The project can’t be restored")),
     "refused": (409, gettext_lazy("It was not done")),
     "invalid-values": (422, gettext_lazy("Some values are not valid")),
     "too-many-requests": (429, gettext_lazy("Too many requests")),

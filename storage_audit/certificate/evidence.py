@@ -123,6 +123,10 @@ def why_never_certified(cleanup: Cleanup) -> str:
         return _("A verification deletes nothing. Only a deletion has a certificate.")
     if cleanup.dry_run:
         return _("A dry run deletes nothing. Once its plan has been run, there is a certificate.")
+    if cleanup.status == Status.UNDONE:
+        return _("The deletion was undone, so none of its files was deleted.")
+    if cleanup.status == Status.CANCELLED:
+        return _("It was cancelled. Its page says what became of each object.")
     if cleanup.status == Status.SUPERSEDED:
         return _("It was ended before it was done. Its page says what became of each object.")
     if cleanup.status not in STATEMENTS:

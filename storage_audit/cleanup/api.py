@@ -1,5 +1,6 @@
 """Deletions to follow, from the request to the verification."""
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any
@@ -19,12 +20,14 @@ from storage_audit.api.auth import require_permission
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS
 from storage_audit.api.schemas import NOT_GIVEN, Limit, StrictSchema, Text, first_rows
-from storage_audit.cleanup import pause_deletions, requests
+from storage_audit.cleanup import end_deletions, pause_deletions, requests
 from storage_audit.cleanup.cleanup_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.restore_snapshot import CannotRestore
 from storage_audit.ownership.bucket_marker import CannotConclude
+from storage_audit.redaction import printable_text
 
 router = Router(tags=["deletions"])
 
@@ -35,6 +38,7 @@ TOTAL_NAMES = ("found", "deleted", "already_gone", "kept", "failed")
 
 PUBLIC_ERRORS[requests.ProjectExists] = "project-exists"
 PUBLIC_ERRORS[IllegalTransition] = "wrong-state"
+PUBLIC_ERRORS[CannotRestore] = "cannot-restore"
 PUBLIC_ERRORS[CannotConclude] = "bucket-not-ours"
 
 
@@ -56,6 +60,16 @@ class Deletion(Schema):
     started_at: datetime | None
     finished_at: datetime | None
     next_attempt_at: datetime | None
+    held_until: datetime | None = Field(
+        description="No file is deleted before that, and the deletion can be undone."
+    )
+    first_request_at: datetime | None = Field(
+        description="When the store was first asked to delete. From then on nothing can be undone."
+    )
+    decided_by: str = Field(description="Who undid or cancelled it, or erased its files now.")
+    decided_at: datetime | None
+    decision_reason: str
+    cancelled_at: datetime | None
 
 
 class Pause(Schema):
@@ -174,6 +188,30 @@ class Accepted(Schema):
     message: str
     deletion_id: UUID
     status_url: str
+
+
+class OptionalReason(StrictSchema):
+    reason: str = Field("", max_length=1000, description="Why; it is kept with the deletion.")
+
+
+class GivenReason(StrictSchema):
+    reason: str = Field(
+        min_length=1, max_length=1000, description="Why; it is kept with the deletion."
+    )
+
+
+class Undone(Schema):
+    message: str
+    deletion_id: UUID
+    status_url: str
+    project_id: str | None
+    restored: dict[str, int] = Field(description="How many rows are back, by their kind.")
+    left_out: list[str] = Field(description="A sentence for each row that is not.")
+
+
+class Decided(Schema):
+    message: str
+    deletions: list[DeletionLink] = Field(description="What goes on by itself; none if nothing.")
 
 
 @router.get("", response={200: DeletionPage, **problem_responses(404)})
@@ -310,6 +348,81 @@ def verify_deletion(
     text = _("A verification is queued. It looks into the bucket and changes nothing.")
     accepted = Accepted(message=text, deletion_id=check.pk, status_url=status_url(check))
     return Status(202, accepted)
+
+
+@router.post("/{deletion_id}/undo", response={200: Undone, **problem_responses(404, 409)})
+def undo_deletion(request: HttpRequest, deletion_id: UUID, body: OptionalReason) -> Undone:
+    """Bring back the project, and the rows that were deleted with it, while the deletion is held.
+    Its files stay. Needs the permission undo_cleanup."""
+    require_permission(request, "storage_audit.undo_cleanup")
+    cleanup = get_object_or_404(Cleanup, pk=deletion_id)
+    with transaction.atomic():
+        restored = end_deletions.undo_deletion(cleanup, body.reason)
+        auth.log_action(request, cleanup, CHANGE, f"{_('Undo deletion')}. {body.reason}".strip())
+    return Undone(
+        message=_("Deletion undone. Project %s is back.") % printable_text(cleanup.subject),
+        deletion_id=cleanup.pk,
+        status_url=status_url(cleanup),
+        project_id=cleanup.project_id,
+        restored=dict(sum((Counter(each.rows) for each in restored), Counter())),
+        left_out=[line for each in restored for line in each.left_out],
+    )
+
+
+@router.post("/{deletion_id}/cancel", response={200: Decided, **problem_responses(404, 409)})
+def cancel_deletion(request: HttpRequest, deletion_id: UUID, body: OptionalReason) -> Decided:
+    """Keep the files that are still in the bucket. If any were sent for deletion, a worker verifies
+    these first. Needs the permission cancel_cleanup."""
+    require_permission(request, "storage_audit.cancel_cleanup")
+    cleanup = get_object_or_404(Cleanup, pk=deletion_id)
+    with transaction.atomic():
+        to_verify = end_deletions.cancel_deletion(cleanup, body.reason)
+        return log_decision(
+            request, cleanup, to_verify, _("Cancelled. The files stay."), body.reason
+        )
+
+
+@router.post("/{deletion_id}/erase", response={200: Decided, **problem_responses(404, 409)})
+def erase_deletion(request: HttpRequest, deletion_id: UUID, body: GivenReason) -> Decided:
+    """End the hold, so that the files are deleted now and nobody can undo it. Needs the permission
+    erase_cleanup."""
+    require_permission(request, "storage_audit.erase_cleanup")
+    cleanup = get_object_or_404(Cleanup, pk=deletion_id)
+    with transaction.atomic():
+        due = end_deletions.erase_deletion(cleanup, body.reason)
+        text = _("The hold is over. A cleanup is deleting the files from R2.")
+        return log_decision(request, cleanup, due, text, body.reason)
+
+
+@router.post(
+    "/{deletion_id}/clean-up-again", response={200: Decided, **problem_responses(404, 409)}
+)
+def clean_up_again(request: HttpRequest, deletion_id: UUID, body: GivenReason) -> Decided:
+    """Delete the files of a cleanup that was cancelled after all, in a new deletion. Needs the
+    permission force_cleanup."""
+    require_permission(request, "storage_audit.force_cleanup")
+    cleanup = get_object_or_404(Cleanup, pk=deletion_id)
+    if cleanup.status != Cleanup.Status.CANCELLED or cleanup.kind != Cleanup.Kind.PROJECT:
+        raise IllegalTransition(_("Cleanup %s of a project was not cancelled.") % cleanup.pk)
+    with transaction.atomic():
+        made = end_deletions.clean_up_again(cleanup.project_id or "", body.reason)
+        text = _("A new cleanup is queued. It deletes the files that stayed.")
+        return log_decision(request, cleanup, made, text, body.reason)
+
+
+def log_decision(
+    request: HttpRequest, cleanup: Cleanup, going_on: list[Cleanup], text: str, reason: str
+) -> Decided:
+    """In the decision's transaction."""
+    auth.log_action(request, cleanup, CHANGE, f"{text} {reason}".strip())
+    requests.enqueue_on_commit(going_on)
+    return Decided(message=text, deletions=[deletion_link(each) for each in going_on])
+
+
+def deletion_link(cleanup: Cleanup) -> DeletionLink:
+    return DeletionLink(
+        deletion_id=cleanup.pk, bucket=cleanup.bucket, status_url=status_url(cleanup)
+    )
 
 
 def status_url(cleanup: Cleanup) -> str:

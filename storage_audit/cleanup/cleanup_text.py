@@ -7,6 +7,8 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit import project_model
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
+from storage_audit.display_formats import format_utc
+from storage_audit.redaction import printable_text
 
 Kind, Status = Cleanup.Kind, Cleanup.Status
 Outcome, Step, Trigger = CleanupItem.Outcome, Cleanup.Step, Cleanup.Trigger
@@ -47,10 +49,11 @@ STATUS_MEANINGS = {
         " figures are right, choose Force-delete to approve it."
     ),
     Status.UNDONE: gettext_lazy(
-        "The deletion was undone: the project is back, and none of its files was deleted."
+        "The deletion was undone. The project is back, and none of its files was deleted."
     ),
     Status.CANCELLED: gettext_lazy(
-        "A person cancelled this cleanup. Files that were not deleted by then stay."
+        "A person cancelled this cleanup. The files that were not deleted by then stay in the"
+        " bucket."
     ),
     Status.SUPERSEDED: gettext_lazy(
         "A new project with this id, or a later deletion of it, decides on the files. Nothing more"
@@ -179,6 +182,10 @@ EVENT_LABELS = {
     "vanished": gettext_lazy("many projects gone"),
     "run": gettext_lazy("plan run"),
     "approved": gettext_lazy("approved"),
+    "held": gettext_lazy("held"),
+    "undo": gettext_lazy("undone"),
+    "cancel": gettext_lazy("cancelled"),
+    "erase": gettext_lazy("erased now"),
 }
 
 
@@ -191,7 +198,40 @@ def describe_outcome(cleanup: Cleanup, outcome: str) -> tuple[str, str]:
 
 def status_label(cleanup: Cleanup) -> str:
     """The status in a word or two, as a badge shows it."""
+    if is_shown_as_held(cleanup):
+        return hold_text(cleanup)
     return cleanup.get_status_display()
+
+
+def status_style(cleanup: Cleanup) -> str:
+    """The name of the colours of its badge."""
+    return "held" if is_shown_as_held(cleanup) else cleanup.status
+
+
+def is_shown_as_held(cleanup: Cleanup) -> bool:
+    return cleanup.status == Status.PENDING and cleanup.shown_hold() is not None
+
+
+def hold_text(cleanup: Cleanup) -> str:
+    """Such as “Held until 3 Dec 2026, 20:49 UTC”; empty where it is not held."""
+    until = cleanup.shown_hold()
+    return _("Held until %s") % format_utc(until) if until else ""
+
+
+def decision_text(cleanup: Cleanup) -> str:
+    """Such as “Cancelled by anna on 3 Dec 2026, 20:49 UTC: a lawsuit”, if a person decided."""
+    if not cleanup.decided_at:
+        return ""
+    if cleanup.status == Status.UNDONE:
+        text = _("Undone by %(user)s on %(at)s")
+    elif cleanup.cancelled_at:
+        text = _("Cancelled by %(user)s on %(at)s")
+    else:
+        text = _("Erased now by %(user)s on %(at)s")
+    user, at = printable_text(cleanup.decided_by), format_utc(cleanup.decided_at)
+    text %= {"user": user, "at": at}
+    reason = printable_text(cleanup.decision_reason)
+    return f"{text}: {reason}" if reason else f"{text}."
 
 
 def current_activity(cleanup: Cleanup) -> str:
@@ -214,7 +254,11 @@ def explain_status(cleanup: Cleanup) -> list[str]:
     status, error = Status(cleanup.status), cleanup.message
     many = VANISHED_MEANINGS if cleanup.kind == Kind.VANISHED else {}
     special = VERIFICATION_MEANINGS if cleanup.kind == Kind.VERIFY else many
-    sentences = [str({**STATUS_MEANINGS, **special}[status])]
+    sentences = hold_sentences(cleanup)
+    if not is_shown_as_held(cleanup):
+        sentences.append(str({**STATUS_MEANINGS, **special}[status]))
+    if decided := decision_text(cleanup):
+        sentences.append(decided)
     if cleanup.dry_run and status != Status.PLANNED:
         sentences.append(_("It is a dry run and deletes nothing."))
     if status == Status.PLANNED:
@@ -222,13 +266,28 @@ def explain_status(cleanup: Cleanup) -> list[str]:
         sentences.append(limit if error else _("No safety limit would block it."))
         if is_of_live_project(cleanup):
             sentences.append(str(PROJECT_EXISTS_TEXT))
-    elif error:
+    # A decision has its reason as the message.
+    elif error and error != cleanup.decision_reason:
         sentences.append(_("Message: %s") % error)
     if status in Cleanup.WORKABLE and (blocked := find_blocking_cleanup(cleanup)):
         sentences.append(_("It waits until a person has decided on cleanup %s.") % blocked.pk)
     if cleanup.pruned_at:
         sentences.append(PRUNED_TEXT % {"archive": cleanup.archive})
     return sentences
+
+
+def hold_sentences(cleanup: Cleanup) -> list[str]:
+    """Until when nothing is sent, and what a person may do until then."""
+    if not (text := hold_text(cleanup)):
+        return []
+    if cleanup.parent_id:
+        return [_("%s. It does nothing before that.") % text]
+    if cleanup.status == Status.CLEAN:
+        return [_("%s. The project has no files, and you can still undo its deletion.") % text]
+    return [
+        _("%s. No file is deleted before that.") % text,
+        _("Undo the deletion to bring the project back, or cancel it to keep only the files."),
+    ]
 
 
 def find_blocking_cleanup(cleanup: Cleanup) -> Cleanup | None:

@@ -95,6 +95,12 @@ FACT_FIELDS = (
     "project_deleted_at",
     "started_at",
     "planned_at",
+    "held_until",
+    "first_request_at",
+    "decided_by",
+    "decided_at",
+    "decision_reason",
+    "cancelled_at",
     "finished_at",
     "next_attempt_at",
     "attempts",
@@ -110,6 +116,11 @@ FACT_EXPLANATIONS = {
     "id": gettext_lazy("The name of this cleanup everywhere: in logs, commands and the API."),
     "origin": gettext_lazy("The way in which it was asked for, and the address it came from."),
     "limits_waived_by": gettext_lazy("Who decided that the safety limits do not stop it."),
+    "held_until": gettext_lazy("No file is deleted before that."),
+    "first_request_at": gettext_lazy(
+        "When the store was first asked to delete. From then on nothing can be undone."
+    ),
+    "decided_by": gettext_lazy("Who undid or cancelled the deletion, or erased its files now."),
     "attempts": gettext_lazy("Workers that took it up since it last got on: 0 while all is well."),
     "discovery": gettext_lazy(
         "Where its objects were looked for: in the table of tracked objects, in a listing of the"

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.db.models import Exists, Max, OuterRef, Value
 from django.db.models.functions import Greatest
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
@@ -33,7 +34,8 @@ def hold_values() -> dict[str, Any]:
     if not conf().grace:
         return {}
     if origin.erase_reason:
-        return {"decided_by": origin.user, "decision_reason": origin.erase_reason}
+        decided = {"decided_by": origin.user or "command", "decided_at": timezone.now()}
+        return {**decided, "decision_reason": origin.erase_reason}
     return {"held_until": DatabaseNow(conf().grace)}
 
 

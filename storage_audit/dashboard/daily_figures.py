@@ -74,7 +74,8 @@ class DayOutcomes(NamedTuple):
 
 
 def count_open_deletions() -> OpenDeletions:
-    deletions = Cleanup.objects.requested_deletions().open().with_asked_at()
+    """Those that are held wait for their time, and are none yet."""
+    deletions = Cleanup.objects.requested_deletions().open().not_held().with_asked_at()
     return OpenDeletions(**deletions.aggregate(number=Count("pk"), oldest=Min("asked_at")))
 
 

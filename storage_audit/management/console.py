@@ -19,6 +19,7 @@ from django.core.management.base import (
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import is_storable
 from storage_audit.bucket.request_stats import record_requests
+from storage_audit.cleanup.cleanup_text import hold_text
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.conf import conf
 from storage_audit.models import validate_project_id
@@ -93,6 +94,16 @@ def parse_deletion_id(text: str) -> UUID:
         raise ArgumentTypeError(f"“{printable_text(text)}” is not a deletion id.") from error
 
 
+def find_cleanup(deletion_id: UUID) -> Cleanup:
+    found = Cleanup.objects.filter(pk=deletion_id).first()
+    if found is None:
+        raise CommandError(
+            f"There is no deletion {deletion_id}. The admin lists all of them, under Cleanups.",
+            returncode=EXIT_USAGE,
+        )
+    return found
+
+
 def parse_project_id(text: str) -> str:
     try:
         validate_project_id(text)
@@ -145,7 +156,9 @@ def result_lines(cleanup: Cleanup) -> Iterator[str]:
         f" gone, {totals['kept']} kept, {totals['failed']} failed."
     )
     yield from error_lines(cleanup)
-    if cleanup.status == Status.PENDING:
+    if hold := hold_text(cleanup):
+        yield f"{hold}. To undo the deletion: manage.py undo_deletion {cleanup.pk}"
+    elif cleanup.status == Status.PENDING:
         yield "Another cleanup of this project is being worked on; this follows."
     if cleanup.status == Status.RUNNING and not cleanup.lease_until:
         yield (

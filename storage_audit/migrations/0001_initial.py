@@ -483,6 +483,7 @@ class Migration(migrations.Migration):
                 ),
                 ("decided_by", models.TextField(blank=True, verbose_name="decided by")),
                 ("decision_reason", models.TextField(blank=True, verbose_name="reason given")),
+                ("decided_at", models.DateTimeField(blank=True, null=True, verbose_name="decided")),
                 (
                     "cancelled_at",
                     models.DateTimeField(blank=True, null=True, verbose_name="cancelled"),
@@ -728,6 +729,9 @@ class Migration(migrations.Migration):
                     ("verify_cleanup", "Can verify a cleanup"),
                     ("force_cleanup", "Can force-delete, and approve blocked cleanups"),
                     ("pause_cleanup", "Can pause and resume deletions"),
+                    ("undo_cleanup", "Can undo a deletion"),
+                    ("cancel_cleanup", "Can cancel a cleanup, which keeps its files"),
+                    ("erase_cleanup", "Can erase the files of a held deletion now"),
                 ],
             },
         ),
@@ -1644,6 +1648,14 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="cleanup",
             index=models.Index(fields=["created_at"], name="cleanup_created"),
+        ),
+        migrations.AddIndex(
+            model_name="cleanup",
+            index=models.Index(
+                condition=models.Q(("decided_at__isnull", False)),
+                fields=["created_at"],
+                name="cleanup_decided",
+            ),
         ),
         migrations.AddIndex(
             model_name="cleanup",

@@ -6,11 +6,12 @@ from django import template
 from django.template import Context
 
 from storage_audit import roles
-from storage_audit.cleanup.cleanup_text import status_label
+from storage_audit.cleanup.cleanup_text import status_label, status_style
 from storage_audit.dashboard.admin import overview
 
 register = template.Library()
 register.filter("status_of", status_label)
+register.filter("status_style", status_style)
 
 
 @register.simple_tag(takes_context=True)

@@ -29,6 +29,9 @@ ACTION_PERMISSIONS = {
     "dry_run": "dry_run_cleanup",
     "verify": "verify_cleanup",
     "force": "force_cleanup",
+    "undo": "undo_cleanup",
+    "cancel": "cancel_cleanup",
+    "erase": "erase_cleanup",
     "conduct": "change_bucketscan",
     "revoke": "change_apitoken",
 }

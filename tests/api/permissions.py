@@ -19,6 +19,10 @@ PERMISSIONS = {
     "GET /deletions/pause": PAUSE,
     "POST /deletions/pause": PAUSE,
     "POST /deletions/resume": PAUSE,
+    "POST /deletions/{deletion_id}/undo": "undo_cleanup",
+    "POST /deletions/{deletion_id}/cancel": "cancel_cleanup",
+    "POST /deletions/{deletion_id}/erase": "erase_cleanup",
+    "POST /deletions/{deletion_id}/clean-up-again": "force_cleanup",
     # Each starts wrangler, which takes a second of CPU.
     "GET /debug/wrangler-auth": ADD_REPORT,
     "GET /debug/r2-access": ADD_REPORT,
@@ -48,6 +52,7 @@ PERMISSIONS = {
 # It depends on what is asked for.
 DRY_RUN = {
     "POST /debug/cleanup/{project_id}?dry_run=true": "dry_run_cleanup",
+    "DELETE /projects/{project_id}?erase=now&reason=x": "delete_project erase_cleanup",
     "POST /findings/actions/delete#dry_run": "view_finding dry_run_cleanup",
 }
 MORE_OF_A_BODY: dict[str, dict[str, Any]] = {
@@ -62,6 +67,8 @@ def build_body(path: str, finding_id: object) -> dict[str, Any] | None:
     *_before, start, act = path.split("/")
     if start == "actions":
         return {"findings": [finding_id], **MORE_OF_A_BODY.get(act, {})}
+    if act in ("undo", "cancel", "erase", "clean-up-again"):
+        return {"reason": "asked for"}
     bodies: dict[str, dict[str, Any]] = {
         "/scans": {"purpose": "reconcile"},
         "/scans/{scan_id}/resume": {},

@@ -20,6 +20,7 @@ from storage_audit.scan.models import BucketScan
 from storage_audit.urls import api
 from tests.api_client import client_with_token
 from tests.builders import create_orphans
+from tests.held import hold_deletion
 from tests.keys import KEY
 from tests.paths import ROOT
 from tests.real_bucket import Bucket
@@ -46,6 +47,8 @@ def test_each_example_is_answered(bucket: Bucket, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("storage_audit.cleanup.api.wait_for_change", lambda *args: None)
     values = {"TOKEN": come.headers["Authorization"].removeprefix("Bearer "), "SITE": ""}
     for line in CURLS:
+        if decision := re.search(r"\$ID/(undo|cancel|erase|clean-up-again) ", line):
+            hold_deletion("proj_1", cancelled=decision[1] == "clean-up-again")
         last = Cleanup.objects.order_by("created_at").last()
         scan, finding = BucketScan.objects.latest("started_at"), Finding.objects.get()
         ids = {"ID": last and last.pk, "SCAN_ID": scan.pk, "FINDING_ID": finding.pk}

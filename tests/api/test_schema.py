@@ -22,6 +22,7 @@ from storage_audit.findings.models import Finding
 from storage_audit.models import Project
 from storage_audit.scan.models import BucketScan
 from storage_audit.urls import api
+from tests.held import hold_deletion
 from tests.real_bucket import Bucket
 
 KNOWN: dict[str, Any] = {
@@ -32,6 +33,9 @@ KNOWN: dict[str, Any] = {
     "findings": [3],
 }
 DOCTOR_PATH = "/api/v1/doctor"
+DECISIONS = [
+    f"/api/v1/deletions/{{deletion_id}}/{each}" for each in ("undo", "erase", "clean-up-again")
+]
 PLAN = "/api/v1/debug/cleanup/{project_id}"
 
 
@@ -67,6 +71,9 @@ class Visitor:
         # Of a live project nothing but a plan can be asked for: by chance that is rare.
         if odd and case.path == PLAN and not case.meta.is_negative_at(Place.QUERY):
             case.query |= {"dry_run": True}
+        if odd and case.path in DECISIONS and not case.meta.is_negative_at(Place.PATH):
+            held = hold_deletion("proj_7", cancelled=case.path.endswith("clean-up-again"))
+            case.path_parameters = {"deletion_id": str(held.pk)}
         if case.method == "DELETE":
             Project.objects.get_or_create(pk=KNOWN["project_id"])
         # What is to be refused for its key keeps it.

@@ -9,7 +9,7 @@ from django.urls import reverse
 from playwright.sync_api import Page, expect
 
 from devtools.staff import action_select
-from storage_audit.cleanup.admin.cleanups import combined_digest
+from storage_audit.cleanup.admin.decisions import combined_digest
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project, R2Object
 from tests.admin_client import admin_url as path

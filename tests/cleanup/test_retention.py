@@ -50,7 +50,8 @@ STRANGE = [
     "x" * 1024,
 ]
 Status = Cleanup.Status
-OPEN = sorted(set(Status.values) - {"clean", "clean_with_kept", "superseded"})
+ENDED = {"clean", "clean_with_kept", "superseded", "undone", "cancelled"}
+OPEN = sorted(set(Status.values) - ENDED)
 
 
 def made(status: str = "clean", days: float = 401, keys: list[str] = STRANGE, **values: Any) -> Any:

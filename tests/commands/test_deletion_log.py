@@ -26,7 +26,7 @@ from tests.real_bucket import Bucket
 from tests.run_command import run_command
 
 Status = Cleanup.Status
-OVER = (Status.CLEAN, Status.CLEAN_WITH_KEPT, Status.SUPERSEDED, Status.PLANNED)
+OVER = (*Cleanup.ENDED, Status.PLANNED)
 pytestmark = [pytest.mark.usefixtures("transactional_db"), pytest.mark.slow]
 
 

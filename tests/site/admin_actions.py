@@ -7,10 +7,12 @@ from typing import Any
 from django.urls import reverse
 
 from storage_audit.bucket.s3 import list_page
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui.model_admin import DJANGO_6_1
+from tests.held import hold_deletion
 from tests.real_bucket import Bucket
 from tests.site.pages import first_pk
 
@@ -39,6 +41,10 @@ ACTIONS = {
     ("storage_audit.bucketscan", "resume"): "storage_audit.change_bucketscan",
     ("storage_audit.cleanup", "verify_cleanup"): "storage_audit.verify_cleanup",
     ("storage_audit.cleanup", "force_delete"): "storage_audit.force_cleanup",
+    ("storage_audit.cleanup", "undo_deletion"): "storage_audit.undo_cleanup",
+    ("storage_audit.cleanup", "cancel_deletion"): "storage_audit.cancel_cleanup",
+    ("storage_audit.cleanup", "erase_deletion"): "storage_audit.erase_cleanup",
+    ("storage_audit.cleanup", "clean_up_again"): "storage_audit.force_cleanup",
     ("django_q.schedule", "delete_selected"): "django_q.delete_schedule",
     ("django_q.success", "delete_selected"): "django_q.delete_success",
     ("django_q.success", "resubmit_task"): "django_q.change_success",
@@ -61,7 +67,9 @@ SUITABLE_FINDINGS: dict[str, dict[str, Any]] = {
     "rename": {"kind": "misnamed", "key": MISNAMED, "project_id": "proj_1"},
     "abort_uploads": {"kind": "unfinished", "upload_id": "x"},
 }
-TYPED_FIELDS = {"note": "ours", "project_id": "proj_1"}
+TYPED_FIELDS = {"note": "ours", "project_id": "proj_1", "reason": "asked for"}
+# Each is about a deletion that is held, or was cancelled.
+DECISIONS = ("undo_deletion", "cancel_deletion", "erase_deletion", "clean_up_again")
 OUR_ACTIONS = [(model, action) for model, action in ACTIONS if model.startswith("storage_audit")]
 
 
@@ -74,12 +82,17 @@ def list_places(model: str) -> Iterator[str]:
 
 
 def choose_first(model: str, action: str) -> dict[str, str]:
-    return {"action": action, "_selected_action": first_pk(model), "post": "yes"}
+    pk = first_pk(model)
+    if action in DECISIONS:
+        pk = str(Cleanup.objects.latest("created_at").pk)
+    return {"action": action, "_selected_action": pk, "post": "yes"}
 
 
 def prepare_world(world: Bucket, action: str) -> None:
     world.put(MISNAMED)
     R2Object.objects.create(bucket=world.name, key="gone", source="upload", state="stored")
+    if action in DECISIONS:
+        hold_deletion("proj_1", cancelled=action == "clean_up_again")
     if action in ("stop", "resume"):
         status = {"stop": "running", "resume": "stopped"}[action]
         BucketScan.objects.update(status=status, finished_at=None)

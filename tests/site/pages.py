@@ -71,6 +71,7 @@ OTHER_PAGES = {
     **{f"admin:storage_audit_bulkjob_{kind}": VIEW_BULK_JOBS for kind in (*VIEW_PAGES, "export")},
     "admin:storage_audit_test_notification": "storage_audit.test_notifications",
     "admin:storage_audit_cleanup_progress": VIEW_CLEANUPS,
+    "admin:storage_audit_undo_deletion": "storage_audit.undo_cleanup",
     "admin:storage_audit_cleanup_items": VIEW_CLEANUPS,
     "admin:storage_audit_certificate": VIEW_CLEANUPS,
     "admin:storage_audit_certificate_file": VIEW_CLEANUPS,

@@ -253,7 +253,11 @@ COMMANDS = {
     "cleanup_project": "proj_2 --sync",
     "compare_discovery": "proj_1",
     "compare_strategies": "--objects 1 --strategies batch",
+    "cancel_cleanup": "DELETION_ID --reason lawsuit",
     "deletion_log": "DELETION_ID",
+    # Neither is held.
+    "erase_cleanup": "DELETION_ID --reason asked",
+    "undo_deletion": "proj_2",
     "findings": "",
     "notify": "",
     "pause_cleanups": "--reason x",
@@ -286,6 +290,7 @@ def test_a_command_leaves_what_lives_and_says_who_asked(
     _out, err, code = run_command(command, *(str(values.get(word, word)) for word in words))
     # One finds that the limit stops it again, one no worker, one no file, and one no pause.
     codes = {"cleanup_project": 1, "r2_doctor": 1, "verify_certificate": 2, "resume_cleanups": 2}
+    codes |= {"erase_cleanup": 1, "undo_deletion": 1}
     assert code == codes.get(command, 0), err
     assert lives.items() <= world.facts().items()
     assert set(Project.objects.all()) == before

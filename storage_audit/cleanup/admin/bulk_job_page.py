@@ -30,6 +30,8 @@ STATUS_MARKS: dict[str, str] = {
     Status.FAILED: "M0 0 8 8M0 8 8 0",
     Status.BLOCKED: "M-2 6 2 10M0 0 8 8M6-2 10 2",
     Status.SUPERSEDED: "M3 4H5M4 3V5",
+    Status.UNDONE: "M2 2H6M2 6H6",
+    Status.CANCELLED: "M2 2 6 6M2 6 6 2",
 }
 BULK_JOB_FACTS = ("id", "requested_by", "origin", "created_at", "finished_at")
 

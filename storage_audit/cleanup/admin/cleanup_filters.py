@@ -5,9 +5,11 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
+from django.db.models import Q
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy
 
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.needs_attention import select_keeping_files, select_waiting_for_person
 
 
@@ -20,6 +22,7 @@ class NeedsFilter(admin.SimpleListFilter):
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [
             ("end", gettext_lazy("Deletions that are not over")),
+            ("held", gettext_lazy("Nothing yet: held until their time")),
             ("person", gettext_lazy("A person: blocked or failed")),
             ("judgement", gettext_lazy("Nothing, but kept objects to judge")),
         ]
@@ -27,11 +30,40 @@ class NeedsFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, cleanups: Any) -> Any:
         match self.value():
             case "end":
-                return cleanups.requested_deletions().open()
+                return cleanups.requested_deletions().open().not_held()
+            case "held":
+                return cleanups.requested_deletions().held()
             case "person":
                 return select_waiting_for_person(cleanups)
             case "judgement":
                 return select_keeping_files(cleanups)
+        return cleanups
+
+
+class DecisionFilter(admin.SimpleListFilter):
+    """Cleanups by what a person decided about the deletion."""
+
+    title = gettext_lazy("decision")
+    parameter_name = "decision"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        return [
+            ("undone", gettext_lazy("Undone")),
+            ("cancelled", gettext_lazy("Cancelled")),
+            ("erased", gettext_lazy("Erased now")),
+        ]
+
+    def queryset(self, request: HttpRequest, cleanups: Any) -> Any:
+        decided = cleanups.filter(decided_at__isnull=False)
+        undone = Q(status=Cleanup.Status.UNDONE)
+        cancelled = Q(cancelled_at__isnull=False)
+        match self.value():
+            case "undone":
+                return decided.filter(undone)
+            case "cancelled":
+                return decided.filter(cancelled)
+            case "erased":
+                return decided.exclude(undone | cancelled)
         return cleanups
 
 
@@ -43,7 +75,7 @@ class FollowUpFilter(admin.SimpleListFilter):
     parameter_name = "follow_up_checks"
     SHOWN_VALUE = "shown"
     # Which cleanups these show does not depend on what they follow.
-    SHOWING_PARAMETERS = ("status", "trigger", "needs")
+    SHOWING_PARAMETERS = ("status", "trigger", "needs", "decision")
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         asked = {name.partition("__")[0] for name in request.GET}

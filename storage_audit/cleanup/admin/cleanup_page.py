@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.admin import live_progress
+from storage_audit.cleanup.admin.decisions import offered_decisions
 from storage_audit.cleanup.admin.items import items_context
 from storage_audit.cleanup.admin.timeline import timeline_context
 from storage_audit.cleanup.cleanup_text import (
@@ -102,6 +103,7 @@ def cleanup_context(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
         "what": intro_sentence(cleanup),
         "meaning": [printable_text(sentence) for sentence in explain_status(cleanup)],
         **button_context(request, cleanup),
+        "decisions": list(offered_decisions(request, cleanup)),
         **progress_context(cleanup),
         "totals": lines,
         "all_lines": cleanup.is_deletion and has_final_totals(cleanup),

@@ -1,6 +1,5 @@
 """Cleanups: the list, one page for each, and what a person may do to them."""
 
-import hashlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import chain
@@ -11,14 +10,14 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
 from django.utils.formats import date_format
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -26,34 +25,36 @@ from django.views.decorators.http import require_GET
 
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.admin import cleanup_page, items, live_progress, plan_page
-from storage_audit.cleanup.admin.cleanup_filters import FollowUpFilter, NeedsFilter
+from storage_audit.cleanup.admin.cleanup_filters import DecisionFilter, FollowUpFilter, NeedsFilter
+from storage_audit.cleanup.admin.decisions import UNDO, DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
-from storage_audit.cleanup.cleanup_text import describe_outcome
+from storage_audit.cleanup.cleanup_text import decision_text, describe_outcome, is_shown_as_held
 from storage_audit.cleanup.describe_cleanup import FINAL_OUTCOMES
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.display_formats import format_amount
 from storage_audit.fields import starts_with
 from storage_audit.redaction import printable_text
-from storage_audit.ui.confirm import ConfirmingAdmin, Selection
+from storage_audit.ui.confirm import Selection
 from storage_audit.ui.model_admin import DJANGO_6_1, ReadOnlyAdmin
 
 # Verified in one request; of whole projects, a bulk job verifies any number.
 MAX_VERIFICATIONS = 100
+Outcome = CleanupItem.Outcome
 
 
 @admin.register(Cleanup)
-class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
+class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
     list_display = (
         "visible_subject",
         "state",
         "found_amount",
-        "trigger",
+        "asked_for",
         "created_at",
     )
     # Each of them, and both, has an index. The trigger says nearly all that the kind would.
-    list_filter = (NeedsFilter, "status", "trigger", FollowUpFilter)
+    list_filter = (NeedsFilter, "status", "trigger", DecisionFilter, FollowUpFilter)
     linked_lookups = (
         "project_id",
         "bulk_job",
@@ -67,7 +68,14 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
     ordering = ("-created_at", "pk")
     sortable_by = ("created_at",)
     fields = ()
-    actions = ("verify_cleanup", "force_delete")
+    actions = (
+        "verify_cleanup",
+        "undo_deletion",
+        "cancel_deletion",
+        "erase_deletion",
+        "clean_up_again",
+        "force_delete",
+    )
     tools = {
         "verify_cleanup": gettext_lazy("Compare with the bucket"),
         "force_cleanup": gettext_lazy("Clean up a deleted project"),
@@ -90,6 +98,11 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
                 "<uuid:deletion_id>/items.<str:form>",
                 self.wrap_view(require_GET(self.items_view)),
                 name="storage_audit_cleanup_items",
+            ),
+            path(
+                "<uuid:deletion_id>/undo/",
+                self.wrap_view(self.undo_view),
+                name="storage_audit_undo_deletion",
             ),
             path(
                 "<uuid:deletion_id>/progress/",
@@ -116,9 +129,23 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
     def state(self, cleanup: Cleanup) -> SafeString:
         return cleanup_badge(cleanup)
 
+    @admin.display(description=gettext_lazy("trigger"), ordering="trigger")
+    def asked_for(self, cleanup: Cleanup) -> SafeString:
+        by = printable_text(cleanup.requested_by)
+        return format_html("{}<br>{}", cleanup.get_trigger_display(), by)
+
     # Empty while the totals are open: their figures are written when they are closed.
     @admin.display(description=gettext_lazy("found"), ordering="found")
     def found_amount(self, cleanup: Cleanup) -> SafeString | None:
+        lines = [self.amount_line(cleanup), decision_text(cleanup)]
+        return (
+            format_html_join(mark_safe("<br>"), "{}", [(each,) for each in lines if each]) or None
+        )
+
+    def amount_line(self, cleanup: Cleanup) -> SafeString | None:
+        if is_shown_as_held(cleanup):
+            planned = (cleanup.progress.get("totals") or {}).get(Outcome.TO_DELETE)
+            return format_html(_("{} to delete"), format_amount(*planned)) if planned else None
         if cleanup.status == Cleanup.Status.PENDING and cleanup.next_attempt_at:
             due = date_format(localtime(cleanup.next_attempt_at), "DATETIME_FORMAT")
             return format_html("{}", _("due %s") % due)
@@ -177,6 +204,16 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
             requests.enqueue_on_commit(checks)
         text = _("A verification is queued. It looks into the bucket again and changes nothing.")
         return announce_cleanups(self, request, text, checks)
+
+    def undo_view(self, request: HttpRequest, deletion_id: UUID) -> HttpResponse:
+        """Where a message after a deletion leads. It asks, and the form does it."""
+        if not self.has_undo_permission(request):
+            raise PermissionDenied
+        cleanup = self.get_queryset(request).filter(pk=deletion_id)
+        if not cleanup.exists():
+            raise Http404
+        answer = self.confirm_decision(request, cleanup, UNDO)
+        return answer or redirect(self.own_list_url())
 
     @admin.action(permissions=["force"], description=gettext_lazy("Force-delete"))
     def force_delete(
@@ -299,10 +336,3 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], ConfirmingAdmin[Cleanup]):
         if not self.has_view_permission(request):
             raise PermissionDenied
         return get_object_or_404(Cleanup, pk=deletion_id)
-
-
-def combined_digest(cleanups: list[Cleanup]) -> str:
-    """Repeated by the confirmation page: in another status the button does something else."""
-    return hashlib.sha256(
-        "".join(sorted(each.confirmation_digest for each in cleanups)).encode()
-    ).hexdigest()

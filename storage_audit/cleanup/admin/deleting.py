@@ -11,18 +11,21 @@ from django.contrib.admin.utils import unquote
 from django.db import models
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, QueryDict
 from django.template.response import TemplateResponse
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.cleanup_text import status_label
+from storage_audit.cleanup import end_deletions
+from storage_audit.cleanup.cleanup_text import status_label, status_style
 from storage_audit.cleanup.delete_projects import (
     CleanupCollector,
     collect_cleanups,
     tolerate_hook_errors,
 )
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.display_formats import format_utc
 from storage_audit.roles import site_deletion, stock_deletion
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.links import changelist_url, cleanup_url
@@ -113,7 +116,7 @@ class DeletingAdmin(ConfirmingAdmin[M]):
 
     def announce_deletion(self, request: HttpRequest, collected: CleanupCollector) -> None:
         text = _("A cleanup is deleting the files from R2. Its page shows when they are gone.")
-        announce_cleanups(self, request, text, collected.remaining())
+        announce_deletions(self, request, text, collected.remaining())
 
 
 def status_badge(status: str, word: str = "") -> SafeString:
@@ -122,7 +125,24 @@ def status_badge(status: str, word: str = "") -> SafeString:
 
 
 def cleanup_badge(cleanup: Cleanup) -> SafeString:
-    return status_badge(cleanup.status, status_label(cleanup))
+    return status_badge(status_style(cleanup), status_label(cleanup))
+
+
+def announce_deletions(
+    model_admin: AuditAdmin[Any], request: HttpRequest, text: str, cleanups: Sequence[Cleanup]
+) -> HttpResponse | None:
+    """The same after a deletion; one that is held can be undone from the message."""
+    held = [each for each in cleanups if each.shown_hold()]
+    if not held:
+        return announce_cleanups(model_admin, request, text, cleanups)
+    until = min(filter(None, (each.shown_hold() for each in held)))
+    text = _("Deleted. The files stay in the bucket until %s.") % format_utc(until)
+    projects = {each.project_id for each in held}
+    may_undo = request.user.has_perm("storage_audit.undo_cleanup")
+    if may_undo and len(projects) == 1 and not end_deletions.undo_obstacle(held[0]):
+        url = reverse("admin:storage_audit_undo_deletion", args=[held[0].pk])
+        text = format_html('{} <a href="{}">{}</a>', text, url, _("Undo"))
+    return announce_cleanups(model_admin, request, text, cleanups)
 
 
 def announce_cleanups(

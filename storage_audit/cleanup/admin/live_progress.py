@@ -10,7 +10,11 @@ from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup.cleanup_text import current_activity, status_label
+from storage_audit.cleanup.cleanup_text import (
+    current_activity,
+    is_shown_as_held,
+    status_label,
+)
 from storage_audit.cleanup.describe_cleanup import totals_lines
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.progress import StepProgress
@@ -78,6 +82,9 @@ def step_text(cleanup: Cleanup, step_progress: StepProgress | None, until: datet
     """Without figures, as it is read aloud whenever it changes."""
     if not is_in_progress(cleanup):
         return _("It has ended: %s.") % status_label(cleanup)
+    hold = cleanup.shown_hold()
+    if hold and is_shown_as_held(cleanup) and cleanup.step == Cleanup.Step.HELD:
+        return _("The hold ends in %s.") % timeuntil(hold)
     if until:
         due = date_format(localtime(until), "Y-m-d H:i:s")
         again = cleanup.status == Status.RETRYING

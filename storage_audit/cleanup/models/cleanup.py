@@ -188,6 +188,9 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         """Open ones whose deletion can still be undone."""
         return self.open().filter(held_until__gt=DatabaseNow())
 
+    def not_held(self) -> Self:
+        return self.filter(self.model.HOLD_OVER)
+
     def of_deletion(self, project_id: str | None, deleted_at: datetime | None) -> Self:
         """The cleanups of one deletion of a project in all buckets, with their follow-up checks."""
         same = {"project_id": project_id, "project_deleted_at": deleted_at}
@@ -260,6 +263,8 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         over = self.filter(
             self.model.OVER, ~Exists(following), finished_at__lt=moment, pruned_at=None
         )
+        # One of a project without files is over, and can still be undone.
+        over = over.not_held()
         alerted = self.model.objects.filter(
             pk=OuterRef("pk"), alerts__isnull=False, alerts__ended_at=None
         )
@@ -269,11 +274,12 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         return self.filter(pruned_at__isnull=False)
 
     def with_asked_at(self) -> Self:
-        """Annotate when each was requested: a plan counts from when somebody runs it."""
+        """Annotate when each was requested: a plan counts from when somebody runs it, and a hold
+        from its end."""
         events = CleanupEvent.objects
         runs = events.filter(cleanup=OuterRef("pk"), step="run").order_by("at")
         return self.annotate(
-            asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "created_at")
+            asked_at=Coalesce(models.Subquery(runs.values("at")[:1]), "held_until", "created_at")
         )
 
     def leaving_files(self) -> Self:
@@ -424,6 +430,11 @@ class Cleanup(CleanupStates):
                 name="cleanup_of_bulk_job",
             ),
             models.Index(fields=["created_at"], name="cleanup_created"),
+            models.Index(
+                fields=["created_at"],
+                condition=Q(decided_at__isnull=False),
+                name="cleanup_decided",
+            ),
             models.Index(fields=["project_id", "created_at"], name="cleanup_project"),
             models.Index(fields=["status", "created_at"], name="cleanup_status"),
             models.Index(fields=["trigger", "created_at"], name="cleanup_trigger"),
@@ -484,6 +495,9 @@ class Cleanup(CleanupStates):
             ("verify_cleanup", _("Can verify a cleanup")),
             ("force_cleanup", _("Can force-delete, and approve blocked cleanups")),
             ("pause_cleanup", _("Can pause and resume deletions")),
+            ("undo_cleanup", _("Can undo a deletion")),
+            ("cancel_cleanup", _("Can cancel a cleanup, which keeps its files")),
+            ("erase_cleanup", _("Can erase the files of a held deletion now")),
         ]
 
     def __str__(self) -> str:

@@ -97,6 +97,7 @@ class CleanupStates(models.Model):
     # Who undid or cancelled the deletion, or erased its files at once, and why.
     decided_by = models.TextField(_("decided by"), blank=True)
     decision_reason = models.TextField(_("reason given"), blank=True)
+    decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
     # From then on nothing is sent. What was sent before is verified.
     cancelled_at = models.DateTimeField(_("cancelled"), null=True, blank=True)
     limits_waived_by = models.TextField(_("limits lifted by"), blank=True)
@@ -254,6 +255,12 @@ class CleanupStates(models.Model):
         values["attempts"] = max(0, self.attempts - 1)
         self._finish_turn(self.Status.PENDING, message=reason, **values)
 
+    def shown_hold(self) -> datetime | None:
+        """Until when it is held, for people: by this machine's clock, and without a query."""
+        if self.status in self.GIVEN_UP or self.first_request_at or not self.held_until:
+            return None
+        return self.held_until if self.held_until > timezone.now() else None
+
     def rest_until_hold_ends(self) -> None:
         """End a turn within the hold. A plan from now is only for figures and limits."""
         held = {"step": self.Step.HELD, "next_attempt_at": self.held_until}
@@ -333,12 +340,13 @@ class CleanupStates(models.Model):
         a request was sent. Call it with the row locked."""
         undone = {"status": self.Status.UNDONE, "finished_at": timezone.now(), "progress": {}}
         release = {"lease_token": None, "lease_until": None, "next_attempt_at": None}
+        undone["decided_at"] = timezone.now()
         self._decide(Q(first_request_at=None), _("undo"), **{**undone, **release, **values})
 
     def cancel(self, **values: Any) -> None:
         """Give it up: its files stay. If anything was sent, the next worker verifies that first.
         Raises IllegalTransition where a worker has it, or it is over."""
-        stopped: dict[str, Any] = {"cancelled_at": timezone.now()}
+        stopped: dict[str, Any] = {"cancelled_at": timezone.now(), "decided_at": timezone.now()}
         stopped |= {"lease_token": None, "lease_until": None}
         if self.first_request_at is None:
             ended = {"status": self.Status.CANCELLED, "finished_at": timezone.now()}
@@ -351,6 +359,7 @@ class CleanupStates(models.Model):
 
     def erase(self, **values: Any) -> None:
         """End its hold, and have it run now by a new plan, if it is open."""
+        values["decided_at"] = timezone.now()
         self.change_if(Q(cancelled_at=None), held_until=None, **values)
         due = Q(status__in=[self.Status.PENDING, self.Status.RETRYING, self.Status.FAILED])
         self.change_if(due, next_attempt_at=DatabaseNow(), enqueued_at=None)

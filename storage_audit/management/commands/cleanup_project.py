@@ -7,6 +7,7 @@ from django.db import transaction
 
 from storage_audit import project_model
 from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.cleanup_text import status_label
 from storage_audit.cleanup.discovery_and_strategy import MODES, Mode, default_mode
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -187,7 +188,7 @@ class Command(DocumentedCommand):
             self.stdout.write(f"Plan {where}: {cleanup.get_status_display()}.")
             self.report_plan(cleanup)
         else:
-            self.stdout.write(f"Cleanup {where}: {cleanup.get_status_display()}.")
+            self.stdout.write(f"Cleanup {where}: {status_label(cleanup)}.")
             for line in result_lines(cleanup):
                 self.stdout.write(line)
 

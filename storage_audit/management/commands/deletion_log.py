@@ -10,14 +10,14 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
 from storage_audit.cleanup import describe_cleanup
-from storage_audit.cleanup.cleanup_text import explain_status
+from storage_audit.cleanup.cleanup_text import explain_status, status_label
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.display_formats import format_amount
 from storage_audit.management.console import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
-    EXIT_USAGE,
     exit_on_closed_pipe,
+    find_cleanup,
     parse_deletion_id,
 )
 from storage_audit.management.documented import DocumentedCommand
@@ -62,11 +62,11 @@ class Command(DocumentedCommand):
 
     --follow stays while the cleanup is pending, running or retrying, and prints each event when
     it is committed. It ends when the cleanup is over (clean, superseded, a verification that is
-    done), waits for a person (planned, blocked), or is tried only once a day (failed). Follow-up
-    checks are cleanups of their own.
+    done), is held, waits for a person (planned, blocked), or is tried only once a day (failed).
+    Follow-up checks are cleanups of their own.
 
     exit codes:
-      0    it was printed; with --follow, it is over, or planned
+      0    it was printed; with --follow, it is over, held or planned
       1    with --follow: it is blocked or failed, or a verification found differences
       2    wrong use, also when there is no such deletion
       130  interrupted; the cleanup goes on
@@ -103,12 +103,7 @@ class Command(DocumentedCommand):
     def handle(
         self, *, cleanup: UUID, follow: bool, items: bool, as_json: bool, **options: object
     ) -> None:
-        found = Cleanup.objects.filter(pk=cleanup).first()
-        if found is None:
-            raise CommandError(
-                f"There is no deletion {cleanup}. The admin lists all of them, under Cleanups.",
-                returncode=EXIT_USAGE,
-            )
+        found = find_cleanup(cleanup)
         try:
             with exit_on_closed_pipe():
                 for line in (json_lines if as_json else text_lines)(found, follow, items):
@@ -133,7 +128,9 @@ def read_events(cleanup: Cleanup, follow: bool) -> Iterator[CleanupEvent]:
             if event.pk not in seen:
                 seen.add(event.pk)
                 yield event
-        if not follow or cleanup.status not in (Status.PENDING, Status.RUNNING, Status.RETRYING):
+        under_way = cleanup.status in (Status.PENDING, Status.RUNNING, Status.RETRYING)
+        is_held = cleanup.step == Cleanup.Step.HELD and cleanup.shown_hold()
+        if not follow or not under_way or is_held:
             return
         time.sleep(POLL_SECONDS)
 
@@ -162,7 +159,7 @@ def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
             yield f"  {item['outcome']}: {item['key']}: {why}"
     for child in child_cleanups(cleanup):
         due = f", {format_time(child.next_attempt_at)}" if child.next_attempt_at else ""
-        yield f"\n{child.get_trigger_display()} {child.pk}: {child.get_status_display()}{due}"
+        yield f"\n{child.get_trigger_display()} {child.pk}: {status_label(child)}{due}"
     now = fact_texts(cleanup)
     if changed := [label for label in told | now if told.get(label) != now.get(label)]:
         yield "\nchanged since:"
@@ -171,7 +168,7 @@ def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
     for outcome in describe_cleanup.totals_lines(cleanup):
         if outcome.objects:
             yield f"  {outcome.label}: {format_amount(outcome.objects, outcome.size)}"
-    yield f"\n{cleanup.get_status_display()}"
+    yield f"\n{status_label(cleanup)}"
     yield from map(printable_text, explain_status(cleanup))
 
 

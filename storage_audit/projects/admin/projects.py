@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.utils import model_ngettext
@@ -18,9 +19,13 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit import project_model
-from storage_audit.cleanup import bulk, delete_projects
+from storage_audit.cleanup import bulk, delete_projects, held_ids
 from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
-from storage_audit.cleanup.admin.deleting import DeletingAdmin, announce_cleanups
+from storage_audit.cleanup.admin.deleting import (
+    DeletingAdmin,
+    announce_cleanups,
+    announce_deletions,
+)
 from storage_audit.cleanup.bulk import enqueue_bulk_on_commit
 from storage_audit.cleanup.delete_projects import REFUSAL_EXCEPTIONS, DeletionResult, refusal_text
 from storage_audit.cleanup.models import BulkJob
@@ -29,6 +34,7 @@ from storage_audit.conf import conf
 from storage_audit.display_formats import format_lines
 from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.models import KnownProject, Project
+from storage_audit.projects.admin import undo_or_erase
 from storage_audit.projects.admin.columns import ProjectColumns
 from storage_audit.projects.admin.deletion_scope import DeletionScope
 from storage_audit.request_origin import request_origin, use_origin
@@ -36,6 +42,18 @@ from storage_audit.roles import has_own_deletion, model_admins_of, stock_deletio
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.links import comparison_url
 from storage_audit.ui.model_admin import M, admin_action
+
+
+class OwnerForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
+    """Refuses the id of a project whose deletion can be undone."""
+
+    def _post_clean(self) -> None:
+        super()._post_clean()  # type: ignore[misc]
+        if self.instance._state.adding and not self.errors:
+            try:
+                held_ids.refuse_held_id(project_model.id_of(self.instance))
+            except held_ids.ProjectHeld as refusal:
+                self.add_error(None, str(refusal))
 
 
 class AlreadyGone(Exception):
@@ -51,6 +69,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         "verify_cleanup",
         "force_delete",
     )
+    form = OwnerForm
     change_form_template = "admin/storage_audit/change_form.html"
     delete_confirmation_template = "admin/storage_audit/delete_confirmation.html"
     delete_selected_confirmation_template = "admin/storage_audit/delete_selected_confirmation.html"
@@ -70,6 +89,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             going = DeletionScope([context["object"]])
             context["deleted_objects"] = [*context["deleted_objects"], *going.file_lines()]
             context["model_count"] = [*context["model_count"], going.files_total()]
+            context |= undo_or_erase.erase_context(request, self.model)
         return super().render_delete_form(request, context)
 
     def render_change_form(
@@ -78,6 +98,20 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         if context["original"]:
             context["compare_url"] = comparison_url(project_model.id_of(context["original"]))
         return super().render_change_form(request, context, *args, **kwargs)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        try:
+            return super().changeform_view(request, object_id, form_url, extra_context)
+        except held_ids.ProjectHeld as refusal:
+            # A site's own form may not ask, or the project was deleted meanwhile.
+            self.message_user(request, str(refusal), messages.ERROR)
+            return redirect(request.get_full_path())
 
     @admin_action("dry_run", gettext_lazy("Dry-run cleanup"))
     def dry_run_cleanup(self, request: HttpRequest, queryset: QuerySet[M]) -> HttpResponse | None:
@@ -145,8 +179,12 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
+        if error := undo_or_erase.find_erase_error(request):
+            self.message_user(request, error, messages.ERROR)
+            return redirect(request.get_full_path())
         try:
-            return super().delete_view(request, object_id, extra_context)
+            with undo_or_erase.erasing_as_chosen(request):
+                return super().delete_view(request, object_id, extra_context)
         except REFUSAL_EXCEPTIONS as refusal:
             reason, text = refusal_text(refusal), _("The project was not deleted. %s")
             shown = reason if isinstance(refusal, ProjectExists) else text % reason
@@ -167,6 +205,19 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         return super().response_delete(request, obj_display, obj_id)
 
     def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
+        if selection.is_confirmed and (error := self.find_erase_error(request, selection.rows)):
+            self.message_user(request, error, messages.ERROR)
+            return None
+        with undo_or_erase.erasing_as_chosen(request):
+            return self._delete_or_confirm(request, selection)
+
+    def find_erase_error(self, request: HttpRequest, rows: QuerySet[M]) -> str:
+        if undo_or_erase.is_erase_chosen(request) and self.is_for_bulk_job(rows):
+            text = _("Nothing was deleted. Select at most %d projects to erase their files now.")
+            return text % bulk.PROJECTS_PER_TRANSACTION
+        return undo_or_erase.find_erase_error(request)
+
+    def _delete_or_confirm(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         rows = selection.rows
         if selection.is_confirmed and not is_database_copy(rows):
             *_shown, lacking, protected = self.get_deleted_objects(rows, request)
@@ -194,6 +245,9 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             listed = context["deletable_objects"]
             context["deletable_objects"] = [[*each, *going.file_lines()] for each in listed]
             context["model_count"] = [*context["model_count"], going.files_total()]
+            context |= undo_or_erase.erase_context(request, self.model)
+            if self.is_for_bulk_job(rows):
+                context["erase_offered"] = False
         return response
 
     def has_standard_deletion(self, queryset: QuerySet[M]) -> bool:
@@ -269,7 +323,7 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         with use_origin(request_origin(request, forced=True)):
             deletion = self._delete_projects(request, owners)
         text = _("Deleted. A cleanup without limits now deletes the files from R2.")
-        return announce_cleanups(self, request, text, deletion.cleanups)
+        return announce_deletions(self, request, text, deletion.cleanups)
 
     def is_force_refused(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
         """Whether this person may not delete the projects, or rows of other models with them, or
@@ -308,8 +362,9 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             sentences=(
                 _(
                     "The projects are deleted now, and every object of theirs in R2, tracked or"
-                    " not, by a cleanup that no safety limit stops. This cannot be undone."
+                    " not, by a cleanup that no safety limit stops."
                 ),
+                undo_or_erase.undo_text(self.model),
                 _(
                     "It lifts limits, never the ownership rule: files that may belong to another"
                     " project, or whose owner is unknown, are kept."

@@ -1,0 +1,374 @@
+"""Undo, Cancel, Erase now and Clean up again, each with a page that asks first."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.widgets import AdminTextInputWidget
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
+
+from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup.admin.deleting import cleanup_badge
+from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.display_formats import format_amount, format_lines
+from storage_audit.models import KnownProject
+from storage_audit.redaction import printable_text
+from storage_audit.roles import refusal_reason
+from storage_audit.ui.confirm import ConfirmingAdmin, Selection
+from storage_audit.ui.links import cleanup_url
+
+Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
+CANCELLABLE = (Status.BLOCKED, Status.PENDING, Status.RETRYING, Status.FAILED)
+# Decided on in one request.
+MAX_DECISIONS = 100
+
+
+class ReasonForm(forms.Form):
+    reason = forms.CharField(
+        label=gettext_lazy("Reason"), max_length=1000, widget=AdminTextInputWidget
+    )
+
+
+class OptionalReasonForm(ReasonForm):
+    reason = forms.CharField(
+        label=gettext_lazy("Reason (optional)"),
+        max_length=1000,
+        required=False,
+        widget=AdminTextInputWidget,
+    )
+
+
+class Result(NamedTuple):
+    """What a decision led to: a sentence, the cleanups to run, and what could not be done."""
+
+    text: str
+    cleanups: Sequence[Cleanup] = ()
+    warnings: Sequence[str] = ()
+
+
+class Decision(NamedTuple):
+    """What a person may decide about a deletion."""
+
+    name: str
+    permission: str
+    label: Any
+    title: Any
+    sentences: tuple[Any, ...]
+    effect: Any
+    form: type[forms.Form]
+    # Why it can't be done to this cleanup; empty if it can.
+    find_refusal: Callable[[Cleanup], str]
+    carry_out: Callable[[Cleanup, str], Result]
+    name_button: Callable[[int, str], str]
+    is_harmless: bool = True
+
+
+class Offer(NamedTuple):
+    """A button of a cleanup's page; `refusal` says why this person may not press it."""
+
+    name: str
+    label: str
+    refusal: str
+    is_danger: bool
+
+
+def cancel_refusal(cleanup: Cleanup) -> str:
+    is_scheduled_check = cleanup.parent_id is not None and cleanup.status == Status.PENDING
+    is_open = cleanup.status in CANCELLABLE and not cleanup.cancelled_at
+    if (
+        not is_open
+        or is_scheduled_check
+        or not cleanup.is_deletion
+        or cleanup.kind == Kind.VANISHED
+    ):
+        return _("Can't be cancelled: it is running or over.")
+    return ""
+
+
+def erase_refusal(cleanup: Cleanup) -> str:
+    return (
+        ""
+        if cleanup.parent_id is None and cleanup.shown_hold()
+        else _("Not held, so there is nothing to skip.")
+    )
+
+
+def again_refusal(cleanup: Cleanup) -> str:
+    if cleanup.kind == Kind.PROJECT and cleanup.status == Status.CANCELLED:
+        known = KnownProject.objects.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
+        if known.filter(kept_for=KnownProject.KeptFor.CANCELLED).exists():
+            return ""
+    return _("Not cancelled, or the project was created or cleaned up again since.")
+
+
+def undo(cleanup: Cleanup, reason: str) -> Result:
+    restored = end_deletions.undo_deletion(cleanup, reason)
+    count = sum(rows for each in restored for rows in each.rows.values())
+    text = ngettext(
+        "Deletion of %(project)s undone. %(count)d database row is back.",
+        "Deletion of %(project)s undone. %(count)d database rows are back.",
+        count,
+    )
+    words = {"project": printable_text(cleanup.subject), "count": count}
+    return Result(text % words, warnings=[line for each in restored for line in each.left_out])
+
+
+def cancel(cleanup: Cleanup, reason: str) -> Result:
+    to_verify = end_deletions.cancel_deletion(cleanup, reason)
+    text = _("Cancelled. The files of %s that are still in the bucket stay.")
+    return Result(text % printable_text(cleanup.subject), to_verify)
+
+
+def erase(cleanup: Cleanup, reason: str) -> Result:
+    due = end_deletions.erase_deletion(cleanup, reason)
+    text = _("A cleanup is deleting the files of %s now. Its page shows when they are gone.")
+    return Result(text % printable_text(cleanup.subject), due)
+
+
+def clean_up_again(cleanup: Cleanup, reason: str) -> Result:
+    made = end_deletions.clean_up_again(cleanup.project_id or "", reason)
+    text = _("A new cleanup of %s is queued. It deletes the files that stayed.")
+    return Result(text % printable_text(cleanup.subject), made)
+
+
+UNDO = Decision(
+    "undo_deletion",
+    "undo_cleanup",
+    gettext_lazy("Undo deletion"),
+    gettext_lazy("Undo the deletion?"),
+    (
+        gettext_lazy(
+            "The project comes back with its database rows, and none of its files is deleted."
+        ),
+    ),
+    gettext_lazy("The project comes back. Its files stay."),
+    OptionalReasonForm,
+    end_deletions.undo_obstacle,
+    undo,
+    lambda count, files: ngettext("Undo %d deletion", "Undo %d deletions", count) % count,
+)
+CANCEL = Decision(
+    "cancel_deletion",
+    "cancel_cleanup",
+    gettext_lazy("Cancel, keep the files"),
+    gettext_lazy("Cancel the cleanup and keep the files?"),
+    (
+        gettext_lazy("The files stay in the bucket. The project stays deleted."),
+        gettext_lazy("No cleanup deletes these files until somebody chooses “Clean up again”."),
+    ),
+    gettext_lazy("Its files stay. The project stays deleted."),
+    OptionalReasonForm,
+    cancel_refusal,
+    cancel,
+    lambda count, files: (
+        ngettext(
+            "Cancel %(count)d cleanup, keep %(files)s",
+            "Cancel %(count)d cleanups, keep %(files)s",
+            count,
+        )
+        % {"count": count, "files": files or _("the files")}
+    ),
+)
+ERASE = Decision(
+    "erase_deletion",
+    "erase_cleanup",
+    gettext_lazy("Erase now"),
+    gettext_lazy("Erase the files now?"),
+    (
+        gettext_lazy("The files are deleted now instead of when the hold is over."),
+        gettext_lazy("You can't undo this: neither the project nor its files come back."),
+        gettext_lazy(
+            "Files that may belong to another project are kept. Safety limits still apply."
+        ),
+    ),
+    gettext_lazy("Its files are deleted now. No undo."),
+    ReasonForm,
+    erase_refusal,
+    erase,
+    lambda count, files: _("Erase %s now") % (files or _("the files")),
+    is_harmless=False,
+)
+CLEAN_UP_AGAIN = Decision(
+    "clean_up_again",
+    "force_cleanup",
+    gettext_lazy("Clean up again"),
+    gettext_lazy("Clean up again?"),
+    (
+        gettext_lazy("A person cancelled this cleanup. A new one deletes the files that stayed."),
+        gettext_lazy("You can't undo this. Safety limits still apply."),
+    ),
+    gettext_lazy("A new cleanup deletes the files that stayed."),
+    ReasonForm,
+    again_refusal,
+    clean_up_again,
+    lambda count, files: ngettext("Clean up %d project", "Clean up %d projects", count) % count,
+    is_harmless=False,
+)
+DECISIONS = (UNDO, CANCEL, ERASE, CLEAN_UP_AGAIN)
+
+
+def offered_decisions(request: HttpRequest, cleanup: Cleanup) -> Iterator[Offer]:
+    """Those that can do something now."""
+    for each in DECISIONS:
+        if not each.find_refusal(cleanup):
+            refusal = refusal_reason(request, each.permission)
+            yield Offer(each.name, str(each.label), refusal, not each.is_harmless)
+
+
+class DecidingAdmin(ConfirmingAdmin[Cleanup]):
+    """The actions of the list and of a cleanup's page."""
+
+    def has_undo_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.undo_cleanup")
+
+    def has_cancel_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.cancel_cleanup")
+
+    def has_erase_permission(self, request: HttpRequest) -> bool:
+        return request.user.has_perm("storage_audit.erase_cleanup")
+
+    @admin.action(permissions=["undo"], description=UNDO.label)
+    def undo_deletion(self, request: HttpRequest, queryset: QuerySet[Cleanup]) -> Any:
+        return self.decide(request, queryset, UNDO)
+
+    @admin.action(permissions=["cancel"], description=CANCEL.label)
+    def cancel_deletion(self, request: HttpRequest, queryset: QuerySet[Cleanup]) -> Any:
+        return self.decide(request, queryset, CANCEL)
+
+    @admin.action(permissions=["erase"], description=ERASE.label)
+    def erase_deletion(self, request: HttpRequest, queryset: QuerySet[Cleanup]) -> Any:
+        return self.decide(request, queryset, ERASE)
+
+    @admin.action(permissions=["force"], description=CLEAN_UP_AGAIN.label)
+    def clean_up_again(self, request: HttpRequest, queryset: QuerySet[Cleanup]) -> Any:
+        return self.decide(request, queryset, CLEAN_UP_AGAIN)
+
+    def decide(
+        self, request: HttpRequest, queryset: QuerySet[Cleanup], decision: Decision
+    ) -> HttpResponse | None:
+        if queryset[: MAX_DECISIONS + 1].count() > MAX_DECISIONS:
+            text = _("Nothing was done: select at most %d cleanups.") % MAX_DECISIONS
+            self.message_user(request, text, messages.ERROR)
+            return None
+        return self.confirm_decision(request, queryset, decision)
+
+    def confirm_decision(
+        self, request: HttpRequest, queryset: QuerySet[Cleanup], decision: Decision
+    ) -> HttpResponse | None:
+        """Ask, and carry the decision out once it is confirmed as it was shown."""
+        selection = self.read_selection(request, queryset)
+        if not selection:
+            return None
+        cleanups = one_of_each_deletion(selection.rows.order_by("pk"))
+        confirmed = selection.is_confirmed
+        if confirmed and request.POST.get("figures", "") != combined_digest(cleanups):
+            self.require_new_confirmation(request)
+            confirmed = False
+        form = decision.form(request.POST if confirmed else None)
+        if not (confirmed and form.is_valid()):
+            return self.ask_decision(request, selection, decision, cleanups, form)
+        for cleanup in one_of_each_call(cleanups) if decision is UNDO else cleanups:
+            self.carry_out(request, cleanup, decision, form.cleaned_data["reason"])
+        return HttpResponseRedirect(cleanup_url(cleanups[0].pk)) if len(cleanups) == 1 else None
+
+    def carry_out(
+        self, request: HttpRequest, cleanup: Cleanup, decision: Decision, reason: str
+    ) -> None:
+        try:
+            with transaction.atomic():
+                result = decision.carry_out(cleanup, reason)
+                self.log_change(request, cleanup, f"{decision.label}. {reason}".strip())
+                requests.enqueue_on_commit(result.cleanups)
+        except (IllegalTransition, CannotRestore) as refusal:
+            self.message_user(request, printable_text(str(refusal)), messages.ERROR)
+            return
+        self.message_user(request, result.text, messages.SUCCESS)
+        if result.warnings:
+            self.message_user(request, format_lines(result.warnings), messages.WARNING)
+
+    def ask_decision(
+        self,
+        request: HttpRequest,
+        selection: Selection,
+        decision: Decision,
+        cleanups: list[Cleanup],
+        form: forms.Form,
+    ) -> HttpResponse:
+        figures = combined_digest(cleanups)
+        if decision is UNDO:
+            cleanups = one_of_each_deletion([*cleanups, *deleted_together(cleanups)])
+        refusals = {each.pk: decision.find_refusal(each) for each in cleanups}
+        able = [each for each in cleanups if not refusals[each.pk]]
+        amounts = {each.pk: count_remaining(each) for each in cleanups}
+        total = [sum(figures) for figures in zip(*(amounts[each.pk] for each in able), strict=True)]
+        files = format_amount(*total) if total and total[0] else ""
+        return self.render_confirmation(
+            request,
+            selection,
+            action=decision.name,
+            figures=figures,
+            post_to=request.get_full_path() if request.method == "POST" else self.own_list_url(),
+            title=decision.title,
+            sentences=decision.sentences,
+            heads=(_("Project"), _("Files"), _("What happens"), _("Status"), _("Cleanup")),
+            rows=[
+                (
+                    printable_text(cleanup.subject),
+                    format_amount(*amounts[cleanup.pk]),
+                    refusals[cleanup.pk] or decision.effect,
+                    cleanup_badge(cleanup),
+                    cleanup.pk,
+                )
+                for cleanup in cleanups
+            ],
+            form=form if able else None,
+            button=decision.name_button(len(able), files) if able else "",
+            is_harmless=decision.is_harmless,
+        )
+
+
+def one_of_each_deletion(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
+    """A decision is about the whole deletion, which may have a cleanup in several buckets."""
+    found: dict[Any, Cleanup] = {}
+    for each in cleanups:
+        is_whole = each.kind == Kind.PROJECT and each.is_deletion
+        key = (each.project_id, each.project_deleted_at) if is_whole else each.pk
+        found.setdefault(key, each)
+    return list(found.values())
+
+
+def deleted_together(cleanups: Iterable[Cleanup]) -> QuerySet[Cleanup]:
+    """What went in the same delete() calls, such as all projects of a customer: it comes back with
+    these."""
+    calls = {each.snapshot_id for each in cleanups if each.snapshot_id}
+    return Cleanup.objects.filter(snapshot__in=calls, parent=None).order_by("pk")
+
+
+def one_of_each_call(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
+    """Undo brings back all that one delete() call deleted."""
+    return list({each.snapshot_id or each.pk: each for each in cleanups}.values())
+
+
+def count_remaining(cleanup: Cleanup) -> tuple[int, int]:
+    """The files of the deletion in all buckets that are not gone, as far as they are known, and
+    their bytes."""
+    whole = Cleanup.objects.with_deletion(cleanup).filter(parent=None)
+    gone = (Outcome.DELETED, Outcome.ALREADY_GONE)
+    counted = CleanupItem.objects.by_cleanup([each.pk for each in whole])
+    there = [(count, size) for _pk, outcome, count, size in counted if outcome not in gone]
+    return sum(count for count, _size in there), sum(size for _count, size in there)
+
+
+def combined_digest(cleanups: Iterable[Cleanup]) -> str:
+    """Repeated by the confirmation page: in another status the button does something else."""
+    return hashlib.sha256(
+        "".join(sorted(each.confirmation_digest for each in cleanups)).encode()
+    ).hexdigest()

@@ -1,0 +1,67 @@
+from argparse import ArgumentParser
+from uuid import UUID
+
+from django.core.management.base import CommandError
+from django.db import transaction
+
+from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.management.console import (
+    EXIT_FAILED,
+    command_context,
+    find_cleanup,
+    parse_deletion_id,
+)
+from storage_audit.management.documented import DocumentedCommand
+from storage_audit.redaction import printable_text
+
+
+class Command(DocumentedCommand):
+    help = (
+        "Gives up a cleanup that is held, blocked, waiting, failed or retrying: the files that are"
+        " still in the bucket stay, and the project stays deleted."
+    )
+    epilog = """
+    examples:
+      python manage.py cancel_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason lawsuit
+      python manage.py cancel_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "wrong bucket"
+
+    exit codes:
+      0  it is cancelled; if files were sent for deletion, a worker verifies these first
+      1  it is not cancelled, as it is running or over
+      2  wrong use, also when there is no such deletion
+
+    Next: undo_deletion brings the project back instead, while the deletion is held. To delete the
+    files after all, choose Clean up again on the cleanup's page in the admin.
+    """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "cleanup",
+            metavar="DELETION_ID",
+            type=parse_deletion_id,
+            help="the deletion id: the cleanup's page in the admin shows it",
+        )
+        parser.add_argument(
+            "--reason",
+            required=True,
+            help="why; it is kept with the cleanup",
+        )
+
+    def handle(self, *, cleanup: UUID, reason: str, **options: object) -> None:
+        found = find_cleanup(cleanup)
+        with command_context():
+            try:
+                with transaction.atomic():
+                    going_on = end_deletions.cancel_deletion(found, reason)
+                    requests.enqueue_on_commit(going_on)
+            except IllegalTransition as error:
+                raise CommandError(
+                    f"Cleanup {cleanup} was not cancelled. {printable_text(str(error))}",
+                    returncode=EXIT_FAILED,
+                ) from error
+        self.stdout.write(f"Cleanup {cleanup} is cancelled. Its files stay in the bucket.")
+        for each in going_on:
+            self.stdout.write(
+                f"Some files were sent for deletion. Cleanup {each.pk} verifies them."
+            )

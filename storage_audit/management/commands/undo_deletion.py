@@ -1,0 +1,78 @@
+from argparse import ArgumentParser
+from contextlib import suppress
+from uuid import UUID
+
+from django.core.management.base import CommandError
+
+from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored
+from storage_audit.management.console import EXIT_FAILED, EXIT_USAGE, command_context, storable_text
+from storage_audit.management.documented import DocumentedCommand
+from storage_audit.redaction import printable_text
+
+
+class Command(DocumentedCommand):
+    help = (
+        "Brings back a deleted project while its deletion is held: its row, and the rows that were"
+        " deleted with it. None of its files is deleted."
+    )
+    epilog = """
+    examples:
+      python manage.py undo_deletion proj_1
+      python manage.py undo_deletion 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "wrong project"
+
+    exit codes:
+      0  the project is back
+      1  it can't be restored: the message says why, and nothing was changed
+      2  wrong use, also when there is no such deletion
+
+    Next: open the project in the admin. If it can't be restored, cancel_cleanup keeps its files.
+    """
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "deletion",
+            metavar="ID",
+            type=storable_text,
+            help="a deletion id, or the id of a project: then its last deletion",
+        )
+        parser.add_argument(
+            "--reason",
+            default="",
+            help="why, as the cleanup's page then says; without it, it says only who did it",
+        )
+
+    def handle(self, *, deletion: str, reason: str, **options: object) -> None:
+        cleanup = find_deletion(deletion)
+        with command_context():
+            try:
+                restored = end_deletions.undo_deletion(cleanup, reason)
+            except (IllegalTransition, CannotRestore) as error:
+                raise CommandError(
+                    f"Deletion {cleanup.pk} was not undone. {printable_text(str(error))}",
+                    returncode=EXIT_FAILED,
+                ) from error
+        self.report(cleanup, restored)
+
+    def report(self, cleanup: Cleanup, restored: list[Restored]) -> None:
+        project = printable_text(cleanup.subject)
+        self.stdout.write(f"Deletion {cleanup.pk} undone: project {project} is back.")
+        for each in restored:
+            for table, count in each.rows.items():
+                self.stdout.write(f"  {printable_text(table)}: {count}")
+            for sentence in each.left_out:
+                self.stdout.write(printable_text(sentence))
+
+
+def find_deletion(text: str) -> Cleanup:
+    with suppress(ValueError):
+        if found := Cleanup.objects.filter(pk=UUID(text)).first():
+            return found
+    if made := requests.cleanups_of_deletion(text):
+        return made[0]
+    raise CommandError(
+        f"There is no deletion {printable_text(text)}, and no deletion of a project with this id.",
+        returncode=EXIT_USAGE,
+    )

@@ -1,0 +1,201 @@
+"""Undo, Cancel, Erase now and Clean up again in the admin: who is offered what, what the page asks,
+and what follows."""
+
+from datetime import timedelta
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+from django.utils import timezone
+from pytest_django.fixtures import Settings
+
+from storage_audit.cleanup import cleanup_text
+from storage_audit.cleanup.admin import live_progress
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.display_formats import format_utc
+from storage_audit.models import Project
+from tests.admin_client import (
+    admin_url,
+    confirm_action,
+    page_text,
+    run_action,
+    staff_client,
+    superuser_client,
+    url_of_cleanup,
+)
+from tests.builders import create_cleanup
+from tests.held import delete_held, grant_grace
+from tests.promises import Status, create_projects, run_until_idle
+from tests.real_bucket import Bucket, put_files
+
+pytestmark = pytest.mark.database
+ACTIONS = ("undo_deletion", "cancel_deletion", "erase_deletion", "clean_up_again")
+
+
+@pytest.fixture
+def held(bucket: Bucket, settings: Settings) -> Cleanup:
+    grant_grace(settings)
+    create_projects("proj_1")
+    put_files(bucket, 3)
+    return delete_held()
+
+
+def offered(shown: str) -> set[str]:
+    return {each for each in ACTIONS if f'name="action" value="{each}"' in shown}
+
+
+def test_page_and_list_say_until_when_it_is_held(held: Cleanup) -> None:
+    assert held.held_until
+    text = f"Held until {format_utc(held.held_until)}"
+    client = superuser_client()
+    page = page_text(client.get(url_of_cleanup(held)))
+    assert f'<span class="audit-status audit-held">{text}</span>' in page
+    assert "No file is deleted before that." in page
+    listed = page_text(client.get(admin_url("cleanup"), {"needs": "held"}))
+    assert text in listed and "3 objects" in listed
+    sentence = live_progress.progress_values(held, timezone.now())["sentence"]
+    assert sentence.startswith("The hold ends in 2")
+    assert cleanup_text.status_label(held) == text
+
+
+def test_hold_is_not_shown_once_its_time_is_over(held: Cleanup) -> None:
+    Cleanup.objects.update(held_until=timezone.now() - timedelta(seconds=1))
+    held.refresh_from_db()
+    assert cleanup_text.status_label(held) == "pending"
+    client = superuser_client()
+    assert str(held.pk) not in page_text(client.get(admin_url("cleanup"), {"needs": "held"}))
+    # Until the first request leaves.
+    still = {"cancel_deletion", "undo_deletion"}
+    assert offered(page_text(client.get(url_of_cleanup(held)))) == still
+
+
+def test_page_offers_what_can_be_done_now(held: Cleanup) -> None:
+    client = superuser_client()
+    before = {"undo_deletion", "cancel_deletion", "erase_deletion"}
+    assert offered(page_text(client.get(url_of_cleanup(held)))) == before
+    confirm_action(client, "cleanup", "cancel_deletion", held.pk, reason="wait")
+    assert offered(page_text(client.get(url_of_cleanup(held)))) == {"clean_up_again"}
+
+
+@pytest.mark.parametrize("status", ["blocked", "pending", "retrying", "failed"])
+def test_open_deletion_can_be_cancelled(status: str, db: None) -> None:
+    cleanup = create_cleanup(status, project_id="proj_1", project_deleted_at=timezone.now())
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    assert offered(shown) == {"cancel_deletion"}
+
+
+@pytest.mark.parametrize("status", ["running", "clean", "superseded", "undone", "cancelled"])
+def test_running_or_ended_deletion_offers_no_decision(status: str, db: None) -> None:
+    cleanup = create_cleanup(status, project_id="proj_1", project_deleted_at=timezone.now())
+    assert not offered(page_text(superuser_client().get(url_of_cleanup(cleanup))))
+
+
+def test_without_permission_buttons_name_the_group_to_ask(held: Cleanup) -> None:
+    shown = page_text(staff_client().get(url_of_cleanup(held)))
+    assert not offered(shown)
+    for label in ("Undo deletion", "Cancel, keep the files", "Erase now"):
+        assert f'value="{label}" disabled' in shown or f'value="{label}"' in shown
+    assert "Storage operator" in shown and "Storage admin" in shown
+
+
+@pytest.mark.parametrize("action", ACTIONS[:3])
+def test_each_decision_asks_first_with_files_and_project(held: Cleanup, action: str) -> None:
+    shown = run_action(superuser_client(), "cleanup", action, held.pk)
+    held.refresh_from_db()
+    assert held.is_held() and not held.decided_at
+    assert "proj_1" in shown and "3 objects" in shown and 'name="reason"' in shown
+
+
+def test_undo_brings_the_project_back(held: Cleanup, bucket: Bucket) -> None:
+    client = staff_client("undo_cleanup")
+    shown = confirm_action(client, "cleanup", "undo_deletion", held.pk, reason="wrong project")
+    assert "Deletion of proj_1 undone." in shown
+    assert "Undone by ben on" in shown and "wrong project" in shown
+    assert Project.objects.filter(pk="proj_1").exists()
+    held.refresh_from_db()
+    assert (held.status, held.decided_by, held.decision_reason) == (
+        Status.UNDONE,
+        "ben",
+        "wrong project",
+    )
+    assert LogEntry.objects.get().get_change_message() == "Undo deletion. wrong project"
+    assert len(bucket.keys()) == 3
+
+
+def test_link_of_undo_asks_and_does_nothing_by_itself(held: Cleanup) -> None:
+    url = reverse("admin:storage_audit_undo_deletion", args=[held.pk])
+    assert staff_client().get(url).status_code == 403
+    shown = page_text(superuser_client().get(url))
+    assert 'value="Undo 1 deletion"' in shown
+    assert not Project.objects.exists()
+
+
+def test_several_deletions_are_undone_each_by_itself(
+    bucket: Bucket, settings: Settings, held: Cleanup
+) -> None:
+    create_projects("proj_2", "proj_3")
+    second, third = delete_held("proj_2"), delete_held("proj_3")
+    Cleanup.objects.filter(pk=second.pk).update(first_request_at=timezone.now())
+    pks = (held.pk, second.pk, third.pk)
+    shown = confirm_action(superuser_client(), "cleanup", "undo_deletion", *pks)
+    assert set(Project.objects.values_list("pk", flat=True)) == {"proj_1", "proj_3"}
+    assert f"Cleanup {second.pk}" in shown
+
+
+def test_erase_needs_a_reason_and_says_what_goes(held: Cleanup, bucket: Bucket) -> None:
+    client = staff_client("erase_cleanup")
+    shown = confirm_action(client, "cleanup", "erase_deletion", held.pk)
+    assert "Erase 3 objects" in shown and "This field is required." in shown
+    held.refresh_from_db()
+    assert held.is_held()
+    shown = confirm_action(client, "cleanup", "erase_deletion", held.pk, reason="asked for it")
+    assert "Erased now by ben" in shown
+    assert run_until_idle(held).status == Status.CLEAN
+    assert not bucket.keys()
+
+
+def test_cancelled_files_stay_until_cleaned_up_again(held: Cleanup, bucket: Bucket) -> None:
+    client = superuser_client()
+    shown = confirm_action(client, "cleanup", "cancel_deletion", held.pk, reason="a lawsuit")
+    assert "Cancelled by anna" in shown and "a lawsuit" in shown
+    assert len(bucket.keys()) == 3
+    confirm_action(client, "cleanup", "clean_up_again", held.pk, reason="it is over")
+    again = Cleanup.objects.filter(project_id="proj_1", parent=None).latest("created_at")
+    assert again.pk != held.pk
+    assert run_until_idle(again).status == Status.CLEAN
+    assert not bucket.keys()
+
+
+def test_decision_that_was_shown_in_another_state_asks_again(held: Cleanup) -> None:
+    client = superuser_client()
+    run_action(client, "cleanup", "cancel_deletion", held.pk)
+    data = {"post": "yes", "reason": "x", "figures": "old"}
+    shown = run_action(client, "cleanup", "cancel_deletion", held.pk, **data)
+    assert "Nothing was done" in shown
+    held.refresh_from_db()
+    assert held.status == Status.PENDING
+
+
+def test_list_answers_who_decided_what(held: Cleanup) -> None:
+    client = superuser_client()
+    confirm_action(client, "cleanup", "erase_deletion", held.pk, reason="asked for it")
+    listed = page_text(client.get(admin_url("cleanup"), {"decision": "erased"}))
+    assert "Erased now by anna" in listed
+    listed = page_text(client.get(admin_url("cleanup"), {"decision": "undone"}))
+    assert "Erased now by anna" not in listed
+    exported = b"".join(client.get(admin_url("cleanup", "export", "csv")))
+    assert b"decided_by" in exported and b"held_until" in exported and b"asked for it" in exported
+
+
+def test_list_of_held_deletions_takes_no_query_for_each(bucket: Bucket, settings: Settings) -> None:
+    grant_grace(settings)
+    client, counts = superuser_client(), []
+    for number in range(1, 4):
+        create_projects(f"proj_{number}")
+        delete_held(f"proj_{number}")
+        with CaptureQueriesContext(connection) as queries:
+            client.get(admin_url("cleanup"))
+        counts.append(len(queries))
+    assert counts[0] == counts[2]

@@ -170,7 +170,7 @@ class PauseState(Schema):
     deletions: int = 0
     objects: int = 0
     bytes: int = 0
-    over_limits: str = Field("", description="Why it needs an approval; empty within the limits.")
+    over_limits: str = Field(default="", description="Why it needs an approval, if it does.")
     confirm: str = ""
 
 
@@ -238,7 +238,7 @@ def list_deletions(
     return DeletionPage(
         items=[Deletion(**deletion_fields(each)) for each in page],
         next_cursor=page[-1].pk if more else None,
-        paused=pause_fields(pause_deletions.find_pause()),
+        paused=describe_pause(pause) if (pause := pause_deletions.find_pause()) else None,
     )
 
 
@@ -249,7 +249,7 @@ def pause_deletion(request: HttpRequest, body: PauseRequest) -> Paused:
     require_permission(request, PAUSE_PERMISSION)
     result = pause_deletions.pause_deletions(body.reason, get_chosen(body.deletion_id))
     return Paused(
-        paused=pause_fields(result.pause),
+        paused=describe_pause(result.pause),
         requests_under_way=pause_deletions.count_requests_under_way(),
         not_written=list(result.unwritten),
     )
@@ -265,7 +265,7 @@ def get_pause(request: HttpRequest, deletion_id: UUID = NOT_GIVEN) -> PauseState
         return PauseState(paused=None)
     figures = pause_deletions.find_resume_figures(chosen)
     return PauseState(
-        paused=pause_fields(figures.pause),
+        paused=describe_pause(figures.pause),
         deletions=figures.cleanups,
         objects=figures.objects,
         bytes=figures.size,
@@ -291,9 +291,7 @@ def get_chosen(deletion_id: UUID | None) -> Cleanup | None:
     return get_object_or_404(Cleanup, pk=deletion_id) if deletion_id else None
 
 
-def pause_fields(pause: DeletionPause | None) -> Pause | None:
-    if pause is None:
-        return None
+def describe_pause(pause: DeletionPause) -> Pause:
     same = {name: getattr(pause, name) for name in ("paused_by", "reason", "paused_at")}
     return Pause(deletion_id=pause.cleanup_id, **same)
 
@@ -447,7 +445,7 @@ def deletion_details(cleanup: Cleanup) -> DeletionDetails:
         meaning=explain_status(cleanup),
         message=cleanup.message,
         follows=cleanup.parent_id,
-        paused=pause_fields(cleanup.find_pause()),
+        paused=describe_pause(pause) if (pause := cleanup.find_pause()) else None,
         plan_digest=cleanup.plan_digest,
         totals=deletion_totals(cleanup),
         timeline=[

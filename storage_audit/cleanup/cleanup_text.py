@@ -186,6 +186,8 @@ EVENT_LABELS = {
     "undo": gettext_lazy("undone"),
     "cancel": gettext_lazy("cancelled"),
     "erase": gettext_lazy("erased now"),
+    "paused": gettext_lazy("paused"),
+    "resumed": gettext_lazy("resumed"),
 }
 
 
@@ -200,12 +202,21 @@ def status_label(cleanup: Cleanup) -> str:
     """The status in a word or two, as a badge shows it."""
     if is_shown_as_held(cleanup):
         return hold_text(cleanup)
+    if is_shown_as_paused(cleanup):
+        return _("paused")
     return cleanup.get_status_display()
 
 
 def status_style(cleanup: Cleanup) -> str:
     """The name of the colours of its badge."""
+    if is_shown_as_paused(cleanup):
+        return "paused"
     return "held" if is_shown_as_held(cleanup) else cleanup.status
+
+
+def is_shown_as_paused(cleanup: Cleanup) -> bool:
+    """Whether it rests as a worker met a pause: as it was then, and without a query."""
+    return cleanup.status == Status.PENDING and bool(cleanup.progress.get("paused"))
 
 
 def is_shown_as_held(cleanup: Cleanup) -> bool:
@@ -255,7 +266,9 @@ def explain_status(cleanup: Cleanup) -> list[str]:
     many = VANISHED_MEANINGS if cleanup.kind == Kind.VANISHED else {}
     special = VERIFICATION_MEANINGS if cleanup.kind == Kind.VERIFY else many
     sentences = hold_sentences(cleanup)
-    if not is_shown_as_held(cleanup):
+    if is_shown_as_paused(cleanup):
+        sentences.append(_("No file is deleted until a person resumes it."))
+    elif not is_shown_as_held(cleanup):
         sentences.append(str({**STATUS_MEANINGS, **special}[status]))
     if decided := decision_text(cleanup):
         sentences.append(decided)

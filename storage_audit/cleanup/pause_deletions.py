@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from uuid import UUID
 
 from django.db import transaction
@@ -144,13 +145,12 @@ def find_pause(cleanup: Cleanup | None = None) -> DeletionPause | None:
     return DeletionPause.objects.filter(cleanup=root).first()
 
 
-def refuse_while_paused(cleanups: Iterable[Cleanup]) -> None:
-    """Raises IllegalTransition when one of them may not delete now."""
-    for cleanup in cleanups:
-        if pause := cleanup.find_pause():
-            raise IllegalTransition(
-                f"{pause}. {_('Nothing can be erased until they are resumed.')}"
-            )
+def refuse_while_paused(cleanups: Iterable[Cleanup] = ()) -> None:
+    """Raises IllegalTransition when all deletions are paused, or one of these is."""
+    found = chain([find_pause()], (cleanup.find_pause() for cleanup in cleanups))
+    if pause := next(filter(None, found), None):
+        text = _("Nothing can be erased until they are resumed.")
+        raise IllegalTransition(f"{pause}. {text}")
 
 
 def find_resume_figures(cleanup: Cleanup | None = None) -> ResumeFigures:
@@ -247,7 +247,7 @@ def end_pause(pause: DeletionPause) -> list[Cleanup]:
     every = Cleanup.objects.filter(pk__in=resumed)
     # Not as late as the pause was long.
     every.update(next_attempt_at=DatabaseNow(), enqueued_at=None, failing_since=None)
-    every.filter(status=Status.PENDING).update(message="")
+    every.filter(status=Status.PENDING).update(message="", progress={})
     events = (
         CleanupEvent(cleanup_id=pk, step="resumed", message=text)
         for pk in resumed
@@ -272,8 +272,9 @@ def rest_cleanup(cleanup: Cleanup, met: DeletionsPaused | PausedInBucket) -> Non
         after = conf().retry_first
     reason = str(cleanup.find_pause() or met)
     with transaction.atomic():
-        totals = {"totals": cleanup.items.by_outcome()}
-        cleanup.rest_while_paused(reason, after=after, progress=totals)
+        # Pages show by this, without a query, that it rests.
+        shown = {"totals": cleanup.items.by_outcome(), "paused": True}
+        cleanup.rest_while_paused(reason, after=after, progress=shown)
         delete_batches.unlock_idle_items(cleanup)
         cleanup.record("paused", reason)
 

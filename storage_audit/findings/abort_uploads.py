@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.multipart import MultipartUpload
+from storage_audit.cleanup import pause_deletions
 from storage_audit.cleanup.delete_pipeline import recheck_deadline
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import covered_reason, find_covering, possible_owners
@@ -96,6 +97,8 @@ def upload_keep_reason(finding: Finding) -> str:
         return _("It is ignored. To abort the upload, reopen the finding first.")
     if is_under_way(finding):
         return _("The application is uploading to this key. Try again later.")
+    if pause := pause_deletions.find_pause():
+        return f"{pause}."
     cleanup = covering_cleanup(finding)
     return covered_reason(cleanup) if cleanup else ""
 

@@ -77,16 +77,6 @@ def storable_text(text: str) -> str:
     return text
 
 
-def find_cleanup(deletion_id: UUID | None) -> Cleanup | None:
-    """The cleanup of this id; None where none was given."""
-    if deletion_id is None:
-        return None
-    found = Cleanup.objects.filter(pk=deletion_id).first()
-    if found is None:
-        raise CommandError(f"Cleanup {deletion_id} is not known.", returncode=EXIT_USAGE)
-    return found
-
-
 def parse_deletion_id(text: str) -> UUID:
     try:
         return UUID(text)

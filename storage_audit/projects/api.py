@@ -17,7 +17,7 @@ from storage_audit.api.auth import require_permission
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import Problem, refuse_unknown_input
 from storage_audit.api.schemas import NOT_GIVEN, Text
-from storage_audit.cleanup import delete_projects, end_deletions, requests
+from storage_audit.cleanup import delete_projects, end_deletions, pause_deletions, requests
 from storage_audit.cleanup.api import Accepted, DeletionLink, deletion_link, status_url
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
@@ -78,12 +78,14 @@ def delete_project(
 
 
 def check_erasure(request: HttpRequest, erase: str | None, reason: str | None) -> str:
-    """The reason for which the files go at once; empty if they don't."""
+    """The reason for which the files go at once; empty if they don't. Raises IllegalTransition while
+    deletions are paused."""
     if not erase:
         return ""
     require_permission(request, "storage_audit.erase_cleanup")
     if not (reason or "").strip():
         raise Problem("refused", _("Nothing was deleted. Say why: erase=now needs a reason."))
+    pause_deletions.refuse_while_paused()
     return (reason or "").strip()
 
 

@@ -6,6 +6,7 @@ from django import template
 from django.template import Context
 
 from storage_audit import roles
+from storage_audit.cleanup.admin import pause_page
 from storage_audit.cleanup.cleanup_text import status_label, status_style
 from storage_audit.dashboard.admin import overview
 
@@ -22,6 +23,11 @@ def storage_board(context: Context) -> dict[str, Any]:
 @register.simple_tag(takes_context=True)
 def storage_panel(context: Context) -> dict[str, Any]:
     return overview.panel_context(context)
+
+
+@register.simple_tag(takes_context=True)
+def storage_pauses(context: Context) -> list[dict[str, str]]:
+    return pause_page.pause_bar(context)
 
 
 @register.simple_tag(takes_context=True)

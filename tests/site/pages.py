@@ -64,6 +64,8 @@ OTHER_PAGES = {
     "admin:jsi18n": STAFF,
     "admin:autocomplete": NOBODY,
     "admin:storage_audit_declare_deleted": "storage_audit.force_cleanup",
+    "admin:storage_audit_pause": "storage_audit.pause_cleanup",
+    "admin:storage_audit_resume": "storage_audit.pause_cleanup",
     "admin:storage_audit_compare": "storage_audit.verify_cleanup",
     # Keys of both: to look at findings and at cleanups.
     "admin:storage_audit_leftovers": SUPERUSER,

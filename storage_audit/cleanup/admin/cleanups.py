@@ -24,7 +24,7 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.admin import cleanup_page, items, live_progress, plan_page
+from storage_audit.cleanup.admin import cleanup_page, items, live_progress, pause_page, plan_page
 from storage_audit.cleanup.admin.cleanup_filters import DecisionFilter, FollowUpFilter, NeedsFilter
 from storage_audit.cleanup.admin.decisions import UNDO, DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
@@ -109,6 +109,7 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
                 self.wrap_view(self.progress_view),
                 name="storage_audit_cleanup_progress",
             ),
+            *pause_page.urls(self),
             *chain.from_iterable(urls(self) for urls in self.more_urls),
             *super().get_urls(),
         ]
@@ -165,6 +166,7 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
             "has_own_object_tools": not DJANGO_6_1,
             **cleanup_page.cleanup_context(request, cleanup),
             **plan_page.plan_context(request, cleanup),
+            "pause": pause_page.pause_button(request, cleanup),
         }
         for more in self.more_context:
             context |= more(cleanup)

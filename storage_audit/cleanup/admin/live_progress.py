@@ -13,6 +13,7 @@ from django.utils.translation import ngettext
 from storage_audit.cleanup.cleanup_text import (
     current_activity,
     is_shown_as_held,
+    is_shown_as_paused,
     status_label,
 )
 from storage_audit.cleanup.describe_cleanup import totals_lines
@@ -85,6 +86,8 @@ def step_text(cleanup: Cleanup, step_progress: StepProgress | None, until: datet
     hold = cleanup.shown_hold()
     if hold and is_shown_as_held(cleanup) and cleanup.step == Cleanup.Step.HELD:
         return _("The hold ends in %s.") % timeuntil(hold)
+    if is_shown_as_paused(cleanup):
+        return _("It is paused.")
     if until:
         due = date_format(localtime(until), "Y-m-d H:i:s")
         again = cleanup.status == Status.RETRYING

@@ -12,6 +12,7 @@ from django.utils.translation import ngettext
 
 from storage_audit import queue, roles
 from storage_audit.alerts.lateness import Delay, find_delays
+from storage_audit.cleanup.admin import pause_page
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.needs_attention import select_waiting_for_person
 from storage_audit.conf import conf
@@ -52,6 +53,7 @@ def overview_context(context: Context) -> dict[str, Any]:
         "next_steps": list_next_steps(links, late, scan),
         "more": max(waiting - CLEANUPS_SHOWN, 0),
         "more_url": links.list_url("cleanup", needs="person"),
+        "pause": pause_page.pause_button(request),
         "days": days,
         "periods": PERIOD_DAYS,
         "charts": list(draw_charts(links, days, left, is_known=has_known_leftovers(left, scan))),

@@ -46,7 +46,7 @@ class Command(DocumentedCommand):
         )
 
     def handle(self, *, cleanup: UUID | None, reason: str, **options: object) -> None:
-        found = find_cleanup(cleanup)
+        found = find_cleanup(cleanup) if cleanup else None
         with command_context():
             try:
                 result = pause_deletions.pause_deletions(reason, found)

@@ -60,7 +60,7 @@ class Command(DocumentedCommand):
     def handle(
         self, *, cleanup: UUID | None, confirm: str | None, over_limits: bool, **options: object
     ) -> None:
-        found = find_cleanup(cleanup)
+        found = find_cleanup(cleanup) if cleanup else None
         try:
             figures = pause_deletions.find_resume_figures(found)
         except IllegalTransition as error:
@@ -79,7 +79,7 @@ class Command(DocumentedCommand):
         self.stdout.write("Deletions are resumed.")
 
     def show(self, figures: ResumeFigures, cleanup: Cleanup | None) -> None:
-        amount = format_amount(figures.objects, figures.size)
+        amount = format_amount(figures.objects, figures.size).replace("\xa0", " ")
         self.stdout.write(f"{printable_text(str(figures.pause))}.")
         self.stdout.write(f"Due once they are resumed: cleanups: {figures.cleanups}; {amount}.")
         more = f" --cleanup {cleanup.pk}" if cleanup else ""

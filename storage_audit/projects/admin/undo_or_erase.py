@@ -11,9 +11,12 @@ from django.http import HttpRequest
 from django.utils.timesince import timeuntil
 from django.utils.translation import gettext as _
 
+from storage_audit.cleanup import pause_deletions
 from storage_audit.cleanup.models import Snapshot
+from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.take_snapshot import snapshot_obstacle
 from storage_audit.conf import conf
+from storage_audit.redaction import printable_text
 from storage_audit.request_origin import request_origin, use_origin
 from storage_audit.roles import refusal_reason
 
@@ -65,6 +68,10 @@ def find_erase_error(request: HttpRequest) -> str:
         return _("Nothing was deleted. %s") % refusal
     if not request.POST.get("erase_reason", "").strip():
         return _("Nothing was deleted. Say why the files go now, in the field Reason.")
+    try:
+        pause_deletions.refuse_while_paused()
+    except IllegalTransition as paused:
+        return _("Nothing was deleted. %s") % printable_text(str(paused))
     return ""
 
 

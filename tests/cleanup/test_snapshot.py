@@ -17,7 +17,7 @@ from storage_audit import signals
 from storage_audit.cleanup import take_snapshot as take_module
 from storage_audit.cleanup.models import Snapshot, SnapshotChunk, SnapshotFile
 from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored, restore_snapshot
-from storage_audit.cleanup.snapshot_rows import JSON_NULL
+from storage_audit.cleanup.snapshot_rows import JSON_NULL, latest_migrations
 from storage_audit.cleanup.take_snapshot import snapshot_obstacle
 from storage_audit.models import KnownProject
 
@@ -348,7 +348,7 @@ def test_snapshot_is_refused_when_a_table_has_other_columns(studio: Any) -> None
 def test_snapshot_names_the_latest_migration_of_each_app(studio: Any) -> None:
     create_show(studio).delete()
     assert Snapshot.objects.get().migrations == {"studio": ""}
-    assert take_module.latest_migrations(["storage_audit"]) == {"storage_audit": "0001_initial"}
+    assert latest_migrations(["storage_audit"]) == {"storage_audit": "0001_initial"}
 
 
 def test_snapshot_is_restored_only_once(studio: Any) -> None:

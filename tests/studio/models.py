@@ -113,7 +113,7 @@ class Poster(StudioRow):
 
 
 def catch_all() -> Any:
-    return Show.objects.get_or_create(pk="proj_other", slug="other")[0]
+    return Show._default_manager.get_or_create(pk="proj_other", slug="other")[0]
 
 
 class Banner(StudioRow):

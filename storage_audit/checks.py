@@ -45,6 +45,7 @@ def register_checks() -> None:
     register(check_indexes, Tags.database)
     register(check_project_ids, Tags.database)
     register(check_upload_keys, Tags.compatibility)
+    register(check_file_deleting_apps, Tags.compatibility)
 
 
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
@@ -358,4 +359,28 @@ def check_upload_keys(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
     return [
         Warning(text.format(column.label, key), hint=hint, id="storage_audit.W009")
         for column, key in unread.items()
+    ]
+
+
+# They delete a row's files as soon as its deletion is committed.
+FILE_DELETING_APPS = ("django_cleanup",)
+
+
+def check_file_deleting_apps(
+    app_configs: Sequence[AppConfig] | None, **kwargs: Any
+) -> list[CheckMessage]:
+    try:
+        if not conf().grace:
+            return []
+    except ImproperlyConfigured:
+        return []  # `check_settings` says it.
+    hint = (
+        "Remove the app, as cleanups delete the files of projects, or exclude the models that go"
+        " with a project from it. Or set GRACE to 0."
+    )
+    text = "{} deletes files with their rows, so Undo would restore rows without their files."
+    return [
+        Warning(text.format(name), hint=hint, id="storage_audit.W011")
+        for name in FILE_DELETING_APPS
+        if apps.is_installed(name)
     ]

@@ -190,10 +190,10 @@ class Restoration:
         links = {table: stored_links(table) for table in tables}
         for row in self.rows.values():
             for link in links[row.table]:
-                if text := row.texts[link.attname]:
+                if (text := row.texts[link.attname]) is not None:
                     wanted[link.target_field].add(text)
         for field, changed in self.links:
-            if changed.old:
+            if changed.old is not None:
                 wanted[field.target_field].add(changed.old)
         for target in wanted:
             table = table_of(target.model)

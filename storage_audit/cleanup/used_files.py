@@ -148,7 +148,7 @@ def rows_in_snapshots(cleanup: Cleanup, keys: Collection[str]) -> dict[str, str]
 
 def files_in_snapshots(cleanup: Cleanup) -> QuerySet[SnapshotFile]:
     """The rows that went in the cleanup's own deletion do not count."""
-    return SnapshotFile.objects.exclude(snapshot=getattr(cleanup, "snapshot_id", None))
+    return SnapshotFile.objects.exclude(snapshot=cleanup.snapshot_id)
 
 
 def find_lost_files(work: Turn) -> dict[int, str]:

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
 
 import pytest
+from django.apps import apps
 from django.contrib.auth.models import Group
 from django.db import connection, connections
 from django.db.models import Model
@@ -153,6 +155,20 @@ def test_a_database_that_was_not_migrated_is_not_complained_of() -> None:
     finally:
         with connection.schema_editor() as editor:
             editor.alter_db_table(Schedule, "elsewhere", "django_q_schedule")
+
+
+@pytest.mark.parametrize(("hours", "installed"), [(72, True), (72, False), (0, True)])
+def test_app_that_deletes_files_is_a_warning_where_deletions_can_be_undone(
+    hours: int, installed: bool, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"GRACE": timedelta(hours=hours)}
+    if installed:
+        names = [*(each.name for each in apps.get_app_configs()), "django_cleanup"]
+        monkeypatch.setattr("django.apps.apps.is_installed", names.__contains__)
+    warning = run_system_checks().get("storage_audit.W011")
+    assert bool(warning) == (hours > 0 and installed)
+    if warning:
+        assert "django_cleanup" in warning.msg and "GRACE" in str(warning.hint)
 
 
 @pytest.mark.parametrize(

@@ -201,35 +201,40 @@ class Play:
             self.model.record_declaration(project)
 
     def undo(self, project: str) -> None:
-        with self.decide_on_deletion(project) as cleanup:
+        def act(cleanup: Cleanup) -> None:
             end_deletions.undo_deletion(cleanup)
             self.model.record_creation(project)
 
+        self.decide_on_deletion(project, act)
+
     def cancel(self, project: str) -> None:
-        with self.decide_on_deletion(project) as cleanup:
+        def act(cleanup: Cleanup) -> None:
             end_deletions.cancel_deletion(cleanup, "a test")
             if project not in self.model.living:
                 self.model.record_cancellation(project)
 
+        self.decide_on_deletion(project, act)
+
     def erase(self, project: str) -> None:
-        with self.decide_on_deletion(project) as cleanup:
+        def act(cleanup: Cleanup) -> None:
             end_deletions.erase_deletion(cleanup, "a test")
             self.model.record_erasure(project)
+
+        self.decide_on_deletion(project, act)
 
     def clean_up_again(self, project: str) -> None:
         with suppress(IllegalTransition):
             end_deletions.clean_up_again(project, "a test")
             self.model.record_second_cleanup(project)
 
-    @contextmanager
-    def decide_on_deletion(self, project: str) -> Iterator[Cleanup]:
+    def decide_on_deletion(self, project: str, act: Callable[[Cleanup], None]) -> None:
         """A person decides on the project's latest deletion, if that is still possible."""
         made = Cleanup.objects.requested_deletions().filter(kind="project", project_id=project)
-        with suppress(IllegalTransition, CannotRestore, Cleanup.DoesNotExist):
-            cleanup = made.latest("created_at")
-            yield cleanup
-            same = Cleanup.objects.with_deletion(cleanup)
-            self.watch.decided.update(same.values_list("pk", flat=True))
+        if cleanup := made.order_by("created_at").last():
+            with suppress(IllegalTransition, CannotRestore):
+                act(cleanup)
+                same = Cleanup.objects.with_deletion(cleanup)
+                self.watch.decided.update(same.values_list("pk", flat=True))
 
     def decide(self, cleanup: Cleanup) -> None:
         """A person approves it, runs its plan, or has it tried again."""

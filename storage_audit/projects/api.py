@@ -78,8 +78,8 @@ def delete_project(
 
 
 def check_erasure(request: HttpRequest, erase: str | None, reason: str | None) -> str:
-    """The reason for which the files go at once; empty if they don't. Raises IllegalTransition while
-    deletions are paused."""
+    """The reason for which the files go at once; empty if they don't. Raises IllegalTransition
+    while deletions are paused."""
     if not erase:
         return ""
     require_permission(request, "storage_audit.erase_cleanup")

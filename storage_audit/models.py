@@ -144,8 +144,9 @@ class KnownProjectQuerySet(models.QuerySet["KnownProject"]):
         )
 
     def keeping_files(self) -> Self:
-        """Deleted ones whose files stay for now. Others take them for living projects."""
-        return self.exclude(kept_for="")
+        """Those without a row whose files others take for a living project's: the deletion is not
+        reported, or may be undone, or a person keeps the files."""
+        return self.filter(self.model.DELETION_UNREPORTED | ~Q(kept_for=""))
 
     def of_deletion(self, project_id: str | None, deleted_at: datetime | None) -> Self:
         return self.filter(pk=project_id, deleted_at=deleted_at)

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.conf import settings as django_settings
 from django.test import override_settings
+from django.utils import timezone
 
 from storage_audit.cleanup import end_deletions, held_ids, runner
 from storage_audit.cleanup.models import Cleanup
@@ -32,4 +33,15 @@ def delete_held(project_id: str = "proj_1") -> Cleanup:
     """Delete the project and let a worker plan its cleanup."""
     Project.objects.get(pk=project_id).delete()
     cleanup = Cleanup.objects.filter(project_id=project_id, parent=None).latest("created_at")
+    return runner.run_to_end(cleanup.pk)
+
+
+def end_hold(cleanup: Cleanup) -> None:
+    over = timezone.now() - timedelta(seconds=2)
+    Cleanup.objects.filter(pk=cleanup.pk).update(held_until=over)
+    Cleanup.objects.filter(pk=cleanup.pk, status="pending").update(next_attempt_at=over)
+
+
+def run_after_hold(cleanup: Cleanup) -> Cleanup:
+    end_hold(cleanup)
     return runner.run_to_end(cleanup.pk)

@@ -151,7 +151,7 @@ class DeletionLink(Schema):
     status_url: str
 
 
-class PauseRequest(StrictSchema):
+class PauseDeletions(StrictSchema):
     reason: Text
     deletion_id: UUID | None = Field(None, description="Pause this one; all without it.")
 
@@ -174,7 +174,7 @@ class PauseState(Schema):
     confirm: str = ""
 
 
-class ResumeRequest(StrictSchema):
+class ResumeDeletions(StrictSchema):
     confirm: Text
     deletion_id: UUID | None = Field(None, description="Resume this one; all without it.")
     over_limits: bool = Field(False, description="Approve it. Needs force_cleanup, too.")
@@ -243,7 +243,7 @@ def list_deletions(
 
 
 @router.post("/pause", response={200: Paused, **problem_responses(404, 409)})
-def pause_deletion(request: HttpRequest, body: PauseRequest) -> Paused:
+def pause_deletion(request: HttpRequest, body: PauseDeletions) -> Paused:
     """Let nothing more be deleted until a person resumes it. Needs the permission
     pause_cleanup."""
     require_permission(request, PAUSE_PERMISSION)
@@ -275,7 +275,7 @@ def get_pause(request: HttpRequest, deletion_id: UUID = NOT_GIVEN) -> PauseState
 
 
 @router.post("/resume", response={200: Resumed, **problem_responses(404, 409)})
-def resume_deletion(request: HttpRequest, body: ResumeRequest) -> Resumed:
+def resume_deletion(request: HttpRequest, body: ResumeDeletions) -> Resumed:
     """End a pause, for exactly the figures that were shown. Needs the permission pause_cleanup."""
     require_permission(request, PAUSE_PERMISSION)
     if body.over_limits:

@@ -177,8 +177,7 @@ def living_projects(ids: Iterable[str]) -> set[str]:
     left = asked - alive
     if not left:
         return alive
-    known = KnownProject.objects
-    return alive | known.maybe_alive_ids(left) | known.keeping_files().find_spelled(left)
+    return alive | KnownProject.objects.keeping_files().find_spelled(left)
 
 
 def known_ids(ids: Iterable[str]) -> set[str]:

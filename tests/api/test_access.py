@@ -49,7 +49,11 @@ def signed_in(user: User) -> ApiClient:
 
 
 def test_a_token_lets_in() -> None:
-    assert client_with_token().get(LIST) == {"items": [], "next_cursor": None}
+    assert client_with_token().get(LIST) == {
+        "items": [],
+        "next_cursor": None,
+        "paused": None,
+    }
 
 
 def test_nobody_is_told_how_to_come_in() -> None:

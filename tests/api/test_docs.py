@@ -46,12 +46,13 @@ def test_each_example_is_answered(bucket: Bucket, monkeypatch: pytest.MonkeyPatc
     come = client_with_token()
     monkeypatch.setattr("storage_audit.cleanup.api.wait_for_change", lambda *args: None)
     values = {"TOKEN": come.headers["Authorization"].removeprefix("Bearer "), "SITE": ""}
+    code = ""
     for line in CURLS:
         if decision := re.search(r"\$ID/(undo|cancel|erase|clean-up-again) ", line):
             hold_deletion("proj_1", cancelled=decision[1] == "clean-up-again")
         last = Cleanup.objects.order_by("created_at").last()
         scan, finding = BucketScan.objects.latest("started_at"), Finding.objects.get()
-        ids = {"ID": last and last.pk, "SCAN_ID": scan.pk, "FINDING_ID": finding.pk}
+        ids = {"CODE": code, "ID": last and last.pk, "SCAN_ID": scan.pk, "FINDING_ID": finding.pk}
         said = curl.parse_args(shlex.split(Template(line).substitute(values, **ids)))
         name, _colon, value = said.header.partition(": ")
         method = said.method or ("POST" if said.body else "GET")
@@ -59,6 +60,8 @@ def test_each_example_is_answered(bucket: Bucket, monkeypatch: pytest.MonkeyPatc
             method, said.address, said.body or "", "application/json", headers={name: value}
         )
         assert answer.status_code in (200, 202), (line, answer.content)
+        shown = answer.headers["Content-Type"] == "application/json" and json.loads(answer.content)
+        code = shown.get("confirm", "") if isinstance(shown, dict) else ""
     assert [each.pk for each in Project.objects.all()] == ["proj_2"]
     assert ApiToken.objects.get().last_used_at
 

@@ -921,11 +921,11 @@ def test_what_was_stopped_or_failed_was_not_verified(status: str) -> None:
 
 
 def test_each_status_has_a_pattern_of_its_own_in_the_bar_and_in_its_row() -> None:
-    job = asked(12)
+    job = asked(14)
     statuses = [Status.CLEAN, *Status]
     for number, status in enumerate(statuses):
         given(job, number, status=status, next_attempt_at=None)
-    BulkJob.objects.update(position=11)
+    BulkJob.objects.update(position=13)
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
     marks = dict(
         re.findall(r'<pattern id="bulk-job-(\w+)".*?<path class="audit-mark" d="(.*?)"/>', shown)
@@ -935,8 +935,8 @@ def test_each_status_has_a_pattern_of_its_own_in_the_bar_and_in_its_row() -> Non
     first = [Status.PLANNED, Status.PENDING, Status.RUNNING, Status.RETRYING]
     in_order = [*first, *(status for status in Status if status not in first)]
     assert [status for *_place, status in parts] == in_order
-    assert parts[4] == ("33.33", "16.67", "clean")
-    assert float(parts[-1][0]) + float(parts[-1][1]) == pytest.approx(100 * 11 / 12, abs=0.02)
+    assert parts[4] == ("28.57", "14.29", "clean")
+    assert float(parts[-1][0]) + float(parts[-1][1]) == pytest.approx(100 * 13 / 14, abs=0.02)
     for status in in_order:
         swatch = f'fill="url(#bulk-job-{status})"/></svg> <a href='
         assert shown.count(swatch) == 1, status

@@ -10,12 +10,13 @@ from pytest_django.fixtures import Settings
 
 from storage_audit import tasks
 from storage_audit.bucket import s3
-from storage_audit.cleanup import end_deletions, held_ids, requests, runner
+from storage_audit.cleanup import end_deletions, held_ids, requests
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.models import KnownProject, Project
 from storage_audit.ownership import bucket_marker
 from storage_audit.tracking.upload import KeyBeingDeleted
+from tests.held import delete_held, end_hold, run_after_hold
 from tests.promises import Status, create_projects, run_until_idle
 from tests.real_bucket import Bucket, put_files
 
@@ -26,24 +27,6 @@ HOUR = timedelta(hours=1)
 @pytest.fixture(autouse=True)
 def _grace(settings: Settings) -> None:
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "GRACE": 72 * HOUR}
-
-
-def delete_held(project_id: str = "proj_1") -> Cleanup:
-    """Delete the project and let a worker plan its cleanup."""
-    Project.objects.get(pk=project_id).delete()
-    cleanup = Cleanup.objects.get(project_id=project_id, parent=None)
-    return runner.run_to_end(cleanup.pk)
-
-
-def end_hold(cleanup: Cleanup) -> None:
-    over = timezone.now() - timedelta(seconds=2)
-    Cleanup.objects.filter(pk=cleanup.pk).update(held_until=over)
-    Cleanup.objects.filter(pk=cleanup.pk, status="pending").update(next_attempt_at=over)
-
-
-def run_after_hold(cleanup: Cleanup) -> Cleanup:
-    end_hold(cleanup)
-    return runner.run_to_end(cleanup.pk)
 
 
 def test_held_cleanup_is_planned_and_deletes_nothing_until_its_time(bucket: Bucket) -> None:

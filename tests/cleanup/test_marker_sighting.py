@@ -132,7 +132,8 @@ def die_before_marker_check(
     patch.setattr(Turn, "check_marker", stop)
 
 
-@pytest.mark.parametrize("step", Step.values)
+# What is held lists nothing.
+@pytest.mark.parametrize("step", [Step.PLAN, Step.DELETE, Step.VERIFY])
 def test_page_without_a_marker_check_is_discarded_when_its_worker_dies(
     filled: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -39,7 +39,6 @@ from tests.faults.matching import (
     run_before,
 )
 from tests.faults.proxy import FaultyStore
-from tests.owner_models import ON_POSTGRESQL
 from tests.promises import (
     Status,
     acquire_lease,
@@ -265,7 +264,7 @@ def test_erase_now_is_refused_while_paused(bucket: Bucket, settings: Settings) -
     assert cleanup.is_held()
 
 
-@pytest.mark.skipif(not ON_POSTGRESQL, reason="two sessions")
+@pytest.mark.only_on("postgresql")
 def test_pause_is_committed_against_the_second_batch(
     bucket: Bucket, store: FaultyStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

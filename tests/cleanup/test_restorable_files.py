@@ -9,7 +9,7 @@ from pytest_django.fixtures import Settings
 from storage_audit.cleanup import end_deletions, runner
 from storage_audit.cleanup.models import Cleanup, SnapshotFile
 from storage_audit.models import Project
-from tests.cleanup.test_hold import delete_held, run_after_hold
+from tests.held import delete_held, run_after_hold
 from tests.owner_models import library_rows
 from tests.promises import (
     Status,

@@ -15,12 +15,13 @@ from storage_audit.cleanup.models import Cleanup, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.restore_snapshot import CannotRestore
 from storage_audit.models import KnownProject, Project, R2Object
-from tests.cleanup.test_hold import HOUR, delete_held, end_hold, run_after_hold
 from tests.database import THREAD_TIMEOUT_SECONDS, with_own_connection
+from tests.held import delete_held, end_hold, run_after_hold
 from tests.promises import Status, create_projects, run_until_idle
 from tests.real_bucket import Bucket, put_files
 
 pytestmark = pytest.mark.database
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(autouse=True)

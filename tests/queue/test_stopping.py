@@ -203,7 +203,7 @@ def test_a_worker_that_sleeps_past_its_lease_writes_and_sends_nothing_when_it_wa
         os.kill(cluster.worker_pid(), signal.SIGCONT)
         with print_log_on_failure(cluster):
             cluster.wait_until(Task.objects.filter(group="storage_audit").exists)
-        assert "is no longer held by this worker" in cluster.log_text
+        assert "is no longer leased to this worker" in cluster.log_text
     assert dump_cleanup(another) == before
     assert len(store.find_requests(is_delete_batch)) == sent_before == (moment is is_delete_batch)
     assert not OrmQ.objects.exists()

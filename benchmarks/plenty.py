@@ -85,7 +85,8 @@ CLEANUP_SQL = """
 INSERT INTO storage_audit_cleanup (id, kind, project_id, bucket, trigger, requested_by,
   origin, discovery, strategy, step, position, vanished_ids, batch_state, found, found_bytes,
   deleted, deleted_bytes, already_gone, already_gone_bytes, kept, kept_bytes, failed, failed_bytes,
-  plan_digest, listed_prefixes, status, decided_by, decision_reason, limits_waived_by, dry_run, message, attempts, takeovers,
+  plan_digest, listed_prefixes, status, decided_by, decision_reason, limits_waived_by, dry_run,
+  message, attempts, takeovers,
   created_at, archive, archive_digest, plan_summary, progress, parent_id)
 SELECT md5('o' || n)::uuid,
   CASE WHEN kind = 'project' AND n %% 5000 = 17 THEN 'objects' ELSE kind END,
@@ -94,7 +95,8 @@ SELECT md5('o' || n)::uuid,
   0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '', '[]',
   CASE WHEN trigger = 'dry_run' THEN 'planned' WHEN n %% 10000 = 16 THEN 'failed'
     WHEN n %% 10000 = 26 THEN 'blocked' ELSE 'clean' END,
-  '', '', '', trigger = 'dry_run', '', 1, 0, timestamptz '2026-01-01' - n * interval '1 minute', '', '',
+  '', '', '', trigger = 'dry_run', '', 1, 0,
+  timestamptz '2026-01-01' - n * interval '1 minute', '', '',
   '{}', '{}', NULL
 FROM (SELECT n, CASE WHEN n %% 10 IN (2, 3, 4, 5) THEN 'verify' ELSE 'project' END AS kind,
   CASE n %% 10 WHEN 0 THEN 'dry_run' WHEN 1 THEN 'dry_run' WHEN 2 THEN 'verify' WHEN 3 THEN

@@ -33,7 +33,7 @@ def read_with_timeout(query: models.QuerySet[Any, T], seconds: float) -> list[T]
         database.connection.set_progress_handler(None, 0)
 
 
-def read_in_steps(rows: models.QuerySet[Any, T]) -> Iterator[T]:
+def read_in_steps(rows: models.QuerySet[Any, T], size: int = ROWS_PER_STEP) -> Iterator[T]:
     """Rows that are too many for memory. Nothing that takes long may be done between them.
 
     PostgreSQL keeps a cursor for them in a transaction. Outside of one it would first copy the
@@ -42,4 +42,4 @@ def read_in_steps(rows: models.QuerySet[Any, T]) -> Iterator[T]:
     """
     needed = connection.vendor == "postgresql" and not connection.in_atomic_block
     with transaction.atomic() if needed else nullcontext():
-        yield from rows.iterator(ROWS_PER_STEP)
+        yield from rows.iterator(size)

@@ -42,6 +42,7 @@ from storage_audit.cleanup.snapshot_rows import (
     write_rows,
 )
 from storage_audit.ownership.ownership_rule import shorten_list
+from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class Restoration:
         self.notes = defaultdict[tuple[str, str, str], list[str]](list)
 
     def run(self) -> Restored:
-        for chunk in self.snapshot.chunks.order_by("number").iterator(chunk_size=1):
+        for chunk in read_in_steps(self.snapshot.chunks.order_by("number"), 1):
             self.load_chunk(chunk)
         self.find_references()
         while broken := [(row, links) for row in self.rows.values() if (links := self.broken(row))]:
@@ -234,10 +235,10 @@ class Restoration:
             model=table_of(target.model)._meta.label, field="", snapshot__unavailable=""
         ).exclude(snapshot=self.snapshot)
         if target.primary_key:
-            for keys, place in chunks.values_list("keys", "snapshot_id").iterator(chunk_size=100):
+            for keys, place in read_in_steps(chunks.values_list("keys", "snapshot_id"), 100):
                 yield from ((key, place) for key in keys)
             return
-        for text, place in chunks.values_list("rows", "snapshot_id").iterator(chunk_size=1):
+        for text, place in read_in_steps(chunks.values_list("rows", "snapshot_id"), 1):
             content = json.loads(text)
             column = content["fields"].index(target.attname)
             yield from ((values[column], place) for values in content["values"])

@@ -60,8 +60,8 @@ def test_each_example_is_answered(bucket: Bucket, monkeypatch: pytest.MonkeyPatc
             method, said.address, said.body or "", "application/json", headers={name: value}
         )
         assert answer.status_code in (200, 202), (line, answer.content)
-        shown = answer.headers["Content-Type"] == "application/json" and json.loads(answer.content)
-        code = shown.get("confirm", "") if isinstance(shown, dict) else ""
+        shown = json.loads(answer.content) if b"confirm" in answer.content else {}
+        code = shown.get("confirm", "")
     assert [each.pk for each in Project.objects.all()] == ["proj_2"]
     assert ApiToken.objects.get().last_used_at
 

@@ -16,6 +16,7 @@ from pytest_django import Settings
 from schemathesis.core.parameters import ParameterLocation as Place
 
 from storage_audit.api.models import ApiToken
+from storage_audit.cleanup import pause_deletions
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.doctor.models import HealthReport
 from storage_audit.findings.models import Finding
@@ -36,6 +37,7 @@ DOCTOR_PATH = "/api/v1/doctor"
 DECISIONS = [
     f"/api/v1/deletions/{{deletion_id}}/{each}" for each in ("undo", "erase", "clean-up-again")
 ]
+RESUME = "/api/v1/deletions/resume"
 PLAN = "/api/v1/debug/cleanup/{project_id}"
 
 
@@ -74,6 +76,9 @@ class Visitor:
         if odd and case.path in DECISIONS and not case.meta.is_negative_at(Place.PATH):
             held = hold_deletion("proj_7", cancelled=case.path.endswith("clean-up-again"))
             case.path_parameters = {"deletion_id": str(held.pk)}
+        if odd and case.path == RESUME and not case.meta.is_negative_at(Place.BODY):
+            pause_deletions.pause_deletions("a test")
+            case.body = {"confirm": pause_deletions.find_resume_figures().digest}
         if case.method == "DELETE":
             Project.objects.get_or_create(pk=KNOWN["project_id"])
         # What is to be refused for its key keeps it.

@@ -2,19 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help install demo check test-fast test test-crash test-mutants screenshots bench
+.PHONY: help install demo check check-protocol test-fast test test-crash test-mutants screenshots bench
 
 define HELP
-make demo          try it: a local R2, a database, a worker and the admin, with example data
-make check         linters, types, imports, migrations; before each commit
-make test-fast     the tests that need no store, no browser and no other process; as you write
-make test          every check, all tests on PostgreSQL, and on SQLite those about the database
-make test-crash    kill everything again and again, and prove that nothing is lost (takes half an hour)
-make test-mutants  break one rule after the other, and see that its test fails
-make bench         how fast it is, beside what others use; an hour and more, or ARGS=--quick
-make screenshots   a picture of each page of the admin; ARGS is the folder for them
-make install       what each of these does first: install, into this folder, what the lock files name
-make help          this text, as bare `make` does
+make demo            try it: a local R2, a database, a worker and the admin, with example data
+make check           linters, types, imports, migrations; before each commit
+make test-fast       the tests that need no store, no browser and no other process; as you write
+make test            every check, all tests on PostgreSQL, and on SQLite those about the database
+make test-crash      kill everything again and again, and prove that nothing is lost (takes half an hour)
+make test-mutants    break one rule after the other, and see that its test fails
+make check-protocol  try every order of what workers and people do at once, in a model; needs spin
+make bench           how fast it is, beside what others use; an hour and more, or ARGS=--quick
+make screenshots     a picture of each page of the admin; ARGS is the folder for them
+make install         what each of these does first: install, into this folder, what the lock files name
+make help            this text, as bare `make` does
 
 variables:
   PYTHON    the Python to work with, 3.11 or newer (default: python3)
@@ -39,6 +40,9 @@ demo test-mutants screenshots: install
 
 test-crash: install
 	@exec $(VENV)/bin/python -m tests.crash $(ARGS)
+
+check-protocol: install
+	@exec $(VENV)/bin/python -m tests.protocol.check $(ARGS)
 
 bench: install
 	@exec $(VENV)/bin/python -m benchmarks $(ARGS)

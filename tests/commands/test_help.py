@@ -17,6 +17,7 @@ import devtools.screenshots
 import devtools.test
 import tests.crash.__main__
 import tests.faults.__main__
+import tests.protocol.check
 from tests.paths import ROOT
 
 # What it asks is no database.
@@ -39,6 +40,7 @@ PARSERS: dict[str, ArgumentParser] = {
     "make test": devtools.test.command_line(),
     "make test-crash": tests.crash.__main__.command_line(),
     "make test-mutants": devtools.mutants.command_line(),
+    "make check-protocol": tests.protocol.check.command_line(),
     "-m tests.faults": tests.faults.__main__.command_line(),
     "make screenshots": devtools.screenshots.command_line(),
 }

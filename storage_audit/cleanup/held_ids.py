@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
 
 from django.db.models import Exists, Max, OuterRef, Value
@@ -47,6 +48,17 @@ def hold_values_of_row(project_id: str | None) -> dict[str, Any]:
     if "held_until" in values and (last := held.aggregate(at=Max("held_until"))["at"]):
         values["held_until"] = Greatest(values["held_until"], Value(last))
     return values
+
+
+def hold_of_deletion(project_id: str, deleted_at: datetime) -> dict[str, Any]:
+    """The same for one more cleanup of a deletion that can still be undone: it waits as long, and
+    Undo ends it too."""
+    known = KnownProject.objects.of_deletion(project_id, deleted_at)
+    if not known.filter(kept_for=KnownProject.KeptFor.HOLD).exists():
+        return {}
+    same = Cleanup.objects.of_deletion(project_id, deleted_at).exclude(held_until=None)
+    first = same.filter(parent=None).exclude(status__in=Cleanup.GIVEN_UP).first()
+    return {"held_until": first.held_until, "snapshot": first.snapshot} if first else {}
 
 
 @contextmanager

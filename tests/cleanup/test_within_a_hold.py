@@ -1,0 +1,68 @@
+"""What must not happen while a deletion can still be undone, whichever way is tried."""
+
+import pytest
+from pytest_django.fixtures import Settings
+
+from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup.models import Cleanup
+from storage_audit.models import KnownProject, Project
+from tests.held import delete_held, end_hold, grant_grace
+from tests.promises import Status, create_projects, run_until_idle
+from tests.real_bucket import Bucket
+
+pytestmark = pytest.mark.database
+LATE = "projects/proj_1/scenes/s9/media/late.mp4"
+
+
+@pytest.fixture(autouse=True)
+def _grace(settings: Settings) -> None:
+    grant_grace(settings)
+
+
+def run_all() -> None:
+    """As workers would, once all that waits is due."""
+    for cleanup in Cleanup.objects.order_by("created_at"):
+        run_until_idle(cleanup)
+
+
+@pytest.mark.parametrize("way", ["declare", "plan"])
+def test_no_other_cleanup_takes_the_late_files_of_a_held_project(bucket: Bucket, way: str) -> None:
+    create_projects("proj_1")
+    cleanup = delete_held()
+    assert cleanup.status == Status.CLEAN  # It has no files, and can be undone all the same.
+    bucket.put(LATE)
+    if way == "declare":
+        requests.declare_deleted("proj_1")
+    else:
+        [plan] = requests.request_preview("proj_1")
+        run_until_idle(plan)
+        plan.refresh_from_db()
+        requests.approve_or_retry(plan)
+    run_all()
+    assert bucket.keys() == {LATE}
+    end_deletions.undo_deletion(cleanup)
+    run_all()
+    assert bucket.keys() == {LATE}
+    assert Project.objects.exists()
+    assert not Cleanup.objects.deleting().open().exists()
+
+
+@pytest.mark.parametrize("way", ["declare", "plan"])
+def test_such_a_cleanup_runs_once_the_hold_is_over(bucket: Bucket, way: str) -> None:
+    create_projects("proj_1")
+    delete_held()
+    bucket.put(LATE)
+    if way == "declare":
+        [late] = requests.declare_deleted("proj_1")
+    else:
+        [late] = requests.request_preview("proj_1")
+        run_until_idle(late)
+        late.refresh_from_db()
+        requests.approve_or_retry(late)
+    run_until_idle(late)
+    for each in Cleanup.objects.filter(trigger="deleted"):
+        end_hold(each)
+    end_hold(late)
+    assert run_until_idle(late).status == Status.CLEAN
+    assert not bucket.keys()
+    assert KnownProject.objects.get().kept_for == ""

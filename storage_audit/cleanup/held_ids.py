@@ -73,11 +73,11 @@ def allow_recreation() -> Iterator[None]:
 
 
 def refuse_held_id(project_id: str) -> None:
-    """Raises ProjectHeld for an id whose deletion can be undone."""
+    """Raises ProjectHeld for an id whose deletion can be undone, unless its row came past us."""
     if _recreation_allowed.get() or not is_storable(project_id):
         return
     held = KnownProject.objects.filter(pk=project_id, kept_for=KnownProject.KeptFor.HOLD)
-    if held.exists():
+    if held.exists() and not project_model.existing_ids([project_id]):
         text = _(
             "Project %s was deleted and can still be restored, so its id can't be used for a new"
             " project. Undo the deletion, or erase it now."

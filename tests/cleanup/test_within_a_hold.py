@@ -3,12 +3,12 @@
 import pytest
 from pytest_django.fixtures import Settings
 
-from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup import end_deletions, held_ids, requests
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, Project
 from tests.held import delete_held, end_hold, grant_grace
 from tests.promises import Status, create_projects, run_until_idle
-from tests.real_bucket import Bucket
+from tests.real_bucket import Bucket, put_files
 
 pytestmark = pytest.mark.database
 LATE = "projects/proj_1/scenes/s9/media/late.mp4"
@@ -65,4 +65,28 @@ def test_such_a_cleanup_runs_once_the_hold_is_over(bucket: Bucket, way: str) -> 
     end_hold(late)
     assert run_until_idle(late).status == Status.CLEAN
     assert not bucket.keys()
+    assert KnownProject.objects.get().kept_for == ""
+
+
+def test_stale_instance_is_no_way_to_create_a_held_id(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    stale = Project.objects.get()
+    put_files(bucket, 1)
+    cleanup = delete_held()
+    stale.title = "saved by a job that began before"
+    with pytest.raises(held_ids.ProjectHeld):
+        stale.save()
+    assert not Project.objects.exists()
+    end_deletions.undo_deletion(cleanup)
+    stale.save()
+    assert Project.objects.get().title == stale.title
+
+
+def test_row_that_came_past_us_can_be_saved(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    delete_held()
+    Project.objects.bulk_create([Project(pk="proj_1")])
+    project = Project.objects.get()
+    project.title = "new"
+    project.save()
     assert KnownProject.objects.get().kept_for == ""

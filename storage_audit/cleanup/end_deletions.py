@@ -4,7 +4,7 @@ Each acts on the whole deletion, in all its buckets, and locks its cleanups in t
 keys, so that of two who decide at once the second sees what the first did.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from django.db import transaction
@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
 from storage_audit.cleanup.models import Cleanup, CleanupItem, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.restore_snapshot import Restored, restore_snapshot
+from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored, restore_snapshot
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
@@ -25,8 +25,8 @@ KeptFor = KnownProject.KeptFor
 
 @transaction.atomic
 def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
-    """Bring back what the delete() call deleted, with the R2Object rows that were deleted after it,
-    and end the cleanups of these.
+    """Bring back what the delete() call deleted, with the R2Object rows that were deleted apart
+    from it, and end the cleanups of these. A row whose file was replaced since stays deleted.
 
     Raises IllegalTransition when a request was sent or the time for it is over, and CannotRestore
     when the rows can't come back. Both change nothing.
@@ -39,13 +39,25 @@ def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
         text = _("Cleanup %(id)s can't be undone. %(reason)s")
         raise IllegalTransition(text % {"id": root.pk, "reason": obstacle})
     for snapshot, cleanups in locked:
-        for each in cleanups:
-            keep_unsent_items(each, _("The deletion was undone."))
-            decision = {"decided_by": deciding_user(), "decision_reason": reason, "message": ""}
-            each.undo(**decision, **each.items.totals())
-            each.record("undo", decision_text(_("Undone"), reason))
-        restored.append(restore_snapshot(snapshot))
-        snapshot.delete()
+        try:
+            with transaction.atomic():
+                restored.append(restore_call(snapshot, cleanups, reason))
+        except CannotRestore as refusal:
+            if snapshot.pk == root.snapshot_id:
+                raise
+            restored.append(Restored({}, [str(refusal)]))
+    return restored
+
+
+def restore_call(snapshot: Snapshot, cleanups: Iterable[Cleanup], reason: str) -> Restored:
+    """Bring back what one delete() call deleted, and end its cleanups."""
+    for each in cleanups:
+        keep_unsent_items(each, _("The deletion was undone."))
+        decision = {"decided_by": deciding_user(), "decision_reason": reason, "message": ""}
+        each.undo(**decision, **each.items.totals())
+        each.record("undo", decision_text(_("Undone"), reason))
+    restored = restore_snapshot(snapshot)
+    snapshot.delete()
     return restored
 
 

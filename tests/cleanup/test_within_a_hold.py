@@ -3,9 +3,9 @@
 import pytest
 from pytest_django.fixtures import Settings
 
-from storage_audit.cleanup import end_deletions, held_ids, requests
+from storage_audit.cleanup import end_deletions, held_ids, requests, runner
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.models import KnownProject, Project
+from storage_audit.models import KnownProject, Project, R2Object
 from tests.held import delete_held, end_hold, grant_grace
 from tests.promises import Status, create_projects, run_until_idle
 from tests.real_bucket import Bucket, put_files
@@ -90,3 +90,21 @@ def test_row_that_came_past_us_can_be_saved(bucket: Bucket) -> None:
     project.title = "new"
     project.save()
     assert KnownProject.objects.get().kept_for == ""
+
+
+def test_undo_of_a_project_does_not_fail_on_a_file_that_was_replaced_before(
+    bucket: Bucket,
+) -> None:
+    key = bucket.upload("proj_1")
+    R2Object.objects.get().delete()
+    row = runner.run_to_end(Cleanup.objects.get().pk)
+    bucket.put(key, body=b"a better take")
+    newer = R2Object.objects.create(
+        bucket=bucket.name, key=key, project_id="proj_1", source="upload", state="stored", etag="b"
+    )
+    project = delete_held()
+    end_deletions.undo_deletion(project)
+    assert Project.objects.exists()
+    assert R2Object.objects.get().etag == newer.etag
+    row.refresh_from_db()
+    assert row.status != Status.UNDONE

@@ -1,6 +1,9 @@
 """What must not happen while a deletion can still be undone, whichever way is tried."""
 
+from datetime import timedelta
+
 import pytest
+from django.utils import timezone
 from pytest_django.fixtures import Settings
 
 from storage_audit.cleanup import end_deletions, held_ids, requests, runner
@@ -108,3 +111,15 @@ def test_undo_of_a_project_does_not_fail_on_a_file_that_was_replaced_before(
     assert R2Object.objects.get().etag == newer.etag
     row.refresh_from_db()
     assert row.status != Status.UNDONE
+
+
+def test_erase_now_keeps_the_distance_of_follow_ups(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    cleanup = delete_held()
+    hold = cleanup.held_until
+    assert hold
+    before = [each.next_attempt_at - hold for each in cleanup.children.order_by("next_attempt_at")]
+    end_deletions.erase_deletion(cleanup, "asked for")
+    now = timezone.now()
+    after = [each.next_attempt_at - now for each in cleanup.children.order_by("next_attempt_at")]
+    assert after[-1] > before[-1] - timedelta(minutes=1)

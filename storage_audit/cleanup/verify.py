@@ -61,7 +61,7 @@ def relist_bucket(work: Turn) -> None:
     relist_prefixes(work)
     relist_lone_keys(work)
     work.recheck_bucket()
-    if not cleanup.limits_waived_by and (reason := limits.unsent_share_reason(cleanup)):
+    if not limits.are_doubts_lifted(cleanup) and (reason := limits.unsent_share_reason(cleanup)):
         raise CannotConclude(reason)
     confirm_items_gone(work)
     cleanup.renew(position=work.next_position(ended_at=timezone.now()))

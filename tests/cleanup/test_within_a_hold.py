@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.cleanup import end_deletions, held_ids, requests, runner
+from storage_audit.cleanup import end_deletions, held_ids, limits, requests, runner
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, Project, R2Object
 from tests.held import delete_held, end_hold, grant_grace
@@ -123,3 +123,17 @@ def test_erase_now_keeps_the_distance_of_follow_ups(bucket: Bucket) -> None:
     now = timezone.now()
     after = [each.next_attempt_at - now for each in cleanup.children.order_by("next_attempt_at")]
     assert after[-1] > before[-1] - timedelta(minutes=1)
+
+
+def test_approval_within_the_hold_lifts_no_doubt_of_a_later_listing(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "LIMIT_OBJECTS": 3}
+    create_projects("proj_1")
+    put_files(bucket, 4)
+    cleanup = delete_held()
+    requests.approve_or_retry(cleanup)
+    end_hold(cleanup)
+    monkeypatch.setattr(limits, "unsent_share_reason", lambda cleanup: "The listing is doubtful.")
+    done = run_until_idle(cleanup)
+    assert (done.status, done.message) == (Status.BLOCKED, "The listing is doubtful.")

@@ -1,14 +1,16 @@
 """What must not happen while a deletion can still be undone, whichever way is tried."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
+from storage_audit import tasks
 from storage_audit.cleanup import end_deletions, held_ids, limits, requests, runner
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import Cleanup, Snapshot
 from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.ownership import bucket_marker
 from tests.held import delete_held, end_hold, grant_grace
 from tests.promises import Status, create_projects, run_until_idle
 from tests.real_bucket import Bucket, put_files
@@ -137,3 +139,22 @@ def test_approval_within_the_hold_lifts_no_doubt_of_a_later_listing(
     monkeypatch.setattr(limits, "unsent_share_reason", lambda cleanup: "The listing is doubtful.")
     done = run_until_idle(cleanup)
     assert (done.status, done.message) == (Status.BLOCKED, "The listing is doubtful.")
+
+
+def test_database_clock_ahead_forgets_no_copy_of_a_project_without_files(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_projects("proj_1")
+    cleanup = delete_held()
+    end_hold(cleanup)
+
+    def store_is_behind(bucket: str) -> datetime:
+        return timezone.now() - timedelta(hours=24)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket_marker, "read_store_time", store_is_behind)
+        tasks.sweep()
+    assert Snapshot.objects.exists()
+    assert KnownProject.objects.get().kept_for == "hold"
+    tasks.sweep()
+    assert not Snapshot.objects.exists()

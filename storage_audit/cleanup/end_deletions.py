@@ -35,6 +35,9 @@ def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
     require_deletion(root)
     locked, restored = list(lock_snapshots(root)), list[Restored]()
     root.refresh_from_db()
+    for project_id in outdated_deletions(locked):
+        text = _("Project %s was created again since, so this deletion can't be undone.")
+        raise IllegalTransition(text % printable_text(project_id))
     if obstacle := undo_obstacle(root):
         text = _("Cleanup %(id)s can't be undone. %(reason)s")
         raise IllegalTransition(text % {"id": root.pk, "reason": obstacle})
@@ -70,8 +73,9 @@ def cancel_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     """
     require_deletion(cleanup)
     decision = {"decided_by": deciding_user(), "decision_reason": reason}
-    cancelled = [each for each in lock_deletion(cleanup) if is_open(each)]
-    if not cancelled:
+    locked = lock_deletion(cleanup)
+    cancelled = [each for each in locked if is_open(each)]
+    if not any(is_undecided(each) for each in locked):
         raise IllegalTransition(_("Cleanup %s is over, so it can't be cancelled.") % cleanup.pk)
     for each in cancelled:
         keep_unsent_items(each, _("Its cleanup was cancelled."))
@@ -167,6 +171,14 @@ def lock_snapshots(cleanup: Cleanup) -> Iterator[tuple[Snapshot, list[Cleanup]]]
         yield snapshot, mine
 
 
+def outdated_deletions(locked: Iterable[tuple[Snapshot, list[Cleanup]]]) -> Iterator[str]:
+    """The projects that were created again, and maybe deleted again, since these deletions."""
+    for each in (cleanup for _snapshot, cleanups in locked for cleanup in cleanups):
+        same = KnownProject.objects.of_deletion(each.project_id, each.project_deleted_at)
+        if each.kind == Kind.PROJECT and not same.exists():
+            yield each.project_id or ""
+
+
 def snapshots_of(cleanup: Cleanup) -> set[UUID | None]:
     return {cleanup.snapshot_id, cleanup.parent.snapshot_id if cleanup.parent else None}
 
@@ -193,6 +205,12 @@ def keep_for_person(cleanup: Cleanup) -> None:
 def decision_text(done: str, reason: str) -> str:
     text = _("%(done)s by %(user)s: %(reason)s") if reason else _("%(done)s by %(user)s.")
     return text % {"done": done, "user": deciding_user(), "reason": reason}
+
+
+def is_undecided(cleanup: Cleanup) -> bool:
+    """Whether there is something to give up, and not only checks of a deletion that is over."""
+    is_scheduled_check = cleanup.parent_id is not None and cleanup.status == Status.PENDING
+    return cleanup.is_held() or is_open(cleanup) and not is_scheduled_check
 
 
 def is_open(cleanup: Cleanup) -> bool:

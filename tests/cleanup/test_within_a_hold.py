@@ -158,3 +158,39 @@ def test_database_clock_ahead_forgets_no_copy_of_a_project_without_files(
     assert KnownProject.objects.get().kept_for == "hold"
     tasks.sweep()
     assert not Snapshot.objects.exists()
+
+
+def test_cancel_of_what_is_done_is_refused(bucket: Bucket, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "GRACE": timedelta(0)}
+    create_projects("proj_1")
+    put_files(bucket, 1)
+    done = delete_held()
+    assert done.status == Status.CLEAN
+    with pytest.raises(end_deletions.IllegalTransition, match="over"):
+        end_deletions.cancel_deletion(done, "")
+    assert done.children.open().exists()
+    assert KnownProject.objects.get().kept_for == ""
+
+
+def test_erase_now_takes_files_of_rows_that_were_deleted_before(bucket: Bucket) -> None:
+    bucket.upload("proj_1")
+    R2Object.objects.get().delete()
+    runner.run_to_end(Cleanup.objects.get().pk)
+    project = delete_held()
+    end_deletions.erase_deletion(project, "asked for")
+    run_all()
+    assert not bucket.keys()
+
+
+def test_earlier_life_is_not_undone_over_a_held_later_one(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    put_files(bucket, 1)
+    first = delete_held()
+    with held_ids.allow_recreation():
+        Project.objects.create(pk="proj_1", title="second life")
+    Project.objects.get().delete()
+    with pytest.raises(end_deletions.IllegalTransition):
+        end_deletions.undo_deletion(first)
+    second = Cleanup.objects.filter(parent=None).latest("created_at")
+    end_deletions.undo_deletion(second)
+    assert Project.objects.get().title == "second life"

@@ -322,6 +322,10 @@ def test_object_pauses_without_its_row(bucket: Bucket) -> None:
     adopted = DeletionPause.objects.get()
     assert (adopted.cleanup, adopted.paused_by) == (None, "command")
     assert adopted.reason == "look first"
+    # A turn that meets it at once, and gets nothing done, is no attempt either.
+    DeletionPause.objects.all().delete()
+    run_until_idle(cleanup)
+    assert_rests(cleanup)
     resume()
     assert PAUSE_KEY not in bucket.r2.keys(bucket.name)
     assert run_until_idle(cleanup).status == Status.CLEAN

@@ -11,6 +11,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils.translation import gettext as _
 
+from storage_audit import project_model
 from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
 from storage_audit.cleanup.models import Cleanup, CleanupItem, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -42,11 +43,12 @@ def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
         text = _("Cleanup %(id)s can't be undone. %(reason)s")
         raise IllegalTransition(text % {"id": root.pk, "reason": obstacle})
     for snapshot, cleanups in locked:
+        is_its_own = snapshot.pk == root.snapshot_id
         try:
             with transaction.atomic():
                 restored.append(restore_call(snapshot, cleanups, reason))
         except CannotRestore as refusal:
-            if snapshot.pk == root.snapshot_id:
+            if is_its_own:
                 raise
             restored.append(Restored({}, [str(refusal)]))
     return restored
@@ -61,6 +63,12 @@ def restore_call(snapshot: Snapshot, cleanups: Iterable[Cleanup], reason: str) -
         each.record("undo", decision_text(_("Undone"), reason))
     restored = restore_snapshot(snapshot)
     snapshot.delete()
+    ids = {each.project_id or "" for each in cleanups if each.kind == Kind.PROJECT}
+    for project_id in sorted(ids - project_model.existing_ids(ids)):
+        # Its cleanup has ended, and its rows would be lost.
+        text = _("Project %(project)s can't come back, so nothing was restored. %(why)s")
+        words = {"project": printable_text(project_id), "why": " ".join(restored.left_out)}
+        raise CannotRestore(text % words)
     return restored
 
 
@@ -133,8 +141,7 @@ def deciding_user() -> str:
 
 def lock_deletion(cleanup: Cleanup) -> list[Cleanup]:
     """All cleanups of the deletion, locked against workers and other people."""
-    # Before the cleanups' own rows, as in a deletion of the project.
-    KnownProject.objects.lock_id(cleanup.project_id)
+    cleanup.lock_hold()
     return list(Cleanup.objects.with_deletion(cleanup).lock().order_by("pk"))
 
 
@@ -165,8 +172,9 @@ def lock_snapshots(cleanup: Cleanup) -> Iterator[tuple[Snapshot, list[Cleanup]]]
     together = Q(snapshot__in=snapshots) | Q(parent__snapshot__in=snapshots)
     # PostgreSQL locks no row of an outer join.
     pks = list(Cleanup.objects.filter(together).values_list("pk", flat=True))
+    found = list(Snapshot.objects.filter(pk__in=snapshots).select_for_update().order_by("pk"))
     locked = list(Cleanup.objects.filter(pk__in=pks).lock().order_by("pk"))
-    for snapshot in Snapshot.objects.filter(pk__in=snapshots).select_for_update().order_by("pk"):
+    for snapshot in found:
         mine = [each for each in locked if snapshot.pk in snapshots_of(each)]
         yield snapshot, mine
 

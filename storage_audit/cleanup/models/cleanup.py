@@ -553,8 +553,7 @@ class Cleanup(CleanupStates):
         """With the first request the deletion cannot be undone any more. Call it in a
         transaction."""
         if self.held_until and self.first_request_at is None:
-            # Before the cleanup's own row, as in a deletion of the project.
-            KnownProject.objects.lock_id(self.project_id)
+            self.lock_hold()
             super().begin_sending(**values)
             self.end_hold()
         else:
@@ -564,6 +563,14 @@ class Cleanup(CleanupStates):
         """A pause that keeps it from deleting, whatever it does now. It covers follow-up checks,
         too."""
         return DeletionPause.objects.covering(self.pk, self.parent_id).order_by("paused_at").first()
+
+    def lock_hold(self) -> None:
+        """Lock what ends with the hold. Call it before the rows of cleanups are locked, as in a
+        deletion of the project: the projects of one delete() call share a snapshot."""
+        KnownProject.objects.lock_id(self.project_id)
+        same = Cleanup.objects.with_deletion(self).exclude(snapshot=None)
+        shared = Snapshot.objects.filter(pk__in=same.values("snapshot"))
+        list(shared.select_for_update().order_by("pk").values_list("pk"))
 
     def end_hold(self) -> None:
         """Forget how to undo the deletion, and let other projects' cleanups decide on its files."""

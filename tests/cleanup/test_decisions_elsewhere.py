@@ -87,6 +87,12 @@ def test_what_cannot_be_undone_needs_a_reason(held: Cleanup, decision: str) -> N
     assert held.is_held()
 
 
+@pytest.mark.parametrize("decision", ["undo", "cancel", "erase", "clean-up-again"])
+def test_reason_that_no_table_holds_is_refused(held: Cleanup, decision: str) -> None:
+    assert_problem(decide(held, decision, r"a\u0000b"), 422, "invalid-values")
+    assert held.is_held()
+
+
 def test_erase_ends_the_hold(held: Cleanup, bucket: Bucket) -> None:
     [due] = read_json(decide(held, "erase"), 200)["deletions"]
     assert due["deletion_id"] == str(held.pk)

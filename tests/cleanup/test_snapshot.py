@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from django.apps import apps
 from django.db import connection, models, transaction
-from django.db.models.signals import post_save, pre_save
+from django.db.models.signals import post_delete, post_save, pre_save
 from pytest_django.fixtures import Settings
 
 from storage_audit import signals
@@ -499,3 +499,51 @@ def test_first_requests_of_two_projects_of_a_call_do_not_deadlock(
             each.result(THREAD_TIMEOUT_SECONDS)
     assert Cleanup.objects.filter(first_request_at__isnull=False).count() == 2
     assert not Snapshot.objects.exists()
+
+
+def test_undo_of_one_project_brings_back_all_that_went_with_its_customer(studio: Any) -> None:
+    customer = studio.Customer.objects.create(name="c")
+    for number in range(3):
+        create_show(studio, f"proj_{number}", customer=customer)
+    before = dump_tables()
+    customer.delete()
+    one = Cleanup.objects.get(project_id="proj_1")
+    end_deletions.undo_deletion(one)
+    assert dump_tables() == before
+    assert set(Cleanup.objects.values_list("status", flat=True)) == {"undone"}
+    assert set(KnownProject.objects.values_list("kept_for", "deleted_at")) == {("", None)}
+
+
+def test_deletion_that_is_rolled_back_leaves_nothing_held(studio: Any) -> None:
+    show = create_show(studio)
+    with transaction.atomic():
+        studio.Show.objects.get().delete()
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        with transaction.atomic():
+            studio.Show.objects.get().delete()
+            transaction.set_rollback(True)
+        studio.Poster.objects.create(show=show)
+    assert not Snapshot.objects.exists() and not Cleanup.objects.exists()
+    assert KnownProject.objects.get().kept_for == ""
+    show.save()
+
+
+def test_project_that_a_receiver_deletes_with_another_one_is_undone_by_itself(studio: Any) -> None:
+    show, other = create_show(studio), create_show(studio, "proj_2")
+    studio.Clip.objects.create(show=other)
+
+    def take_along(instance: Any, **kwargs: Any) -> None:
+        if instance.slug == "proj_1":
+            studio.Show.objects.filter(pk="proj_2").delete()
+
+    before = dump_tables()
+    post_delete.connect(take_along, studio.Show)
+    try:
+        show.delete()
+    finally:
+        post_delete.disconnect(take_along, studio.Show)
+    assert Snapshot.objects.count() == 2
+    for cleanup in Cleanup.objects.all():
+        end_deletions.undo_deletion(cleanup)
+    assert dump_tables() == before

@@ -8,7 +8,7 @@ import pytest
 from django.conf import settings
 from django.db.models import F
 from django.test import override_settings
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
@@ -179,3 +179,43 @@ def test_at_night_all_is_paused_one_deletion_is_cancelled_and_the_rest_resumed(
     assert held.is_held()
     blocked = Cleanup.objects.get(project_id="proj_blocked")
     assert (blocked.status, blocked.deleted) == (Status.BLOCKED, 0)
+
+
+def test_undo_pause_cancel_and_resume_need_no_scripts(
+    browser: Browser, address: str, bucket: Bucket
+) -> None:
+    for project_id in ("proj_1", "proj_2"):
+        bucket.upload(project_id)
+    first, second = (runner.run_to_end(hold_deletion(each).pk) for each in ("proj_1", "proj_2"))
+    with browser.new_context(base_url=address, java_script_enabled=False) as context:
+        page = context.new_page()
+        log_in_as_superuser(page)
+        page.goto(DASHBOARD)
+        page.get_by_role("link", name="Pause deletions…").click()
+        page.get_by_label("Reason").fill("Files are missing")
+        page.get_by_role("button", name="Pause all deletions").click()
+        page.goto(path("cleanup", "change", first.pk))
+        page.get_by_role("button", name="Undo deletion").click()
+        page.get_by_role("button", name="Undo 1 deletion").click()
+        expect(page.get_by_text("Deletion of proj_1 undone.")).to_be_visible()
+        page.goto(path("cleanup", "change", second.pk))
+        page.get_by_role("button", name="Cancel, keep the files").click()
+        page.get_by_role("button", name="Cancel 1 cleanup").click()
+        page.get_by_role("link", name="Resume…").click()
+        expect(page.get_by_text("No cleanup waits.")).to_be_visible()
+        page.get_by_role("button", name="Resume deletions").click()
+        expect(page.get_by_text("Deletions are resumed.")).to_be_visible()
+        page.goto(path("cleanup", "change", second.pk))
+        page.get_by_role("button", name="Clean up again").click()
+        page.get_by_label("Reason").fill("After all")
+        page.get_by_role("button", name="Delete 1 object, 4").click()
+        expect(page.get_by_text("A new cleanup of proj_2 is queued.")).to_be_visible()
+        page.goto(path("project", "delete", "proj_1"))
+        page.get_by_text("Erase now, no undo").click()
+        page.get_by_role("checkbox").check()
+        page.get_by_label("Reason").fill("The customer asks")
+        page.get_by_role("button", name="Yes, I’m sure").click()
+        expect(page.get_by_text("A cleanup is deleting the files from R2.")).to_be_visible()
+    erased = Cleanup.objects.filter(project_id="proj_1", parent=None).latest("created_at")
+    assert (erased.held_until, erased.decision_reason) == (None, "The customer asks")
+    assert len(bucket.keys()) == 2

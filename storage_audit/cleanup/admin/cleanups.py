@@ -90,8 +90,11 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Cleanup]:
         # A hundred kilobytes, at worst, which only the page of a plan shows.
-        cleanups = super().get_queryset(request).defer("plan_summary")
-        return cleanups.with_names() if may_view_projects(request.user) else cleanups
+        cleanups: Any = super().get_queryset(request).defer("plan_summary")
+        found: QuerySet[Cleanup] = (
+            cleanups.with_names() if may_view_projects(request.user) else cleanups
+        )
+        return found
 
     def get_urls(self) -> list[URLPattern]:
         declare = self.wrap_view(self.declare_deleted)

@@ -198,6 +198,7 @@ def require_deletion(cleanup: Cleanup) -> None:
 
 def keep_unsent_items(cleanup: Cleanup, reason: str) -> None:
     """Keep what was not sent. Of the rest, a verification says what became of it."""
+    delete_batches.lock_answered_items(cleanup)
     sent = Q(outcome=Outcome.DELETING, calls__gt=0)
     unsent = cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED]).exclude(sent)
     delete_batches.keep_items(cleanup, unsent, reason)

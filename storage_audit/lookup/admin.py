@@ -17,7 +17,9 @@ from django.views.decorators.debug import sensitive_post_parameters
 
 from storage_audit import roles
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
-from storage_audit.cleanup.cleanup_text import explain_status
+from storage_audit.cleanup.admin.deleting import undo_url
+from storage_audit.cleanup.admin.project_names import find_by_name, may_view_projects
+from storage_audit.cleanup.cleanup_text import describe_request, explain_status
 from storage_audit.cleanup.field_labels import describe_field
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.concurrency import Busy, acquire_slot
@@ -83,6 +85,9 @@ def lookup_context(request: HttpRequest, text: str) -> dict[str, Any]:
     if not text.strip():
         return found
     told = look_up(text, access_of(request))
+    deleted = [] if told.is_known or told.is_redacted else find_deletions(request, text)
+    if deleted:
+        return found | {"is_known": True, "deleted": deleted}
     objects, found["trouble"] = (
         check_live(request, told.objects) if request.POST else (told.objects, "")
     )
@@ -99,6 +104,22 @@ def lookup_context(request: HttpRequest, text: str) -> dict[str, Any]:
         "objects": [object_context(request, facts) for facts in objects],
         "refusal": roles.refusal_reason(request, "verify_cleanup"),
     }
+
+
+def find_deletions(request: HttpRequest, name: str) -> list[dict[str, Any]]:
+    """Of projects with this in their title, which can still be restored."""
+    if not may_view_projects(request.user):
+        return []
+    named = Cleanup.objects.filter(pk__in=find_by_name(name)).with_names()
+    return [
+        {
+            "cleanup": cleanup,
+            "name": printable_text(cleanup.named_subject),
+            "text": describe_request(cleanup),
+            "undo": undo_url(request, cleanup),
+        }
+        for cleanup in named.select_related("snapshot").order_by("-created_at")[:ROWS_SHOWN]
+    ]
 
 
 def access_of(request: HttpRequest) -> LookupAccess:
@@ -151,6 +172,7 @@ def project_context(request: HttpRequest, facts: ProjectFacts) -> dict[str, Any]
     return {
         "id": printable_text(project_id),
         "why": explanation_context(request, project_rules.explain_project(facts)),
+        "undo": undo_url(request, facts.cleanup) if facts.cleanup else "",
         "state": facts.project.state.label,
         "tracked": format_amount(facts.objects, facts.bytes) if facts.access.rows else "",
         "cleanups": facts.recent_cleanups,

@@ -1082,6 +1082,30 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="SnapshotName",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("project_id", storage_audit.fields.BytewiseTextField()),
+                ("name", models.TextField()),
+                (
+                    "snapshot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="names",
+                        to="storage_audit.snapshot",
+                    ),
+                ),
+            ],
+            options={
+                "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
             name="CleanupItem",
             fields=[
                 (

@@ -11,7 +11,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.cleanup import cleanup_text
+from storage_audit.cleanup import cleanup_text, runner
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.display_formats import format_utc
@@ -19,6 +19,7 @@ from storage_audit.models import Project
 from tests.admin_client import (
     admin_url,
     confirm_action,
+    confirmation_fields,
     page_text,
     run_action,
     staff_client,
@@ -130,6 +131,24 @@ def test_link_of_undo_asks_and_does_nothing_by_itself(held: Cleanup) -> None:
     shown = page_text(superuser_client().get(url))
     assert 'value="Undo 1 deletion"' in shown
     assert not Project.objects.exists()
+
+
+def test_undo_that_was_shown_before_the_first_plan_is_not_asked_again(
+    bucket: Bucket, settings: Settings
+) -> None:
+    grant_grace(settings)
+    create_projects("proj_1")
+    put_files(bucket, 1)
+    Project.objects.get().delete()
+    deletion, client = Cleanup.objects.get(), superuser_client()
+    shown = run_action(client, "cleanup", "undo_deletion", deletion.pk)
+    assert "not counted yet" in shown
+    runner.run_to_end(deletion.pk)
+    again = run_action(
+        client, "cleanup", "undo_deletion", deletion.pk, **confirmation_fields(shown), reason=""
+    )
+    assert "Deletion of proj_1 undone." in again
+    assert Project.objects.exists()
 
 
 def test_several_deletions_are_undone_each_by_itself(

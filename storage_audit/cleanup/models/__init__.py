@@ -5,7 +5,12 @@ from storage_audit.cleanup.models.cleanup import Cleanup, CleanupQuerySet
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet, DeletedRow
 from storage_audit.cleanup.models.pause import DeletionPause
-from storage_audit.cleanup.models.snapshot import Snapshot, SnapshotChunk, SnapshotFile
+from storage_audit.cleanup.models.snapshot import (
+    Snapshot,
+    SnapshotChunk,
+    SnapshotFile,
+    SnapshotName,
+)
 
 __all__ = [
     "CleanupItem",
@@ -19,4 +24,5 @@ __all__ = [
     "Snapshot",
     "SnapshotChunk",
     "SnapshotFile",
+    "SnapshotName",
 ]

@@ -23,7 +23,7 @@ from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
 from storage_audit.cleanup.models.pause import DeletionPause
 from storage_audit.cleanup.models.position import Position, PositionField
-from storage_audit.cleanup.models.snapshot import Snapshot
+from storage_audit.cleanup.models.snapshot import Snapshot, SnapshotName
 from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
@@ -201,6 +201,18 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         if cleanup.kind != self.model.Kind.PROJECT:
             return self.filter(Q(pk=cleanup.pk) | Q(parent=cleanup.pk)).deleting()
         return self.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
+
+    def with_names(self) -> Self:
+        """Annotate what the deleted project was called, for as long as that is kept."""
+        same = {"snapshot": OuterRef("snapshot"), "project_id": OuterRef("project_id")}
+        names = SnapshotName.objects.filter(**same).values("name")[:1]
+        return self.annotate(project_name=models.Subquery(names))
+
+    def called(self, text: str) -> Self:
+        """Deletions of projects whose name contains this, in whatever case."""
+        named = {"snapshot__names__project_id": F("project_id")}
+        found = self.filter(**named, snapshot__names__name__icontains=text)
+        return found.of_projects().filter(parent=None)
 
     def not_enqueued_since(self, moment: datetime) -> Self:
         return self.filter(Q(enqueued_at=None) | time_before("enqueued_at", moment))
@@ -508,6 +520,12 @@ class Cleanup(CleanupStates):
         if self.kind == self.Kind.VANISHED:
             return str(_("many projects"))
         return self.project_id or str(_("objects of several projects"))
+
+    @property
+    def named_subject(self) -> str:
+        """With the name of the deleted project, if the query was `with_names` and it is kept."""
+        name: str = getattr(self, "project_name", None) or self.subject
+        return name if self.subject in name else f"{name} ({self.subject})"
 
     @property
     def confirmation_digest(self) -> str:

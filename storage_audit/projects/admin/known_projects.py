@@ -1,5 +1,7 @@
 """The list of all ids that ever belonged to a project."""
 
+from typing import Any
+
 from django.contrib import admin
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -34,6 +36,11 @@ EVIDENCE_MEANINGS = {
         "A person said that the project is deleted, and a cleanup of its files followed."
     ),
 }
+# What people decided, or still can, about a deletion.
+KEPT_MEANINGS: dict[str, Any] = {
+    KnownProject.KeptFor.HOLD: gettext_lazy("You can still undo the deletion: “Why?” leads there."),
+    KnownProject.KeptFor.CANCELLED: gettext_lazy("A person cancelled the cleanup: its files stay."),
+}
 
 
 @admin.register(KnownProject)
@@ -56,6 +63,7 @@ class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
 
     @admin.display(description=gettext_lazy("what that means"))
     def meaning(self, known: KnownProject) -> str:
-        return str(EVIDENCE_MEANINGS[KnownProject.Evidence(known.evidence)])
+        meaning = EVIDENCE_MEANINGS[KnownProject.Evidence(known.evidence)]
+        return f"{meaning} {KEPT_MEANINGS.get(known.kept_for, '')}".strip()
 
     sortable_by = ("id",)

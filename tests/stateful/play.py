@@ -22,6 +22,7 @@ from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.cleanup.restore_snapshot import CannotRestore
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
+from storage_audit.ownership import bucket_marker
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.storage import KeyBeingDeleted
@@ -247,6 +248,11 @@ class Play:
 
     def pause_cleanup(self, cleanup: Cleanup) -> None:
         self.pause(cleanup=cleanup)
+
+    def lose_pause_objects(self) -> None:
+        """Somebody removes what pauses deletions beside their row."""
+        for key in self.bucket.facts(bucket_marker.PAUSE_KEY):
+            self.bucket.r2.remove(key, self.bucket.name)
 
     def resume(self, dies_after: int | None = None) -> None:
         """A person ends all pauses, the oldest first. One stays where the store refuses."""

@@ -78,7 +78,7 @@ acts = st.one_of(
     st.tuples(st.sampled_from(["remove", "storage_delete", "delete_row"]), st.tuples(keys)),
     st.tuples(st.sampled_from(["create", "delete", "delete_forced"]), st.tuples(ids)),
     st.tuples(st.sampled_from(["undo", "cancel", "erase", "clean_up_again"]), st.tuples(ids)),
-    st.tuples(st.sampled_from(["pause", "resume"]), st.just(())),
+    st.tuples(st.sampled_from(["pause", "lose_pause_objects", "resume"]), st.just(())),
     st.tuples(st.just("hand_over"), st.tuples(keys, ids)),
     st.tuples(st.sampled_from(["sweep", "backfill"]), st.just(())),
     st.tuples(st.just("let_pass"), st.just((timedelta(minutes=2),))),
@@ -94,7 +94,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.play = Play(self.bucket, self.world)
         empty(self.bucket)
-        self.store.observers[:] = [self.play.watch.see_request]
+        # In place of that of the history before, behind that of the network itself.
+        self.store.observers[1:] = [self.play.watch.see_request]
         self.set_grace(0)
 
     @initialize(gone=st.sets(ids, min_size=1))
@@ -259,7 +260,7 @@ def at(place: int, cleanups: list[Cleanup]) -> Cleanup:
 
 def empty(bucket: Bucket) -> None:
     """Back to the start, but for the claim of the bucket."""
-    for key in {*bucket.keys(), *bucket_marker.find_pauses(bucket.name)}:
+    for key in {*bucket.keys(), *bucket.facts(bucket_marker.PAUSE_KEY)}:
         bucket.r2.remove(key, bucket.name)
     tables = set(apps.get_app_config("storage_audit").get_models()) - {DatabaseIdentity}
     # Together, since the database asks for what is referred to when the transaction ends.

@@ -24,15 +24,16 @@ RESUME_TIMEOUT_SECONDS = 120.0  # seconds
 SLEEP_SECONDS = 130.0
 # Longer than a turn, which a slow machine may need to its end.
 IDLE_SECONDS = 100.0
-WORK_TIMEOUT_SECONDS = 20.0
+# Longer than a hold.
+WORK_TIMEOUT_SECONDS = 60.0
 COMMANDS = [
     ["backfill_r2"],
     ["sweep_cleanups", "--sync"],
     ["verify_cleanup", "{relative}"],
     ["cleanup_project", "{relative}", "--dry-run", "--sync"],
     ["cleanup_project", "{gone}", "--sync"],
-    ["undo_deletion", "{held}"],
-    ["cancel_cleanup", "{open}", "--reason", "storm"],
+    ["undo_deletion", "{undoable}"],
+    ["cancel_cleanup", "{cancellable}", "--reason", "storm"],
     ["erase_cleanup", "{held}", "--reason", "storm"],
     ["pause_cleanups", "--reason", "storm"],
     ["resume_cleanups", "--over-limits", "--confirm", "{figures}"],
@@ -223,10 +224,12 @@ class Chaos:
                 return person.choose_relative()
             case "{gone}":
                 return self.random.choice(person.gone or ["proj_never"])
+            case "{undoable}":
+                return str(person.choose_undoable().pk)
+            case "{cancellable}":
+                return str(person.choose_cancellable().pk)
             case "{held}":
                 return str(person.choose_held().pk)
-            case "{open}":
-                return str(person.choose_open().pk)
             case "{figures}":
                 return person.begin_to_resume()
         return word

@@ -28,6 +28,7 @@ from tests.crash.world import World
 MAX_OPEN_CLEANUPS = 6
 DATABASE_TIMEOUT_SECONDS = 90.0  # seconds
 PAUSE_SECONDS = (12.0, 25.0)  # at least and at most
+BETWEEN_PAUSES_SECONDS = 60.0
 # What was done never yet is so much likelier, so that even a short run has seen all of it.
 FIRST_TIME_FACTOR = 5
 
@@ -93,8 +94,8 @@ class Person(Thread):
 
     def list_ways(self) -> dict[Callable[[], None], int]:
         ways = {
-            self.undo: 4,
-            self.cancel: 3,
+            self.undo: 2,
+            self.cancel: 2,
             self.erase: 3,
             self.pause: 1,
         }
@@ -202,8 +203,17 @@ class Person(Thread):
             raise NothingToDo
         return self._random.choice(found)
 
-    def choose_open(self) -> Cleanup:
-        return self.choose_deletion(open_deletions())
+    def choose_regretted(self, cleanups: CleanupQuerySet) -> Cleanup:
+        """One of a third of them: else they would sooner or later regret each deletion."""
+        ids = retry_query(lambda: list(cleanups.values_list("pk", flat=True)))
+        regretted = [id for id in ids if id.int % 3 == 0]
+        return self.choose_deletion(cleanups.filter(pk__in=regretted))
+
+    def choose_undoable(self) -> Cleanup:
+        return self.choose_regretted(open_deletions().held())
+
+    def choose_cancellable(self) -> Cleanup:
+        return self.choose_regretted(open_deletions())
 
     def choose_held(self) -> Cleanup:
         return self.choose_deletion(open_deletions().held())
@@ -213,7 +223,7 @@ class Person(Thread):
         self.run_action(action, [str(cleanup.pk)], "cleanup", figures=figures, reason="storm")
 
     def undo(self) -> None:
-        cleanup = self.choose_held()
+        cleanup = self.choose_undoable()
         id = cleanup.project_id or ""
         try:
             self.decide("undo_deletion", cleanup)
@@ -222,7 +232,7 @@ class Person(Thread):
                 self.victims.insert(self._random.randrange(len(self.victims) + 1), id)
 
     def cancel(self) -> None:
-        self.decide("cancel_deletion", self.choose_open())
+        self.decide("cancel_deletion", self.choose_cancellable())
 
     def erase(self) -> None:
         self.decide("erase_deletion", self.choose_held())
@@ -230,7 +240,7 @@ class Person(Thread):
     # The brake
 
     def pause(self) -> None:
-        if self.look_for_pause():
+        if self.look_for_pause() or time.time() < self._pause_ends_at + BETWEEN_PAUSES_SECONDS:
             raise NothingToDo
         self.send("pause", reason="storm")
 

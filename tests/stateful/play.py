@@ -250,7 +250,7 @@ class Play:
         self.pause(cleanup=cleanup)
 
     def lose_pause_objects(self) -> None:
-        """Somebody removes what pauses deletions beside their row."""
+        """Only their rows pause deletions from now on."""
         for key in self.bucket.facts(bucket_marker.PAUSE_KEY):
             self.bucket.r2.remove(key, self.bucket.name)
 

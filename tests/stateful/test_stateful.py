@@ -78,7 +78,7 @@ acts = st.one_of(
     st.tuples(st.sampled_from(["remove", "storage_delete", "delete_row"]), st.tuples(keys)),
     st.tuples(st.sampled_from(["create", "delete", "delete_forced"]), st.tuples(ids)),
     st.tuples(st.sampled_from(["undo", "cancel", "erase", "clean_up_again"]), st.tuples(ids)),
-    st.tuples(st.sampled_from(["pause", "lose_pause_objects", "resume"]), st.just(())),
+    st.tuples(st.sampled_from(["pause", "resume"]), st.just(())),
     st.tuples(st.just("hand_over"), st.tuples(keys, ids)),
     st.tuples(st.sampled_from(["sweep", "backfill"]), st.just(())),
     st.tuples(st.just("let_pass"), st.just((timedelta(minutes=2),))),
@@ -228,6 +228,14 @@ class Machine(RuleBasedStateMachine):
         self.trouble(*trouble)
         self.play.work(at(place, self.play.list_workable()))
         self.heal()
+
+    @precondition(lambda self: self.play.list_workable())
+    @rule(place=places)
+    def work_while_paused(self, place: int) -> None:
+        self.play.pause()
+        self.play.lose_pause_objects()
+        self.play.work(at(place, self.play.list_workable()))
+        self.play.resume()
 
     @precondition(lambda self: self.play.list_workable())
     @rule(place=places)

@@ -22,6 +22,7 @@ from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupQuerySet
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.named_files import cascading_models
 from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
 from storage_audit.read_in_steps import read_in_steps
@@ -88,9 +89,12 @@ def process_next_projects(bulk_job: BulkJob) -> list[Cleanup]:
             return process_or_reload(bulk_job, PROJECTS_PER_TRANSACTION)
         except DatabaseError:
             logger.warning("Bulk job %s goes on one project at a time", bulk_job.pk, exc_info=True)
+    # A snapshot may have so many rows that some of them take as long as a task may.
+    until = monotonic_seconds() + conf().turn_time.total_seconds()
     try:
         while (
             bulk_job.position < end
+            and monotonic_seconds() < until
             and not bulk_job.finished_at
             and may_continue(bulk_job)
             and bulk_job.begin_attempt()

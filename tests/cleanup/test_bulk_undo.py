@@ -216,6 +216,23 @@ def test_each_undo_is_committed_before_the_next_one_begins(
     assert "Done. Deletions undone: 5." in job_page(job)
 
 
+def test_turn_ends_before_its_task_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    delete_many(4)
+    undo_all(superuser_client())
+    now, undo = [0.0], bulk.undo_or_note
+
+    def undo_slowly(bulk_job: BulkJob, deletion_id: str) -> None:
+        undo(bulk_job, deletion_id)
+        now[0] += 50
+
+    monkeypatch.setattr(bulk, "undo_or_note", undo_slowly)
+    monkeypatch.setattr(bulk, "monotonic_seconds", lambda: now[0])
+    job = BulkJob.objects.get()
+    tasks.run_job(str(job.pk))
+    assert len(living()) == 2
+    assert work(job).position == 4 and len(living()) == 4
+
+
 def test_each_held_deletion_of_a_bulk_job_has_its_own_transaction_and_snapshot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

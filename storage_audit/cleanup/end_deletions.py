@@ -9,10 +9,11 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Q
+from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
-from storage_audit.cleanup.models import Cleanup, CleanupItem, Snapshot
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.restore_snapshot import Restored, restore_snapshot
 from storage_audit.models import KnownProject
@@ -21,6 +22,9 @@ from storage_audit.request_origin import current_origin
 
 Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
 KeptFor = KnownProject.KeptFor
+# Sent with a cleanup that a person cancelled, its items that stay for that, before they are marked
+# so, who cancelled it, and why.
+files_kept = Signal()
 
 
 @transaction.atomic
@@ -40,7 +44,8 @@ def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
         raise IllegalTransition(text % {"id": root.pk, "reason": obstacle})
     for snapshot, cleanups in locked:
         for each in cleanups:
-            keep_unsent_items(each, _("The deletion was undone."))
+            unsent = unsent_items(each)
+            delete_batches.keep_items(each, unsent, _("The deletion was undone."))
             decision = {"decided_by": deciding_user(), "decision_reason": reason, "message": ""}
             each.undo(**decision, **each.items.totals())
             each.record("undo", decision_text(_("Undone"), reason))
@@ -62,7 +67,7 @@ def cancel_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     if not cancelled:
         raise IllegalTransition(_("Cleanup %s is over, so it can't be cancelled.") % cleanup.pk)
     for each in cancelled:
-        keep_unsent_items(each, _("Its cleanup was cancelled."))
+        keep_cancelled_items(each, unsent_items(each), decision["decided_by"], reason)
         totals = {} if each.first_request_at else each.items.totals()
         each.cancel(message=reason, **decision, **totals)
         each.record("cancel", decision_text(_("Cancelled"), reason))
@@ -164,11 +169,17 @@ def require_deletion(cleanup: Cleanup) -> None:
         raise IllegalTransition(_("Cleanup %s is of no deletion.") % cleanup.pk)
 
 
-def keep_unsent_items(cleanup: Cleanup, reason: str) -> None:
-    """Keep what was not sent. Of the rest, a verification says what became of it."""
+def unsent_items(cleanup: Cleanup) -> CleanupItemQuerySet:
+    """What was not sent. Of the rest, a verification says what became of it."""
     sent = Q(outcome=Outcome.DELETING, calls__gt=0)
-    unsent = cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED]).exclude(sent)
-    delete_batches.keep_items(cleanup, unsent, reason)
+    return cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED]).exclude(sent)
+
+
+def keep_cancelled_items(
+    cleanup: Cleanup, items: CleanupItemQuerySet, by: str, reason: str
+) -> None:
+    files_kept.send(Cleanup, cleanup=cleanup, kept=items, by=by, reason=reason)
+    delete_batches.keep_items(cleanup, items, _("Its cleanup was cancelled."))
 
 
 def keep_for_person(cleanup: Cleanup) -> None:

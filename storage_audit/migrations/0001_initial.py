@@ -1353,6 +1353,8 @@ class Migration(migrations.Migration):
                 (
                     "first_scan",
                     models.ForeignKey(
+                        blank=True,
+                        null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="storage_audit.bucketscan",
@@ -1362,6 +1364,8 @@ class Migration(migrations.Migration):
                 (
                     "last_scan",
                     models.ForeignKey(
+                        blank=True,
+                        null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="storage_audit.bucketscan",

@@ -94,7 +94,7 @@ def test_undo_of_all_pages_is_a_bulk_job_that_undoes_each() -> None:
 
 def test_deletions_that_cannot_be_undone_are_listed_and_stop_no_other() -> None:
     deleted = delete_many(7)
-    Snapshot.objects.filter(pk=deleted[1].snapshot_id).update(unavailable="too_large")
+    Snapshot.objects.filter(cleanups=deleted[1]).update(unavailable="too_large")
     undo_all(superuser_client())
     job = BulkJob.objects.get()
     Cleanup.objects.filter(pk=deleted[4].pk).update(first_request_at=timezone.now())

@@ -9,11 +9,12 @@ from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Q
+from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
-from storage_audit.cleanup.models import Cleanup, CleanupItem, Snapshot
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored, restore_snapshot
 from storage_audit.models import KnownProject
@@ -22,6 +23,9 @@ from storage_audit.request_origin import current_origin
 
 Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
 KeptFor = KnownProject.KeptFor
+# Sent with a cleanup that a person cancelled, its items that stay for that, before they are marked
+# so, who cancelled it, and why.
+files_kept = Signal()
 
 
 @transaction.atomic
@@ -57,7 +61,7 @@ def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
 def restore_call(snapshot: Snapshot, cleanups: Iterable[Cleanup], reason: str) -> Restored:
     """Bring back what one delete() call deleted, and end its cleanups."""
     for each in cleanups:
-        keep_unsent_items(each, _("The deletion was undone."))
+        delete_batches.keep_items(each, unsent_items(each), _("The deletion was undone."))
         decision = {"decided_by": deciding_user(), "decision_reason": reason, "message": ""}
         each.undo(**decision, **each.items.totals())
         each.record("undo", decision_text(_("Undone"), reason))
@@ -86,7 +90,7 @@ def cancel_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     if not any(is_undecided(each) for each in locked):
         raise IllegalTransition(_("Cleanup %s is over, so it can't be cancelled.") % cleanup.pk)
     for each in cancelled:
-        keep_unsent_items(each, _("Its cleanup was cancelled."))
+        keep_cancelled_items(each, unsent_items(each), decision["decided_by"], reason)
         totals = {} if each.first_request_at else each.items.totals()
         each.cancel(message=reason, **decision, **totals)
         each.record("cancel", decision_text(_("Cancelled"), reason))
@@ -196,12 +200,18 @@ def require_deletion(cleanup: Cleanup) -> None:
         raise IllegalTransition(_("Cleanup %s is of no deletion.") % cleanup.pk)
 
 
-def keep_unsent_items(cleanup: Cleanup, reason: str) -> None:
-    """Keep what was not sent. Of the rest, a verification says what became of it."""
+def unsent_items(cleanup: Cleanup) -> CleanupItemQuerySet:
+    """What was not sent. Of the rest, a verification says what became of it."""
     delete_batches.lock_answered_items(cleanup)
     sent = Q(outcome=Outcome.DELETING, calls__gt=0)
-    unsent = cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED]).exclude(sent)
-    delete_batches.keep_items(cleanup, unsent, reason)
+    return cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED]).exclude(sent)
+
+
+def keep_cancelled_items(
+    cleanup: Cleanup, items: CleanupItemQuerySet, by: str, reason: str
+) -> None:
+    files_kept.send(Cleanup, cleanup=cleanup, kept=items, by=by, reason=reason)
+    delete_batches.keep_items(cleanup, items, _("Its cleanup was cancelled."))
 
 
 def keep_for_person(cleanup: Cleanup) -> None:

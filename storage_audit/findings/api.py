@@ -63,8 +63,10 @@ class FindingDetails(Schema):
     decided_at: datetime | None
     first_seen_at: datetime
     last_seen_at: datetime
-    first_scan: UUID
-    last_scan: UUID
+    first_scan: UUID | None = Field(
+        description="Null where no scan has seen it yet: a person cancelled the file's deletion."
+    )
+    last_scan: UUID | None
 
 
 class FindingPage(Schema):

@@ -165,14 +165,25 @@ class Finding(FindingBase):
     note = models.TextField(_("note"), blank=True)
     decided_by = models.TextField(_("decided by"), blank=True)
     decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
-    # The end of the first scan that saw it as it is now, and the beginning of the last one.
+    # The end of the first scan that saw it as it is now, and the beginning of the last one. None
+    # has yet seen the file of a cancelled deletion.
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
     last_seen_at = models.DateTimeField(_("last seen"), default=timezone.now)
     first_scan = models.ForeignKey(
-        "storage_audit.BucketScan", models.PROTECT, verbose_name=_("first scan"), related_name="+"
+        "storage_audit.BucketScan",
+        models.PROTECT,
+        verbose_name=_("first scan"),
+        related_name="+",
+        null=True,
+        blank=True,
     )
     last_scan = models.ForeignKey(
-        "storage_audit.BucketScan", models.PROTECT, verbose_name=_("last scan"), related_name="+"
+        "storage_audit.BucketScan",
+        models.PROTECT,
+        verbose_name=_("last scan"),
+        related_name="+",
+        null=True,
+        blank=True,
     )
 
     objects = FindingQuerySet.as_manager()

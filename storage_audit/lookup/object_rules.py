@@ -53,6 +53,7 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
         evidence.maybe_changed_text,
     ),
     Rule("failed", evidence.find_failed_item, evidence.maybe_changed_text),
+    Rule("cancelled", evidence.find_cancelled_owner),
     Rule(
         "kept",
         restrict_finder(evidence.find_kept_item, lambda item: item.cleanup.is_deletion),
@@ -184,6 +185,10 @@ OBJECT_TEXTS: dict[str, Any] = {
     "failed": _(
         "Cleanup %(cleanup)s could not delete it: %(reason)s Its page says what stands in the"
         " way, and lets you try again."
+    ),
+    "cancelled": _(
+        "A person cancelled cleanup %(cleanup)s, so the files of project %(project)s stay. To"
+        " delete them, choose Clean up again on that cleanup's page."
     ),
     "kept": _(
         "Cleanup %(cleanup)s kept it: %(reason)s Once that is settled, verify that cleanup, or"

@@ -20,7 +20,7 @@ from storage_audit.lookup.facts import (
     project_statuses,
 )
 from storage_audit.lookup.rules import VANISHED_TEXT, Explanation, Rule, apply_rules, format_time
-from storage_audit.models import R2Object
+from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.ownership_rule import get_key_formats
 
 State = ProjectState
@@ -136,6 +136,13 @@ def first_kept_reason(cleanup: Cleanup) -> str:
     stayed = cleanup.items.filter(outcome__in=left).exclude(reason="")
     # In no order: to sort by key could sort a million.
     return next(iter(stayed.values_list("reason", flat=True)[:1]), "")
+
+
+def find_cancelled_cleanup(facts: ProjectFacts) -> Cleanup | None:
+    """Unless its files are cleaned up again."""
+    cleanup, known = facts.cleanup, facts.project.known_project
+    is_kept = known and known.kept_for == KnownProject.KeptFor.CANCELLED
+    return cleanup if is_kept and cleanup and cleanup.status == Cleanup.Status.CANCELLED else None
 
 
 def find_cleanup_without_objects(facts: ProjectFacts) -> Cleanup | None:
@@ -265,6 +272,7 @@ PROJECT_RULES: tuple[Rule[ProjectFacts], ...] = (
         declares=True,
     ),
     Rule("running", lambda f: f.cleanup if f.cleanup and not has_listed(f.cleanup) else None),
+    Rule("cancelled", find_cancelled_cleanup),
     Rule("nothing_found", find_cleanup_without_objects),
     Rule("left_by_check", find_failed_check, declares=True),
     Rule("over", lambda f: f.last_check if f.last_check and f.last_check.failed else f.cleanup),
@@ -280,6 +288,7 @@ PROJECT_TEXTS: dict[str, Any] = {
     "live": living_text,
     "vanished": VANISHED_TEXT,
     "running": running_text,
+    "cancelled": running_text,
     "nothing_found": nothing_found_text,
     "left_by_check": finished_text,
     "over": finished_text,

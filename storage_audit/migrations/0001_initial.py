@@ -405,6 +405,7 @@ class Migration(migrations.Migration):
                             ("verify", "verification"),
                             ("delete", "deletion"),
                             ("force", "force-deletion"),
+                            ("undo", "undo"),
                         ],
                         max_length=10,
                         verbose_name="what is done",
@@ -417,6 +418,7 @@ class Migration(migrations.Migration):
                 ("requested_by", models.TextField(blank=True, verbose_name="requested by")),
                 ("origin", models.TextField(blank=True, verbose_name="requested from")),
                 ("permissions", models.JSONField(default=list, editable=False)),
+                ("reason", models.TextField(blank=True, verbose_name="reason given")),
                 (
                     "created_at",
                     models.DateTimeField(
@@ -441,7 +443,7 @@ class Migration(migrations.Migration):
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(
-                            ("action__in", ["dry_run", "verify", "delete", "force"])
+                            ("action__in", ["dry_run", "verify", "delete", "force", "undo"])
                         ),
                         name="bulk_job_action_is_known",
                     )
@@ -1031,6 +1033,38 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="BulkJobNote",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("is_refused", models.BooleanField()),
+                ("text", models.TextField()),
+                (
+                    "bulk_job",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="notes",
+                        to="storage_audit.bulkjob",
+                    ),
+                ),
+                (
+                    "cleanup",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to="storage_audit.cleanup",
+                    ),
+                ),
+            ],
+            options={
+                "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
             name="SnapshotChunk",
             fields=[
                 (
@@ -1343,6 +1377,8 @@ class Migration(migrations.Migration):
                 (
                     "first_scan",
                     models.ForeignKey(
+                        blank=True,
+                        null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="storage_audit.bucketscan",
@@ -1352,6 +1388,8 @@ class Migration(migrations.Migration):
                 (
                     "last_scan",
                     models.ForeignKey(
+                        blank=True,
+                        null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="storage_audit.bucketscan",

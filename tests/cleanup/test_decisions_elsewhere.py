@@ -195,6 +195,23 @@ def test_erase_cleanup_ends_the_hold(held: Cleanup, bucket: Bucket) -> None:
     assert code == 1 and "Cleanup ID is not held" in err
 
 
+def test_cleanup_project_deletes_the_files_of_a_cancelled_cleanup_again(
+    held: Cleanup, bucket: Bucket
+) -> None:
+    again = ("cleanup_project", "proj_1", "--again")
+    _out, err, code = run_command(*again, "too early", "--sync")
+    assert code == 2 and "No cleanup of project proj_1 was cancelled." in err
+    run_command("cancel_cleanup", str(held.pk), "--reason", "a lawsuit")
+    _out, err, code = run_command("cleanup_project", "proj_1", "--sync")
+    assert code == 2 and bucket.keys()
+    _out, err, code = run_command(*again, "x", "--declare-deleted", "--sync")
+    assert code == 2 and "leave the other options out" in err
+    _out, err, code = run_command(*again, " ", "--sync")
+    assert code == 2 and "Say why" in err
+    out, _err, code = run_command(*again, "the lawsuit is over", "--sync")
+    assert code == 0 and not bucket.keys(), out
+
+
 @pytest.mark.parametrize("command", ["cancel_cleanup", "erase_cleanup"])
 def test_decision_needs_a_known_deletion_and_a_reason(held: Cleanup, command: str) -> None:
     assert run_command(command, str(held.pk))[2] == 2

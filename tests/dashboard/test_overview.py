@@ -931,6 +931,8 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
 ) -> None:
     ended(0, "clean", 3, deleted=1, found=1, deleted_bytes=1024, found_bytes=1024)
     ended(0, "failed")
+    ended(0, "undone", 2)
+    ended(0, "cancelled")
     ended(29, "clean_with_kept", 2)
     ended(30, "retrying", 5)
     # No deletions of their own; but what a follow-up check deleted is freed as well.
@@ -943,13 +945,14 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
     shown = charts_on(client)
     deletions, freed = shown["Deletions by outcome, a day"], shown["Bytes freed, a day"]
     assert table_of(deletions)[0][:3] == ["Day", "Clean", "Clean, some kept"]
-    for text in ("clean: 3", "clean, some kept: 2", "retrying: 0", "failed: 1"):
+    for text in ("clean: 3", "clean, some kept: 2", "retrying: 0", "failed: 1", "undone: 2"):
         assert f"</svg> {text}</li>" in deletions
+    assert "</svg> cancelled: 1</li>" in deletions
     assert f"<title>{today}: 3 clean</title>" in deletions
     rows = {day: figures for day, *figures in table_of(deletions)}
     assert len(rows) == 31
-    assert rows[str(today)] == ["3", "0", "0", "0", "1"]
-    assert rows[str(today - timedelta(days=29))] == ["0", "2", "0", "0", "0"]
+    assert rows[str(today)] == ["3", "0", "0", "0", "1", "2", "1"]
+    assert rows[str(today - timedelta(days=29))] == ["0", "2", "0", "0", "0", "0", "0"]
     assert [f"{today}", "5.0 KB"] in table_of(freed)
     assert "In all: 5.0 KB" in freed
     longer = charts_on(client, "?days=90")["Deletions by outcome, a day"]

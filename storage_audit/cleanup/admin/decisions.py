@@ -10,15 +10,18 @@ from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup import bulk, end_deletions, requests
+from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
 from storage_audit.cleanup.admin.deleting import cleanup_badge
 from storage_audit.cleanup.cleanup_text import describe_request
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupItem, CleanupQuerySet
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.conf import conf
 from storage_audit.display_formats import format_amount, format_lines
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
@@ -28,7 +31,7 @@ from storage_audit.ui.links import cleanup_url
 
 Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
 CANCELLABLE = (Status.BLOCKED, Status.PENDING, Status.RETRYING, Status.FAILED)
-# Decided on in one request.
+# Decided on in one request. A bulk job undoes more.
 MAX_DECISIONS = 100
 
 
@@ -260,10 +263,61 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         self, request: HttpRequest, queryset: QuerySet[Cleanup], decision: Decision
     ) -> HttpResponse | None:
         if queryset[: MAX_DECISIONS + 1].count() > MAX_DECISIONS:
+            if decision is UNDO and not conf().sync:
+                return self.undo_in_bulk(request, queryset)
             text = _("Nothing was done: select at most %d cleanups.") % MAX_DECISIONS
             self.message_user(request, text, messages.ERROR)
             return None
         return self.confirm_decision(request, queryset, decision)
+
+    def undo_in_bulk(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        """Ask, and have a worker undo those that can be undone."""
+        selected, able = queryset.count(), queryset.undoable()
+        if not able.exists():
+            text = _("Nothing was done: none of the selected deletions can be undone.")
+            self.message_user(request, text, messages.ERROR)
+            return None
+        selection = self.read_selection(request, able)
+        if not selection:
+            return None
+        form = UNDO.form(request.POST if selection.is_confirmed else None)
+        if selection.is_confirmed and form.is_valid():
+            return self.request_bulk_undo(request, selection.rows, form.cleaned_data["reason"])
+        sentences = [
+            *UNDO.sentences,
+            _("A worker undoes each deletion by itself. The next page shows which ones it can't."),
+        ]
+        if left := selected - able.count():
+            text = ngettext(
+                "%d of the selected cleanups can't be undone, and stays as it is.",
+                "%d of the selected cleanups can't be undone, and stay as they are.",
+                left,
+            )
+            sentences.append(text % left)
+        return self.render_confirmation(
+            request,
+            selection,
+            action=UNDO.name,
+            title=_("Undo the deletions?"),
+            sentences=sentences,
+            form=form,
+            button=UNDO.name_button(len(bulk.list_deletions(selection.rows)), ""),
+            is_harmless=True,
+        )
+
+    def request_bulk_undo(
+        self, request: HttpRequest, cleanups: CleanupQuerySet, reason: str
+    ) -> HttpResponse | None:
+        with transaction.atomic():
+            permissions = bulk.permissions_for(BulkJob.Action.UNDO, request.user)
+            job: Any = bulk.request_undo(cleanups, permissions, reason)
+            self.log_addition(request, job, f"{UNDO.label}. {reason}".strip())
+            bulk.enqueue_bulk_on_commit(job)
+        text = _("%d deletions are queued as one bulk job. Its page shows how far it is.")
+        self.message_user(request, text % job.projects, messages.SUCCESS)
+        if not may_view_bulk_jobs(request):
+            return None
+        return redirect("admin:storage_audit_bulkjob_change", job.pk)
 
     def confirm_decision(
         self, request: HttpRequest, queryset: QuerySet[Cleanup], decision: Decision

@@ -1,6 +1,6 @@
 """The tables of cleanups, each with its queryset; the states and the lease."""
 
-from storage_audit.cleanup.models.bulk_job import BulkJob
+from storage_audit.cleanup.models.bulk_job import BulkJob, BulkJobNote
 from storage_audit.cleanup.models.cleanup import Cleanup, CleanupQuerySet
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, CleanupItemQuerySet, DeletedRow
@@ -18,6 +18,7 @@ __all__ = [
     "Cleanup",
     "CleanupQuerySet",
     "BulkJob",
+    "BulkJobNote",
     "CleanupEvent",
     "DeletedRow",
     "DeletionPause",

@@ -188,6 +188,11 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         """Open ones whose deletion can still be undone."""
         return self.open().filter(held_until__gt=DatabaseNow())
 
+    def undoable(self) -> Self:
+        """Deletions whose rows may still be brought back: the copy is kept for as long as that."""
+        kept = self.filter(snapshot__isnull=False, first_request_at=None, parent=None)
+        return kept.exclude(status__in=self.model.GIVEN_UP)
+
     def not_held(self) -> Self:
         return self.filter(self.model.HOLD_OVER)
 

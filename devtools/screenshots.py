@@ -34,12 +34,12 @@ CONFIRMATION_PAGES = {
     "project-delete-many": ("project-list", "Delete selected projects"),
     "project-force": ("project-list", "Force-delete"),
     "r2object-delete-many": ("r2object-list", "Delete selected R2 objects"),
-    "r2object-untrack": ("r2object-list", "Untrack, and keep the objects"),
+    "r2object-untrack": ("r2object-list", "Untrack, keep the files"),
     "cleanup-force": ("cleanup-list", "Force-delete"),
     "finding-ignore": ("finding-list", "Ignore"),
-    "finding-delete-orphans": ("finding-list", "Delete orphans"),
+    "finding-delete-orphans": ("finding-list", "Delete leftover files"),
     "finding-assign": ("finding-list", "Assign to a project"),
-    "finding-rename": ("finding-list", "Rename misnamed objects"),
+    "finding-rename": ("finding-list", "Rename files with old names"),
 }
 # Each asks first, as a button of a cleanup's page leads to it.
 DECISION_PAGES = {

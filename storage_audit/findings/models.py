@@ -19,14 +19,14 @@ from storage_audit.redaction import printable_text
 
 
 class Kind(models.TextChoices):
-    ORPHANED = "orphaned", _("orphaned")
+    ORPHANED = "orphaned", _("leftover")
     MISSING = "missing", _("missing")
     UNTRACKED = "untracked", _("untracked")
     CHANGED = "changed", _("changed")
-    AMBIGUOUS = "ambiguous", _("ambiguous")
+    AMBIGUOUS = "ambiguous", _("unclear owner")
     UNRECOGNISED = "unrecognised", _("unrecognised")
-    MISNAMED = "misnamed", _("misnamed")
-    UNSTORABLE = "unstorable", _("cannot be stored")
+    MISNAMED = "misnamed", _("old name")
+    UNSTORABLE = "unstorable", _("unsupported name")
     UNFINISHED = "unfinished", _("unfinished upload")
 
 
@@ -140,7 +140,7 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         person = Coalesce(
             NullIf("decided_by", self._text_value("")), self._text_value(gettext("somebody"))
         )
-        before = self._text_value(gettext("%s (ignored before by ") % how)
+        before = self._text_value(gettext("%s (previously ignored by ") % how)
         return Concat(before, person, self._text_value(": "), "note", self._text_value(")"))
 
     @staticmethod

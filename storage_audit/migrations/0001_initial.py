@@ -265,8 +265,8 @@ class Migration(migrations.Migration):
                     "purpose",
                     models.CharField(
                         choices=[
-                            ("backfill", "backfill: write rows"),
-                            ("reconcile", "reconcile: compare only"),
+                            ("backfill", "backfill: track new files"),
+                            ("reconcile", "reconcile: report only"),
                         ],
                         default="backfill",
                         max_length=10,
@@ -286,18 +286,18 @@ class Migration(migrations.Migration):
                 (
                     "since",
                     models.DateTimeField(
-                        blank=True, null=True, verbose_name="only what was written since"
+                        blank=True, null=True, verbose_name="only files tracked since"
                     ),
                 ),
                 ("dry_run", models.BooleanField(default=False, verbose_name="dry run")),
                 (
                     "accept_fewer",
-                    models.BooleanField(default=False, verbose_name="fewer objects accepted"),
+                    models.BooleanField(default=False, verbose_name="fewer files accepted"),
                 ),
                 (
                     "max_requests",
                     models.PositiveBigIntegerField(
-                        blank=True, null=True, verbose_name="requests allowed"
+                        blank=True, null=True, verbose_name="request limit"
                     ),
                 ),
                 ("requested_by", models.TextField(blank=True, verbose_name="requested by")),
@@ -318,37 +318,43 @@ class Migration(migrations.Migration):
                 ("message", models.TextField(blank=True, verbose_name="message")),
                 (
                     "in_key_order",
-                    models.BooleanField(default=True, verbose_name="listed in the order of keys"),
+                    models.BooleanField(default=True, verbose_name="listed in key order"),
                 ),
                 (
                     "uploads_listed",
-                    models.BooleanField(null=True, verbose_name="unfinished uploads looked for"),
+                    models.BooleanField(null=True, verbose_name="unfinished uploads checked"),
                 ),
                 ("requests", models.PositiveBigIntegerField(default=0, verbose_name="requests")),
-                ("listed", models.PositiveBigIntegerField(default=0, verbose_name="listed")),
+                ("listed", models.PositiveBigIntegerField(default=0, verbose_name="files")),
                 (
                     "listed_bytes",
-                    models.PositiveBigIntegerField(default=0, verbose_name="bytes listed"),
+                    models.PositiveBigIntegerField(default=0, verbose_name="bytes"),
                 ),
-                ("added", models.PositiveBigIntegerField(default=0, verbose_name="rows added")),
-                ("updated", models.PositiveBigIntegerField(default=0, verbose_name="rows updated")),
+                ("added", models.PositiveBigIntegerField(default=0, verbose_name="files tracked")),
+                (
+                    "updated",
+                    models.PositiveBigIntegerField(default=0, verbose_name="records updated"),
+                ),
                 (
                     "unchanged",
-                    models.PositiveBigIntegerField(default=0, verbose_name="rows unchanged"),
+                    models.PositiveBigIntegerField(default=0, verbose_name="files unchanged"),
                 ),
-                ("orphaned", models.PositiveBigIntegerField(default=0, verbose_name="orphaned")),
+                ("orphaned", models.PositiveBigIntegerField(default=0, verbose_name="leftover")),
                 ("missing", models.PositiveBigIntegerField(default=0, verbose_name="missing")),
                 ("untracked", models.PositiveBigIntegerField(default=0, verbose_name="untracked")),
                 ("changed", models.PositiveBigIntegerField(default=0, verbose_name="changed")),
-                ("ambiguous", models.PositiveBigIntegerField(default=0, verbose_name="ambiguous")),
+                (
+                    "ambiguous",
+                    models.PositiveBigIntegerField(default=0, verbose_name="unclear owner"),
+                ),
                 (
                     "unrecognised",
                     models.PositiveBigIntegerField(default=0, verbose_name="unrecognised"),
                 ),
-                ("misnamed", models.PositiveBigIntegerField(default=0, verbose_name="misnamed")),
+                ("misnamed", models.PositiveBigIntegerField(default=0, verbose_name="old name")),
                 (
                     "unstorable",
-                    models.PositiveBigIntegerField(default=0, verbose_name="cannot be stored"),
+                    models.PositiveBigIntegerField(default=0, verbose_name="unsupported name"),
                 ),
                 (
                     "unfinished",
@@ -1313,14 +1319,14 @@ class Migration(migrations.Migration):
                     "kind",
                     models.CharField(
                         choices=[
-                            ("orphaned", "orphaned"),
+                            ("orphaned", "leftover"),
                             ("missing", "missing"),
                             ("untracked", "untracked"),
                             ("changed", "changed"),
-                            ("ambiguous", "ambiguous"),
+                            ("ambiguous", "unclear owner"),
                             ("unrecognised", "unrecognised"),
-                            ("misnamed", "misnamed"),
-                            ("unstorable", "cannot be stored"),
+                            ("misnamed", "old name"),
+                            ("unstorable", "unsupported name"),
                             ("unfinished", "unfinished upload"),
                         ],
                         max_length=15,
@@ -1636,14 +1642,14 @@ class Migration(migrations.Migration):
                     "kind",
                     models.CharField(
                         choices=[
-                            ("orphaned", "orphaned"),
+                            ("orphaned", "leftover"),
                             ("missing", "missing"),
                             ("untracked", "untracked"),
                             ("changed", "changed"),
-                            ("ambiguous", "ambiguous"),
+                            ("ambiguous", "unclear owner"),
                             ("unrecognised", "unrecognised"),
-                            ("misnamed", "misnamed"),
-                            ("unstorable", "cannot be stored"),
+                            ("misnamed", "old name"),
+                            ("unstorable", "unsupported name"),
                             ("unfinished", "unfinished upload"),
                         ],
                         max_length=15,

@@ -44,18 +44,18 @@ ASKING = [
     ("project", "Delete selected projects"),
     ("project", "Force-delete"),
     ("r2object", "Delete selected R2 objects"),
-    ("r2object", "Untrack, and keep the objects"),
+    ("r2object", "Untrack, keep the files"),
     ("cleanup", "Force-delete"),
     ("cleanup", "Undo deletion"),
     ("cleanup", "Cancel, keep the files"),
     ("cleanup", "Erase now"),
     ("cleanup", "Clean up again"),
     ("finding", "Ignore"),
-    ("finding", "Delete orphans"),
+    ("finding", "Delete leftover files"),
     ("finding", "Assign to a project"),
     ("finding", "Track"),
-    ("finding", "Remove the rows of missing objects"),
-    ("finding", "Rename misnamed objects"),
+    ("finding", "Untrack missing files"),
+    ("finding", "Rename files with old names"),
 ]
 AXE = (ROOT / "devtools" / "node_modules" / "axe-core" / "axe.min.js").read_text()
 # What WCAG 2.2 asks for at level AA; https://dequeuniversity.com/rules/axe/

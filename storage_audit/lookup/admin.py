@@ -108,7 +108,7 @@ def lookup_context(request: HttpRequest, text: str) -> dict[str, Any]:
 
 def find_deletions(request: HttpRequest, name: str) -> list[dict[str, Any]]:
     """Of projects with this in their title, which can still be restored."""
-    if not may_view_projects(request.user):
+    if not may_view_projects(request):
         return []
     named = Cleanup.objects.filter(pk__in=find_by_name(name)).with_names()
     return [

@@ -86,7 +86,7 @@ def cancel_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     require_deletion(cleanup)
     decision = {"decided_by": deciding_user(), "decision_reason": reason}
     locked = lock_deletion(cleanup)
-    cancelled = [each for each in locked if is_open(each)]
+    cancelled = [each for each in locked if is_open(each) or each.is_held()]
     if not any(is_undecided(each) for each in locked):
         raise IllegalTransition(_("Cleanup %s is over, so it can't be cancelled.") % cleanup.pk)
     for each in cancelled:

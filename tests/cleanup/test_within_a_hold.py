@@ -200,3 +200,18 @@ def test_earlier_life_is_not_undone_over_a_held_later_one(bucket: Bucket) -> Non
     second = Cleanup.objects.filter(parent=None).latest("created_at")
     end_deletions.undo_deletion(second)
     assert Project.objects.get().title == "second life"
+
+
+def test_cancelled_project_without_files_is_held_no_more(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    cleanup = delete_held()
+    end_deletions.cancel_deletion(cleanup, "wait")
+    cleanup.refresh_from_db()
+    assert cleanup.status == Status.CANCELLED
+    for decide in (end_deletions.erase_deletion, end_deletions.cancel_deletion):
+        with pytest.raises(IllegalTransition):
+            decide(cleanup, "again")
+    bucket.put(LATE)
+    [again] = end_deletions.clean_up_again("proj_1", "it may go")
+    assert run_until_idle(again).status == Status.CLEAN
+    assert not bucket.keys()

@@ -118,7 +118,7 @@ class Watch:
             check_totals(cleanup)
 
     def _check_transition(self, before: str, cleanup: Cleanup) -> None:
-        if before == Status.CLEAN and cleanup.status == Status.UNDONE:
+        if before == Status.CLEAN and cleanup.status in (Status.UNDONE, Status.CANCELLED):
             # A project without files, which was clean at once.
             assert cleanup.pk in self.decided
         elif before in (*Cleanup.ENDED, Status.DIFFERS):

@@ -346,7 +346,8 @@ class CleanupStates(models.Model):
 
     def cancel(self, **values: Any) -> None:
         """Give it up: its files stay. If anything was sent, the next worker verifies that first.
-        Raises IllegalTransition where a worker has it, or it is over."""
+        One that found no files, and so was over at once, is given up as long as it is held. Raises
+        IllegalTransition where a worker has it, or it is over."""
         stopped: dict[str, Any] = {"cancelled_at": timezone.now(), "decided_at": timezone.now()}
         stopped |= {"lease_token": None, "lease_until": None}
         if self.first_request_at is None:
@@ -356,7 +357,8 @@ class CleanupStates(models.Model):
             again = {"status": self.Status.PENDING, "step": self.Step.VERIFY, "attempts": 0}
             stopped |= {**again, "next_attempt_at": DatabaseNow(), "enqueued_at": None}
         sent = Q(first_request_at=self.first_request_at, cancelled_at=None)
-        self._decide(self._is_free() & sent, _("cancel"), **{**stopped, **values})
+        empty = Q(status=self.Status.CLEAN, held_until__gt=DatabaseNow()) & sent
+        self._decide(self._is_free() & sent | empty, _("cancel"), **{**stopped, **values})
 
     def erase(self, **values: Any) -> None:
         """End its hold, and have it run now by a new plan, if it is open."""

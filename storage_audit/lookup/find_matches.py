@@ -61,12 +61,11 @@ def find_projects_by_title(title: str, access: LookupAccess) -> Matches:
     site's own may have no index for that, so it is not searched."""
     if not title or not access.project_titles or project_model.get_model() is not Project:
         return Matches([], [])
-    titled = Project.objects.alias(titled=Project.UPPER_TITLE)
-    rows = titled.filter(titled__startswith=Upper(Value(title))).values_list("pk", "title")
-    found = dict(rows[: MAX_MATCHES + 1])
-    same = {pk: text for pk, text in found.items() if text.casefold() == title.casefold()}
-    if len(same) == 1 and len(found) <= MAX_MATCHES:
-        found = same
+    titled = Project.objects.alias(titled=Project.UPPER_TITLE).values_list("pk", "title")
+    found = dict(titled.filter(titled=Upper(Value(title)))[:2])
+    if len(found) != 1:
+        longer = titled.filter(titled__startswith=Upper(Value(title)))
+        found = dict(longer[: MAX_MATCHES + 1])
     shown = dict(islice(sorted(found.items(), key=lambda pair: pair[::-1]), MAX_MATCHES))
     statuses = project_statuses(shown)
     projects = [NamedProject(statuses[pk], text) for pk, text in shown.items()]

@@ -315,21 +315,25 @@ def test_each_rule_has_its_text() -> None:
     "sight", [LookupAccess(False, True), LookupAccess(True, False), LookupAccess(False, False)]
 )
 @pytest.mark.parametrize("world", [world for world, *_ in CASES], ids=lambda world: world.__name__)
-def test_sentence_tells_nothing_of_what_the_person_may_not_see(
+def test_card_tells_nothing_of_what_the_person_may_not_see(
     db: None, world: Callable[[], None], sight: LookupAccess
 ) -> None:
     world()
     for key in (KEY, SHARED, "stranger"):
-        before = sentences_of(key, sight)
+        before = cards_of(key, sight)
         with undone():
             if not sight.rows:
                 R2Object.objects.all().delete_without_signals()
             if not sight.findings:
                 Finding.objects.all().delete()
-            assert sentences_of(key, sight) == before
-        for said in before:
+            assert cards_of(key, sight) == before
+        for said, _card, _reply in before:
             assert "We have no record" not in said
             assert sight.rows or "no record of it" not in said
+
+
+def cards_of(key: str, sight: LookupAccess) -> list[tuple[str, Card | None, str]]:
+    return [(said.text, said.card, said.reply) for said in explanations_of(key, sight)]
 
 
 @pytest.mark.parametrize("table", ["rows", "findings"])

@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help install demo check check-protocol test-fast test test-crash test-mutants screenshots bench
+.PHONY: help install demo docs check check-protocol test-fast test test-crash test-mutants screenshots bench
 
 define HELP
 make demo            try it: a local R2, a database, a worker and the admin, with example data
-make check           linters, types, imports, migrations; before each commit
+make check           linters, types, imports, migrations, links in the docs; before each commit
 make test-fast       the tests that need no store, no browser and no other process; as you write
 make test            every check, all tests on PostgreSQL, and on SQLite those about the database
 make test-crash      kill everything again and again, and prove that nothing is lost (takes half an hour)
@@ -14,6 +14,7 @@ make test-mutants    break one rule after the other, and see that its test fails
 make check-protocol  try every order of what workers and people do at once, in a model; needs spin
 make bench           how fast it is, beside what others use; an hour and more, or ARGS=--quick
 make screenshots     a picture of each page of the admin; ARGS is the folder for them
+make docs            build the docs as a site in site/; ARGS=serve to read it with search
 make install         what each of these does first: install, into this folder, what the lock files name
 make help            this text, as bare `make` does
 
@@ -47,6 +48,11 @@ check-protocol: install
 bench: install
 	@exec $(VENV)/bin/python -m benchmarks $(ARGS)
 
+# Without the news of its makers: a build that finds a problem says only that.
+check docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	@exec $(VENV)/bin/mkdocs $(or $(ARGS),build)
+
 # Each process has its own local R2 and database, and takes whole files, so what a file sets up
 # once is set up once.
 IN_PARALLEL = -n auto --dist loadfile --no-loadscope-reorder
@@ -58,6 +64,7 @@ check: install
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy .
 	$(VENV)/bin/lint-imports
+	$(VENV)/bin/mkdocs build
 	$(VENV)/bin/python manage.py check --deploy --fail-level WARNING
 	$(VENV)/bin/python manage.py makemigrations --check --dry-run
 

@@ -1,8 +1,11 @@
 """Shoot every page of the demo's admin, wide and narrow, in light and dark colours."""
 
+import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +14,11 @@ from typing import Literal
 from playwright.sync_api import Browser, Page
 
 from devtools.chromium import running_browser
-from devtools.demo.site import USER, Site, running_site
+from devtools.demo.site import USER, Site, running_site, web_server
 from devtools.processes import stop_on_signals
 from devtools.staff import act_on_all, log_in
 
+Visit = Callable[[Page, str], Iterator[str]]
 COLOR_SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 HEIGHT_OF_WIDTH = {1280: 800, 390: 844}
 # Page, width, height and colours of each picture.
@@ -30,13 +34,22 @@ CONFIRMATION_PAGES = {
     "project-delete-many": ("project-list", "Delete selected projects"),
     "project-force": ("project-list", "Force-delete"),
     "r2object-delete-many": ("r2object-list", "Delete selected R2 objects"),
-    "r2object-untrack": ("r2object-list", "Untrack, and keep the objects"),
+    "r2object-untrack": ("r2object-list", "Untrack, keep the files"),
     "cleanup-force": ("cleanup-list", "Force-delete"),
     "finding-ignore": ("finding-list", "Ignore"),
-    "finding-delete-orphans": ("finding-list", "Delete orphans"),
+    "finding-delete-orphans": ("finding-list", "Delete leftover files"),
     "finding-assign": ("finding-list", "Assign to a project"),
-    "finding-rename": ("finding-list", "Rename misnamed objects"),
+    "finding-rename": ("finding-list", "Rename files with old names"),
 }
+# Each asks first, as a button of a cleanup's page leads to it.
+DECISION_PAGES = {
+    "cleanup-cancel": ("cleanup-held", "Cancel, keep the files"),
+    "cleanup-erase": ("cleanup-held", "Erase now"),
+    "cleanup-again": ("cleanup-cancelled", "Clean up again"),
+}
+# Shot again while deletions are paused.
+PAUSED_PAGES = ("app", "cleanup-list", "cleanup-pending", "cleanup-retrying", "cleanup-held")
+GRACE_HOURS = "72"
 EPILOG = """\
 It needs Chromium or Chrome, as the tests do.
 
@@ -73,10 +86,18 @@ def main(folder: Path) -> None:
         running_site(Path(temporary)) as site,
     ):
         pages = prepare_pages(site)
-        with running_browser() as browser:
-            shoot_all(browser, site, pages, folder)
-            for name in DOCS_PICTURES:
-                shoot_for_docs(browser, site, pages, name, folder / "docs")
+        # The pages that confirm a deletion say more with it.
+        os.environ["GRACE_HOURS"] = GRACE_HOURS
+        with web_server(Path(temporary)) as (address, _web):
+            held_site = replace(site, address=address)
+            with running_browser() as browser:
+                shoot_all(browser, held_site, partial(visit_pages, pages=pages), folder)
+                for name in DOCS_PICTURES:
+                    shoot_for_docs(browser, site, pages, name, folder / "docs")
+            # Between two browsers, in whose event loop Django asks no database.
+            paused = pause_pages(pages)
+            with running_browser() as browser:
+                shoot_all(browser, held_site, partial(visit_paused, pages=paused), folder)
 
 
 def prepare_pages(site: Site) -> dict[str, str]:
@@ -89,7 +110,23 @@ def prepare_pages(site: Site) -> dict[str, str]:
     return states.page_addresses(states.make_states(site.r2))
 
 
-def shoot_all(browser: Browser, site: Site, pages: dict[str, str], folder: Path) -> None:
+def pause_pages(pages: dict[str, str]) -> dict[str, str]:
+    """Pause deletions; the pages that show it."""
+    from storage_audit.cleanup import pause_deletions, runner
+    from storage_audit.cleanup.admin import pause_page
+    from storage_audit.cleanup.models import Cleanup
+    from storage_audit.request_origin import Origin, use_origin
+
+    with use_origin(Origin(USER, "web, 127.0.0.1")):
+        pause_deletions.pause_deletions("Files are missing, and we do not know why yet.")
+    # They meet the pause, as with a worker.
+    for cleanup in Cleanup.objects.filter(status__in=["pending", "retrying"], held_until=None):
+        runner.run_to_end(cleanup.pk)
+    shown = {f"{name}-paused": pages[name] for name in PAUSED_PAGES}
+    return {**shown, "resume": pause_page.page_url("resume", None)}
+
+
+def shoot_all(browser: Browser, site: Site, visit: Visit, folder: Path) -> None:
     for (width, height), scheme in product(HEIGHT_OF_WIDTH.items(), COLOR_SCHEMES):
         with browser.new_context(
             base_url=site.address,
@@ -97,8 +134,8 @@ def shoot_all(browser: Browser, site: Site, pages: dict[str, str], folder: Path)
             color_scheme=scheme,
         ) as context:
             page = context.new_page()
-            for number, name in enumerate(visit_pages(page, site.password, pages)):
-                path = folder / f"{number:02}-{name}-{width}-{scheme}.png"
+            for name in visit(page, site.password):
+                path = folder / f"{name}-{width}-{scheme}.png"
                 page.screenshot(path=path, full_page=True)
 
 
@@ -130,6 +167,18 @@ def visit_pages(page: Page, password: str, pages: dict[str, str]) -> Iterator[st
     for name, (start, action) in CONFIRMATION_PAGES.items():
         page.goto(pages[start])
         act_on_all(page, action)
+        yield name
+    for name, (start, button) in DECISION_PAGES.items():
+        page.goto(pages[start])
+        page.get_by_role("button", name=button, exact=True).click()
+        page.wait_for_load_state()
+        yield name
+
+
+def visit_paused(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:
+    log_in(page, USER, password)
+    for name, address in pages.items():
+        page.goto(address)
         yield name
 
 

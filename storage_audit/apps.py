@@ -25,7 +25,7 @@ class StorageAuditConfig(AppConfig):
         # and the doctor's modules record what code this process has loaded.
         from storage_audit import checks, signals, tasks  # noqa: F401
         from storage_audit.alerts import alert_rules
-        from storage_audit.cleanup import open_decisions, settle_items, used_files
+        from storage_audit.cleanup import end_deletions, open_decisions, settle_items, used_files
         from storage_audit.findings import ignored, orphans
 
         checks.register_checks()
@@ -33,4 +33,5 @@ class StorageAuditConfig(AppConfig):
         # Cleanups import neither findings nor alerts, which lie above them.
         open_decisions.register_ignore_list(ignored)
         settle_items.objects_gone.connect(orphans.resolve_gone_objects)
+        end_deletions.files_kept.connect(ignored.ignore_kept_files)
         used_files.files_lost.connect(alert_rules.open_lost_alert)

@@ -1,6 +1,6 @@
 """Keys, amounts and ages as people read them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from storage_audit.redaction import printable_text
 
 # Of a long list, so many lines.
 MAX_LINES_SHOWN = 20
+MAX_PROJECTS_SHOWN = 5
 
 
 def format_key(key: str) -> SafeString:
@@ -32,11 +33,21 @@ def format_bucket_key(bucket: str, key: str) -> SafeString:
 
 
 def format_amount(count: int, size: int) -> str:
-    """Such as “2 objects, 1.5 MB”."""
-    return ngettext("%(count)d object, %(size)s", "%(count)d objects, %(size)s", count) % {
+    """Such as “2 files, 1.5 MB”."""
+    return ngettext("%(count)d file, %(size)s", "%(count)d files, %(size)s", count) % {
         "count": count,
         "size": filesizeformat(size),
     }
+
+
+def format_projects(ids: Collection[str | None]) -> str:
+    """Such as “Projects: proj_1, proj_2 and 3 more.”"""
+    names = [*map(printable_text, sorted(filter(None, ids)))]
+    names += [_("unknown")] if None in ids else []
+    shown = ", ".join(names[:MAX_PROJECTS_SHOWN])
+    if (more := len(names) - MAX_PROJECTS_SHOWN) > 0:
+        shown = _("%(projects)s and %(more)d more") % {"projects": shown, "more": more}
+    return ngettext("Project: %s.", "Projects: %s.", len(names)) % shown
 
 
 def format_age(moment: datetime) -> str:

@@ -85,9 +85,15 @@ def default_database_only(receiver: Callable[..., None]) -> Callable[..., None]:
 
 
 @default_database_only
-def refuse_held_id(instance: models.Model, raw: bool = False, **kwargs: Any) -> None:
-    # Not an update: the row of a held id is gone.
-    if not raw and instance._state.adding:
+def refuse_held_id(
+    instance: models.Model,
+    raw: bool = False,
+    update_fields: Collection[str] | None = None,
+    **kwargs: Any,
+) -> None:
+    # An instance that was read before the deletion is inserted too. With some of its fields, it is
+    # not.
+    if not raw and update_fields is None:
         held_ids.refuse_held_id(project_model.id_of(instance))
 
 

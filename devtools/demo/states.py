@@ -19,7 +19,8 @@ from devtools.demo.story import DELETED_PROJECT, file_content
 from devtools.local_r2 import LocalR2
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
-from storage_audit.cleanup import bulk, requests, runner
+from storage_audit.cleanup import bulk, end_deletions, requests, runner
+from storage_audit.cleanup.admin import pause_page
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures
@@ -44,6 +45,7 @@ MODELS = (
     "bulkjob",
     "alert",
 )
+HELD_PROJECT = "proj_summer"
 HISTORY_WEEKS = 4
 BYTES_OF_TYPE = {"mp3": 40_000, "jpg": 15_000, "srt": 4_000}  # bytes of one
 # Nobody can delete it over S3.
@@ -80,8 +82,12 @@ def make_states(r2: LocalR2) -> dict[str, Cleanup]:
             "retrying": runner.run_to_end(delete_project("proj_intro").pk),
             "blocked": block_cleanup("proj_launch"),
             "pending": delete_project("proj_1_x"),
-            "held": hold_deletion("proj_summer"),
+            "held": hold_deletion(HELD_PROJECT, "Summer sale"),
+            "undone": hold_deletion("proj_winter-sale", "Winter sale"),
+            "cancelled": hold_deletion("proj_trailer", "Trailer"),
         }
+        end_deletions.undo_deletion(states["undone"], "The wrong project.")
+        end_deletions.cancel_deletion(states["cancelled"], "The lawyers ask us to keep the files.")
     # Last, as earlier deletions raise the limit.
     make_history()
     # As the sweep does.
@@ -146,9 +152,9 @@ def past_cleanup(then: datetime, status: str, megabytes: int) -> Cleanup:
     )
 
 
-def hold_deletion(project_id: str) -> Cleanup:
+def hold_deletion(project_id: str, title: str) -> Cleanup:
     """As with GRACE_HOURS, which the rest of the demo does not have: it shows files going."""
-    Project.objects.create(pk=project_id, title="Summer sale")
+    Project.objects.create(pk=project_id, title=title)
     for filename in ("take.mp4", "captions.srt"):
         key = key_for(project_id, scene="s1", filename=filename)
         default_storage.save(key, ContentFile(file_content(key)))
@@ -193,9 +199,13 @@ def page_addresses(states: dict[str, Cleanup]) -> dict[str, str]:
         "finding": admin_url("finding", "change", Finding.objects.earliest("pk").pk),
         "bucketscan": admin_url("bucketscan", "change", BucketScan.objects.get().pk),
         "knownproject": admin_url("knownproject", "change", DELETED_PROJECT),
+        "knownproject-held": admin_url("knownproject", "change", HELD_PROJECT),
         "healthreport": admin_url("healthreport", "change", create_health_report().pk),
         "healthreport-add": admin_url("healthreport", "add"),
         "declare-deleted": reverse("admin:storage_audit_declare_deleted"),
+        "undo": reverse("admin:storage_audit_undo_deletion", args=[states["held"].pk]),
+        "pause": reverse("admin:storage_audit_pause"),
+        "pause-one": pause_page.page_url("pause", states["held"]),
         "apitoken-add": admin_url("apitoken", "add"),
         "api-docs": reverse("storage_audit_docs"),
         "compare": comparison_url("proj_autumn-sale"),
@@ -204,6 +214,7 @@ def page_addresses(states: dict[str, Cleanup]) -> dict[str, str]:
         "why-project": lookup_url(DELETED_PROJECT),
         "why-matches": lookup_url("take.mp4"),
         "why-unknown": lookup_url("https://media.example.com/nothing.bin"),
+        "why-held": lookup_url(HELD_PROJECT),
         "leftovers": reverse("admin:storage_audit_leftovers"),
         "certificate": reverse("admin:storage_audit_certificate", args=[told.pk]),
         "bulkjob": admin_url("bulkjob", "change", BulkJob.objects.latest("created_at").pk),

@@ -34,6 +34,8 @@ router = Router(tags=["deletions"])
 VIEW_PERMISSION = "storage_audit.view_cleanup"
 PAUSE_PERMISSION = "storage_audit.pause_cleanup"
 EVENTS_SHOWN, VALUES_SHOWN = 200, 100
+# No table holds it.
+WITHOUT_NUL = r"^[^\x00]*$"
 TOTAL_NAMES = ("found", "deleted", "already_gone", "kept", "failed")
 
 PUBLIC_ERRORS[requests.ProjectExists] = "project-exists"
@@ -191,12 +193,20 @@ class Accepted(Schema):
 
 
 class OptionalReason(StrictSchema):
-    reason: str = Field("", max_length=1000, description="Why; it is kept with the deletion.")
+    reason: str = Field(
+        "",
+        max_length=1000,
+        pattern=WITHOUT_NUL,
+        description="Why; it is kept with the deletion.",
+    )
 
 
 class GivenReason(StrictSchema):
     reason: str = Field(
-        min_length=1, max_length=1000, description="Why; it is kept with the deletion."
+        min_length=1,
+        max_length=1000,
+        pattern=WITHOUT_NUL,
+        description="Why; it is kept with the deletion.",
     )
 
 

@@ -1,8 +1,10 @@
-"""Runs bulk jobs: makes the cleanups of many projects, some at a time."""
+"""Runs bulk jobs: makes the cleanups of many projects, or undoes many deletions, some at a
+time."""
 
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -14,12 +16,16 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model, queue
 from storage_audit.bucket.request_stats import record_requests
-from storage_audit.cleanup import requests
+from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.delete_projects import delete_project_by_id, has_own_delete
-from storage_audit.cleanup.models import BulkJob, Cleanup
+from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupQuerySet
+from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.named_files import cascading_models
+from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
+from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text, redact_secrets
 from storage_audit.request_origin import Origin, use_origin
 from storage_audit.roles import deletion_obstacles, has_own_deletion, is_hidden
@@ -39,8 +45,10 @@ REQUESTS_BY_ACTION: dict[str, Callable[[str], list[Cleanup]]] = {
 
 
 def permissions_for(action: str, user: Any) -> list[str]:
-    """The permissions of this person that the action needed: to delete the projects, and the rows
-    that go with them."""
+    """The permissions of this person that the action needed: to undo deletions, or to delete the
+    projects, and the rows that go with them."""
+    if action == BulkJob.Action.UNDO:
+        return ["storage_audit.undo_cleanup"]
     if action not in BulkJob.DELETING_ACTIONS:
         return []
     models = (model._meta for model in cascading_models(project_model.get_model()))
@@ -57,8 +65,9 @@ def find_requester(bulk_job: BulkJob) -> Any:
 
 
 def refusal_reason(bulk_job: BulkJob, user: Any) -> str:
-    """Why the person who requested a deletion may not have it any more, or nothing."""
-    if bulk_job.action not in BulkJob.DELETING_ACTIONS:
+    """Why the person who requested a deletion, or to undo some, may not have it any more, or
+    nothing."""
+    if bulk_job.action not in BulkJob.CHANGING_ACTIONS:
         return ""
     name = printable_text(bulk_job.requested_by)
     if not (user and user.is_active and user.is_staff):
@@ -72,19 +81,20 @@ def refusal_reason(bulk_job: BulkJob, user: Any) -> str:
 def process_next_projects(bulk_job: BulkJob) -> list[Cleanup]:
     """The cleanups of the next projects; none where another worker was quicker. Projects that fail
     together, or that killed a worker, are processed one at a time, so that none stops the others.
-    So are projects that have a delete() of their own."""
+    So are those that `commits_each` names."""
     end, made = bulk_job.position + PROJECTS_PER_TRANSACTION, list[Cleanup]()
-    at_once = not bulk_job.attempts and not (
-        bulk_job.action in BulkJob.DELETING_ACTIONS and has_own_delete()
-    )
+    at_once = not bulk_job.attempts and not commits_each(bulk_job)
     if at_once and may_continue(bulk_job) and bulk_job.begin_attempt():
         try:
             return process_or_reload(bulk_job, PROJECTS_PER_TRANSACTION)
         except DatabaseError:
             logger.warning("Bulk job %s goes on one project at a time", bulk_job.pk, exc_info=True)
+    # A snapshot may have so many rows that some of them take as long as a task may.
+    until = monotonic_seconds() + conf().turn_time.total_seconds()
     try:
         while (
             bulk_job.position < end
+            and monotonic_seconds() < until
             and not bulk_job.finished_at
             and may_continue(bulk_job)
             and bulk_job.begin_attempt()
@@ -95,6 +105,14 @@ def process_next_projects(bulk_job: BulkJob) -> list[Cleanup]:
             raise
         logger.exception("Bulk job %s: an attempt failed", bulk_job.pk)
     return made
+
+
+def commits_each(bulk_job: BulkJob) -> bool:
+    """Whether each project needs a transaction of its own: one that has a delete() of its own, and
+    deletions that can be undone, as workers and people wait for the locks of each."""
+    if bulk_job.action in BulkJob.DELETING_ACTIONS:
+        return bool(conf().grace) or has_own_delete()
+    return bulk_job.action == BulkJob.Action.UNDO
 
 
 def may_continue(bulk_job: BulkJob) -> bool:
@@ -120,7 +138,9 @@ def process_one_project(bulk_job: BulkJob) -> list[Cleanup]:
         logger.exception("Bulk job %s: the database refuses the commit", bulk_job.pk)
     shown = redact_secrets(printable_text(bulk_job.project_ids[position]))
     logger.error("Bulk job %s leaves out project %s: see above", bulk_job.pk, shown)
-    bulk_job.advance(1)
+    with transaction.atomic():
+        if bulk_job.advance(1) and bulk_job.action == BulkJob.Action.UNDO:
+            note_failed_undo(bulk_job, bulk_job.project_ids[position])
     return []
 
 
@@ -148,6 +168,10 @@ def process_projects(bulk_job: BulkJob, count: int) -> list[Cleanup]:
         return []
     forced = bulk_job.action == BulkJob.Action.FORCE
     with use_origin(Origin(bulk_job.requested_by, bulk_job.origin, forced)):
+        if bulk_job.action == BulkJob.Action.UNDO:
+            for deletion_id in project_ids:
+                undo_or_note(bulk_job, deletion_id)
+            return []
         made = [
             each
             for project_id in project_ids
@@ -199,6 +223,48 @@ def skip_reason(bulk_job: BulkJob, project_id: str, user: Any) -> str:
         [*sorted(lacking), *(redact_secrets(printable_text(str(each))) for each in needing)]
     )
     return f"the admin does not let this person delete {names}" if names else ""
+
+
+def undo_or_note(bulk_job: BulkJob, deletion_id: str) -> None:
+    """Undo the deletion, or note why not, as that must not stop the others. All that one delete()
+    call deleted comes back with the first of its deletions."""
+    cleanup = Cleanup.objects.get(pk=deletion_id)
+    try:
+        with transaction.atomic():
+            restored = end_deletions.undo_deletion(cleanup, bulk_job.reason)
+    except OperationalError:
+        raise  # An error of the database is not the deletion's, and passes.
+    except (IllegalTransition, CannotRestore) as refusal:
+        if not Cleanup.objects.filter(pk=deletion_id, status=Cleanup.Status.UNDONE).exists():
+            text = redact_secrets(printable_text(str(refusal)))
+            bulk_job.notes.create(cleanup=cleanup, is_refused=True, text=text)
+    except Exception:
+        logger.exception("Bulk job %s: deletion %s was not undone", bulk_job.pk, deletion_id)
+        note_failed_undo(bulk_job, deletion_id)
+    else:
+        for line in chain.from_iterable(each.left_out for each in restored):
+            text = redact_secrets(printable_text(line))
+            bulk_job.notes.create(cleanup=cleanup, is_refused=False, text=text)
+
+
+def note_failed_undo(bulk_job: BulkJob, deletion_id: str) -> None:
+    text = _("Cleanup %s was not undone: that failed. The server's log says why.") % deletion_id
+    bulk_job.notes.create(cleanup_id=deletion_id, is_refused=True, text=text)
+
+
+def request_undo(cleanups: CleanupQuerySet, permissions: list[str], reason: str) -> BulkJob:
+    """A bulk job, which the caller enqueues, that undoes the deletions of these cleanups."""
+    ids = [str(pk) for pk in list_deletions(cleanups)]
+    return BulkJob.objects.request(BulkJob.Action.UNDO, ids, permissions, reason)
+
+
+def list_deletions(cleanups: CleanupQuerySet) -> list[UUID]:
+    """One cleanup of each deletion, which may have some in several buckets."""
+    facts = cleanups.order_by("pk").values_list("pk", "kind", "project_id", "project_deleted_at")
+    found = dict[object, UUID]()
+    for pk, kind, *deletion in read_in_steps(facts):
+        found.setdefault(tuple(deletion) if kind == Cleanup.Kind.PROJECT else pk, pk)
+    return list(found.values())
 
 
 def enqueue_bulk_on_commit(bulk_job: BulkJob) -> None:

@@ -229,6 +229,12 @@ def hold_text(cleanup: Cleanup) -> str:
     return _("Held until %s") % format_utc(until) if until else ""
 
 
+def describe_request(cleanup: Cleanup) -> str:
+    """Who asked for it and when, such as “2 Dec 2026, 20:49 UTC by anna”."""
+    at, user = format_utc(cleanup.created_at), printable_text(cleanup.requested_by)
+    return _("%(at)s by %(user)s") % {"at": at, "user": user} if user else at
+
+
 def decision_text(cleanup: Cleanup) -> str:
     """Such as “Cancelled by anna on 3 Dec 2026, 20:49 UTC: a lawsuit”, if a person decided."""
     if not cleanup.decided_at:

@@ -14,7 +14,7 @@ from django.db.models.functions import Coalesce, Greatest
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
-from storage_audit.bucket.s3 import ListedObject
+from storage_audit.bucket.s3 import DELETED, ListedObject
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import adaptive_batch, progress, used_files
 from storage_audit.cleanup.adaptive_batch import BatchSize
@@ -36,7 +36,7 @@ from storage_audit.cleanup.worker_turn import OwnerChanging, TooManySeeks, Turn,
 from storage_audit.clocks import mark_or_now, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.locking import atomic_with_timeout
-from storage_audit.models import R2Object
+from storage_audit.models import R2Object, uploading_rows
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.ownership_rule import (
     TrackingRow,
@@ -280,3 +280,13 @@ def unlock_idle_items(cleanup: Cleanup) -> None:
     marked = cleanup.items.filter(outcome=Outcome.DELETING)
     marked.exclude(calls__gt=0, store_answer="").mark(Outcome.TO_DELETE)
     policy_of(cleanup).locked_rows(cleanup).unlock(cleanup.items.planned().keys_and_identities())
+
+
+def lock_answered_items(cleanup: Cleanup) -> None:
+    """Mark what `unlock_idle_items` opened again although the store said that it is deleted: no
+    other call follows, and a verification is to say what became of it."""
+    answered = cleanup.items.planned().filter(calls__gt=0, store_answer=str(DELETED))
+    rows = policy_of(cleanup).lockable_rows(cleanup)
+    rows = rows.filter(key__in=answered.keys_and_identities())
+    rows.exclude(uploading_rows()).mark_deleting()
+    answered.mark(Outcome.DELETING)

@@ -4,29 +4,34 @@ Each acts on the whole deletion, in all its buckets, and locks its cleanups in t
 keys, so that of two who decide at once the second sees what the first did.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from uuid import UUID
 
 from django.db import transaction
 from django.db.models import Q
+from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
+from storage_audit import project_model
 from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
-from storage_audit.cleanup.models import Cleanup, CleanupItem, Snapshot
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.restore_snapshot import Restored, restore_snapshot
+from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored, restore_snapshot
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
 
 Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
 KeptFor = KnownProject.KeptFor
+# Sent with a cleanup that a person cancelled, its items that stay for that, before they are marked
+# so, who cancelled it, and why.
+files_kept = Signal()
 
 
 @transaction.atomic
 def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
-    """Bring back what the delete() call deleted, with the R2Object rows that were deleted after it,
-    and end the cleanups of these.
+    """Bring back what the delete() call deleted, with the R2Object rows that were deleted apart
+    from it, and end the cleanups of these. A row whose file was replaced since stays deleted.
 
     Raises IllegalTransition when a request was sent or the time for it is over, and CannotRestore
     when the rows can't come back. Both change nothing.
@@ -35,17 +40,39 @@ def undo_deletion(cleanup: Cleanup, reason: str = "") -> list[Restored]:
     require_deletion(root)
     locked, restored = list(lock_snapshots(root)), list[Restored]()
     root.refresh_from_db()
+    for project_id in outdated_deletions(locked):
+        text = _("Project %s was created again since, so this deletion can't be undone.")
+        raise IllegalTransition(text % printable_text(project_id))
     if obstacle := undo_obstacle(root):
         text = _("Cleanup %(id)s can't be undone. %(reason)s")
         raise IllegalTransition(text % {"id": root.pk, "reason": obstacle})
     for snapshot, cleanups in locked:
-        for each in cleanups:
-            keep_unsent_items(each, _("The deletion was undone."))
-            decision = {"decided_by": deciding_user(), "decision_reason": reason, "message": ""}
-            each.undo(**decision, **each.items.totals())
-            each.record("undo", decision_text(_("Undone"), reason))
-        restored.append(restore_snapshot(snapshot))
-        snapshot.delete()
+        is_its_own = snapshot.pk == root.snapshot_id
+        try:
+            with transaction.atomic():
+                restored.append(restore_call(snapshot, cleanups, reason))
+        except CannotRestore as refusal:
+            if is_its_own:
+                raise
+            restored.append(Restored({}, [str(refusal)]))
+    return restored
+
+
+def restore_call(snapshot: Snapshot, cleanups: Iterable[Cleanup], reason: str) -> Restored:
+    """Bring back what one delete() call deleted, and end its cleanups."""
+    for each in cleanups:
+        delete_batches.keep_items(each, unsent_items(each), _("The deletion was undone."))
+        decision = {"decided_by": deciding_user(), "decision_reason": reason, "message": ""}
+        each.undo(**decision, **each.items.totals())
+        each.record("undo", decision_text(_("Undone"), reason))
+    restored = restore_snapshot(snapshot)
+    snapshot.delete()
+    ids = {each.project_id or "" for each in cleanups if each.kind == Kind.PROJECT}
+    for project_id in sorted(ids - project_model.existing_ids(ids)):
+        # Its cleanup has ended, and its rows would be lost.
+        text = _("Project %(project)s can't come back, so nothing was restored. %(why)s")
+        words = {"project": printable_text(project_id), "why": " ".join(restored.left_out)}
+        raise CannotRestore(text % words)
     return restored
 
 
@@ -58,11 +85,12 @@ def cancel_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     """
     require_deletion(cleanup)
     decision = {"decided_by": deciding_user(), "decision_reason": reason}
-    cancelled = [each for each in lock_deletion(cleanup) if is_open(each)]
-    if not cancelled:
+    locked = lock_deletion(cleanup)
+    cancelled = [each for each in locked if is_open(each)]
+    if not any(is_undecided(each) for each in locked):
         raise IllegalTransition(_("Cleanup %s is over, so it can't be cancelled.") % cleanup.pk)
     for each in cancelled:
-        keep_unsent_items(each, _("Its cleanup was cancelled."))
+        keep_cancelled_items(each, unsent_items(each), decision["decided_by"], reason)
         totals = {} if each.first_request_at else each.items.totals()
         each.cancel(message=reason, **decision, **totals)
         each.record("cancel", decision_text(_("Cancelled"), reason))
@@ -117,8 +145,7 @@ def deciding_user() -> str:
 
 def lock_deletion(cleanup: Cleanup) -> list[Cleanup]:
     """All cleanups of the deletion, locked against workers and other people."""
-    # Before the cleanups' own rows, as in a deletion of the project.
-    KnownProject.objects.lock_id(cleanup.project_id)
+    cleanup.lock_hold()
     return list(Cleanup.objects.with_deletion(cleanup).lock().order_by("pk"))
 
 
@@ -149,10 +176,19 @@ def lock_snapshots(cleanup: Cleanup) -> Iterator[tuple[Snapshot, list[Cleanup]]]
     together = Q(snapshot__in=snapshots) | Q(parent__snapshot__in=snapshots)
     # PostgreSQL locks no row of an outer join.
     pks = list(Cleanup.objects.filter(together).values_list("pk", flat=True))
+    found = list(Snapshot.objects.filter(pk__in=snapshots).select_for_update().order_by("pk"))
     locked = list(Cleanup.objects.filter(pk__in=pks).lock().order_by("pk"))
-    for snapshot in Snapshot.objects.filter(pk__in=snapshots).select_for_update().order_by("pk"):
+    for snapshot in found:
         mine = [each for each in locked if snapshot.pk in snapshots_of(each)]
         yield snapshot, mine
+
+
+def outdated_deletions(locked: Iterable[tuple[Snapshot, list[Cleanup]]]) -> Iterator[str]:
+    """The projects that were created again, and maybe deleted again, since these deletions."""
+    for each in (cleanup for _snapshot, cleanups in locked for cleanup in cleanups):
+        same = KnownProject.objects.of_deletion(each.project_id, each.project_deleted_at)
+        if each.kind == Kind.PROJECT and not same.exists():
+            yield each.project_id or ""
 
 
 def snapshots_of(cleanup: Cleanup) -> set[UUID | None]:
@@ -164,11 +200,18 @@ def require_deletion(cleanup: Cleanup) -> None:
         raise IllegalTransition(_("Cleanup %s is of no deletion.") % cleanup.pk)
 
 
-def keep_unsent_items(cleanup: Cleanup, reason: str) -> None:
-    """Keep what was not sent. Of the rest, a verification says what became of it."""
+def unsent_items(cleanup: Cleanup) -> CleanupItemQuerySet:
+    """What was not sent. Of the rest, a verification says what became of it."""
+    delete_batches.lock_answered_items(cleanup)
     sent = Q(outcome=Outcome.DELETING, calls__gt=0)
-    unsent = cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED]).exclude(sent)
-    delete_batches.keep_items(cleanup, unsent, reason)
+    return cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED]).exclude(sent)
+
+
+def keep_cancelled_items(
+    cleanup: Cleanup, items: CleanupItemQuerySet, by: str, reason: str
+) -> None:
+    files_kept.send(Cleanup, cleanup=cleanup, kept=items, by=by, reason=reason)
+    delete_batches.keep_items(cleanup, items, _("Its cleanup was cancelled."))
 
 
 def keep_for_person(cleanup: Cleanup) -> None:
@@ -181,6 +224,12 @@ def keep_for_person(cleanup: Cleanup) -> None:
 def decision_text(done: str, reason: str) -> str:
     text = _("%(done)s by %(user)s: %(reason)s") if reason else _("%(done)s by %(user)s.")
     return text % {"done": done, "user": deciding_user(), "reason": reason}
+
+
+def is_undecided(cleanup: Cleanup) -> bool:
+    """Whether there is something to give up, and not only checks of a deletion that is over."""
+    is_scheduled_check = cleanup.parent_id is not None and cleanup.status == Status.PENDING
+    return cleanup.is_held() or is_open(cleanup) and not is_scheduled_check
 
 
 def is_open(cleanup: Cleanup) -> bool:

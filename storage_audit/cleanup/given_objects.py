@@ -307,5 +307,5 @@ def orphan_doubt(
         return rival_reason(living)
     owner = find_owner(parsed_keys, rows, known, alive, stored)
     if owner.problem != OwnerProblem.ORPHANED:
-        return _("It is no orphan any more, but %s.") % OwnerProblem(owner.problem).label
+        return _("No longer a leftover file, but: %s.") % OwnerProblem(owner.problem).label
     return ""

@@ -1,25 +1,30 @@
 """Ids of projects whose deletion is held: nothing else may use them until then."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from typing import Any
 
-from django.db.models import Exists, Max, OuterRef, Value
-from django.db.models.functions import Greatest
+from django.db.models import Exists, Max, OuterRef, QuerySet, Value
+from django.db.models.functions import Greatest, Least
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
+from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.models import Cleanup, Snapshot
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
+from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.ownership_rule import get_key_formats
-from storage_audit.redaction import printable_text
+from storage_audit.redaction import printable_text, redact_secrets
 from storage_audit.request_origin import current_origin
 
+logger = logging.getLogger(__name__)
 _recreation_allowed: ContextVar[bool] = ContextVar("storage_audit_recreation", default=False)
 
 
@@ -49,6 +54,17 @@ def hold_values_of_row(project_id: str | None) -> dict[str, Any]:
     return values
 
 
+def hold_of_deletion(project_id: str, deleted_at: datetime) -> dict[str, Any]:
+    """The same for one more cleanup of a deletion that can still be undone: it waits as long, and
+    Undo ends it too."""
+    known = KnownProject.objects.of_deletion(project_id, deleted_at)
+    if not known.filter(kept_for=KnownProject.KeptFor.HOLD).exists():
+        return {}
+    same = Cleanup.objects.of_deletion(project_id, deleted_at).exclude(held_until=None)
+    first = same.filter(parent=None).exclude(status__in=Cleanup.GIVEN_UP).first()
+    return {"held_until": first.held_until, "snapshot": first.snapshot} if first else {}
+
+
 @contextmanager
 def allow_recreation() -> Iterator[None]:
     """Let the code in this block create projects with held ids. That supersedes their deletions,
@@ -61,11 +77,11 @@ def allow_recreation() -> Iterator[None]:
 
 
 def refuse_held_id(project_id: str) -> None:
-    """Raises ProjectHeld for an id whose deletion can be undone."""
+    """Raises ProjectHeld for an id whose deletion can be undone, unless its row came past us."""
     if _recreation_allowed.get() or not is_storable(project_id):
         return
     held = KnownProject.objects.filter(pk=project_id, kept_for=KnownProject.KeptFor.HOLD)
-    if held.exists():
+    if held.exists() and not project_model.existing_ids([project_id]):
         text = _(
             "Project %s was deleted and can still be restored, so its id can't be used for a new"
             " project. Undo the deletion, or erase it now."
@@ -74,17 +90,30 @@ def refuse_held_id(project_id: str) -> None:
 
 
 def end_past_holds() -> None:
-    """Let go of held ids whose time is over, such as those of projects without files. An open
-    cleanup does so itself with its first request."""
+    """Let go of held ids whose time is over, such as those of projects without files, once the
+    store's clock agrees. An open cleanup does so itself with its first request."""
+    if not any(past.exists() for past in find_past_holds(DatabaseNow())):
+        return
+    try:
+        now = Least(DatabaseNow(), Value(bucket_marker.read_store_time(conf().bucket)))
+    except StoreError as error:
+        logger.warning("Past holds stay: %s", redact_secrets(str(error)))
+        return
+    ids, snapshots = find_past_holds(now)
+    ids.update(kept_for="")
+    snapshots.delete()
+
+
+def find_past_holds(now: Any) -> tuple[QuerySet[KnownProject], QuerySet[Snapshot]]:
+    """The held ids whose time is over, and the copies of rows that nobody can restore any more:
+    also of deleted rows, and of projects that were created again past us."""
     same = {"project_id": OuterRef("pk"), "project_deleted_at": OuterRef("deleted_at")}
     cleanups = Cleanup.objects.filter(**same, parent=None).deleting().of_projects()
-    waiting = Exists(cleanups.open()) | Exists(cleanups.filter(held_until__gt=DatabaseNow()))
+    waiting = Exists(cleanups.open()) | Exists(cleanups.filter(held_until__gt=now))
     held = KnownProject.objects.filter(kept_for=KnownProject.KeptFor.HOLD)
-    held.filter(~waiting).update(kept_for="")
-    # Of deleted rows, and of projects that were created again past us.
     kept = Cleanup.objects.filter(snapshot=OuterRef("pk"), first_request_at=None)
-    alive = Exists(kept.open()) | Exists(kept.filter(held_until__gt=DatabaseNow()))
-    Snapshot.objects.filter(~alive).delete()
+    alive = Exists(kept.open()) | Exists(kept.filter(held_until__gt=now))
+    return held.filter(~waiting), Snapshot.objects.filter(~alive)
 
 
 def find_held_owner(key: str) -> str | None:

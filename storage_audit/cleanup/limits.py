@@ -25,14 +25,19 @@ TOLERATED_MISSING_OBJECTS = 20
 
 
 def limit_reasons(cleanup: Cleanup) -> str:
-    """Why the plan must not be run unasked, or nothing. An approval within the hold was of an
-    earlier plan: it lifts no doubt of this listing, and covers no more than it showed."""
-    if cleanup.limits_waived_by and cleanup.approved_objects is None:
+    """Why the plan must not be run unasked, or nothing."""
+    if are_doubts_lifted(cleanup):
         return ""
     reasons = [missing_share_reason(cleanup)]
     if not (cleanup.limits_waived_by and is_within_approval(cleanup)):
         reasons += [size_reason(cleanup), wrangler_reason(cleanup)]
     return " ".join(filter(None, reasons))
+
+
+def are_doubts_lifted(cleanup: Cleanup) -> bool:
+    """An approval within the hold was of an earlier plan: it lifts no doubt of a later listing, and
+    covers no more than it showed."""
+    return bool(cleanup.limits_waived_by) and cleanup.approved_objects is None
 
 
 def is_within_approval(cleanup: Cleanup) -> bool:

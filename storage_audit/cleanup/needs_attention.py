@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
 from storage_audit import project_model
@@ -40,7 +40,14 @@ def select_keeping_files(cleanups: CleanupQuerySet) -> CleanupQuerySet:
         status__in=Cleanup.ENDED,
     ).exclude(Cleanup.DONE_AT_ONCE)
     lately = timezone.now() - KEPT_FILES_PERIOD
-    return cleanups.filter(~Exists(later), status=Status.CLEAN_WITH_KEPT, finished_at__gte=lately)
+    found = cleanups.filter(~Exists(later), status=Status.CLEAN_WITH_KEPT, finished_at__gte=lately)
+    return found.exclude(Exists(kept_projects()))
+
+
+def kept_projects() -> QuerySet[KnownProject]:
+    """That of the outer query, if a person cancelled its cleanup: nobody has to decide any more."""
+    cancelled = KnownProject.objects.filter(kept_for=KnownProject.KeptFor.CANCELLED)
+    return cancelled.filter(pk=OuterRef("project_id"))
 
 
 def find_verifications_with_leftovers() -> CleanupQuerySet:
@@ -57,7 +64,9 @@ def find_verifications_with_leftovers() -> CleanupQuerySet:
     )
     alive = project_model.annotated_rows().filter(storage_audit_id=OuterRef("project_id"))
     found = Cleanup.objects.differing().exclude(project_id=None)
-    return found.filter(~Exists(later), ~Exists(deleted_since), ~Exists(alive))
+    return found.filter(
+        ~Exists(later), ~Exists(deleted_since), ~Exists(alive), ~Exists(kept_projects())
+    )
 
 
 def find_verifications_without_cleanup() -> CleanupQuerySet:

@@ -17,7 +17,14 @@ from django.utils.translation import gettext as _
 
 from storage_audit import logs, project_model, queue
 from storage_audit.bucket.listing import is_storable
-from storage_audit.cleanup import limits, named_files, runner, supersede_cleanups, vanished_projects
+from storage_audit.cleanup import (
+    held_ids,
+    limits,
+    named_files,
+    runner,
+    supersede_cleanups,
+    vanished_projects,
+)
 from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
 from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -173,7 +180,13 @@ def run_project_plan(cleanup: Cleanup, user: str) -> None:
             " it. Nothing was deleted. Wait until that cleanup is over, or force-delete it."
         )
         raise IllegalTransition(text % {**words, "other": other.pk})
-    cleanup.run_plan(user, project_deleted_at=deleted_at)
+    hold = held_ids.hold_of_deletion(project_id, deleted_at)
+    if hold:
+        # As with an approval within the hold.
+        planned = limits.planned_size(cleanup)
+        hold |= {"approved_objects": planned["n"], "approved_bytes": planned["size"]}
+        hold |= {"step": Cleanup.Step.HELD, "next_attempt_at": hold["held_until"]}
+    cleanup.run_plan(user, project_deleted_at=deleted_at, **hold)
     supersede_cleanups.requeue_earlier_cleanups(cleanup)
 
 

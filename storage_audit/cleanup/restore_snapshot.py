@@ -534,7 +534,9 @@ def refuse_taken(table: Table) -> Iterator[None]:
                 "Nothing was restored: the database refuses rows of %(table)s. The server's log"
                 " says why."
             )
-            logger.exception("Rows of %s cannot be restored.", table._meta.label)
+            # The other lines may quote the row.
+            reason = str(error).partition("\n")[0]
+            logger.error("Rows of %s cannot be restored: %s", table._meta.label, reason)
         raise CannotRestore(text % words) from error
 
 

@@ -19,6 +19,7 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.cleanup import (
     delete_batches,
+    end_deletions,
     follow_ups,
     hold_cleanup,
     limits,
@@ -329,7 +330,8 @@ def close_cancelled(cleanup: Cleanup) -> None:
     """Close one that was cancelled after its first request: what is still there stays."""
     left = cleanup.items.filter(outcome__in=[*CleanupItem.OPEN, Outcome.FAILED])
     with transaction.atomic():
-        delete_batches.keep_items(cleanup, left, _("Its cleanup was cancelled."))
+        by, reason = cleanup.decided_by, cleanup.decision_reason
+        end_deletions.keep_cancelled_items(cleanup, left, by, reason)
         totals = cleanup.items.totals()
         cleanup.finish(Status.CANCELLED, totals)
         cleanup.record("cancelled", cleanup.get_status_display(), **totals)

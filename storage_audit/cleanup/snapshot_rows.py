@@ -10,7 +10,7 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from django.db import DEFAULT_DB_ALIAS, connection, models
+from django.db import DEFAULT_DB_ALIAS, DatabaseError, connection, models
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import JSONField, Max, QuerySet, Value
 
@@ -114,7 +114,7 @@ def read_rows(model: Table, pks: Sequence[Any]) -> dict[str, TextRow]:
     """The rows with these primary keys as the database has them, by their keys as text."""
     fields, rows = stored_fields(model), all_rows(model).filter(pk__in=pks)
     found = dict[str, TextRow]()
-    for values in rows.values_list(*(field.attname for field in fields)):
+    for values in read_values(rows, [field.attname for field in fields]):
         pairs = zip(fields, values, strict=True)
         row = {field.attname: encode_value(field, value) for field, value in pairs}
         found[key_of(model, row)] = row
@@ -125,6 +125,16 @@ def read_rows(model: Table, pks: Sequence[Any]) -> dict[str, TextRow]:
                 row = found[encode_key(model, pk)]
                 row[name] = row[name] or "null"
     return found
+
+
+def read_values(rows: QuerySet[Any], names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Raises CannotSnapshot where a field of the site refuses what the database has."""
+    try:
+        return list(rows.values_list(*names))
+    except DatabaseError:
+        raise
+    except Exception as error:
+        raise CannotSnapshot(Obstacle.UNREADABLE_VALUES) from error
 
 
 def write_rows(snapshot: Snapshot, model: Table, rows: Sequence[TextRow]) -> None:

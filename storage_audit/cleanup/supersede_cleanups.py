@@ -12,7 +12,7 @@ from typing import Any
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup import delete_batches, plan_summary
+from storage_audit.cleanup import delete_batches, held_ids, plan_summary
 from storage_audit.cleanup.kind_policies import policy_of, superseded_text
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
 from storage_audit.models import KnownProject
@@ -34,6 +34,7 @@ def request_cleanups(
         each.bucket: each for each in cleanups.of_project(project_id).filter(**whole, parent=None)
     }
     found = []
+    values = held_ids.hold_of_deletion(project_id, deleted_at) | values
     for bucket in cleanups.buckets_for(project_id):
         if cleanup := known.get(bucket):
             cleanup.record("request", _("Requested again, and not over yet."))

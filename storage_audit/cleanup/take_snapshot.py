@@ -6,6 +6,7 @@ been changed without being saved.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS, models
@@ -13,7 +14,7 @@ from django.db.models import DO_NOTHING, QuerySet
 from django.db.models.deletion import Collector, get_candidate_relations_to_delete
 
 from storage_audit import project_model
-from storage_audit.cleanup.models import Snapshot
+from storage_audit.cleanup.models import Snapshot, SnapshotName
 from storage_audit.cleanup.named_files import cascading_models
 from storage_audit.cleanup.snapshot_rows import (
     CannotSnapshot,
@@ -30,6 +31,7 @@ from storage_audit.cleanup.snapshot_rows import (
     write_rows,
 )
 from storage_audit.models import R2Object
+from storage_audit.redaction import printable_text
 
 Obstacle = Snapshot.Obstacle
 MAX_ROWS = 20_000
@@ -44,9 +46,10 @@ DATABASE_ACTIONS = [
 def take_snapshot(origin: models.Model | QuerySet[Any]) -> Snapshot:
     """What the delete() call of this origin deletes and unlinks in the default database. Called
     before it deletes the first row, in its transaction."""
-    snapshot = Snapshot.objects.create()
+    snapshot, collector = Snapshot.objects.create(), collect_rows(origin)
+    write_names(snapshot, collector)
     try:
-        fill_snapshot(snapshot, collect_rows(origin))
+        fill_snapshot(snapshot, collector)
     except CannotSnapshot as error:
         snapshot.empty(str(error))
     else:
@@ -85,6 +88,25 @@ def fill_snapshot(snapshot: Snapshot, collector: Collector) -> None:
             write_links(snapshot, field, part)
     tables = [*rows, *(field.model for field in links)]
     snapshot.migrations = latest_migrations({each._meta.app_label for each in tables})
+
+
+def write_names(snapshot: Snapshot, collector: Collector) -> None:
+    """Also where no row can be restored: people look for the project to cancel its cleanup."""
+    project = table_of(project_model.get_model())
+    projects = (rows for model, rows in collector.data.items() if table_of(model) is project)
+    SnapshotName.objects.bulk_create(
+        SnapshotName(snapshot=snapshot, project_id=project_model.stored_id(row), name=name)
+        for row in chain.from_iterable(projects)
+        if (name := name_of(row))
+    )
+
+
+def name_of(row: models.Model) -> str:
+    try:
+        return printable_text(str(row))
+    except Exception:  # noqa: BLE001
+        # A site's own code, which may read rows that are not there.
+        return ""
 
 
 def deleted_rows(collector: Collector) -> dict[Table, list[Any]]:

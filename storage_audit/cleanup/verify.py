@@ -31,7 +31,7 @@ from storage_audit.cleanup.position_basis import listing_position
 from storage_audit.cleanup.worker_turn import Turn, TurnOver
 from storage_audit.clocks import time_maybe_since
 from storage_audit.fields import starts_with
-from storage_audit.models import R2Object
+from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.bucket_marker import CannotConclude
 
 Outcome, FoundIn = CleanupItem.Outcome, CleanupItem.FoundIn
@@ -61,7 +61,7 @@ def relist_bucket(work: Turn) -> None:
     relist_prefixes(work)
     relist_lone_keys(work)
     work.recheck_bucket()
-    if not cleanup.limits_waived_by and (reason := limits.unsent_share_reason(cleanup)):
+    if not limits.are_doubts_lifted(cleanup) and (reason := limits.unsent_share_reason(cleanup)):
         raise CannotConclude(reason)
     confirm_items_gone(work)
     cleanup.renew(position=work.next_position(ended_at=timezone.now()))
@@ -249,8 +249,17 @@ def compare_deleted_project(cleanup: Cleanup) -> str:
         Exists(changing.filter(key__in=[OuterRef("key"), OuterRef("identity")]))
     ).delete()
     gone = gone_items.mark(Outcome.ALREADY_GONE)
+    if is_project_kept(cleanup):
+        text = _("Kept: a person cancelled the cleanup of project %s.") % cleanup.project_id
+        items.mark(Outcome.KEPT, text + " " + _("To delete the file, choose Clean up again."))
     left = items.mark(Outcome.FAILED, _("Still in the bucket.") + " " + next_step_text(cleanup))
     return _("%(left)s leftover, %(gone)s confirmed gone.") % {"left": left, "gone": gone}
+
+
+def is_project_kept(cleanup: Cleanup) -> bool:
+    """Whether a person keeps all files of the deleted project."""
+    cancelled = KnownProject.objects.filter(kept_for=KnownProject.KeptFor.CANCELLED)
+    return not cleanup.has_given_objects and cancelled.filter(pk=cleanup.project_id).exists()
 
 
 def next_step_text(cleanup: Cleanup) -> str:

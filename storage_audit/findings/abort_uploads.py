@@ -15,6 +15,7 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import covered_reason, find_covering, possible_owners
 from storage_audit.conf import conf
 from storage_audit.fields import unicode_spellings
+from storage_audit.findings.action_result import state_reason
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object, R2ObjectQuerySet, uploading_rows
 from storage_audit.ownership import bucket_marker
@@ -64,27 +65,29 @@ def abort_upload(finding: Finding) -> AbortResult:
     except StoreError as error:
         resolution, trouble = ended_note(), f"{str(error).rstrip('.')}. "
     if find_upload(finding):
-        return AbortResult(finding, objection=trouble + _("The upload is still listed. Try again."))
+        return AbortResult(finding, objection=trouble + _("The upload is still there. Try again."))
     return AbortResult(finding, resolution)
 
 
 def ended_note() -> str:
-    return _("not listed any more: completed, or aborted by somebody else")
+    return _("already gone: completed, or aborted by somebody else")
 
 
 def check_upload(finding: Finding) -> tuple[str, MultipartUpload | None]:
     """Why it must not be aborted, or nothing; and the upload, unless it is gone."""
     if finding.kind != Finding.Kind.UNFINISHED:
-        return _("It is %s, and no unfinished upload.") % finding.get_kind_display(), None
+        return _("Not an unfinished upload, but: %s.") % finding.get_kind_display(), None
     if finding.escaped:
-        return _("No request can name this upload. R2 ends it by itself after seven days."), None
+        return _(
+            "No request can use this name. R2 aborts the upload automatically after seven days."
+        ), None
     upload = find_upload(finding)
     # A decision made since the findings were read, or while the store answers, counts.
     if reason := upload_keep_reason(finding):
         return reason, upload
     moment = timezone.now() - conf().upload_timeout
     if upload and (upload.initiated != finding.last_modified or upload.initiated >= moment):
-        return _("The upload is not as old as it was found. Scan again."), upload
+        return _("This upload is newer than the one that was found. Scan again."), upload
     return "", upload
 
 
@@ -92,11 +95,11 @@ def upload_keep_reason(finding: Finding) -> str:
     """Why the upload stays by what the database says now, or nothing."""
     finding.refresh_from_db(fields=["state", "note"])
     if finding.state == Finding.State.RESOLVED:
-        return _("It is resolved already: %s") % finding.note
+        return state_reason(finding)
     if finding.state == Finding.State.IGNORED:
-        return _("It is ignored. To abort the upload, reopen the finding first.")
+        return _("Ignored. To abort the upload, reopen the finding first.")
     if is_under_way(finding):
-        return _("The application is uploading to this key. Try again later.")
+        return _("The application is uploading this file. Try again later.")
     if pause := pause_deletions.find_pause():
         return f"{pause}."
     cleanup = covering_cleanup(finding)
@@ -125,7 +128,7 @@ def find_upload(finding: Finding) -> MultipartUpload | None:
     Raises CannotConclude and StoreError."""
     pages = multipart.list_unfinished_uploads(finding.bucket, finding.key)
     if pages is None:
-        raise StoreError(_("The store cannot list unfinished uploads."))
+        raise StoreError(_("The store can't list unfinished uploads."))
     mine = (finding.key, finding.upload_id)
     there = [upload for page in pages for upload in page if (upload.key, upload.upload_id) == mine]
     bucket_marker.require_marker(finding.bucket)

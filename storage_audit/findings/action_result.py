@@ -68,13 +68,15 @@ class Decision:
         settled = Finding.objects.filter(pk__in=[finding.pk for finding in findings])
         self.done += settled.open().resolve(how, current_origin().user)
         for finding in settled.filter(state=State.IGNORED):
-            self.skip(finding, _("It was ignored meanwhile. The finding stays as it is."))
+            self.skip(
+                finding, _("Somebody ignored this finding in the meantime, so it stays ignored.")
+            )
 
 
 def ignore_findings(findings: Findings, note: str) -> Decision:
     """Say that these may stay as they are, and why. Raises ActionRefused without a note."""
     if not note.strip():
-        raise ActionRefused(_("Say in a note why these may stay as they are."))
+        raise ActionRefused(_("Nothing was ignored. Add a note that says why."))
     found = select_findings(findings)
     decision = skip_findings(found.exclude(state=State.OPEN))
     pks = list(found.open().values_list("pk", flat=True))
@@ -94,8 +96,8 @@ def warn_of_cleanups(ignored: FindingQuerySet) -> Iterator[FindingResult]:
             owners[one.key] = possible_owners(get_key_formats().parse_key(one.key), ())
             owners[one.key].project_ids.add(one.project_id or "")
         text = _(
-            "Cleanup %s covers this file. The file stays, unless its deletion was sent already."
-            " That cleanup's page says what became of it."
+            "Cleanup %s covers this file. It keeps the file, unless the deletion was already sent:"
+            " see that cleanup's page."
         )
         for key, cleanup in find_covering(bucket, owners).items():
             yield FindingResult(key, text % cleanup.pk)
@@ -113,8 +115,8 @@ def refuse_too_many(findings: FindingQuerySet) -> None:
     """Raises ActionRefused when they are more than a web request may list the bucket for."""
     if findings.order_by("pk")[MAX_FINDINGS_PER_REQUEST : MAX_FINDINGS_PER_REQUEST + 1].exists():
         text = _(
-            "These are more than %s findings, and each has to be looked at in the bucket. Choose"
-            " fewer, or use manage.py findings."
+            "Nothing was done: this action takes at most %s findings at a time. Select fewer, or"
+            " use manage.py findings."
         )
         raise ActionRefused(text % MAX_FINDINGS_PER_REQUEST)
 
@@ -128,10 +130,24 @@ def skip_findings(findings: FindingQuerySet) -> Decision:
 
 def state_reason(finding: Finding) -> str:
     if finding.state == State.IGNORED:
-        return _("It is ignored: %s") % finding.note
+        return _("Already ignored: %s") % finding.note
     if finding.state == State.RESOLVED:
-        return _("It is resolved: %s") % finding.note
-    return _("It is open.")
+        return _("Already resolved: %s") % finding.note
+    return _("Already open.")
+
+
+def busy_reason() -> str:
+    return _("This file is being uploaded, deleted or changed right now. Try again later.")
+
+
+def gone_reason() -> str:
+    return _(
+        "The file is not in the bucket any more. The next complete scan resolves this finding."
+    )
+
+
+def changed_reason() -> str:
+    return _("The file changed since the scan found it. Scan again.")
 
 
 def select_findings(findings: Findings) -> FindingQuerySet:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.http import HttpRequest
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext_lazy
 
 from storage_audit.findings import rename
 from storage_audit.findings.abort_uploads import abort_each
@@ -65,20 +65,21 @@ def preview_deletion(findings: Findings) -> Decision:
 
 @dataclass(frozen=True)
 class FindingAction:
-    """An action on findings, which needs all of its `permissions`. `label` names it in lists.
-    One with a `button` is confirmed on a page with this `title` and these `sentences`, and
-    `done_text` says what was done. One that `lists_bucket` takes few findings at once; one that
-    does not `asks_store` needs no slot. `argument` is what `decide` wants to know beside the
-    findings."""
+    """An action on findings, which needs all of its `permissions`. `label` names it in lists, and
+    `done_text` says what was done to how many. One with a `button` is confirmed on a page with this
+    `title` and these `sentences`: title and button say for how many. One that `lists_bucket` takes
+    few findings at once; one that does not `asks_store` needs no slot. `argument` is what `decide`
+    wants to know beside the findings."""
 
     name: str
     decide: Callable[..., Decision]
     permissions: tuple[str, ...]
     label: Any
-    title: Any
     done_text: Any
+    title: Any = ""
     sentences: tuple[Any, ...] = ()
     button: Any = ""
+    is_harmless: bool = False
     argument: str = ""
     has_dry_run: bool = False
     lists_bucket: bool = False
@@ -99,15 +100,14 @@ IGNORE = FindingAction(
     ignore_findings,
     (CHANGE_FINDING,),
     gettext_lazy("Ignore"),
-    gettext_lazy("Ignore findings"),
-    gettext_lazy("ignored"),
+    ngettext_lazy("Ignored %d finding.", "Ignored %d findings."),
+    ngettext_lazy("Ignore %d finding?", "Ignore %d findings?"),
     (
-        gettext_lazy(
-            "They may stay as they are: they leave the list of what is open, and nothing in the"
-            " bucket changes. “Reopen” takes it back."
-        ),
+        gettext_lazy("Nothing in the bucket changes, and later cleanups keep these files."),
+        gettext_lazy("To take this back, choose “Reopen”."),
     ),
-    gettext_lazy("Ignore"),
+    ngettext_lazy("Ignore %d finding", "Ignore %d findings"),
+    is_harmless=True,
     asks_store=False,
     argument="note",
 )
@@ -116,8 +116,7 @@ REOPEN = FindingAction(
     reopen_findings,
     (CHANGE_FINDING,),
     gettext_lazy("Reopen"),
-    gettext_lazy("Reopen findings"),
-    gettext_lazy("open again"),
+    ngettext_lazy("Reopened %d finding.", "Reopened %d findings."),
     asks_store=False,
     state=Finding.State.IGNORED,
 )
@@ -125,27 +124,28 @@ PREVIEW = FindingAction(
     "preview_deletion",
     preview_deletion,
     ("dry_run_cleanup",),
-    gettext_lazy("Dry-run deletion of orphans"),
-    gettext_lazy("Plan the deletion of orphans"),
-    gettext_lazy("taken up: a dry run deletes nothing, and shows what would go"),
+    gettext_lazy("Preview the deletion of leftover files"),
+    ngettext_lazy(
+        "Previewing the deletion of %d leftover file. Nothing is deleted.",
+        "Previewing the deletion of %d leftover files. Nothing is deleted.",
+    ),
     kinds=[Kind.ORPHANED],
 )
 DELETE_OBJECTS = FindingAction(
     "delete_objects",
     delete_objects,
     (DELETE_ROWS,),
-    gettext_lazy("Delete orphans"),
-    gettext_lazy("Delete orphans?"),
-    gettext_lazy(
-        "taken up. A cleanup is deleting the files from R2. Its page shows when they are gone"
+    gettext_lazy("Delete leftover files"),
+    ngettext_lazy(
+        "A cleanup is deleting %d leftover file. Its page shows when the file is gone.",
+        "A cleanup is deleting %d leftover files. Its page shows when they are gone.",
     ),
+    ngettext_lazy("Delete %d leftover file?", "Delete %d leftover files?"),
     (
-        gettext_lazy(
-            "A cleanup deletes these files from R2. It checks each again first and keeps to the"
-            " limits. Its page shows when they are gone. This cannot be undone."
-        ),
+        gettext_lazy("A cleanup checks each file once more, then deletes it from R2."),
+        gettext_lazy("You can't undo this. Safety limits still apply."),
     ),
-    gettext_lazy("Yes, delete"),
+    ngettext_lazy("Delete %d file", "Delete %d files"),
     kinds=[Kind.ORPHANED],
     has_dry_run=True,
 )
@@ -155,15 +155,17 @@ ASSIGN = FindingAction(
     # An assigned object is deleted with its project.
     (CHANGE_ROWS, DELETE_ROWS),
     gettext_lazy("Assign to a project"),
-    gettext_lazy("Assign to a project"),
-    gettext_lazy("assigned: deleting the project now deletes these files too"),
-    (
-        gettext_lazy(
-            "The objects are given to a project that exists. They stay where they are, and are"
-            " deleted with it. Each is checked in the bucket first."
-        ),
+    ngettext_lazy(
+        "Assigned %d file. Deleting the project now deletes it too.",
+        "Assigned %d files. Deleting the project now deletes them too.",
     ),
-    gettext_lazy("Assign"),
+    ngettext_lazy("Assign %d file to a project?", "Assign %d files to a project?"),
+    (
+        gettext_lazy("The files stay where they are. Deleting the project will delete them too."),
+        gettext_lazy("Each file is checked in the bucket first."),
+    ),
+    ngettext_lazy("Assign %d file", "Assign %d files"),
+    is_harmless=True,
     lists_bucket=True,
     kinds=ASSIGNABLE_KINDS,
     argument="project_id",
@@ -173,15 +175,11 @@ TRACK = FindingAction(
     track_objects,
     (CHANGE_ROWS,),
     gettext_lazy("Track"),
-    gettext_lazy("Track objects"),
-    gettext_lazy("tracked: the table says what the bucket shows"),
-    (
-        gettext_lazy(
-            "The table gets what the bucket shows of these objects by now. Nothing in the bucket"
-            " changes."
-        ),
-    ),
-    gettext_lazy("Track"),
+    ngettext_lazy("Tracked %d file.", "Tracked %d files."),
+    ngettext_lazy("Track %d file?", "Track %d files?"),
+    (gettext_lazy("We track the files as they are in the bucket. The bucket does not change."),),
+    ngettext_lazy("Track %d file", "Track %d files"),
+    is_harmless=True,
     lists_bucket=True,
     kinds=TRACKABLE_KINDS,
 )
@@ -189,16 +187,14 @@ UNTRACK = FindingAction(
     "untrack",
     untrack_rows,
     (DELETE_ROWS,),
-    gettext_lazy("Remove the rows of missing objects"),
-    gettext_lazy("Remove the rows of missing objects"),
-    gettext_lazy("resolved: no row tells of what is missing any more"),
+    gettext_lazy("Untrack missing files"),
+    ngettext_lazy("Untracked %d missing file.", "Untracked %d missing files."),
+    ngettext_lazy("Untrack %d missing file?", "Untrack %d missing files?"),
     (
-        gettext_lazy(
-            "The rows of objects that are seen to be missing are removed; what the upload recorded"
-            " cannot be brought back. Where the object is there after all, the row stays."
-        ),
+        gettext_lazy("What the uploads recorded about these files is lost. You can't undo this."),
+        gettext_lazy("A file that is in the bucket after all stays tracked."),
     ),
-    gettext_lazy("Yes, remove the rows"),
+    ngettext_lazy("Untrack %d file", "Untrack %d files"),
     lists_bucket=True,
     kinds=[Kind.MISSING],
 )
@@ -206,18 +202,18 @@ RENAME = FindingAction(
     "rename",
     rename_objects,
     (CHANGE_ROWS,),
-    gettext_lazy("Rename misnamed objects"),
-    gettext_lazy("Rename misnamed objects?"),
-    gettext_lazy("renamed"),
+    gettext_lazy("Rename files with old names"),
+    ngettext_lazy("Renamed %d file:", "Renamed %d files:"),
+    ngettext_lazy("Rename %d file?", "Rename %d files?"),
     (
         gettext_lazy(
-            "Each object is copied to its new key, and the old one is deleted once the copy is"
-            " seen. Links to the old keys break; an object that a row of another table names stays"
-            " under its old name. It takes some seconds; if it is stopped, ask again, and it goes"
-            " on."
+            "Each file is copied to its new name. The old file is deleted once the copy is"
+            " confirmed."
         ),
+        gettext_lazy("Links to the old names stop working. Files in use keep their old names."),
+        gettext_lazy("This takes some seconds. If it is interrupted, rename again to continue."),
     ),
-    gettext_lazy("Yes, rename"),
+    ngettext_lazy("Rename %d file", "Rename %d files"),
     lists_bucket=True,
     kinds=[Kind.MISNAMED],
     has_dry_run=True,
@@ -227,15 +223,13 @@ ABORT = FindingAction(
     abort_uploads,
     (DELETE_ROWS,),
     gettext_lazy("Abort unfinished uploads"),
-    gettext_lazy("Abort unfinished uploads?"),
-    gettext_lazy("resolved"),
+    ngettext_lazy("%d unfinished upload is gone:", "%d unfinished uploads are gone:"),
+    ngettext_lazy("Abort %d unfinished upload?", "Abort %d unfinished uploads?"),
     (
-        gettext_lazy(
-            "What was uploaded of them so far is discarded, which cannot be undone. Objects that"
-            " are there already stay."
-        ),
+        gettext_lazy("The parts uploaded so far are discarded. You can't undo this."),
+        gettext_lazy("Complete files stay."),
     ),
-    gettext_lazy("Yes, abort"),
+    ngettext_lazy("Abort %d upload", "Abort %d uploads"),
     lists_bucket=True,
     kinds=[Kind.UNFINISHED],
     has_dry_run=True,

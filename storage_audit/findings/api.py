@@ -51,20 +51,22 @@ class FindingDetails(Schema):
     state: FindingState
     bucket: str
     key: str
-    escaped: bool = Field(description="The key cannot be written as it is, and is shown escaped.")
-    upload_id: str = Field(description="Of an unfinished upload.")
+    escaped: bool = Field(description="The key has characters that are shown escaped.")
+    upload_id: str = Field(description="The ID of an unfinished upload.")
     project_id: str | None
     size: int | None
     etag: str
     last_modified: datetime | None
     evidence: str
-    note: str = Field(description="Why it may stay, or how it is resolved.")
+    note: str = Field(description="Why it is ignored, or how it was resolved.")
     decided_by: str
     decided_at: datetime | None
     first_seen_at: datetime
     last_seen_at: datetime
-    first_scan: UUID
-    last_scan: UUID
+    first_scan: UUID | None = Field(
+        description="Null where no scan has seen it yet: a person cancelled the file's deletion."
+    )
+    last_scan: UUID | None
 
 
 class FindingPage(Schema):
@@ -73,7 +75,7 @@ class FindingPage(Schema):
 
 
 class FindingFilter(StrictSchema):
-    """All findings that fit each of these; without a state, the open ones."""
+    """All findings that match every field. Without a state: the open ones."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
@@ -85,7 +87,7 @@ class FindingFilter(StrictSchema):
     @model_validator(mode="after")
     def require_condition(self) -> Self:
         if not self.model_fields_set:
-            raise ValueError(_("Say which findings: name a kind, state, prefix or project."))
+            raise ValueError(_("Choose findings by kind, state, prefix or project."))
         return self
 
 
@@ -94,17 +96,17 @@ Ids = Annotated[list[Number], Field(min_length=1, max_length=1000)]
 
 class ActionRequest(StrictSchema):
     findings: Ids | FindingFilter = Field(
-        description="The ids of some, or a filter with one name or more."
+        description="IDs of findings, or a filter with at least one field."
     )
 
 
 class DryRunRequest(ActionRequest):
-    dry_run: StrictBool = Field(False, description="Say what would be done, and do nothing.")
+    dry_run: StrictBool = Field(False, description="Show what would happen, and change nothing.")
 
 
 class IgnoreRequest(ActionRequest):
     note: Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")] = Field(
-        description="Why they may stay."
+        description="Why they are ignored."
     )
 
 
@@ -123,15 +125,19 @@ class FindingOutcome(Schema):
 
 
 class ActionResponse(Schema):
-    done: int = Field(description="Findings dealt with, or covered by the deletions.")
-    dry_run: bool = Field(description="It tells what would be done.")
-    deletions: list[DeletionLink] = Field(description="One for each bucket: follow these.")
-    results: list[FindingOutcome] = Field(
-        description="Such as the new key of each that was renamed."
+    done: int = Field(description="Findings that are settled or covered by the deletions.")
+    dry_run: bool = Field(description="A preview: nothing was changed.")
+    deletions: list[DeletionLink] = Field(
+        description="One deletion for each bucket. Follow their progress."
     )
-    left: list[SkippedFinding] = Field(description="What stays as it is, and why.")
+    results: list[FindingOutcome] = Field(
+        description="Details, such as each renamed file's new key."
+    )
+    left: list[SkippedFinding] = Field(description="Findings that were skipped, and why.")
     counts: dict[str, int]
-    is_cut: bool = Field(description="The lists end after 1,000; the counts count all.")
+    is_cut: bool = Field(
+        description="The lists hold at most 1,000 entries; the counts are complete."
+    )
 
 
 ACTION_RESPONSES = {200: ActionResponse, **problem_responses(404, 409, 502)}
@@ -147,8 +153,8 @@ def list_findings(
     cursor: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     limit: Limit = 50,
 ) -> FindingPage:
-    """In the order in which they were found, in all states. `cursor` is the `next_cursor` of the
-    page before. Needs the permission view_finding."""
+    """Oldest first, in all states. `cursor` is the `next_cursor` of the previous page. Needs the
+    permission view_finding."""
     require_permission(request, VIEW_FINDING)
     found = filter_findings(kind, prefix, project).filter(pk__gt=cursor).order_by("pk")
     page, more = first_rows(found.filter(state=state) if state else found, limit)
@@ -168,14 +174,14 @@ def get_finding(
 
 @router.post("/actions/ignore", response={200: ActionResponse, **problem_responses(404)})
 def ignore_findings(request: HttpRequest, asked: IgnoreRequest) -> ActionResponse:
-    """They may stay as they are, and the note says why. Needs the permissions view_finding and
-    change_finding."""
+    """Ignore findings: cleanups keep their files. The note says why. Needs the permissions
+    view_finding and change_finding."""
     return run_action(request, asked, actions.IGNORE, note=asked.note)
 
 
 @router.post("/actions/reopen", response={200: ActionResponse, **problem_responses(404)})
 def reopen_findings(request: HttpRequest, asked: ActionRequest) -> ActionResponse:
-    """Open ignored findings again; a filter without a state means the ignored ones. Needs the
+    """Reopen ignored findings. A filter without a state selects the ignored ones. Needs the
     permissions view_finding and change_finding."""
     return run_action(request, asked, actions.REOPEN)
 
@@ -184,15 +190,15 @@ def reopen_findings(request: HttpRequest, asked: ActionRequest) -> ActionRespons
 def delete_objects(
     request: HttpRequest, asked: DryRunRequest, response: HttpResponse
 ) -> Status[ActionResponse]:
-    """Delete the objects of those that may go: a worker does it, in one deletion for each bucket,
-    or plans to. When none may go, there is no deletion, and the status is 200. Needs the
-    permissions view_finding and delete_r2object, or dry_run_cleanup instead for a dry run."""
+    """Delete leftover files. A worker runs one deletion per bucket, or plans it in a dry run. When
+    no file can be deleted, there is no deletion, and the status is 200. Needs the permissions
+    view_finding and delete_r2object; for a dry run dry_run_cleanup instead."""
     decision = decide_on_findings(
         request, asked, actions.PREVIEW if asked.dry_run else actions.DELETE_OBJECTS
     )
     with transaction.atomic():
         for cleanup in decision.cleanups:
-            auth.log_action(request, cleanup, ADDITION, _("Deletion of orphans requested."))
+            auth.log_action(request, cleanup, ADDITION, _("Deletion of leftover files requested."))
         enqueue_on_commit(decision.cleanups)
     if not decision.cleanups:
         return Status(200, action_response(decision))
@@ -202,36 +208,36 @@ def delete_objects(
 
 @router.post("/actions/assign", response=ACTION_RESPONSES)
 def assign_objects(request: HttpRequest, asked: AssignRequest) -> ActionResponse:
-    """Give the objects to a live project: they are deleted with it. At most 100 at once. Needs the
-    permissions view_finding, change_r2object and delete_r2object."""
+    """Assign files to an existing project: deleting the project deletes them too. At most 100 at a
+    time. Needs the permissions view_finding, change_r2object and delete_r2object."""
     return run_action(request, asked, actions.ASSIGN, project_id=asked.project_id)
 
 
 @router.post("/actions/track", response=ACTION_RESPONSES)
 def track_objects(request: HttpRequest, asked: ActionRequest) -> ActionResponse:
-    """Have rows say what the bucket shows by now. At most 100 at once. Needs the permissions
+    """Track files as they are in the bucket. At most 100 at a time. Needs the permissions
     view_finding and change_r2object."""
     return run_action(request, asked, actions.TRACK)
 
 
 @router.post("/actions/untrack", response=ACTION_RESPONSES)
 def untrack_rows(request: HttpRequest, asked: ActionRequest) -> ActionResponse:
-    """Remove the rows of objects that are seen to be missing. At most 100 at once. Needs the
-    permissions view_finding and delete_r2object."""
+    """Untrack files that are missing from the bucket. At most 100 at a time. Needs the permissions
+    view_finding and delete_r2object."""
     return run_action(request, asked, actions.UNTRACK)
 
 
 @router.post("/actions/rename", response=ACTION_RESPONSES)
 def rename_objects(request: HttpRequest, asked: DryRunRequest) -> ActionResponse:
-    """Copy misnamed objects to keys of the current key format, and then delete the old ones. At
-    most 100 at once; asked again, it goes on. Needs the permissions view_finding and
+    """Rename files with old names: copy each to its new key, then delete the old one. At most 100
+    at a time; repeat an interrupted request to continue. Needs the permissions view_finding and
     change_r2object."""
     return run_action(request, asked, actions.RENAME, dry_run=asked.dry_run)
 
 
 @router.post("/actions/abort-uploads", response=ACTION_RESPONSES)
 def abort_uploads(request: HttpRequest, asked: DryRunRequest) -> ActionResponse:
-    """Abort unfinished multipart uploads. At most 100 at once. Needs the permissions
+    """Abort unfinished multipart uploads. At most 100 at a time. Needs the permissions
     view_finding and delete_r2object."""
     return run_action(request, asked, actions.ABORT, dry_run=asked.dry_run)
 
@@ -264,7 +270,7 @@ def requested_findings(asked: ActionRequest, default_state: str) -> FindingQuery
         return found.filter(state=which.state or default_state)
     found = Finding.objects.filter(pk__in=which)
     if unknown := set(which).difference(found.values_list("pk", flat=True)):
-        raise Problem("not-found", _("There is no finding %s.") % min(unknown))
+        raise Problem("not-found", _("There is no finding with the ID %s.") % min(unknown))
     return found
 
 

@@ -1,7 +1,7 @@
 """What each kind and state of a finding means for a person, and what to do about it."""
 
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext_lazy
 
 from storage_audit.findings.models import Finding, Kind
 
@@ -9,57 +9,73 @@ State = Finding.State
 # What each kind of finding means, and what a person does about it.
 KIND_TEXTS = {
     Kind.ORPHANED: (
-        gettext_lazy("Objects whose project was deleted, or was never known."),
-        gettext_lazy("A later scan must see them once more before they can be deleted."),
+        gettext_lazy("Still in the bucket, but the project was deleted or is unknown."),
+        gettext_lazy("Run another scan later: two scans must see a file before it can be deleted."),
     ),
     Kind.MISSING: (
-        gettext_lazy("Rows that tell of objects which are not in the bucket."),
-        gettext_lazy("Upload them again, or remove the rows."),
+        gettext_lazy("Tracked, but missing from the bucket."),
+        gettext_lazy("Upload the file again, or untrack it."),
     ),
     Kind.UNTRACKED: (
-        gettext_lazy("Objects of projects that exist, of which no row tells."),
-        gettext_lazy("Track them, so that they go when their project does."),
+        gettext_lazy("In the bucket, but not tracked. The project exists."),
+        gettext_lazy("Track the file."),
     ),
     Kind.CHANGED: (
-        gettext_lazy("Objects that are not as their rows say: something else wrote them."),
-        gettext_lazy("Find out what did, then track them as they are."),
+        gettext_lazy("The file in the bucket is not the tracked one: something else wrote it."),
+        gettext_lazy("Find out what wrote it, then track it as it is."),
     ),
     Kind.AMBIGUOUS: (
-        gettext_lazy("Objects that may be one project’s or another’s, going by their keys."),
-        gettext_lazy("Assign them to the right project, or ignore them."),
+        gettext_lazy("The file may belong to one of several projects."),
+        gettext_lazy("Assign the file to the right project, or ignore it."),
     ),
     Kind.UNRECOGNISED: (
-        gettext_lazy("Objects whose keys no key format knows."),
-        gettext_lazy("Assign them to a project, or ignore them."),
+        gettext_lazy(
+            "The name does not match any known key format, so we can’t tell whose file it is."
+        ),
+        gettext_lazy("Assign the file to a project, or ignore it."),
     ),
     Kind.MISNAMED: (
-        gettext_lazy("Objects whose keys have the project’s id with its prefix twice."),
-        gettext_lazy("Rename them, once nothing links to the old keys."),
+        gettext_lazy("Old name that repeats the project prefix."),
+        gettext_lazy("Rename the file once nothing links to the old name."),
     ),
     Kind.UNSTORABLE: (
-        gettext_lazy("Objects whose keys no table can hold, and this application cannot delete."),
-        gettext_lazy("Delete them in Cloudflare’s dashboard, or ignore them."),
+        gettext_lazy("The name has characters that we can’t store, so we can’t delete the file."),
+        gettext_lazy("Delete the file in the Cloudflare dashboard, or ignore it."),
     ),
     Kind.UNFINISHED: (
-        gettext_lazy("Uploads that nobody completed; their parts cost money."),
-        gettext_lazy("Abort them, if nothing uploads there any more."),
+        gettext_lazy("The upload was never completed, and its parts cost money."),
+        gettext_lazy("Abort the upload if nothing is uploading any more."),
     ),
 }
-MAY_BE_DELETED = gettext_lazy(
-    "Two scans saw it, long enough apart: “Delete orphans” may delete it now."
-)
+KIND_COUNTS = {
+    Kind.ORPHANED: ngettext_lazy("%d leftover file", "%d leftover files"),
+    Kind.MISSING: ngettext_lazy("%d missing file", "%d missing files"),
+    Kind.UNTRACKED: ngettext_lazy("%d untracked file", "%d untracked files"),
+    Kind.CHANGED: ngettext_lazy("%d changed file", "%d changed files"),
+    Kind.AMBIGUOUS: ngettext_lazy("%d file of unclear owner", "%d files of unclear owner"),
+    Kind.UNRECOGNISED: ngettext_lazy("%d unrecognised file", "%d unrecognised files"),
+    Kind.MISNAMED: ngettext_lazy("%d file with an old name", "%d files with old names"),
+    Kind.UNSTORABLE: ngettext_lazy(
+        "%d file with an unsupported name", "%d files with unsupported names"
+    ),
+    Kind.UNFINISHED: ngettext_lazy("%d unfinished upload", "%d unfinished uploads"),
+}
+MAY_BE_DELETED = gettext_lazy("Can be deleted now: choose “Delete leftover files”.")
 # For open findings the step above is shown.
 STATE_TEXTS = {
-    State.OPEN: gettext_lazy("Nobody has decided about it yet."),
+    State.OPEN: gettext_lazy("Open: nobody has decided yet."),
     State.IGNORED: gettext_lazy(
-        "%(who)s said that it may stay as it is, and why: “%(note)s” Nothing is done about it until"
-        " somebody reopens it."
+        "%(who)s ignored this finding: “%(note)s” To act on it, reopen it."
     ),
     State.RESOLVED: gettext_lazy(
-        "It is settled; the note says how. Nothing needs to be done: should a later scan see it"
-        " again, it is open again."
+        "Resolved; the note says how. If a later scan sees it again, it opens again."
     ),
 }
+
+
+def kind_count(kind: Kind, count: int) -> str:
+    """Such as “3 leftover files”."""
+    return str(KIND_COUNTS[kind] % count)
 
 
 def explain_finding(finding: Finding) -> list[str]:

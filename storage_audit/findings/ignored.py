@@ -1,14 +1,25 @@
 """What people keep: objects and unfinished uploads whose findings they ignored."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
+from django.db.models import Exists, OuterRef
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
 from storage_audit.bucket.multipart import MultipartUpload
 from storage_audit.bucket.s3 import ListedObject
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.open_decisions import group_by_form
-from storage_audit.findings.models import Finding, FindingQuerySet
+from storage_audit.findings.models import KINDS_WITHOUT_OBJECT, Finding, FindingQuerySet, Kind
+from storage_audit.read_in_steps import read_in_steps
+from storage_audit.redaction import redact_secrets
+
+ITEMS_PER_BATCH = 1000
+UNIQUE_FIELDS = ("bucket", "kind", "key", "escaped", "upload_id")
+OBJECT_FIELDS = ("size", "etag", "last_modified", "project_id")
 
 
 def find_ignored(bucket: str, seen: Iterable[ListedObject]) -> dict[str, str]:
@@ -71,3 +82,49 @@ def find_ignored_uploads(bucket: str, uploads: Iterable[MultipartUpload]) -> dic
         each.upload_id: text % {"person": each.decided_by or _("Somebody"), "id": each.pk}
         for each in findings
     }
+
+
+def ignore_kept_files(
+    cleanup: Cleanup, kept: CleanupItemQuerySet, by: str, reason: str, **kwargs: object
+) -> None:
+    """A person cancelled the deletion of files: keep each of them, as if its finding was ignored.
+    The files of a whole project need no findings, as its id says that they stay."""
+    if not cleanup.has_given_objects:
+        return
+    note = _("Cleanup %s was cancelled.") % cleanup.pk
+    note = redact_secrets(f"{note} {reason}".strip())
+    items = kept.filter(escaped=False)
+    facts = {name: OuterRef(name) for name in ("key", "size", "etag")}
+    here = Finding.objects.filter(bucket=cleanup.bucket)
+    about_objects = here.exclude(kind__in=KINDS_WITHOUT_OBJECT).filter(escaped=False)
+    about_objects.filter(Exists(items.filter(**facts))).ignore(note, by)
+    # A file whose row was deleted has no finding yet. Of a held one, a scan may have resolved it.
+    kept_already = here.keeping_objects().filter(**facts)
+    others = read_in_steps(items.filter(~Exists(kept_already)).order_by("pk"))
+    while some := list(islice(others, ITEMS_PER_BATCH)):
+        save_ignored(cleanup.bucket, some, note, by)
+
+
+def save_ignored(bucket: str, items: list[CleanupItem], note: str, by: str) -> None:
+    alive = project_model.living_ids({item.project_id for item in items if item.project_id})
+    now = timezone.now()
+    decided = {"state": Finding.State.IGNORED, "note": note, "decided_by": by, "decided_at": now}
+    seen = {"first_seen_at": now, "last_seen_at": now}
+    findings = [
+        Finding(
+            bucket=bucket,
+            key=item.key,
+            kind=Kind.UNTRACKED if item.project_id in alive else Kind.ORPHANED,
+            evidence=item.owner_evidence,
+            **{name: getattr(item, name) for name in OBJECT_FIELDS},
+            **decided,
+            **seen,
+        )
+        for item in items
+    ]
+    Finding.objects.bulk_create(
+        findings,
+        update_conflicts=True,
+        unique_fields=UNIQUE_FIELDS,
+        update_fields=[*OBJECT_FIELDS, "evidence", *decided, *seen],
+    )

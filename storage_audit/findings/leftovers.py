@@ -10,14 +10,18 @@ from storage_audit.findings.models import Finding
 
 
 def find_leftovers() -> CleanupItemQuerySet:
-    """What no open cleanup covers, without the objects that have an open finding too: those are
-    counted as findings."""
-    orphaned = Finding.objects.orphaned()
-    found = orphaned.filter(bucket=OuterRef("cleanup__bucket"), escaped=OuterRef("escaped"))
+    """What no open cleanup covers and nobody keeps, without the objects that have an open finding
+    too: those are counted as findings."""
+    here = {"bucket": OuterRef("cleanup__bucket"), "escaped": OuterRef("escaped")}
+    found = Finding.objects.orphaned().filter(**here)
+    ignored = Finding.objects.keeping_objects().filter(size=OuterRef("size"), etag=OuterRef("etag"))
+    kept = ignored.filter(**here)
     return CleanupItem.objects.filter(
         # R2 lists a key as it was last spelled, which may be neither.
         ~Exists(found.filter(key=OuterRef("key"))),
         ~Exists(found.filter(key=OuterRef("identity"))),
+        ~Exists(kept.filter(key=OuterRef("key"))),
+        ~Exists(kept.filter(key=OuterRef("identity"))),
         cleanup__in=find_verifications_without_cleanup(),
         outcome=CleanupItem.Outcome.FAILED,
     )

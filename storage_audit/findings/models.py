@@ -19,14 +19,14 @@ from storage_audit.redaction import printable_text
 
 
 class Kind(models.TextChoices):
-    ORPHANED = "orphaned", _("orphaned")
+    ORPHANED = "orphaned", _("leftover")
     MISSING = "missing", _("missing")
     UNTRACKED = "untracked", _("untracked")
     CHANGED = "changed", _("changed")
-    AMBIGUOUS = "ambiguous", _("ambiguous")
+    AMBIGUOUS = "ambiguous", _("unclear owner")
     UNRECOGNISED = "unrecognised", _("unrecognised")
-    MISNAMED = "misnamed", _("misnamed")
-    UNSTORABLE = "unstorable", _("cannot be stored")
+    MISNAMED = "misnamed", _("old name")
+    UNSTORABLE = "unstorable", _("unsupported name")
     UNFINISHED = "unfinished", _("unfinished upload")
 
 
@@ -140,7 +140,7 @@ class FindingQuerySet(models.QuerySet["Finding"]):
         person = Coalesce(
             NullIf("decided_by", self._text_value("")), self._text_value(gettext("somebody"))
         )
-        before = self._text_value(gettext("%s (ignored before by ") % how)
+        before = self._text_value(gettext("%s (previously ignored by ") % how)
         return Concat(before, person, self._text_value(": "), "note", self._text_value(")"))
 
     @staticmethod
@@ -165,14 +165,25 @@ class Finding(FindingBase):
     note = models.TextField(_("note"), blank=True)
     decided_by = models.TextField(_("decided by"), blank=True)
     decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
-    # The end of the first scan that saw it as it is now, and the beginning of the last one.
+    # The end of the first scan that saw it as it is now, and the beginning of the last one. None
+    # has yet seen the file of a cancelled deletion.
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
     last_seen_at = models.DateTimeField(_("last seen"), default=timezone.now)
     first_scan = models.ForeignKey(
-        "storage_audit.BucketScan", models.PROTECT, verbose_name=_("first scan"), related_name="+"
+        "storage_audit.BucketScan",
+        models.PROTECT,
+        verbose_name=_("first scan"),
+        related_name="+",
+        null=True,
+        blank=True,
     )
     last_scan = models.ForeignKey(
-        "storage_audit.BucketScan", models.PROTECT, verbose_name=_("last scan"), related_name="+"
+        "storage_audit.BucketScan",
+        models.PROTECT,
+        verbose_name=_("last scan"),
+        related_name="+",
+        null=True,
+        blank=True,
     )
 
     objects = FindingQuerySet.as_manager()

@@ -1,15 +1,12 @@
 """Requests the deletion of orphans, and resolves the findings that a cleanup settles."""
 
 from collections.abc import Iterable
-from datetime import datetime
 from itertools import islice
 from typing import Any, NamedTuple
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
-from django.utils.formats import date_format
-from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import KeyIdentity
@@ -17,6 +14,7 @@ from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.open_decisions import PossibleOwners, covered_reason, find_covering
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_utc
 from storage_audit.findings.action_result import (
     FINDINGS_PER_BATCH,
     Decision,
@@ -36,28 +34,31 @@ COPIED_FIELDS = ("key", "project_id", "size", "etag", "last_modified")
 
 
 class DeletionPreview(NamedTuple):
-    """Which findings' objects would be deleted, and how many would be skipped: the first of these,
-    with the reason."""
+    """Which findings' objects would be deleted, and whose they are; how many would be skipped, and
+    the first of these with the reason."""
 
     to_delete: list[int]
     total_bytes: int
+    projects: set[str | None]
     skipped_count: int
     skipped: list[Skipped]
 
 
 def deletion_preview(findings: Findings, examples: int) -> DeletionPreview:
     """What `delete_objects` would do as far as the tables know; the store is not asked."""
-    found, whole = select_findings(findings), DeletionPreview([], 0, 0, [])
+    found, whole = select_findings(findings), DeletionPreview([], 0, set(), 0, [])
     for bucket in buckets_of(found):
         there = found.filter(bucket=bucket)
         judged = annotate_deletable(there)
         covered = Finding.objects.covered() | Q(pk__any_of=find_covered_spellings(there))
         may_go = Q(may_go=True) & ~covered
-        going = list(read_in_steps(judged.filter(may_go).values_list("pk", "size")))
+        values = judged.filter(may_go).values_list("pk", "size", "project_id")
+        going = list(read_in_steps(values))
         some = attach_cleanups(judged.exclude(may_go)[: examples - len(whole.skipped)])
         whole = DeletionPreview(
-            whole.to_delete + [pk for pk, _size in going],
-            whole.total_bytes + sum(size or 0 for _pk, size in going),
+            whole.to_delete + [pk for pk, _size, _project in going],
+            whole.total_bytes + sum(size or 0 for _pk, size, _project in going),
+            whole.projects | {project for _pk, _size, project in going},
             whole.skipped_count + judged.count() - len(going),
             whole.skipped + [Skipped(one.key, orphan_skip_reason(one)) for one in some],
         )
@@ -146,39 +147,30 @@ def orphan_skip_reason(finding: Any) -> str:
     if finding.may_go:
         return ""
     if finding.kind != Finding.Kind.ORPHANED:
-        return _("It is %s, not orphaned.") % Finding.Kind(finding.kind).label
+        return _("Not a leftover file, but: %s.") % Finding.Kind(finding.kind).label
     if finding.escaped:
-        return _("No request can name this key. Delete it in the Cloudflare dashboard.")
+        return _("No request can use this name. Delete the file in the Cloudflare dashboard.")
     if finding.state != State.OPEN:
         return state_reason(finding)
     reasons = filter(None, [seen_once_reason(finding), too_young_reason(finding)])
-    return " ".join(reasons) or _("It changed just now. Look again.")
+    return " ".join(reasons) or _("Changed just now. Try again.")
 
 
 def seen_once_reason(finding: Finding) -> str:
     then = finding.first_seen_at + conf().orphan_gap
     if finding.last_seen_at >= then:
         return ""
-    text = _(
-        "It is seen only since %(first)s: it may go when a complete scan that begins after %(then)s"
-        " sees it again."
-    )
-    return text % {"first": format_time(finding.first_seen_at), "then": format_time(then)}
+    text = _("Can be deleted once a complete scan that starts after %s finds it again.")
+    return text % format_utc(then)
 
 
 def too_young_reason(finding: Finding) -> str:
     if finding.last_modified is None:
-        return _("Nobody knows how old it is.")
+        return _("Can't be deleted: its age is unknown.")
     then = finding.last_modified + conf().orphan_age
     if then <= timezone.now():
         return ""
-    text = _("It is younger than allowed: it may go after %s.")
-    # English times end with a full stop, too.
-    return text % format_time(then).rstrip(".")
-
-
-def format_time(moment: datetime) -> str:
-    return date_format(localtime(moment), "DATETIME_FORMAT")
+    return _("Too new: can be deleted after %s.") % format_utc(then)
 
 
 def request_orphan_cleanup(bucket: str, project_id: str | None, values: Any) -> Cleanup:
@@ -216,7 +208,7 @@ def resolve_gone_objects(cleanup: Cleanup, gone: CleanupItemQuerySet, **kwargs: 
     found = found.exclude(Exists(tracked), kind=Finding.Kind.MISSING)
     for items, text in (
         (gone.filter(calls__gt=0), _("deleted by cleanup %s")),
-        (gone.filter(calls=0), _("seen gone by cleanup %s")),
+        (gone.filter(calls=0), _("confirmed gone by cleanup %s")),
     ):
         for escaped in (False, True):
             names = items.filter(escaped=escaped).keys_and_identities()

@@ -21,11 +21,13 @@ from storage_audit.bucket.listing import tracked_spellings
 from storage_audit.cleanup import runner
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletedRow
 from storage_audit.conf import conf
+from storage_audit.findings.action_result import busy_reason
 from storage_audit.findings.models import Finding
 from storage_audit.findings.rename_plan import (
     RenameObjection,
     RenameSnapshot,
     Renaming,
+    busy_new_key_reason,
     project_objection,
     rename_batches,
     rename_objection,
@@ -99,9 +101,9 @@ def reserve_new_key(one: Renaming, look: RenameSnapshot) -> bool:
         R2Object.objects.bulk_create([row], ignore_conflicts=True)
         mine = one.target_rows.filter(state=State.UPLOADING).update(updated_at=timezone.now())
     if not mine:
-        one.objection = _("Somebody else just took the new key. Try again later.")
+        one.objection = _("The new name was just taken. Try again later.")
     elif find_being_deleted(one.bucket, [look.identity(one.new)]):
-        one.objection = RenameObjection(_("A cleanup has the new key in hand. Try again later."))
+        one.objection = RenameObjection(busy_new_key_reason())
     return not one.objection
 
 
@@ -142,9 +144,9 @@ def copy_objection(one: Renaming, look: RenameSnapshot) -> str:
         return ""
     if one.copy_error is None:
         return RenameObjection(
-            _("The store said that it made the copy, and does not list it. Try again.")
+            _("The bucket does not show the copy that the store reported. Try again.")
         )
-    said = f"{str(one.copy_error).rstrip('.')}. " + _("Nothing is renamed. Try again.")
+    said = f"{str(one.copy_error).rstrip('.')}. " + _("The file was not renamed. Try again.")
     # A request without an answer may still be carried out.
     return RenameObjection(said) if one.copy_error.answered else said
 
@@ -191,10 +193,10 @@ def switch_row(one: Renaming, look: RenameSnapshot) -> None:
     values = {"updated_at": timezone.now(), **new_row_values(one, look), **object_values(new)}
     mine = one.target_rows.filter(state=State.UPLOADING).update(state=State.STORED, **values)
     if as_they_are != ({(seen.pk, seen.updated_at)} if seen else set()) or not mine:
-        raise RenameInterrupted(_("Its tracking row was changed just now. Try again later."))
+        raise RenameInterrupted(busy_reason())
     # The application notes a deletion under the row's lock, without changing the row.
     if find_being_deleted(one.bucket, names):
-        text = _("The object is being deleted. If it goes, delete its copy too: %s")
+        text = _("The file is being deleted. Once it is gone, delete its copy too: %s")
         raise RenameInterrupted(RenameObjection(text % printable_text(one.new)))
     old.delete_without_signals()
 
@@ -208,7 +210,7 @@ def deleted_row(one: Renaming, look: RenameSnapshot) -> DeletedRow:
 
 def request_deletion(rows: list[DeletedRow]) -> None:
     if rows:
-        why = _("renamed: the object has another key now")
+        why = _("renamed: the file has a new name")
         Cleanup.objects.request_for_rows(rows, why)
 
 
@@ -245,8 +247,8 @@ def finish_renames(renamed: list[Renaming], look: RenameSnapshot) -> None:
 
 def old_object_objection(item: CleanupItem | None) -> str:
     if item is None:
-        return _("Renamed, and a cleanup has the old object in hand. Try again later.")
+        return _("Renamed, but a cleanup is still working on the old file. Try again later.")
     cleanup = item.cleanup
     why = item.reason or cleanup.message or cleanup.get_status_display()
-    text = _("Renamed, and the old object is still there: %(why)s See cleanup %(id)s.")
+    text = _("Renamed, but the old file is still there: %(why)s See cleanup %(id)s.")
     return text % {"why": f"{why.rstrip('.')}.", "id": cleanup.pk}

@@ -17,6 +17,12 @@ from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.plan import rows_by_identity
 from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS
 from storage_audit.conf import conf
+from storage_audit.findings.action_result import (
+    busy_reason,
+    changed_reason,
+    gone_reason,
+    state_reason,
+)
 from storage_audit.findings.ignored import find_keeping_findings, ignored_reason
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object, R2ObjectQuerySet
@@ -140,9 +146,9 @@ def draft_renaming(finding: Finding) -> Renaming:
     """The renaming as far as the key alone tells."""
     one = Renaming(finding)
     if finding.state == Finding.State.RESOLVED:
-        one.objection = _("It is resolved already: %s") % finding.note
+        one.objection = state_reason(finding)
     elif (parsed_key := parse_misnamed(finding)) is None:
-        one.objection = _("The key formats do not read this key as a misnamed one. Scan again.")
+        one.objection = _("This is no longer an old name. Scan again.")
     else:
         try:
             one.new = get_key_formats().build_like(parsed_key)
@@ -170,9 +176,9 @@ def key_objection(one: Renaming) -> str:
     if parsed_keys.too_many:
         return too_many_owners_reason()
     if rivals := sorted(parsed_keys.projects - {one.project_id}):
-        return _("The new key could also be one of project %s.") % ", ".join(rivals)
+        return _("The new name would also fit project %s.") % ", ".join(rivals)
     if has_dot_segments(one.new):
-        return _("No S3 call can write the new key: it has a '.' or '..' segment.")
+        return _("S3 can't write the new name: it has a '.' or '..' segment.")
     return DELETERS[conf().strategy].undeletable_reason(one.old)
 
 
@@ -185,7 +191,7 @@ def refuse_duplicates(drafts: Iterable[Renaming]) -> None:
     for twins in by_key.values():
         for one, other in zip(twins, twins[1:] + twins[:1], strict=True):
             if one is not other:
-                text = _("%s would get the same key. Rename or delete one of them by hand.")
+                text = _("%s would get the same new name. Rename or delete one of them yourself.")
                 one.objection = one.objection or text % printable_text(other.old)
 
 
@@ -222,46 +228,48 @@ def rename_objection(one: Renaming, look: RenameSnapshot) -> str:
 
 def project_objection(one: Renaming) -> RenameObjection:
     return RenameObjection(
-        _("Project %s is deleted: its cleanup decides on this object.") % one.project_id
+        _("Project %s was deleted, so its cleanup decides about this file.") % one.project_id
     )
 
 
 def old_key_objection(one: Renaming, look: RenameSnapshot) -> str:
     old, row = look.objects(one)[0], look.row(one.old)
     if old is None:
-        return RenameObjection(
-            _("The object is not there any more. The next scan resolves this finding.")
-        )
+        return RenameObjection(gone_reason())
     if not one.is_same_object(old):
-        return RenameObjection(
-            _("The object was changed since the scan. The next scan tells what it is now.")
-        )
+        return RenameObjection(changed_reason())
     if keeping := look.ignored.get(old.key):
         return RenameObjection(ignored_reason(keeping))
     if old.size > copies.MAX_COPY_BYTES:
-        return _("The store copies no object of more than 5 GiB. Upload it again by hand.")
+        return _("The store can't copy files over 5 GiB. Upload the file again under its new name.")
     if row and row.state not in (State.STORED, State.UPLOAD_FAILED):
-        return _("An upload or a deletion has the object in hand. Try again later.")
+        return busy_reason()
     if look.is_busy(one.old):
-        return _("A cleanup has the object in hand. Try again later.")
+        return _("A cleanup is working on this file. Try again later.")
     rows = look.rows_of(one.old)
     owner = find_owner(get_key_formats().parse_key(one.old), rows, look.known, look.alive, old)
     if owner.project_id != one.project_id:
-        return _("It is not sure any more whose the object is. The next scan tells.")
+        return _("We can no longer tell whose file this is. Scan again.")
     return ""
 
 
 def new_key_objection(one: Renaming, look: RenameSnapshot) -> str:
     (old, new), row = look.objects(one), look.row(one.new)
     if look.is_busy(one.new):
-        return _("A cleanup has the new key in hand. Try again later.")
+        return busy_new_key_reason()
     if row and row.upload_id != one.upload_id:
-        return _("The new key is tracked already. Compare the two, and delete one of them.")
+        return taken_reason()
     if new and not (row and old and is_copy(one, old, new)):
-        return RenameObjection(
-            _("Another object has the new key. Compare the two, and delete one of them.")
-        )
+        return RenameObjection(taken_reason())
     return ""
+
+
+def busy_new_key_reason() -> str:
+    return _("A cleanup is working on the new name. Try again later.")
+
+
+def taken_reason() -> str:
+    return _("The new name is taken. Compare the two files and delete one.")
 
 
 def is_copy(one: Renaming, old: ListedObject, new: ListedObject) -> bool:
@@ -280,17 +288,17 @@ def deletion_objection(one: Renaming, look: RenameSnapshot) -> str:
     if old is None or look.is_busy(one.old):
         return ""
     if look.row(one.old) or not one.is_same_object(old):
-        return _("Renamed, but the old key was written to since. The next scan tells of it.")
+        return _("Renamed, but the old name was written to again. The next scan reports it.")
     if not (new and row and (new.size, new.etag) == (row.size, row.etag)):
-        return _("Renamed, but the object of the new key is another by now: both stay.")
+        return _("Renamed, but the file under the new name has changed. Both files are kept.")
     return usage_objection(one, look)
 
 
 def usage_objection(one: Renaming, look: RenameSnapshot) -> str:
     if row := look.used.rows.get(one.finding.pk):
-        text = _("Used by %s, so it stays under its old name. Once no row names it, rename it.")
+        text = _("Used by %s, so it keeps its old name. Rename it when nothing uses it.")
         return RenameObjection(text % row)
     if look.used.unreadable:
-        text = _("These fields cannot be read, so their rows may use it: %s. Try again later.")
+        text = _("Fields that may use this file can't be read: %s. Try again later.")
         return text % ", ".join(look.used.unreadable)
     return ""

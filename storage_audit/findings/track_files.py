@@ -21,7 +21,10 @@ from storage_audit.findings.action_result import (
     Decision,
     Findings,
     State,
+    busy_reason,
+    changed_reason,
     finding_batches,
+    gone_reason,
     state_reason,
 )
 from storage_audit.findings.ignored import find_keeping_findings, ignored_reason
@@ -106,7 +109,7 @@ def untrack_rows(findings: Findings) -> Decision:
                 or untrack_skip_reason(identity(finding.key), there, held, forgotten),
             )
         ]
-        decision.resolve(gone, _("row removed: its object is not there"))
+        decision.resolve(gone, _("untracked: the file is not in the bucket"))
     return decision
 
 
@@ -126,9 +129,9 @@ def untrack_skip_reason(
     forgotten: Collection[int],
 ) -> str:
     if name in there:
-        return _("Its object is in the bucket. The next complete scan resolves this.")
+        return _("The file is in the bucket. The next complete scan resolves this finding.")
     if name not in held:
-        return _("It has no row any more. The next complete scan resolves this.")
+        return _("The file is not tracked any more. The next complete scan resolves this finding.")
     return "" if all(row.pk in forgotten for row in held[name]) else busy_reason()
 
 
@@ -160,9 +163,9 @@ def snapshot_objects(
 
 def finding_skip_reason(finding: Finding, kinds: Collection[str]) -> str:
     if finding.kind not in kinds:
-        return _("This action is not for findings of the kind “%s”.") % finding.get_kind_display()
+        return _("This action is not for findings of kind “%s”.") % finding.get_kind_display()
     if finding.escaped:
-        return _("No row can name this key.")
+        return _("A file with this name can't be tracked.")
     if finding.state == State.IGNORED:
         return ignored_reason(finding)
     return state_reason(finding) if finding.state == State.RESOLVED else ""
@@ -172,14 +175,10 @@ def object_skip_reason(seen: RecognisedObject | None, keeping: Mapping[str, Find
     """Why nothing can be done about the object of a finding; `keeping` are the ignored findings
     that keep it, in any of its spellings."""
     if seen is None:
-        return _("It is not in the bucket any more. The next complete scan resolves this.")
+        return gone_reason()
     if seen.in_hand:
         return busy_reason()
     return ignored_reason(keeping[seen.listed.key]) if seen.listed.key in keeping else ""
-
-
-def busy_reason() -> str:
-    return _("An upload, a deletion or somebody else has it in hand. Look again later.")
 
 
 def write_rows(look: ObjectSnapshot, decision: Decision) -> list[Finding]:
@@ -203,10 +202,10 @@ def assign_skip_reason(
 ) -> str:
     """Why an object cannot be assigned to the project, or nothing."""
     if (finding.size, finding.etag) != (seen.listed.size, seen.listed.etag):
-        return _("It is not the object of the finding any more: it was overwritten. Scan again.")
+        return changed_reason()
     owner = seen.owner
     if not owner.problem and owner.project_id != project_id:
-        return _("It belongs to the live project %s.") % owner.project_id
+        return _("The file belongs to the live project %s.") % owner.project_id
     return covered_reason(covering) if covering else ""
 
 

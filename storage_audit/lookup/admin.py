@@ -19,6 +19,8 @@ from django.views.decorators.debug import sensitive_post_parameters
 
 from storage_audit import project_model, roles
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
+from storage_audit.cleanup.admin.deleting import undo_url
+from storage_audit.cleanup.admin.project_names import may_view_projects
 from storage_audit.cleanup.cleanup_text import explain_status
 from storage_audit.cleanup.field_labels import describe_field
 from storage_audit.cleanup.models import Cleanup, CleanupItem
@@ -116,11 +118,11 @@ def lookup_context(request: HttpRequest, text: str) -> dict[str, Any]:
 
 
 def access_of(request: HttpRequest) -> LookupAccess:
-    may, projects = request.user.has_perm, project_model.get_model()._meta
+    may = request.user.has_perm
     return LookupAccess(
         may("storage_audit.view_r2object"),
         may("storage_audit.view_finding"),
-        may(f"{projects.app_label}.view_{projects.model_name}"),
+        may_view_projects(request.user),
     )
 
 
@@ -225,6 +227,8 @@ def project_context(request: HttpRequest, facts: ProjectFacts) -> dict[str, Any]
     )
     if page := project_url(facts):
         why["links"].append((_("Open the project"), page))
+    if facts.cleanup and (undo := undo_url(request, facts.cleanup)):
+        why["links"].append((_("Undo the deletion…"), undo))
     return {
         "id": printable_text(project_id),
         "title": printable_text(facts.title),

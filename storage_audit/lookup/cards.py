@@ -30,6 +30,8 @@ class Situation(TextChoices):
     WAITING = "waiting"
     IN_USE = "in_use"
     IN_REVIEW = "in_review"
+    # A person cancelled the deletion.
+    KEPT = "kept"
     # Some of a project's files are gone, and some are not.
     PARTLY_GONE = "partly_gone"
 
@@ -64,6 +66,9 @@ REPLIES: dict[tuple[About, Card | Situation], Promise | str] = {
     (About.FILE, Situation.IN_REVIEW): _(
         "The file “%(name)s” is still in our storage. We are reviewing it."
     ),
+    (About.FILE, Situation.KEPT): _(
+        "The file “%(name)s” is still in our storage. We keep it for now."
+    ),
     (About.FILE, Card.UNKNOWN): _(
         "We can’t yet say whether the file “%(name)s” is in our storage. We are looking into it."
     ),
@@ -84,6 +89,9 @@ REPLIES: dict[tuple[About, Card | Situation], Promise | str] = {
     ),
     (About.PROJECT, Situation.IN_REVIEW): _(
         "Files of the project “%(name)s” are still in our storage. We are reviewing them."
+    ),
+    (About.PROJECT, Situation.KEPT): _(
+        "Files of the project “%(name)s” are still in our storage. We keep them for now."
     ),
     (About.PROJECT, Situation.PARTLY_GONE): _(
         "Some files of the project “%(name)s” are still in our storage, and we are reviewing them."

@@ -19,7 +19,7 @@ from storage_audit.lookup.facts import (
     ProjectState,
     ProjectStatus,
 )
-from storage_audit.models import R2Object
+from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.ownership_rule import Ownership, row_provenance
 
 Outcome = CleanupItem.Outcome
@@ -252,6 +252,20 @@ def deleted_owners(facts: ObjectFacts) -> set[str]:
 
 def find_owner(facts: ObjectFacts, state: ProjectState) -> ProjectStatus | None:
     return next((one for one in facts.projects.values() if one.state is state), None)
+
+
+def find_cancelled_owner(facts: ObjectFacts) -> object:
+    """A deleted project whose cleanup a person cancelled, with that cleanup, unless the object may
+    be a living one's."""
+    if find_living_owners(facts):
+        return None
+    for owner in facts.projects.values():
+        known = owner.known_project
+        if known and known.kept_for == KnownProject.KeptFor.CANCELLED:
+            for cleanup in facts.cleanups:
+                if (cleanup.project_id, cleanup.status) == (owner.project_id, Status.CANCELLED):
+                    return [cleanup, owner]
+    return None
 
 
 def find_living_owners(facts: ObjectFacts) -> list[ProjectStatus]:

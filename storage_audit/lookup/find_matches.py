@@ -8,7 +8,7 @@ from django.db.models import QuerySet, Value
 from django.db.models.functions import Upper
 
 from storage_audit import project_model
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models import Cleanup, CleanupItem, SnapshotName
 from storage_audit.findings.models import Finding
 from storage_audit.lookup.facts import LookupAccess, ProjectState, ProjectStatus, project_statuses
 from storage_audit.lookup.parse_query import ParsedQuery
@@ -57,19 +57,29 @@ def find_projects_by_id(query: ParsedQuery) -> Matches:
 
 
 def find_projects_by_title(title: str, access: LookupAccess) -> Matches:
-    """Projects whose titles start so, or only the one that is called just so. A model of the
-    site's own may have no index for that, so it is not searched."""
-    if not title or not access.project_titles or project_model.get_model() is not Project:
+    """Projects whose titles start so, or only the one that is called just so; and deleted ones
+    with this in their names, while their deletion can be undone."""
+    if not title or not access.project_titles:
         return Matches([], [])
+    deleted = SnapshotName.objects.filter(name__icontains=title).order_by("name", "project_id")
+    names = deleted.values_list("project_id", "name").distinct()[: MAX_MATCHES + 1]
+    found = {**dict(names), **find_existing_by_title(title)}
+    shown = dict(islice(sorted(found.items(), key=lambda pair: pair[::-1]), MAX_MATCHES))
+    statuses = project_statuses(shown)
+    projects = [NamedProject(statuses[pk], text) for pk, text in shown.items()]
+    return Matches(projects, [], is_cut=len(found) > MAX_MATCHES)
+
+
+def find_existing_by_title(title: str) -> dict[str, str]:
+    """A model of the site's own may have no index for that, so it is not searched."""
+    if project_model.get_model() is not Project:
+        return {}
     titled = Project.objects.alias(titled=Project.UPPER_TITLE).values_list("pk", "title")
     found = dict(titled.filter(titled=Upper(Value(title)))[:2])
     if len(found) != 1:
         longer = titled.filter(titled__startswith=Upper(Value(title)))
         found = dict(longer[: MAX_MATCHES + 1])
-    shown = dict(islice(sorted(found.items(), key=lambda pair: pair[::-1]), MAX_MATCHES))
-    statuses = project_statuses(shown)
-    projects = [NamedProject(statuses[pk], text) for pk, text in shown.items()]
-    return Matches(projects, [], is_cut=len(found) > MAX_MATCHES)
+    return found
 
 
 def find_files_by_name(name: str, access: LookupAccess) -> Matches:

@@ -76,6 +76,7 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
         situation=Situation.DELETING,
     ),
     Rule("failed", evidence.find_failed_item, evidence.maybe_changed_text),
+    Rule("cancelled", evidence.find_cancelled_owner, situation=Situation.KEPT),
     Rule(
         "kept",
         restrict_finder(evidence.find_kept_item, lambda item: item.cleanup.is_deletion),
@@ -232,6 +233,10 @@ OBJECT_TEXTS: dict[str, Any] = {
     "failed": _(
         "A cleanup could not delete this file. Open the cleanup to see the problem and retry."
         " Reason: %(reason)s"
+    ),
+    "cancelled": _(
+        "A person cancelled the cleanup of project %(project)s, so the project’s files stay. To"
+        " delete them, open the cleanup and choose Clean up again."
     ),
     "kept": _(
         "A cleanup kept this file. %(reason)s Once that is resolved, verify the cleanup, or clean"

@@ -30,7 +30,7 @@ from storage_audit.lookup.facts import (
     project_statuses,
 )
 from storage_audit.lookup.rules import VANISHED_TEXT, Explanation, Rule, apply_rules, format_time
-from storage_audit.models import Project, R2Object
+from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership.ownership_rule import get_key_formats
 
 State = ProjectState
@@ -89,22 +89,25 @@ def collect_project_facts(
         first_kept_reason(last) if last else "",
         findings_of(project_id, buckets) if access.findings else (),
         access,
-        find_title(project_id) if access.project_titles else "",
+        find_title(project_id, cleanup) if access.project_titles else "",
     )
 
 
-def find_title(project_id: str) -> str:
-    """Of a project of ours: a model of the site's own may have none."""
-    if project_model.get_model() is not Project:
-        return ""
-    titles = Project.objects.filter(pk=project_id).values_list("title", flat=True)
-    return titles.first() or ""
+def find_title(project_id: str, cleanup: Cleanup | None) -> str:
+    """Of a project of ours, as a model of the site's own may have none; or what a deleted project
+    was called, while its deletion can be undone."""
+    title = ""
+    if project_model.get_model() is Project:
+        titles = Project.objects.filter(pk=project_id).values_list("title", flat=True)
+        title = titles.first() or ""
+    return title or getattr(cleanup, "project_name", None) or ""
 
 
 def last_cleanup_per_bucket(project_id: str) -> Iterable[Cleanup]:
     cleanups = Cleanup.objects.requested_deletions().filter(project_id=project_id)
     later = cleanups.filter(time_after_outer("created_at", "created_at"), bucket=OuterRef("bucket"))
-    return cleanups.filter(~Exists(later)).order_by("-created_at")
+    last = cleanups.filter(~Exists(later)).order_by("-created_at")
+    return last.with_names().select_related("snapshot")
 
 
 def last_check_per_bucket(project_id: str) -> dict[str, Cleanup]:
@@ -154,6 +157,13 @@ def first_kept_reason(cleanup: Cleanup) -> str:
     stayed = cleanup.items.filter(outcome__in=left).exclude(reason="")
     # In no order: to sort by key could sort a million.
     return next(iter(stayed.values_list("reason", flat=True)[:1]), "")
+
+
+def find_cancelled_cleanup(facts: ProjectFacts) -> Cleanup | None:
+    """Unless its files are cleaned up again."""
+    cleanup, known = facts.cleanup, facts.project.known_project
+    is_kept = known and known.kept_for == KnownProject.KeptFor.CANCELLED
+    return cleanup if is_kept and cleanup and cleanup.status == Cleanup.Status.CANCELLED else None
 
 
 def find_cleanup_without_objects(facts: ProjectFacts) -> Cleanup | None:
@@ -310,6 +320,12 @@ PROJECT_RULES: tuple[Rule[ProjectFacts], ...] = (
     ),
     Rule("running", lambda f: f.cleanup if f.cleanup and not has_listed(f.cleanup) else None),
     Rule("files_since", find_files_since, declares=True, card=Card.STILL_THERE),
+    Rule(
+        "cancelled",
+        find_cancelled_cleanup,
+        card=Card.STILL_THERE,
+        situation=Situation.KEPT,
+    ),
     Rule("nothing_found", find_cleanup_without_objects),
     Rule("left_by_check", find_failed_check, declares=True, card=Card.STILL_THERE),
     Rule("over", lambda f: f.last_check if f.last_check and f.last_check.failed else f.cleanup),
@@ -325,6 +341,7 @@ PROJECT_TEXTS: dict[str, Any] = {
     "vanished": VANISHED_TEXT,
     "running": running_text,
     "files_since": files_since_text,
+    "cancelled": running_text,
     "nothing_found": nothing_found_text,
     "left_by_check": finished_text,
     "over": finished_text,

@@ -37,16 +37,18 @@ def add_filters(parser: ArgumentParser) -> None:
         action="append",
         choices=Kind.values,
         metavar="KIND",
-        help=f"only of this kind: {', '.join(Kind.values)}; may be repeated (default: all)",
+        help=f"only this kind: {', '.join(Kind.values)}; can be repeated (default: all)",
     )
     parser.add_argument(
         "--state",
         choices=State.values,
         metavar="STATE",
-        help=f"only in this state: {', '.join(State.values)} (default: open; with --reopen,"
-        " ignored)",
+        help=f"only this state: {', '.join(State.values)} (default: open; with --reopen, ignored)",
     )
-    for name, example in (("prefix", "only of keys that start with it"), ("project", "only its")):
+    for name, example in (
+        ("prefix", "only keys with this prefix"),
+        ("project", "only this project"),
+    ):
         parser.add_argument(
             f"--{name}", type=storable_text, metavar=name.upper(), help=f"{example} (default: all)"
         )
@@ -55,7 +57,7 @@ def add_filters(parser: ArgumentParser) -> None:
         action="append",
         type=storable_text,
         metavar="KEY",
-        help="only of this very key; may be repeated (default: all)",
+        help="only this key; can be repeated (default: all)",
     )
 
 

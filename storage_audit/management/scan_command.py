@@ -14,9 +14,11 @@ from django.core.checks import Tags
 from django.core.management.base import CommandError, OutputWrapper
 from django.db.models import QuerySet
 from django.template.defaultfilters import filesizeformat
+from django.utils.translation import ngettext
 
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
+from storage_audit.findings.finding_text import kind_count
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.management.console import (
     EXIT_FAILED,
@@ -32,9 +34,11 @@ from storage_audit.redaction import printable_text
 from storage_audit.scan.models import BucketScan, PendingFinding
 from storage_audit.scan.models.scan import COUNT_FIELDS
 from storage_audit.scan.start import (
+    RESUMED_TEXTS,
     ScanCost,
     ScanTooExpensive,
     estimate_scan,
+    other_bucket_reason,
     scan_cost,
     send_workers,
     start_scan,
@@ -51,12 +55,12 @@ def parse_scan_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"“{printable_text(text)}” is no id of a scan") from error
+        raise ArgumentTypeError(f"“{printable_text(text)}” is not a scan ID") from error
 
 
 def parse_count(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 18):
-        raise ArgumentTypeError(f"“{printable_text(text)}” is no whole number from 0")
+        raise ArgumentTypeError(f"“{printable_text(text)}” is not a whole number of 0 or more")
     return int(text)
 
 
@@ -71,20 +75,20 @@ class ScanCommand(DocumentedCommand):
             "--prefix",
             type=storable_text,
             default="",
-            help="list only keys that start with it, such as projects/proj_1/ (default: all)",
+            help="list only keys with this prefix, such as projects/proj_1/ (default: all)",
         )
         scope.add_argument(
             "--project",
             type=parse_project_id,
             metavar="ID",
-            help="list only where files of this project can be, in all key formats (default: all)",
+            help="list only the places of this project's files, in all key formats (default: all)",
         )
         scope.add_argument(
             "--resume",
             type=parse_scan_id,
             metavar="SCAN_ID",
-            help="go on with a scan that stopped or failed within the last hour, start an older one"
-            " again, or take part in one that is running; without it, a new one begins",
+            help="continue a stopped or failed scan, or help a running one; after an hour without"
+            " activity the scan starts over (default: start a new scan)",
         )
         add_scan_options(parser)
 
@@ -103,10 +107,16 @@ class ScanCommand(DocumentedCommand):
         scope = scan_scope(options)
         how = {"max_requests": max_requests, "accept_fewer": accept_fewer}
         new = cost or scope.get("dry_run") or scope.get("since")
-        refuse_if(resume and new, "A scan is resumed as it was begun: --resume goes without these.")
-        refuse_if(workers > MAX_WORKERS, f"--workers: at most {MAX_WORKERS}.")
-        refuse_if(not 0 < processes <= MAX_PROCESSES, f"--processes: 1 to {MAX_PROCESSES}.")
-        refuse_if(workers and conf().sync, "With CLEANUP_SYNC there are no workers.")
+        refuse_if(
+            resume and new,
+            "--resume continues the scan as it was started: leave the other options out.",
+        )
+        refuse_if(workers > MAX_WORKERS, f"--workers: use at most {MAX_WORKERS}.")
+        refuse_if(not 0 < processes <= MAX_PROCESSES, f"--processes: use 1 to {MAX_PROCESSES}.")
+        refuse_if(
+            workers and conf().sync,
+            "The setting CLEANUP_SYNC turns workers off: leave --workers out.",
+        )
         with command_context():
             if cost:
                 self.show_cost(estimate_scan(purpose=self.purpose, **scope), as_json)
@@ -120,7 +130,7 @@ class ScanCommand(DocumentedCommand):
         try:
             return start_scan(purpose=self.purpose, **how)
         except ScanTooExpensive as error:
-            raise CommandError(f"{error} Add --max-requests.", returncode=EXIT_USAGE) from error
+            raise CommandError(f"{error} Use --max-requests.", returncode=EXIT_USAGE) from error
 
     def resume_scan(self, pk: UUID, **how: Any) -> BucketScan:
         scan = BucketScan.objects.filter(pk=pk).first()
@@ -128,22 +138,16 @@ class ScanCommand(DocumentedCommand):
             raise CommandError(f"There is no scan {pk}.", returncode=EXIT_USAGE)
         refuse_if(
             scan.purpose != self.purpose,
-            f"Scan {pk} is no {self.purpose}. Use: manage.py {scan.purpose}_r2 --resume {pk}",
+            f"Scan {pk} is not a {self.purpose}. Use: manage.py {scan.purpose}_r2 --resume {pk}",
         )
-        refuse_if(
-            scan.bucket != conf().bucket,
-            f"Scan {pk} is of bucket {printable_text(scan.bucket)}, and the settings name"
-            f" {printable_text(conf().bucket)}.",
-        )
+        reason = other_bucket_reason(scan)
+        refuse_if(reason, reason)
         try:
             starts_again = scan.resume(**how)
         except IllegalTransition as error:
             raise CommandError(str(error), returncode=EXIT_USAGE) from error
         if starts_again:
-            self.stderr.write(
-                "Nobody worked on this scan for more than an hour, so it starts again from the"
-                " beginning. The rows that it wrote stay."
-            )
+            self.stderr.write(str(RESUMED_TEXTS[starts_again]))
         return scan
 
     def follow(self, scan: BucketScan, processes: int) -> None:
@@ -156,7 +160,8 @@ class ScanCommand(DocumentedCommand):
                     work_with_progress(scan, progress)
         except KeyboardInterrupt as interrupt:
             raise CommandError(
-                f"Interrupted after {scan.listed:,} objects. What was written stays."
+                f"Interrupted after {object_count(scan.listed)}. Objects tracked so far stay"
+                " tracked."
                 f" {self.resume_hint(scan)}",
                 returncode=EXIT_INTERRUPTED,
             ) from interrupt
@@ -164,7 +169,7 @@ class ScanCommand(DocumentedCommand):
             progress.end()
 
     def resume_hint(self, scan: BucketScan) -> str:
-        return f"To go on from there within an hour: manage.py {self.purpose}_r2 --resume {scan.pk}"
+        return f"To continue within an hour: manage.py {self.purpose}_r2 --resume {scan.pk}"
 
     def report(self, scan: BucketScan, as_json: bool) -> None:
         if as_json:
@@ -184,10 +189,11 @@ class ScanCommand(DocumentedCommand):
             names = ("objects", "requests", "dollars", "seconds")
             self.stdout.write(json.dumps({name: getattr(cost, name) for name in names}))
             return
-        text = f"About {cost.objects:,} objects, {cost.requests:,} requests (R2: Class A), "
+        requests = ngettext("%s request", "%s requests", cost.requests) % f"{cost.requests:,}"
+        text = f"About {object_count(cost.objects)}, {requests} (R2 Class A), "
         text += f"${cost.dollars:.4f}"
         if cost.seconds is not None:
-            text += f", {duration_text(cost.seconds)} if it goes as the last time"
+            text += f", {duration_text(cost.seconds)} at the speed of the last scan"
         self.stdout.write(f"{text}.")
 
 
@@ -195,43 +201,42 @@ def add_scan_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--accept-fewer",
         action="store_true",
-        help="believe a listing that shows far fewer objects than there should be; without it,"
-        " nothing is concluded from such a one",
+        help="accept a result with far fewer objects than expected (default: the scan fails)",
     )
     parser.add_argument(
         "--max-requests",
         type=parse_count,
         metavar="N",
-        help="stop after so many requests (default: the setting SCAN_MAX_REQUESTS, or what the scan"
-        " that is resumed was given)",
+        help="stop after so many requests (default: the setting SCAN_MAX_REQUESTS, or the limit of"
+        " the resumed scan)",
     )
-    parser.add_argument(
-        "--cost", action="store_true", help="say what the scan would cost, and list nothing"
-    )
+    parser.add_argument("--cost", action="store_true", help="estimate the cost, and list nothing")
     parser.add_argument(
         "--workers",
         type=parse_count,
         default=0,
         metavar="N",
-        help="have so many workers of the queue take part beside this process (default: 0)",
+        help="number of queue workers that help this process (default: 0)",
     )
     parser.add_argument(
         "--processes",
         type=parse_count,
         default=1,
         metavar="N",
-        help="use so many cores of this machine (default: 1); a process takes up to 100 MiB and"
-        " lists SCAN_CONCURRENCY parts at once",
+        help="number of processes on this machine (default: 1); each takes up to 100 MiB and lists"
+        " SCAN_CONCURRENCY parts at once",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="report the same, and write no row and no finding"
+        "--dry-run",
+        action="store_true",
+        help="report the same, but track nothing and save no findings",
     )
     parser.add_argument(
         "--json",
         action="store_true",
         dest="as_json",
         help="print one JSON object: the figures, and the first"
-        f" {SAMPLES_PER_KIND} differences of a kind",
+        f" {SAMPLES_PER_KIND} findings of each kind",
     )
 
 
@@ -255,13 +260,13 @@ def work_with_progress(scan: BucketScan, progress: "ProgressLine") -> None:
 def caveat_lines(scan: BucketScan) -> Iterator[str]:
     if scan.is_partial:
         yield (
-            f"This was a partial scan, only of rows written since {scan.since:%Y-%m-%d %H:%M:%S%z}:"
-            " it says nothing of all others, and nothing follows from it."
+            "This partial scan checked only objects tracked since"
+            f" {scan.since:%Y-%m-%d %H:%M:%S%z}, so it saved no findings."
         )
     if not scan.in_key_order:
         yield (
-            "The store lists keys in an order of its own. So they were listed in one stream, which"
-            " is slower, and compared without an order."
+            "The store does not list keys in order, so the scan could not be shared out and was"
+            " slower."
         )
 
 
@@ -269,13 +274,13 @@ def finding_lines(scan: BucketScan) -> Iterator[str]:
     for kind in Kind:
         seen = findings_of_scan(scan).filter(kind=kind)
         if total := seen.count():
-            yield f"{total} {kind.label}:"
+            yield f"{kind_count(kind, total)}:"
             for one in seen.order_by("key")[:SAMPLES_PER_KIND]:
                 yield f"  {printable_text(one.key)} ({printable_text(one.evidence)})"
         if total > SAMPLES_PER_KIND:
             yield f"  and {total - SAMPLES_PER_KIND} more"
     if Finding.objects.filter(last_scan=scan).exists():
-        yield "All of these are findings. To decide on them: the admin, or manage.py findings"
+        yield "To act on these findings, use the admin or manage.py findings."
 
 
 def findings_of_scan(scan: BucketScan) -> QuerySet[Finding] | QuerySet[PendingFinding]:
@@ -304,8 +309,14 @@ def scan_json(scan: BucketScan) -> dict[str, object]:
     }
 
 
-def size_text(scan: BucketScan) -> str:
-    return filesizeformat(scan.listed_bytes).replace("\xa0", " ")
+def scanned_text(scan: BucketScan) -> str:
+    """Such as “2 objects (1.5 MB) in bucket media”."""
+    size = filesizeformat(scan.listed_bytes).replace("\xa0", " ")
+    return f"{object_count(scan.listed)} ({size}) in bucket {scan.bucket}"
+
+
+def object_count(count: int) -> str:
+    return ngettext("%s object", "%s objects", count) % f"{count:,}"
 
 
 def duration_text(seconds: float) -> str:
@@ -333,7 +344,7 @@ class ProgressLine:
             return
         self.shown_at = now
         rate = (listed - self.listed_before) / (now - self.began_at)
-        text = f"{listed:,} objects, {rate:,.0f}/s"
+        text = f"{object_count(listed)}, {rate:,.0f}/s"
         if rate > 0 and self.expected_objects > listed:
             text += f", about {duration_text((self.expected_objects - listed) / rate)} left"
         if self.is_terminal:

@@ -265,8 +265,8 @@ class Migration(migrations.Migration):
                     "purpose",
                     models.CharField(
                         choices=[
-                            ("backfill", "backfill: write rows"),
-                            ("reconcile", "reconcile: compare only"),
+                            ("backfill", "backfill: track new files"),
+                            ("reconcile", "reconcile: report only"),
                         ],
                         default="backfill",
                         max_length=10,
@@ -286,18 +286,18 @@ class Migration(migrations.Migration):
                 (
                     "since",
                     models.DateTimeField(
-                        blank=True, null=True, verbose_name="only what was written since"
+                        blank=True, null=True, verbose_name="only files tracked since"
                     ),
                 ),
                 ("dry_run", models.BooleanField(default=False, verbose_name="dry run")),
                 (
                     "accept_fewer",
-                    models.BooleanField(default=False, verbose_name="fewer objects accepted"),
+                    models.BooleanField(default=False, verbose_name="fewer files accepted"),
                 ),
                 (
                     "max_requests",
                     models.PositiveBigIntegerField(
-                        blank=True, null=True, verbose_name="requests allowed"
+                        blank=True, null=True, verbose_name="request limit"
                     ),
                 ),
                 ("requested_by", models.TextField(blank=True, verbose_name="requested by")),
@@ -318,37 +318,43 @@ class Migration(migrations.Migration):
                 ("message", models.TextField(blank=True, verbose_name="message")),
                 (
                     "in_key_order",
-                    models.BooleanField(default=True, verbose_name="listed in the order of keys"),
+                    models.BooleanField(default=True, verbose_name="listed in key order"),
                 ),
                 (
                     "uploads_listed",
-                    models.BooleanField(null=True, verbose_name="unfinished uploads looked for"),
+                    models.BooleanField(null=True, verbose_name="unfinished uploads checked"),
                 ),
                 ("requests", models.PositiveBigIntegerField(default=0, verbose_name="requests")),
-                ("listed", models.PositiveBigIntegerField(default=0, verbose_name="listed")),
+                ("listed", models.PositiveBigIntegerField(default=0, verbose_name="files")),
                 (
                     "listed_bytes",
-                    models.PositiveBigIntegerField(default=0, verbose_name="bytes listed"),
+                    models.PositiveBigIntegerField(default=0, verbose_name="bytes"),
                 ),
-                ("added", models.PositiveBigIntegerField(default=0, verbose_name="rows added")),
-                ("updated", models.PositiveBigIntegerField(default=0, verbose_name="rows updated")),
+                ("added", models.PositiveBigIntegerField(default=0, verbose_name="files tracked")),
+                (
+                    "updated",
+                    models.PositiveBigIntegerField(default=0, verbose_name="records updated"),
+                ),
                 (
                     "unchanged",
-                    models.PositiveBigIntegerField(default=0, verbose_name="rows unchanged"),
+                    models.PositiveBigIntegerField(default=0, verbose_name="files unchanged"),
                 ),
-                ("orphaned", models.PositiveBigIntegerField(default=0, verbose_name="orphaned")),
+                ("orphaned", models.PositiveBigIntegerField(default=0, verbose_name="leftover")),
                 ("missing", models.PositiveBigIntegerField(default=0, verbose_name="missing")),
                 ("untracked", models.PositiveBigIntegerField(default=0, verbose_name="untracked")),
                 ("changed", models.PositiveBigIntegerField(default=0, verbose_name="changed")),
-                ("ambiguous", models.PositiveBigIntegerField(default=0, verbose_name="ambiguous")),
+                (
+                    "ambiguous",
+                    models.PositiveBigIntegerField(default=0, verbose_name="unclear owner"),
+                ),
                 (
                     "unrecognised",
                     models.PositiveBigIntegerField(default=0, verbose_name="unrecognised"),
                 ),
-                ("misnamed", models.PositiveBigIntegerField(default=0, verbose_name="misnamed")),
+                ("misnamed", models.PositiveBigIntegerField(default=0, verbose_name="old name")),
                 (
                     "unstorable",
-                    models.PositiveBigIntegerField(default=0, verbose_name="cannot be stored"),
+                    models.PositiveBigIntegerField(default=0, verbose_name="unsupported name"),
                 ),
                 (
                     "unfinished",
@@ -405,6 +411,7 @@ class Migration(migrations.Migration):
                             ("verify", "verification"),
                             ("delete", "deletion"),
                             ("force", "force-deletion"),
+                            ("undo", "undo"),
                         ],
                         max_length=10,
                         verbose_name="what is done",
@@ -417,6 +424,7 @@ class Migration(migrations.Migration):
                 ("requested_by", models.TextField(blank=True, verbose_name="requested by")),
                 ("origin", models.TextField(blank=True, verbose_name="requested from")),
                 ("permissions", models.JSONField(default=list, editable=False)),
+                ("reason", models.TextField(blank=True, verbose_name="reason given")),
                 (
                     "created_at",
                     models.DateTimeField(
@@ -441,7 +449,7 @@ class Migration(migrations.Migration):
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(
-                            ("action__in", ["dry_run", "verify", "delete", "force"])
+                            ("action__in", ["dry_run", "verify", "delete", "force", "undo"])
                         ),
                         name="bulk_job_action_is_known",
                     )
@@ -1031,6 +1039,38 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="BulkJobNote",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("is_refused", models.BooleanField()),
+                ("text", models.TextField()),
+                (
+                    "bulk_job",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="notes",
+                        to="storage_audit.bulkjob",
+                    ),
+                ),
+                (
+                    "cleanup",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="+",
+                        to="storage_audit.cleanup",
+                    ),
+                ),
+            ],
+            options={
+                "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
             name="SnapshotChunk",
             fields=[
                 (
@@ -1073,6 +1113,30 @@ class Migration(migrations.Migration):
                     models.ForeignKey(
                         on_delete=django.db.models.deletion.CASCADE,
                         related_name="files",
+                        to="storage_audit.snapshot",
+                    ),
+                ),
+            ],
+            options={
+                "default_permissions": (),
+            },
+        ),
+        migrations.CreateModel(
+            name="SnapshotName",
+            fields=[
+                (
+                    "id",
+                    models.BigAutoField(
+                        auto_created=True, primary_key=True, serialize=False, verbose_name="ID"
+                    ),
+                ),
+                ("project_id", storage_audit.fields.BytewiseTextField()),
+                ("name", models.TextField()),
+                (
+                    "snapshot",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE,
+                        related_name="names",
                         to="storage_audit.snapshot",
                     ),
                 ),
@@ -1255,14 +1319,14 @@ class Migration(migrations.Migration):
                     "kind",
                     models.CharField(
                         choices=[
-                            ("orphaned", "orphaned"),
+                            ("orphaned", "leftover"),
                             ("missing", "missing"),
                             ("untracked", "untracked"),
                             ("changed", "changed"),
-                            ("ambiguous", "ambiguous"),
+                            ("ambiguous", "unclear owner"),
                             ("unrecognised", "unrecognised"),
-                            ("misnamed", "misnamed"),
-                            ("unstorable", "cannot be stored"),
+                            ("misnamed", "old name"),
+                            ("unstorable", "unsupported name"),
                             ("unfinished", "unfinished upload"),
                         ],
                         max_length=15,
@@ -1319,6 +1383,8 @@ class Migration(migrations.Migration):
                 (
                     "first_scan",
                     models.ForeignKey(
+                        blank=True,
+                        null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="storage_audit.bucketscan",
@@ -1328,6 +1394,8 @@ class Migration(migrations.Migration):
                 (
                     "last_scan",
                     models.ForeignKey(
+                        blank=True,
+                        null=True,
                         on_delete=django.db.models.deletion.PROTECT,
                         related_name="+",
                         to="storage_audit.bucketscan",
@@ -1574,14 +1642,14 @@ class Migration(migrations.Migration):
                     "kind",
                     models.CharField(
                         choices=[
-                            ("orphaned", "orphaned"),
+                            ("orphaned", "leftover"),
                             ("missing", "missing"),
                             ("untracked", "untracked"),
                             ("changed", "changed"),
-                            ("ambiguous", "ambiguous"),
+                            ("ambiguous", "unclear owner"),
                             ("unrecognised", "unrecognised"),
-                            ("misnamed", "misnamed"),
-                            ("unstorable", "cannot be stored"),
+                            ("misnamed", "old name"),
+                            ("unstorable", "unsupported name"),
                             ("unfinished", "unfinished upload"),
                         ],
                         max_length=15,

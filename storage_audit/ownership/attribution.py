@@ -24,8 +24,8 @@ from storage_audit.ownership.ownership_rule import (
 class OwnerProblem(models.TextChoices):
     """Why an object seems to be no live project's. A finding of this kind has the same word."""
 
-    ORPHANED = "orphaned", gettext_lazy("orphaned")
-    AMBIGUOUS = "ambiguous", gettext_lazy("ambiguous")
+    ORPHANED = "orphaned", gettext_lazy("leftover")
+    AMBIGUOUS = "ambiguous", gettext_lazy("unclear owner")
     UNRECOGNISED = "unrecognised", gettext_lazy("unrecognised")
 
 
@@ -84,5 +84,5 @@ def find_owner(
     if project_id in known:
         reason = _("project %s was deleted") % project_id
     else:
-        reason = _("no project %s was ever known") % project_id
+        reason = _("project %s is unknown") % project_id
     return owner._replace(problem=OwnerProblem.ORPHANED, evidence=f"{evidence}; {reason}")

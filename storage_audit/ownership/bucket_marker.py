@@ -18,7 +18,7 @@ from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.bucket import answer_schema, multipart, s3, wrangler
 from storage_audit.bucket.errors import InvalidResponse, StoreError
@@ -45,7 +45,7 @@ CLOCK_KEY = f"{OWN_PREFIX}clock"
 # In place of a marker's name while a new one is written.
 BEING_CONNECTED = "being connected"
 MACHINE_ID_PATH = Path("/etc/machine-id")
-RETRY_HINT = gettext_lazy("Then force-delete this cleanup.")
+RETRY_HINT = gettext_lazy("Then choose Force-delete for this cleanup.")
 
 
 class CannotConclude(Exception):
@@ -140,28 +140,27 @@ def require_marker(bucket: str, *deleting: UUID) -> str:
         raise marker_unlisted_error(bucket)
     if recorded == BEING_CONNECTED:
         text = _(
-            "Bucket %s is being connected. Its listings are used once that is done. If nobody runs"
-            " manage.py connect_bucket now, run it again."
+            "Bucket %s is being connected, so we can't use it yet. If nobody is running manage.py"
+            " connect_bucket now, run it again."
         )
         raise InvalidResponse(text % bucket)
     if not recorded:
         text = _(
-            "Bucket %s was connected before we recorded how its listing shows the marker. So its"
-            " listings are not used. Run: manage.py connect_bucket"
+            "Bucket %s was connected by an older version, so we can't tell whether it is still the"
+            " same bucket. Run: manage.py connect_bucket"
         )
         raise CannotConclude(text % bucket)
     if name_marker(listed) != recorded:
         text = _(
-            "Bucket %s shows another marker than the one that connect_bucket wrote: it may be a"
-            " copy of the bucket, or one restored from a backup. So its listings are not used. If"
-            " it is the right bucket, run: manage.py connect_bucket"
+            "Bucket %s may be a copy, or restored from a backup: its marker is not the one that we"
+            " wrote. If it is the right bucket, run: manage.py connect_bucket"
         )
         raise CannotConclude(text % bucket)
     return recorded
 
 
 def reconnected_error(bucket: str) -> InvalidResponse:
-    text = _("Bucket %s was connected again while we looked. What was seen before is not used.")
+    text = _("Bucket %s was connected again while we checked it, so this check is not used.")
     return InvalidResponse(text % bucket)
 
 
@@ -245,7 +244,7 @@ def is_marker_intact(bucket: str) -> bool:
 
 def marker_unlisted_error(bucket: str) -> InvalidResponse:
     return InvalidResponse(
-        _("Listings of bucket %s do not show the marker that is in it: none of them is believed.")
+        _("Bucket %s does not list the marker that is in it, so we can't trust what it lists.")
         % bucket
     )
 
@@ -254,21 +253,21 @@ def identify_bucket(bucket: str) -> StoreTraits:
     identity_row = DatabaseIdentity.objects.first()
     if identity_row is None:
         raise CannotConclude(
-            _("This database has connected no bucket yet. Run: manage.py connect_bucket")
+            _("No bucket is connected to this database yet. Run: manage.py connect_bucket")
         )
     if identity_row.fingerprint != database_fingerprint():
         raise CannotConclude(
             _(
-                "This database is a copy of the one that connected the bucket, or it has moved. If"
-                " the other is gone for good, run: manage.py connect_bucket --take-over"
+                "This database is a copy of the one that connected the bucket, or it was moved. If"
+                " the other one is gone for good, run: manage.py connect_bucket --take-over"
             )
         )
     content = read_marker(bucket)
     if content is None:
         raise CannotConclude(
             _(
-                "Bucket %s holds no marker of this database: it is empty, new, or not the"
-                " one that was connected. If it is the right one, run: manage.py connect_bucket"
+                "Bucket %s holds no marker of this database: it is empty, new, or not the one that"
+                " was connected. If it is the right bucket, run: manage.py connect_bucket"
             )
             % bucket
         )
@@ -277,7 +276,7 @@ def identify_bucket(bucket: str) -> StoreTraits:
         raise CannotConclude(
             _(
                 "Bucket %s belongs to another database, or was copied from another bucket."
-                " If it is the right one, run: manage.py connect_bucket --take-over"
+                " If it is the right bucket, run: manage.py connect_bucket --take-over"
             )
             % bucket
         )
@@ -326,21 +325,22 @@ def require_project_table(next_step: str | Promise = RETRY_HINT) -> None:
     except DatabaseError as error:
         raise CannotConclude(
             _(
-                "The table of projects cannot be read, so nothing is concluded and nothing is"
-                " deleted. Mend that. %(then)s The database says: %(error)s"
+                "Nothing is deleted, because the table of projects can't be read. Fix the database"
+                " error. %(then)s The database says: %(error)s"
             )
             % {"then": next_step, "error": redact_secrets(str(error))}
         ) from error
     if stranded:
-        raise CannotConclude(
-            _(
-                "The table of projects is empty, though of %(stranded)s projects nobody said that"
-                " they are deleted. So nothing is concluded and nothing is deleted. Restore the"
-                " rows, or decide on the cleanups of the projects that are gone without a signal."
-                " %(then)s"
-            )
-            % {"stranded": stranded, "then": next_step}
+        text = ngettext(
+            "Nothing is deleted, because the table of projects is empty, but the deletion of"
+            " %(stranded)d project was never reported. Restore its row, or decide about the"
+            " cleanup of vanished projects. %(then)s",
+            "Nothing is deleted, because the table of projects is empty, but the deletion of"
+            " %(stranded)d projects was never reported. Restore their rows, or decide about the"
+            " cleanup of vanished projects. %(then)s",
+            stranded,
         )
+        raise CannotConclude(text % {"stranded": stranded, "then": next_step})
 
 
 def connect_bucket(bucket: str, *, take_over: bool = False) -> StoreTraits:
@@ -353,9 +353,20 @@ def connect_bucket(bucket: str, *, take_over: bool = False) -> StoreTraits:
     identity_row = DatabaseIdentity.objects.first() or DatabaseIdentity(fingerprint=mine)
     if not take_over:
         if identity_row.fingerprint != mine:
-            raise CannotConclude(_("This database is a copy, or it has moved: use --take-over."))
+            raise CannotConclude(
+                _(
+                    "This database is a copy, or it was moved. If the original is gone for good,"
+                    " add --take-over."
+                )
+            )
         if content is not None and content.get("installation") != str(identity_row.pk):
-            raise CannotConclude(_("Bucket %s belongs to another database.") % bucket)
+            raise CannotConclude(
+                _(
+                    "Bucket %s belongs to another database. If that one is gone for good, add"
+                    " --take-over."
+                )
+                % bucket
+            )
     if identity_row.fingerprint != mine:
         # The original keeps its id; with a new one here its own marker check stops it.
         DatabaseIdentity.objects.all().delete()
@@ -398,9 +409,7 @@ def probe_traits(bucket: str) -> StoreTraits:
             probe_answers(bucket, name)
             echoes = learned()
         if len(listed) not in (3, 4):
-            raise InvalidResponse(
-                _("Listings of bucket %s do not show what was just written.") % bucket
-            )
+            raise InvalidResponse(_("Bucket %s does not list what was just written.") % bucket)
         return StoreTraits(
             folds_unicode=len(listed) - len(in_order) == 1,
             lists_in_key_order=[key for key in listed if key in in_order] == in_order,
@@ -434,9 +443,10 @@ def require_wrangler_marker(
     if not ours or ours not in theirs.encode():
         raise CannotConclude(
             _(
-                "wrangler does not show the marker of bucket %s as S3 does: it would delete in"
-                " another bucket of that name. Correct R2_ACCOUNT_ID, R2_JURISDICTION or"
-                " R2_ENDPOINT_URL; then force-delete this cleanup."
+                "wrangler and S3 use different buckets named %(bucket)s, so wrangler would delete"
+                " in"
+                " the wrong one. Correct R2_ACCOUNT_ID, R2_JURISDICTION or R2_ENDPOINT_URL."
+                " %(then)s"
             )
-            % printable_text(bucket)
+            % {"bucket": printable_text(bucket), "then": RETRY_HINT}
         )

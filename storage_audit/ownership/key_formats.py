@@ -59,7 +59,8 @@ class KeyFormats:
         current = current or next(iter(templates))
         if current not in self._formats:
             raise KeyFormatError(
-                f"no key format {current!r} to be current; have {join_names(templates)}"
+                f"the current key format {current!r} does not exist; choose one of"
+                f" {join_names(templates)}"
             )
         self._current = self._formats[current]
         self._prefix = prefix = _literal_start(project_id)
@@ -70,8 +71,9 @@ class KeyFormats:
         }
         if current in self._doubled:
             raise KeyFormatError(
-                f"key format {current!r} ({templates[current]}) would double the prefix {prefix} "
-                "of ids; such a key format can be read but not be the current one"
+                f"key format {current!r} ({templates[current]}) would repeat the ID prefix"
+                f" {prefix}; "
+                "it can be read, but it can't be the current one"
             )
         self._barred = [
             x.longest_literal for x in self._formats.values() if not x.is_folder_decisive
@@ -184,7 +186,9 @@ def _compile_id_pattern(pattern: str) -> re.Pattern[str]:
     except re.error as error:
         raise KeyFormatError(f"project id pattern {pattern!r} is not valid: {error}") from error
     if compiled.fullmatch(""):
-        raise KeyFormatError(f"project id pattern {pattern!r} matches the empty text; ask for more")
+        raise KeyFormatError(
+            f"project id pattern {pattern!r} matches empty text; require at least one character"
+        )
     return compiled
 
 

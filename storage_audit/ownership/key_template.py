@@ -131,7 +131,7 @@ class KeyFormat:
         places = self._project_end.finditer(key, len(head) + 1)
         ends = [place.start() for place in islice(places, MAX_WAYS + 1)]
         if len(ends) > MAX_WAYS:
-            raise TooManyWays(f"key format {self.name!r} could read {key!r} in too many ways")
+            raise TooManyWays(f"key format {self.name!r} matches {key!r} in too many ways")
         for end in ends:
             if tail := self._tail.fullmatch(key, end):
                 fields = {**self.heads[head], **tail.groupdict()}
@@ -205,31 +205,31 @@ def _split_template(template: str) -> tuple[list[str], list[str]]:
 def _template_problems(template: str, kinds: Sequence[str]) -> Iterator[str]:
     literals, fields = _split_template(template)
     if any("{" in text or "}" in text for text in literals):
-        yield "a brace stands alone; write each field as {name} and use no other braces"
+        yield "unpaired brace; write each field as {name} and use no other braces"
     for field in fields:
         if field not in FIELD_NAMES:
             yield f"unknown field {{{field}}}; the fields are {join_names(FIELD_NAMES)}"
         if fields.count(field) > 1:
-            yield f"{{{field}}} stands there more than once; use each field once"
+            yield f"{{{field}}} appears more than once; use each field once"
     if "project" not in fields:
-        yield "there is no {project}; put it where the project id stands"
+        yield "{project} is missing; put it where the project ID belongs"
     if "" in literals[1:-1]:
-        yield "two fields touch; put a literal such as / between them"
+        yield "two fields are adjacent; put a literal such as / between them"
     before, after = template.split("{project}")
     if {"scene", "filename", "ext"} & set(_split_template(before)[1]):
         yield "only {kind} may stand before {project}, or its keys cannot be listed; move the rest"
     if "{kind}" in after:
-        yield "{kind} stands after {project}; move it in front"
+        yield "{kind} comes after {project}; move it in front"
     if not after:
-        yield "{project} stands at the end; put a literal such as / behind it"
+        yield "{project} is at the end; put a literal such as / after it"
     if not all(is_normalized("NFC", text) for text in (template, *kinds)):
-        yield "the template or a kind is not in NFC; write it in composed letters"
+        yield "the template or a kind is not in Unicode NFC; write it in composed letters"
     heads = _build_heads(before, kinds)
     if not heads:
-        yield "{kind} needs kinds; configure some or drop the field"
+        yield "{kind} needs kinds; configure some or remove the field"
     for head, longer in pairwise(sorted(heads)):
         if longer.startswith(head):
-            yield f"the kinds that give {head} and {longer} cannot be told apart; rename one"
+            yield f"the kinds that give {head} and {longer} can't be told apart; rename one"
 
 
 def _build_heads(before: str, kinds: Sequence[str]) -> dict[str, dict[str, str]]:

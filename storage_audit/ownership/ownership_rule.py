@@ -99,9 +99,7 @@ def refused_ids_text(ids: Sequence[str]) -> str:
     """What to say of these, as `refused_ids` gives them."""
     shown = ", ".join(printable_text(each[:MAX_OWNER_LENGTH]) for each in ids[:MAX_IDS_SHOWN])
     more = _(" and more") if len(ids) > MAX_IDS_SHOWN else ""
-    text = _(
-        "The setting PROJECT_ID_PATTERN does not accept the ids of these projects: %(ids)s%(more)s."
-    )
+    text = _("The setting PROJECT_ID_PATTERN does not accept these project IDs: %(ids)s%(more)s.")
     return text % {"ids": shown, "more": more}
 
 
@@ -141,7 +139,7 @@ def row_provenance(row: TrackingRow) -> str:
     if not row.project_id or row.source not in R2Object.AUTHORITATIVE:
         return ""
     if row.source == R2Object.Source.ASSIGNED:
-        return _("given to %s by a person") % row.project_id
+        return _("assigned to %s by a person") % row.project_id
     return _("uploaded for %s by this application") % row.project_id
 
 
@@ -303,35 +301,35 @@ def evidence_of(parsed_keys: ParsedKeys) -> str:
 
 
 def two_rows_reason(told: Iterable[str]) -> str:
-    text = _("Two tracking rows name this object for different projects: %s. Delete one.")
+    text = _("Two tracking rows name different projects for this file: %s. Delete one of the rows.")
     return text % shorten_list(sorted(told))
 
 
 def too_many_owners_reason() -> str:
     return _(
-        "Kept: too many possible owners. The name can be read in more ways than are checked. If"
-        " you know whose file it is, delete it in the Cloudflare dashboard."
+        "Kept: too many possible owners. If you know whose file it is, delete it in the Cloudflare"
+        " dashboard."
     )
 
 
 def unrecognised_reason() -> str:
     return _(
-        "No key format knows this key. Add its key format, or delete the object in the"
-        " Cloudflare dashboard."
+        "The name does not match any known key format, so we can't tell whose file it is. Add its"
+        " key format, or delete the file in the Cloudflare dashboard."
     )
 
 
 def not_the_assigned_reason() -> str:
     return _(
-        "No key format reads this key, and the file is not the one that a person assigned."
-        " Assign it, or delete its row if it is to go."
+        "The name does not match any known key format, and the file may not be the one that a"
+        " person assigned. Assign the file. To delete it, delete its tracking row."
     )
 
 
 def row_alone_reason() -> str:
     return _(
-        "Its tracking row names this project, its key another one. Look whose it is, and"
-        " delete its row if it is to go."
+        "The tracking row names this project, but the file name fits another one. Check whose file"
+        " it is. To delete it, delete its tracking row."
     )
 
 
@@ -339,16 +337,16 @@ def rival_reason(rivals: Collection[str], rows: Sequence[TrackingRow] = ()) -> s
     """Why an object stays that could belong to these live projects, whatever its rows say."""
     if has_assigned_row(rows):
         return uploaded_since_reason(rivals)
-    text = _("It could also belong to the live project %s. It goes with that project.")
+    text = _("It could also belong to the live project %s. It is deleted with that project.")
     if authoritative_projects(rows):
         text = _(
-            "Its key could also name the live project %s. Assign it to that project, or delete its"
-            " row if it is to go."
+            "The file name also fits the live project %s. Assign the file to that project. To"
+            " delete it, delete its tracking row."
         )
     if not all(map(get_key_formats().is_project_id, rivals)):
         text = _(
-            "It could also belong to project %s. The setting PROJECT_ID_PATTERN does not accept"
-            " that id: change the id, or the setting."
+            "The file could also belong to project %s, but the setting PROJECT_ID_PATTERN does not"
+            " accept that ID. Change the ID or the setting."
         )
     return text % shorten_list(sorted(rivals))
 
@@ -356,15 +354,16 @@ def rival_reason(rivals: Collection[str], rows: Sequence[TrackingRow] = ()) -> s
 def uploaded_since_reason(rivals: Collection[str]) -> str:
     """Why an object stays that may be another one than the person decided on."""
     text = _(
-        "An upload to this key began after a person had assigned the file, so it could belong to"
-        " the live project %s. Assign it to that project, or delete its row if it is to go."
+        "An upload to this name began after a person assigned the file, so it could belong to the"
+        " live project %s. Assign the file to that project. To delete it, delete its tracking"
+        " row."
     )
     return text % shorten_list(sorted(rivals))
 
 
 def tracked_row_reason(rivals: Collection[str]) -> str:
     """Why an object stays that tracking rows of these live projects name."""
-    text = _("A tracking row names the live project %s. If the object is to go, delete that row.")
+    text = _("A tracking row names the live project %s. To delete the file, delete that row.")
     return text % shorten_list(sorted(rivals))
 
 
@@ -385,15 +384,12 @@ def too_young_reason(project: DeletedProject, last_modified: datetime) -> str:
     if project.deleted_at is None or is_from_fast_clock(project.deleted_at):
         return maybe_younger_reason()
     if last_modified >= project.deleted_at:
-        return _(
-            "It could name several projects, and is younger than the deletion, so later checks keep"
-            " it too. Run a scan. If it calls the file orphaned, delete it there. If not, assign"
-            " it, or delete it in the Cloudflare dashboard."
-        )
+        text = _("The file name fits several projects, and the file is newer than the deletion.")
+        return f"{text} {scan_first_advice()}"
     if last_modified >= timezone.now() - conf().commit_timeout:
         return _(
-            "It could name several projects, one of which may be just being created. Once it is"
-            " older, a follow-up check or another cleanup decides on it."
+            "The file name fits several projects, and one of them may be new. A follow-up check or"
+            " another cleanup decides when the file is older."
         )
     # One of the times is by the store's clock.
     if last_modified >= project.deleted_at - min(clock_skew(), conf().commit_timeout):
@@ -402,8 +398,15 @@ def too_young_reason(project: DeletedProject, last_modified: datetime) -> str:
 
 
 def maybe_younger_reason() -> str:
+    text = _(
+        "The file name fits several projects, and the file may be newer than the deletion: the"
+        " clocks differ."
+    )
+    return f"{text} {scan_first_advice()}"
+
+
+def scan_first_advice() -> str:
     return _(
-        "It could name several projects, and may be younger than the deletion: the clocks differ."
-        " Later checks keep it too. Run a scan. If it calls the file orphaned, delete it there. If"
-        " not, assign it, or delete it in the Cloudflare dashboard."
+        "Run a scan. If it calls the file a leftover, delete it there. If not, assign the file, or"
+        " delete it in the Cloudflare dashboard."
     )

@@ -231,7 +231,7 @@ def resolve_reference(entry: str) -> Column | ReferenceFunction:
     except ImportError as error:
         raise reference_error(entry, _("there is no such field and no such function")) from error
     if not callable(found):
-        raise reference_error(entry, _("it is no function"))
+        raise reference_error(entry, _("it is not a function"))
     return found
 
 
@@ -241,7 +241,9 @@ def text_column(entry: str, model: type[models.Model], name: str) -> Column:
     except FieldDoesNotExist as error:
         raise reference_error(entry, _("the model has no such field")) from error
     if not isinstance(field, (models.CharField, models.TextField, models.FileField)):
-        raise reference_error(entry, _("the field is no text; name a function that reads it"))
+        raise reference_error(
+            entry, _("the field is not a text field; name a function that reads it")
+        )
     return Column(model, name)
 
 
@@ -270,7 +272,7 @@ def find_row_references(
                     if pk not in gone:
                         used.rows.setdefault(item, column.describe_row(pk))
         except DatabaseError:
-            logger.exception("%s cannot be read.", column.label)
+            logger.exception("%s can't be read.", column.label)
             used.unreadable.append(f"{column.label} ({column.table})")
     for entry, source in declared_references().items():
         if not isinstance(source, Column):

@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from ninja import Field, Router, Schema, Status
 from pydantic import ConfigDict, StrictBool, model_validator
 
@@ -33,7 +34,15 @@ from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 from storage_audit.scan import start
 from storage_audit.scan.models import BucketScan
-from storage_audit.scan.start import RESUMED_TEXTS, send_workers
+from storage_audit.scan.start import (
+    NO_WORKERS_TEXT,
+    NOT_A_PROJECT_TEXT,
+    ONE_SCOPE_TEXT,
+    QUEUED_TEXT,
+    RESUMED_TEXTS,
+    STOPPED_TEXT,
+    send_workers,
+)
 
 router = Router(tags=["scans"])
 
@@ -62,7 +71,7 @@ class Scan(Schema):
     max_requests: int | None
     requested_by: str
     status: ScanStatus
-    over: bool = Field(description="Nothing more happens by itself.")
+    over: bool = Field(description="The scan has ended.")
     message: str
     in_key_order: bool
     requests: int
@@ -82,8 +91,7 @@ class ScanPage(Schema):
 
 
 class ScanRequest(StrictSchema):
-    """Of the whole bucket, of the keys with a prefix, or of those where files of a project can
-    be."""
+    """Scans the whole bucket, the keys with a prefix, or the places of one project's files."""
 
     model_config = ConfigDict(json_schema_extra={"not": {"required": ["prefix", "project_id"]}})
 
@@ -92,22 +100,22 @@ class ScanRequest(StrictSchema):
     project_id: Text = NOT_GIVEN
     dry_run: StrictBool = False
     max_requests: Number = Field(
-        NOT_GIVEN, description="Requests that it may take; else the setting."
+        NOT_GIVEN, description="The limit of requests to the store; by default the setting."
     )
     accept_fewer: StrictBool = Field(
-        False, description="Believe a listing that shows far fewer objects than there should be."
+        False, description="Accept a listing with far fewer objects than expected."
     )
 
     @model_validator(mode="after")
     def require_one_scope(self) -> Self:
         if self.prefix and self.project_id:
-            raise ValueError(_("Give a prefix or a project, and not both."))
+            raise ValueError(str(ONE_SCOPE_TEXT))
         return self
 
 
 class ResumeRequest(StrictSchema):
     max_requests: Number = Field(
-        NOT_GIVEN, description="Requests that it may take; else as before."
+        NOT_GIVEN, description="The limit of requests to the store; by default as before."
     )
     accept_fewer: StrictBool = False
 
@@ -126,7 +134,7 @@ def list_scans(
     cursor: UUID = NOT_GIVEN,
     limit: Limit = 50,
 ) -> ScanPage:
-    """The latest first. `cursor` is the `next_cursor` of the page before. Needs the permission
+    """Newest first. `cursor` is the `next_cursor` of the previous page. Needs the permission
     view_bucketscan."""
     require_permission(request, VIEW_SCAN)
     wanted = {"purpose": purpose, "status": status}
@@ -143,8 +151,8 @@ def list_scans(
 
 @router.get("/{scan_id}", response={200: Scan, **problem_responses(404)})
 def get_scan(request: HttpRequest, scan_id: UUID) -> Scan:
-    """How far it is and what it saw; its differences are findings once it is complete. Needs the
-    permission view_bucketscan."""
+    """The scan's progress and what it found. The findings appear when the scan is complete. Needs
+    the permission view_bucketscan."""
     require_permission(request, VIEW_SCAN)
     return scan_details(get_object_or_404(BucketScan, pk=scan_id))
 
@@ -153,33 +161,36 @@ def get_scan(request: HttpRequest, scan_id: UUID) -> Scan:
 def start_scan(
     request: HttpRequest, asked: ScanRequest, response: HttpResponse
 ) -> Status[ScanAccepted]:
-    """Have workers compare the bucket with the table; a backfill writes rows, too. Several may run
-    at once, and the answer says so. Needs the permission add_bucketscan."""
+    """Compare the bucket with the tracked files; a backfill also tracks new files. Several scans
+    may run at once. Needs the permission add_bucketscan."""
     require_permission(request, ADD_SCAN)
     refuse_without_workers()
     if asked.project_id and not get_key_formats().is_project_id(asked.project_id):
-        raise Problem(
-            "not-found", _("%s is no id of a project.") % printable_text(asked.project_id)
-        )
+        raise Problem("not-found", NOT_A_PROJECT_TEXT % printable_text(asked.project_id))
     others = BucketScan.objects.running().filter(bucket=conf().bucket).count()
     with transaction.atomic():
         scan = start.start_scan(**{**asked.dict(), "prefix": asked.prefix or ""})
         auth.log_action(request, scan, ADDITION, _("Scan requested."))
-    text = _("A worker takes it up next.")
+    text = str(QUEUED_TEXT)
     if others:
-        text += " " + _("Beside it run others of this bucket: %d.") % others
+        also = ngettext(
+            "%d other scan of this bucket is running.",
+            "%d other scans of this bucket are running.",
+            others,
+        )
+        text += " " + also % others
     return accept_scan(scan, text, response)
 
 
 @router.post("/{scan_id}/stop", response={200: Scan, **problem_responses(404, 409)})
 def stop_scan(request: HttpRequest, scan_id: UUID) -> Scan:
-    """Leave it as it is, to be resumed within a day; nothing is concluded. Needs the permission
-    change_bucketscan."""
+    """Stop a running scan. It writes no findings, and can be resumed within a day of its start.
+    Needs the permission change_bucketscan."""
     require_permission(request, CHANGE_SCAN)
     scan = get_object_or_404(BucketScan, pk=scan_id)
-    scan.stop(_("Stopped by %s. Resume it to go on.") % request.user.get_username())
+    scan.stop(STOPPED_TEXT % request.user.get_username())
     if scan.status != BucketScan.Status.STOPPED:
-        text = _("Scan %(id)s is over: %(status)s.")
+        text = _("Scan %(id)s is not running (%(status)s), so nothing was stopped.")
         values = {"id": scan.pk, "status": scan.get_status_display()}
         raise Problem("wrong-state", text % values)
     auth.log_action(request, scan, CHANGE, _("Stopped."))
@@ -190,14 +201,13 @@ def stop_scan(request: HttpRequest, scan_id: UUID) -> Scan:
 def resume_scan(
     request: HttpRequest, scan_id: UUID, asked: ResumeRequest, response: HttpResponse
 ) -> Status[ScanAccepted]:
-    """Go on where it stopped or failed, or with a worker more where it is running. If nobody
-    worked on it for more than an hour, it starts again. Needs the permission change_bucketscan."""
+    """Continue a stopped or failed scan, or add a worker to a running one. After an hour without
+    activity the scan starts over. Needs the permission change_bucketscan."""
     require_permission(request, CHANGE_SCAN)
     refuse_without_workers()
     scan = get_object_or_404(BucketScan, pk=scan_id)
-    if scan.bucket != conf().bucket:
-        text = _("It is of bucket %s, and the settings name another.") % printable_text(scan.bucket)
-        raise Problem("wrong-state", text)
+    if reason := start.other_bucket_reason(scan):
+        raise Problem("wrong-state", reason)
     with transaction.atomic():
         starts_again = scan.resume(max_requests=asked.max_requests, accept_fewer=asked.accept_fewer)
         auth.log_action(request, scan, CHANGE, _("Resumed."))
@@ -206,8 +216,7 @@ def resume_scan(
 
 def refuse_without_workers() -> None:
     if conf().sync:
-        text = _("With CLEANUP_SYNC there are no workers: use manage.py reconcile_r2.")
-        raise Problem("refused", text)
+        raise Problem("refused", str(NO_WORKERS_TEXT))
 
 
 def accept_scan(scan: BucketScan, text: str, response: HttpResponse) -> Status[ScanAccepted]:

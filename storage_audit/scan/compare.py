@@ -239,4 +239,6 @@ def save_unique_keys(scan: BucketScan, stretches: Sequence[Stretch]) -> None:
     """Raises InvalidResponse when a store that lists in its own order lists a key twice."""
     keys = [line_key(line) for stretch in stretches for line in stretch.lines]
     if (noted := save_listed_keys(scan, keys)) < len(keys):
-        raise InvalidResponse(_("The store lists %s keys twice.") % (len(keys) - noted))
+        raise InvalidResponse(
+            _("The store listed %s keys twice, so the scan can't be trusted.") % (len(keys) - noted)
+        )

@@ -95,7 +95,7 @@ def conclude_scan(scan: BucketScan, identity: KeyIdentity) -> None:
     if not (scan.in_key_order or scan.is_partial):
         save_unlisted_rows(scan)
     marker = bucket_marker.require_marker(scan.bucket)
-    bucket_marker.require_project_table(_("Then start the scan again."))
+    bucket_marker.require_project_table(_("Then scan again."))
     if not scan.accept_fewer:
         refuse_shrunken_listing(scan)
     recheck_missing(scan, identity)
@@ -119,7 +119,7 @@ def conclude_scan(scan: BucketScan, identity: KeyIdentity) -> None:
 def refuse_undated(scan: BucketScan) -> None:
     """Raises CannotConclude when nothing can be older or newer than the scan."""
     if scan.started_at > clocks.latest_valid_time():
-        text = _("The clock was ahead when this scan began, so its result is not used. Scan again.")
+        text = _("This scan is not used: the clock was ahead when it started. Scan again.")
         raise CannotConclude(text)
 
 
@@ -130,7 +130,7 @@ def refuse_overtaken(scan: BucketScan) -> None:
         same, time_after("started_at", scan.started_at), bucket=scan.bucket, since=None
     )
     if later.exists():
-        raise CannotConclude(_("A later scan is complete, and knows more than this one."))
+        raise CannotConclude(_("A newer scan is complete, so this one is not used."))
 
 
 def save_unfinished_uploads(scan: BucketScan) -> None:
@@ -307,8 +307,8 @@ def resolve_unseen(scan: BucketScan, gone: set[int]) -> None:
     kept = Finding.objects.keeping_objects().exclude(pk__any_of=gone)
     unseen = unseen.exclude(pk__in=kept.values("pk"))
     covered = unseen.filter(Finding.objects.covered(), kind=Kind.ORPHANED)
-    covered.resolve(_("A cleanup that is not over covers it."))
-    unseen.resolve(_("A complete scan did not see it again."))
+    covered.resolve(_("An open cleanup covers this file."))
+    unseen.resolve(_("A later complete scan did not find it again."))
 
 
 def is_in_scope(scan: BucketScan) -> Q:

@@ -148,7 +148,7 @@ def wait_to_retry(error: Unavailable, pauses: Iterator[float], stop: Event) -> N
     if pause is None:
         raise error
     pause = max(pause, min(error.retry_after, LONGEST_PAUSE_SECONDS))
-    logger.warning("Asking again after %s seconds: %s", pause, error)
+    logger.warning("Trying again in %s seconds: %s", pause, error)
     if stop.wait(pause):
         raise error
 

@@ -31,12 +31,14 @@ def findings_of_object(scan: BucketScan, seen: RecognisedObject) -> Iterator[Pen
         yield pending_finding(scan, owner.problem, seen.listed, owner)
         return
     if owner.is_misnamed:
-        evidence = _("of %s, whose prefix the key has twice") % owner.project_id
+        evidence = _("old name of project %s: it repeats the project prefix") % owner.project_id
         yield pending_finding(scan, Kind.MISNAMED, seen.listed, owner, evidence)
     if scan.purpose == BucketScan.Purpose.BACKFILL:
         return
     if seen.row is None:
-        yield pending_finding(scan, Kind.UNTRACKED, seen.listed, owner, _("no row tracks it"))
+        yield pending_finding(
+            scan, Kind.UNTRACKED, seen.listed, owner, _("in the bucket, but not tracked")
+        )
     elif text := row_mismatch(seen):
         yield pending_finding(scan, Kind.CHANGED, seen.listed, owner, text)
 
@@ -46,7 +48,7 @@ def in_hand_finding(scan: BucketScan, seen: RecognisedObject) -> PendingFinding:
 
 
 def unstorable_finding(scan: BucketScan, listed: ListedObject) -> PendingFinding:
-    text = _("a NUL, or bytes that are not UTF-8: no row and no request can name it")
+    text = _("the name has a NUL or bytes that are not UTF-8, so no request can use it")
     return pending_finding(scan, Kind.UNSTORABLE, listed, Owner(None, None), text)
 
 
@@ -94,7 +96,7 @@ def missing_finding(scan: BucketScan, row: R2Object) -> PendingFinding:
         size=row.size,
         etag=row.etag,
         last_modified=row.last_modified,
-        evidence=_("a row tracks it, and no listing shows it"),
+        evidence=_("tracked, but not in the bucket"),
     )
 
 

@@ -3,7 +3,7 @@
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup.changing_objects import exclude_in_hand
-from storage_audit.cleanup.limits import is_plausible_share, missing_figures
+from storage_audit.cleanup.limits import is_plausible_share
 from storage_audit.cleanup.models import CleanupItem
 from storage_audit.clocks import time_after
 from storage_audit.fields import starts_with_any
@@ -19,11 +19,16 @@ def refuse_shrunken_listing(scan: BucketScan) -> None:
         return
     raise CannotConclude(
         _(
-            "The listing shows %(listed)s objects where about %(expected)s should be. If more than"
-            " %(few)s objects and %(share)s %% are missing, it is rather the listing or the bucket"
-            " that is wrong, so nothing is concluded. If they are really gone, add --accept-fewer."
+            "The bucket shows %(listed)s files, but about %(expected)s were expected. So many"
+            " missing files point to a fault, so there are no findings. If the files are really"
+            " gone, run: manage.py %(purpose)s_r2 --resume %(id)s --accept-fewer"
         )
-        % {**missing_figures(0, expected), "listed": scan.listed, "expected": expected}
+        % {
+            "listed": scan.listed,
+            "expected": expected,
+            "purpose": scan.purpose,
+            "id": scan.pk,
+        }
     )
 
 

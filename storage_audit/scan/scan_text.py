@@ -5,60 +5,51 @@ from django.utils.translation import gettext_lazy
 from storage_audit.scan.models import BucketScan
 
 ScanStatus = BucketScan.Status
+RESUME_TEXT = gettext_lazy(
+    "You can resume a scan within a day of its start. After an hour without activity it starts"
+    " over."
+)
 # What a scan's status means, and what a person does then.
 STATUS_TEXTS = {
     ScanStatus.RUNNING: (
         gettext_lazy(
-            "The bucket is being listed and compared with the table. Nothing is concluded before"
-            " all was listed and is believed."
+            "Comparing the bucket with the tracked files. Findings appear when the scan is"
+            " complete."
         ),
-        gettext_lazy("Wait for its end, or stop it."),
+        gettext_lazy("Wait, or stop the scan."),
     ),
     ScanStatus.STOPPED: (
-        gettext_lazy(
-            "It was stopped before its end, so nothing is concluded from it, and no finding is"
-            " written. The message says why."
-        ),
-        gettext_lazy(
-            "Resume it within a day of its beginning, or begin another. If nobody worked on it for"
-            " more than an hour, it starts again."
-        ),
+        gettext_lazy("Stopped before the end, so there are no findings. The message says why."),
+        RESUME_TEXT,
     ),
     ScanStatus.COMPLETE: (
         gettext_lazy(
-            "All was listed, and is believed. What differs is among the findings; what was found"
-            " before and is not there any more is resolved."
+            "Complete. What the scan found is below. Earlier findings that it did not see again are"
+            " resolved."
         ),
-        gettext_lazy("Look through what it found, and do about each kind what is said with it."),
+        gettext_lazy("Review the findings. Each kind below says what to do."),
     ),
     ScanStatus.FAILED: (
-        gettext_lazy(
-            "It broke off, or is not believed, so nothing is concluded from it, and no finding is"
-            " written. The message says why."
-        ),
-        gettext_lazy(
-            "Put right what the message says. Then resume it within a day of its beginning, or"
-            " begin another. If nobody worked on it for more than an hour, it starts again."
-        ),
+        gettext_lazy("Failed, so there are no findings. The message says why."),
+        gettext_lazy("Fix the problem that the message names. Then resume, or start a new scan."),
+        RESUME_TEXT,
     ),
 }
 # Of those that are complete and wrote no findings.
 DRY_RUN_TEXTS = (
-    gettext_lazy("All was listed. It was a dry run: no row and no finding was written."),
-    gettext_lazy("To have them written, begin it again without “Dry run”."),
+    gettext_lazy("Dry run complete. It saved no findings and tracked no files."),
+    gettext_lazy("To save them, start a scan without “Dry run”."),
 )
 PARTIAL_TEXTS = (
     gettext_lazy(
-        "It looked only at what the table says was written lately. That says nothing of the rest,"
-        " so no finding was written."
+        "Partial scan complete. It checked only files tracked recently, so it saved no findings."
     ),
-    gettext_lazy("To have findings, begin a scan of the whole bucket."),
+    gettext_lazy("For findings, scan the whole bucket."),
 )
 
 
-def explain_scan(scan: BucketScan) -> tuple[str, str]:
+def explain_scan(scan: BucketScan) -> list[str]:
     """What its status means, and what a person does then."""
     special = DRY_RUN_TEXTS if scan.dry_run else PARTIAL_TEXTS if scan.is_partial else None
     known = STATUS_TEXTS[ScanStatus(scan.status)]
-    means, step = special if special and scan.status == ScanStatus.COMPLETE else known
-    return str(means), str(step)
+    return list(map(str, special if special and scan.status == ScanStatus.COMPLETE else known))

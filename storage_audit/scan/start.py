@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import queue
 from storage_audit.bucket import prices
@@ -18,6 +18,7 @@ from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.models import DatabaseIdentity
 from storage_audit.ownership.ownership_rule import get_key_formats
+from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
 from storage_audit.scan.models import BucketScan, PendingFinding, ScanShard
 from storage_audit.scan.scan_limits import expected_objects
@@ -27,12 +28,20 @@ from storage_audit.scan.shards import split_prefix
 ENDING_TIMEOUT_SECONDS = 1800
 # What the person is told who resumed a scan, by whether it starts again.
 RESUMED_TEXTS = {
-    False: gettext_lazy("The scan goes on where it was: a worker takes it up next."),
+    False: gettext_lazy("Scan resumed. It continues where it stopped."),
     True: gettext_lazy(
-        "The scan starts again from the beginning, because nobody worked on it for more than an"
-        " hour. The rows that it wrote stay. A worker takes it up next."
+        "Scan restarted from the beginning, because it was inactive for more than an hour. Files"
+        " that it tracked stay tracked."
     ),
 }
+QUEUED_TEXT = gettext_lazy("Scan queued. It usually starts within a minute.")
+NO_WORKERS_TEXT = gettext_lazy(
+    "Scans need a worker, and the setting CLEANUP_SYNC turns workers off. Use manage.py"
+    " reconcile_r2 instead."
+)
+STOPPED_TEXT = gettext_lazy("Stopped by %s. Resume the scan to continue.")
+ONE_SCOPE_TEXT = gettext_lazy("Choose a prefix or a project, not both.")
+NOT_A_PROJECT_TEXT = gettext_lazy("“%s” is not a project ID.")
 
 
 class ScanTooExpensive(Exception):
@@ -126,26 +135,35 @@ def refuse_second_scan(scan: BucketScan) -> None:
     if BucketScan.objects.of_whole_bucket(scan.bucket).running().exclude(pk=scan.pk).exists():
         raise IllegalTransition(
             _(
-                "Nothing was begun: another scan of the whole bucket is running. Wait for its end,"
-                " or stop it first."
+                "No scan was started: another scan of the whole bucket is running. Wait until it"
+                " ends, or stop it."
             )
         )
 
 
 def refuse_expensive_scan(scan: BucketScan) -> None:
     if scan.max_requests is not None and (wanted := scan_cost(scan)).requests > scan.max_requests:
-        raise ScanTooExpensive(
-            _(
-                "%(objects)s objects take %(requests)s requests, about $%(dollars).2f; a scan may"
-                " take %(max_requests)s. If it is worth it, ask for it with a higher limit."
-            )
-            % {
-                "objects": f"{wanted.objects:,}",
-                "requests": f"{wanted.requests:,}",
-                "dollars": wanted.dollars,
-                "max_requests": f"{scan.max_requests:,}",
-            }
+        text = ngettext(
+            "No scan was started: it needs about %(requests)s request ($%(dollars).2f), and the"
+            " limit is %(limit)s. To scan anyway, raise the limit.",
+            "No scan was started: it needs about %(requests)s requests ($%(dollars).2f), and the"
+            " limit is %(limit)s. To scan anyway, raise the limit.",
+            wanted.requests,
         )
+        words = {"requests": f"{wanted.requests:,}", "limit": f"{scan.max_requests:,}"}
+        raise ScanTooExpensive(text % {**words, "dollars": wanted.dollars})
+
+
+def other_bucket_reason(scan: BucketScan) -> str:
+    """Why the scan cannot be resumed, if it is of another bucket than the settings name."""
+    if scan.bucket == conf().bucket:
+        return ""
+    text = _(
+        "Scan %(id)s belongs to bucket %(bucket)s, but the settings name bucket %(current)s."
+        " Nothing was resumed."
+    )
+    current = printable_text(conf().bucket)
+    return text % {"id": scan.pk, "bucket": printable_text(scan.bucket), "current": current}
 
 
 def send_workers(scan: BucketScan, workers: int) -> None:

@@ -51,7 +51,7 @@ def work_on_scan(scan: BucketScan, *, seconds: float = inf) -> Steps:
     except (CannotConclude, StoreError) as error:
         scan.fail(str(error))
     except (KeyboardInterrupt, GeneratorExit):
-        scan.stop(_("Interrupted. What was written stays; resume it to go on."))
+        scan.stop(_("Interrupted. Files tracked so far stay tracked. Resume the scan to continue."))
         raise
     except Exception as error:
         scan.fail(f"{type(error).__name__}: {error}")
@@ -79,7 +79,7 @@ def run_scan(
         except ListingOutOfOrder:
             if traits.lists_in_key_order or not scan.in_key_order:
                 raise
-            logger.warning("Scan %s starts again: the store has an order of its own.", scan.pk)
+            logger.warning("Scan %s starts again: the store does not list keys in order.", scan.pk)
             scan.start_in_any_order()
         scan.refresh_from_db()
         if scan.status != BucketScan.Status.RUNNING:
@@ -135,7 +135,7 @@ def is_running(scan: BucketScan) -> bool:
     scan.refresh_from_db()
     is_up = scan.max_requests is not None and scan.requests >= scan.max_requests
     if is_up and scan.shards.unfinished().exists():
-        text = _("It took %s requests, as many as it may. Resume it with a higher limit.")
+        text = _("Stopped at the request limit, after %s requests. Resume with a higher limit.")
         scan.stop(text % scan.requests)
     return scan.status == BucketScan.Status.RUNNING
 

@@ -166,7 +166,7 @@ class FileDeletion:
         untouched.items.update(**ANSWERED_VALUES)
         untouched.items.mark(CleanupItem.Outcome.DELETED)
         times = {"began": began.isoformat(), "ended": timezone.now().isoformat()}
-        untouched.record("verify", _("A complete listing no longer shows the file."), **times)
+        untouched.record("verify", _("Confirmed: the file is no longer in the bucket."), **times)
         untouched.finish_at_once(untouched.items.totals())
 
     def _forget_rows(self, rows: R2ObjectQuerySet) -> None:
@@ -208,7 +208,7 @@ class FileDeletion:
             cleanup.items.update(unanswered_at=None)
         self._forget_rows(self.own_rows.exclude(uploading_rows()))
         cleanup.make_due()
-        text = "%s: cleanup %s goes on with the deletion. %s"
+        text = "%s: cleanup %s continues the deletion. %s"
         facts = printable_text(self.key), cleanup.pk, reason
         transaction.on_commit(partial(logger.warning, text, *facts))
         enqueue_on_commit([cleanup])

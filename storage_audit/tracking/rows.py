@@ -125,15 +125,15 @@ def row_mismatch(seen: RecognisedObject) -> str:
     row, listed = seen.row, seen.listed
     assert row is not None
     if row.state in (State.UPLOADING, State.UPLOAD_FAILED) or row.size is None:
-        return _("its upload seemed to fail, and the object is there")
+        return _("tracked as not uploaded, but in the bucket")
     if row.size != listed.size:
-        return _("%(row)s bytes by its row, %(listed)s in the bucket") % {
+        return _("tracked with %(row)s bytes, has %(listed)s in the bucket") % {
             "row": row.size,
             "listed": listed.size,
         }
     if row.etag != listed.etag:
-        return _("same size, other content: the ETag is not that of its row")
-    return "" if has_same_time(row, listed) else _("written again since, with the same content")
+        return _("same size, other content (the ETag differs)")
+    return "" if has_same_time(row, listed) else _("same content, but written again since")
 
 
 def is_up_to_date(seen: RecognisedObject) -> bool:

@@ -27,8 +27,8 @@ def rows_to_keep(rows: R2ObjectQuerySet) -> dict[int, KeptRow]:
     files, in any spelling."""
     found = sorted(rows.values_list("bucket", "key", "pk"))
     text = _(
-        "Cleanup %(id)s could delete this file once its row is gone, so the row was kept. That"
-        " cleanup is %(status)s. Untrack the file when the cleanup is over."
+        "Cleanup %(id)s (%(status)s) could delete this file once it is untracked. Untrack the file"
+        " when that cleanup is over."
     )
     kept, going = dict[int, KeptRow](), {pk for _bucket, _key, pk in found}
     for start in range(0, len(found), ROWS_PER_BATCH):

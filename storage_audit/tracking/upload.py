@@ -69,7 +69,7 @@ class Upload:
             text = _("Project %s was deleted, and its files can't change until it is restored.")
             raise KeyBeingDeleted(text % printable_text(owner))
         if not get_key_formats().parse_key(self.key):
-            text = "No key format reads %s, so no cleanup deletes it with its project."
+            text = "No key format matches %s, so deleting its project does not delete the file."
             logger.warning(text, printable_text(self.key))
         self._record_start(exclusive=exclusive)
         return self

@@ -22,7 +22,9 @@ def check_key(key: str) -> None:
     """Raises ValueError for a key that the application must not write to: no scan or cleanup
     handles our own objects, and without the marker none works."""
     if not is_storable(key) or not 0 < len(key_bytes(key)) <= MAX_KEY_BYTES:
-        raise ValueError(_("%r cannot be a key.") % key)
+        raise ValueError(
+            _("%r can't be used as a key: it must be 1 to 1024 bytes of UTF-8 without NUL.") % key
+        )
     if key.startswith(OWN_PREFIX):
         text = _("%r is reserved for storage_audit. Use a name outside %s.")
         raise ValueError(text % (key, OWN_PREFIX))

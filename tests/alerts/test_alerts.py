@@ -476,7 +476,7 @@ def test_findings_are_told_of_above_the_threshold_only(settings: Settings) -> No
         Finding.objects.create(key=f"k{number}", kind=kind, **seen)
     alert_rules.update_alerts()
     assert Alert.objects.get().summary == (
-        "6 findings are open, more than 5: 4 orphaned, 2 missing."
+        "6 findings are open, more than 5: 4 leftover, 2 missing."
     )
     Finding.objects.filter(key="k5").ignore("ours", "anna")
     alert_rules.update_alerts()

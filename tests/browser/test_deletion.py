@@ -28,7 +28,7 @@ def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
     page.goto(path("project"))
     page.get_by_role("link", name="proj_1", exact=True).click()
     page.get_by_text("Delete", exact=True).click()
-    expect(page.get_by_text("1 object, 4 bytes in bucket tests")).to_be_visible()
+    expect(page.get_by_text("1 file, 4 bytes in bucket tests")).to_be_visible()
     page.get_by_role("button", name="Yes, I’m sure").click()
     page.get_by_role("link", name="Follow it here").click()
     reload_until(page, CLEAN_MESSAGE)
@@ -56,9 +56,9 @@ def test_untracked_row_leaves_its_object(page: Page, bucket: Bucket) -> None:
     forgotten, kept = bucket.upload("proj_1", "a.mp4"), bucket.upload("proj_1", "b.mp4")
     log_in_as_superuser(page)
     page.goto(path("r2object"))
-    run_row_action(page, "Untrack, and keep the objects", forgotten)
+    run_row_action(page, "Untrack, keep the files", forgotten)
     page.get_by_role("button", name="Yes, untrack").click()
-    expect(page.get_by_text("1 row is forgotten; its object is still in R2.")).to_be_visible()
+    expect(page.get_by_text("Untracked 1 file. It is still in R2")).to_be_visible()
     expect(find_row(page, forgotten)).to_have_count(0)
     assert R2Object.objects.get().key == kept
     assert bucket.keys() == {forgotten, kept}

@@ -76,9 +76,9 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     page.get_by_role("button", name=RUN).click()
     expect(page.get_by_text("Its plan is run without limits.")).to_be_visible()
     assert len(bucket.keys()) == 4
-    page.get_by_role("button", name="Delete 3 objects, 21 bytes").click()
+    page.get_by_role("button", name="Delete 3 files, 21 bytes").click()
     reload_until(page, "Done: everything that may be deleted is gone.")
-    expect(find_row(page, "3 objects, 21 bytes")).to_contain_text("2 objects, 14 bytes")
+    expect(find_row(page, "3 files, 21 bytes")).to_contain_text("2 files, 14 bytes")
     dropped = plan.get_by_role("listitem").filter(has_text="was overwritten after the plan.")
     expect(dropped).to_contain_text(changed)
     assert bucket.keys() == {changed, kept}

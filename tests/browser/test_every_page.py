@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from io import StringIO
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import pytest
+from django.contrib.admin.utils import quote
 from django.core.management import call_command
 from django.urls import resolve, reverse
 from playwright.sync_api import Page
@@ -12,14 +14,19 @@ from playwright.sync_api import Page
 from devtools.demo.site import ROOT
 from devtools.staff import act_on_all
 from storage_audit.alerts.models import Alert
-from storage_audit.cleanup import bulk, requests, runner
+from storage_audit.cleanup import bulk, end_deletions, pause_deletions, requests, runner
+from storage_audit.cleanup.admin import pause_page
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import Project
-from storage_audit.ui.links import lookup_url
+from storage_audit.ui.links import cleanup_url, lookup_url
+from tests.admin_client import DASHBOARD
 from tests.admin_client import admin_url as path
 from tests.browser.staff import log_in_as_superuser
+from tests.held import hold_deletion
 from tests.real_bucket import Bucket
 
+# Held, undone and cancelled.
+DECIDED = ("proj_held", "proj_undone", "proj_cancelled")
 RUN = "window.ran = true"
 IMAGE = f"<img src=x onerror='{RUN}'>"
 HOSTILE = f"<script>{RUN}</script>{IMAGE}\x01\x1b\u202e\t"
@@ -37,14 +44,18 @@ ASKING = [
     ("project", "Delete selected projects"),
     ("project", "Force-delete"),
     ("r2object", "Delete selected R2 objects"),
-    ("r2object", "Untrack, and keep the objects"),
+    ("r2object", "Untrack, keep the files"),
     ("cleanup", "Force-delete"),
+    ("cleanup", "Undo deletion"),
+    ("cleanup", "Cancel, keep the files"),
+    ("cleanup", "Erase now"),
+    ("cleanup", "Clean up again"),
     ("finding", "Ignore"),
-    ("finding", "Delete orphans"),
+    ("finding", "Delete leftover files"),
     ("finding", "Assign to a project"),
     ("finding", "Track"),
-    ("finding", "Remove the rows of missing objects"),
-    ("finding", "Rename misnamed objects"),
+    ("finding", "Untrack missing files"),
+    ("finding", "Rename files with old names"),
 ]
 AXE = (ROOT / "devtools" / "node_modules" / "axe-core" / "axe.min.js").read_text()
 # What WCAG 2.2 asks for at level AA; https://dequeuniversity.com/rules/axe/
@@ -60,8 +71,10 @@ LINKS = "[...document.querySelectorAll('a[href]:not([download])')].map(link => l
 
 
 @pytest.fixture(autouse=True)
-def hostile(bucket: Bucket) -> None:
-    for project_id in ("proj_1", "proj_1_x"):
+def hostile(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The pages that confirm a deletion say more with it.
+    monkeypatch.setenv("GRACE_HOURS", "72")
+    for project_id in ("proj_1", "proj_1_x", *DECIDED):
         Project.objects.create(pk=project_id, title=TITLE)
     bucket.put(*KEYS)
     call_command("backfill_r2", stdout=StringIO(), stderr=StringIO())
@@ -75,6 +88,10 @@ def hostile(bucket: Bucket) -> None:
     job = BulkJob.objects.request(BulkJob.Action.VERIFY, ["proj_1", "proj_1_x"])
     for cleanup in bulk.process_next_projects(job):
         runner.run_to_end(cleanup.pk)
+    held, undone, cancelled = (runner.run_to_end(hold_deletion(each).pk) for each in DECIDED)
+    end_deletions.undo_deletion(undone, TITLE)
+    end_deletions.cancel_deletion(cancelled, TITLE)
+    assert held.is_held()
 
 
 def tour(page: Page) -> Iterator[str]:
@@ -88,15 +105,36 @@ def tour(page: Page) -> Iterator[str]:
             if kind not in kinds:
                 kinds.add(kind)
                 ahead.append(link)
-    [gone] = Cleanup.objects.filter(trigger=Cleanup.Trigger.DELETED)
-    certificate = reverse("admin:storage_audit_certificate", args=[gone.pk])
-    for address in (certificate, lookup_url("proj_1"), lookup_url(KEYS[2])):
+    deletions = Cleanup.objects.filter(trigger=Cleanup.Trigger.DELETED, parent=None)
+    certificate = reverse(
+        "admin:storage_audit_certificate", args=[deletions.get(held_until=None).pk]
+    )
+    decided = [
+        page_of(each.pk)
+        for each in deletions.filter(project_id__in=DECIDED)
+        for page_of in (cleanup_url, undo_url)
+    ]
+    known = path("knownproject", "change", quote(DECIDED[0]))
+    lookups = [lookup_url(text) for text in ("proj_1", KEYS[2], DECIDED[0], "xxxxx")]
+    for address in (certificate, known, *decided, *lookups):
         page.goto(address)
         yield page.url
     for model, action in ASKING:
         page.goto(path(model))
         act_on_all(page, action)
         yield f"{page.url} {action}"
+    held = deletions.get(project_id=DECIDED[0])
+    page.goto(pause_page.page_url("pause", held))
+    yield page.url
+    pause_deletions.pause_deletions(TITLE)
+    pause_deletions.pause_deletions(TITLE, held)
+    for address in (DASHBOARD, cleanup_url(held.pk), pause_page.page_url("resume", None)):
+        page.goto(address)
+        yield f"{page.url} while paused"
+
+
+def undo_url(deletion_id: UUID) -> str:
+    return reverse("admin:storage_audit_undo_deletion", args=[deletion_id])
 
 
 def violations(page: Page) -> list[str]:

@@ -31,7 +31,7 @@ def test_blocked_cleanup_runs_when_it_is_forced(
         run_page_action(page, "Force-delete")
         expect(page.get_by_text("It lifts limits, never the ownership rule")).to_be_visible()
         assert bucket.keys() == keys | others
-        page.get_by_role("button", name="Delete 3 objects, 12 bytes").click()
+        page.get_by_role("button", name="Delete 3 files, 12 bytes").click()
         reload_until(
             page, "Done: complete listings of the bucket show none of its objects any more."
         )

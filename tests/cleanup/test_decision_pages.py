@@ -1,6 +1,7 @@
 """Undo, Cancel, Erase now and Clean up again in the admin: who is offered what, what the page asks,
 and what follows."""
 
+import csv
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
-from storage_audit.cleanup import cleanup_text
+from storage_audit.cleanup import cleanup_text, runner
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.display_formats import format_utc
@@ -19,6 +20,7 @@ from storage_audit.models import Project
 from tests.admin_client import (
     admin_url,
     confirm_action,
+    confirmation_fields,
     page_text,
     run_action,
     staff_client,
@@ -29,6 +31,7 @@ from tests.builders import create_cleanup
 from tests.held import delete_held, grant_grace
 from tests.promises import Status, create_projects, run_until_idle
 from tests.real_bucket import Bucket, put_files
+from tests.run_command import run_command
 
 pytestmark = pytest.mark.database
 ACTIONS = ("undo_deletion", "cancel_deletion", "erase_deletion", "clean_up_again")
@@ -132,6 +135,34 @@ def test_link_of_undo_asks_and_does_nothing_by_itself(held: Cleanup) -> None:
     assert not Project.objects.exists()
 
 
+def test_undo_that_was_shown_before_the_first_plan_is_not_asked_again(
+    bucket: Bucket, settings: Settings
+) -> None:
+    grant_grace(settings)
+    create_projects("proj_1")
+    put_files(bucket, 1)
+    Project.objects.get().delete()
+    deletion, client = Cleanup.objects.get(), superuser_client()
+    shown = run_action(client, "cleanup", "undo_deletion", deletion.pk)
+    assert "not counted yet" in shown
+    runner.run_to_end(deletion.pk)
+    again = run_action(
+        client, "cleanup", "undo_deletion", deletion.pk, **confirmation_fields(shown), reason=""
+    )
+    assert "Deletion of proj_1 undone." in again
+    assert Project.objects.exists()
+
+
+def test_page_of_a_known_project_links_to_undo_while_that_is_possible(held: Cleanup) -> None:
+    page = admin_url("knownproject", "change", "proj_1")
+    undo = reverse("admin:storage_audit_undo_deletion", args=[held.pk])
+    client = superuser_client()
+    assert f'<a href="{undo}">Undo deletion</a>' in page_text(client.get(page))
+    assert undo not in page_text(staff_client("view_knownproject").get(page))
+    Cleanup.objects.update(first_request_at=timezone.now())
+    assert undo not in page_text(client.get(page))
+
+
 def test_several_deletions_are_undone_each_by_itself(
     bucket: Bucket, settings: Settings, held: Cleanup
 ) -> None:
@@ -187,6 +218,33 @@ def test_list_answers_who_decided_what(held: Cleanup) -> None:
     assert "Erased now by anna" not in listed
     exported = b"".join(client.get(admin_url("cleanup", "export", "csv")))
     assert b"decided_by" in exported and b"held_until" in exported and b"asked for it" in exported
+
+
+def test_list_and_export_answer_who_deleted_undid_cancelled_and_erased_what(
+    bucket: Bucket, settings: Settings
+) -> None:
+    grant_grace(settings)
+    names = {"undo_deletion": "undone", "cancel_deletion": "cancelled", "erase_deletion": "erased"}
+    client = superuser_client()
+    for number, action in enumerate(names):
+        create_projects(f"proj_{number}")
+        data = {"post": "yes", "action": "delete_selected", "_selected_action": f"proj_{number}"}
+        client.post(admin_url("project"), data)
+        cleanup = Cleanup.objects.get(project_id=f"proj_{number}", parent=None)
+        confirm_action(client, "cleanup", action, cleanup.pk, reason=f"because {number}")
+    for number, value in enumerate(names.values()):
+        listed = page_text(client.get(admin_url("cleanup"), {"decision": value}))
+        assert f">proj_{number}</a>" in listed and listed.count("because ") == 1
+        export = client.get(admin_url("cleanup", "export", "csv"), {"decision": value})
+        rows = list(csv.DictReader(b"".join(export).decode().splitlines()))
+        row = next(each for each in rows if not each["parent_id"])
+        told = [row[name] for name in ("project_id", "requested_by", "decided_by")]
+        assert told == [f"proj_{number}", "anna", "anna"]
+        assert row["decision_reason"] == f"because {number}" and row["decided_at"]
+        log, _err, _code = run_command("deletion_log", row["id"])
+        for line in ("requested by: anna", "decided by: anna", f"reason given: because {number}"):
+            assert line in log
+        assert {"undone": "Undone", "cancelled": "Cancelled", "erased": "Erased now"}[value] in log
 
 
 def test_list_of_held_deletions_takes_no_query_for_each(bucket: Bucket, settings: Settings) -> None:

@@ -87,6 +87,12 @@ def test_what_cannot_be_undone_needs_a_reason(held: Cleanup, decision: str) -> N
     assert held.is_held()
 
 
+@pytest.mark.parametrize("decision", ["undo", "cancel", "erase", "clean-up-again"])
+def test_reason_that_no_table_holds_is_refused(held: Cleanup, decision: str) -> None:
+    assert_problem(decide(held, decision, r"a\u0000b"), 422, "invalid-values")
+    assert held.is_held()
+
+
 def test_erase_ends_the_hold(held: Cleanup, bucket: Bucket) -> None:
     [due] = read_json(decide(held, "erase"), 200)["deletions"]
     assert due["deletion_id"] == str(held.pk)
@@ -187,6 +193,23 @@ def test_erase_cleanup_ends_the_hold(held: Cleanup, bucket: Bucket) -> None:
     assert run_until_idle(held).status == Status.CLEAN
     _out, err, code = run_command("erase_cleanup", str(held.pk), "--reason", "asked")
     assert code == 1 and "Cleanup ID is not held" in err
+
+
+def test_cleanup_project_deletes_the_files_of_a_cancelled_cleanup_again(
+    held: Cleanup, bucket: Bucket
+) -> None:
+    again = ("cleanup_project", "proj_1", "--again")
+    _out, err, code = run_command(*again, "too early", "--sync")
+    assert code == 2 and "No cleanup of project proj_1 was cancelled." in err
+    run_command("cancel_cleanup", str(held.pk), "--reason", "a lawsuit")
+    _out, err, code = run_command("cleanup_project", "proj_1", "--sync")
+    assert code == 2 and bucket.keys()
+    _out, err, code = run_command(*again, "x", "--declare-deleted", "--sync")
+    assert code == 2 and "leave the other options out" in err
+    _out, err, code = run_command(*again, " ", "--sync")
+    assert code == 2 and "Say why" in err
+    out, _err, code = run_command(*again, "the lawsuit is over", "--sync")
+    assert code == 0 and not bucket.keys(), out
 
 
 @pytest.mark.parametrize("command", ["cancel_cleanup", "erase_cleanup"])

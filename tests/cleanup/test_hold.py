@@ -52,6 +52,19 @@ def test_cleanup_is_planned_again_when_its_hold_is_over(bucket: Bucket) -> None:
     assert (done.status, done.deleted) == (Status.CLEAN, 2)
 
 
+def test_second_plan_takes_what_the_first_one_kept(bucket: Bucket, settings: Settings) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "COMMIT_TIMEOUT": timedelta(0)}
+    shared = "proj_1_a_s1_media.mp4"
+    create_projects("proj_1", "proj_1_a")
+    bucket.put(shared)
+    cleanup = delete_held("proj_1")
+    assert cleanup.items.get().outcome == "kept"
+    run_after_hold(delete_held("proj_1_a"))
+    assert bucket.keys() == {shared}
+    assert run_after_hold(cleanup).status == Status.CLEAN
+    assert not bucket.keys()
+
+
 @pytest.mark.parametrize("push", ["make_due", "approve", "force", "direct"])
 def test_no_way_but_erase_now_ends_the_hold_early(
     bucket: Bucket, settings: Settings, push: str
@@ -76,15 +89,22 @@ def test_no_way_but_erase_now_ends_the_hold_early(
     assert not Cleanup.objects.filter(first_request_at__isnull=False).exists()
 
 
-def test_approval_within_the_hold_covers_no_larger_plan(bucket: Bucket, settings: Settings) -> None:
+@pytest.mark.parametrize("growth", ["more files", "more bytes"])
+def test_approval_within_the_hold_covers_no_larger_plan(
+    bucket: Bucket, settings: Settings, growth: str
+) -> None:
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "LIMIT_OBJECTS": 3}
     create_projects("proj_1")
-    put_files(bucket, 4)
+    keys = put_files(bucket, 4)
     cleanup = delete_held()
     requests.approve_or_retry(cleanup)
-    bucket.put("projects/proj_1/scenes/s9/media/late.mp4")
+    if growth == "more files":
+        bucket.put("projects/proj_1/scenes/s9/media/late.mp4", body=b"")
+    else:
+        bucket.put(keys[0], body=b"longer than before")
+    there = bucket.keys()
     assert run_after_hold(cleanup).status == Status.BLOCKED
-    assert len(bucket.keys()) == 5
+    assert bucket.keys() == there
     # After the hold, the person approves the plan that is shown.
     cleanup.refresh_from_db()
     requests.approve_or_retry(cleanup)
@@ -259,3 +279,19 @@ def test_cancel_after_the_first_request_verifies_what_was_sent(bucket: Bucket) -
     done = run_until_idle(cleanup)
     assert (done.status, done.deleted, done.kept) == (Status.CANCELLED, 1, 2)
     assert bucket.keys() == set(keys[1:])
+
+
+def test_cancel_sends_nothing_again_that_is_still_there(bucket: Bucket) -> None:
+    create_projects("proj_1")
+    keys = put_files(bucket, 3)
+    cleanup = delete_held()
+    cleanup.items.filter(key=keys[0]).update(outcome="deleting", calls=1, store_answer="slow down")
+    Cleanup.objects.filter(pk=cleanup.pk).update(
+        step="delete", first_request_at=timezone.now(), status="retrying"
+    )
+    end_hold(cleanup)
+    cleanup.refresh_from_db()
+    end_deletions.cancel_deletion(cleanup, "stop")
+    done = run_until_idle(cleanup)
+    assert (done.status, done.deleted, done.kept) == (Status.CANCELLED, 0, 3)
+    assert bucket.keys() == set(keys)

@@ -175,7 +175,7 @@ def test_proof_says_of_nothing_that_it_is_not_listed_unless_the_marker_is(
     store.rules.append(rule_for(lambda request: bool(proving) and is_listing(request), NOTHING))
     act_before_batch(monkeypatch, lambda: proving.append(True))
     cleanup = clean_up_project("proj_1")
-    assert cleanup.status == Status.RETRYING and "do not show the marker" in cleanup.message
+    assert cleanup.status == Status.RETRYING and "does not list the marker" in cleanup.message
     assert not cleanup.events.filter(step="delete", data__absent__gt=0).exists()
     store.rules.clear()
     assert run_again(cleanup).status == Status.CLEAN

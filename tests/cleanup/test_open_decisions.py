@@ -216,7 +216,7 @@ def test_finding_is_resolved_once_a_cleanup_covers_its_file(bucket: Bucket) -> N
     assert open_findings() == {KEY: "orphaned"}
     requests.declare_deleted("proj_9")
     scan_bucket()
-    assert Finding.objects.get().note == "A cleanup that is not over covers it."
+    assert Finding.objects.get().note == "An open cleanup covers this file."
 
 
 def test_file_that_an_open_cleanup_spells_otherwise_is_no_orphan(bucket: Bucket) -> None:

@@ -223,9 +223,9 @@ def test_approval_asks_first(db: None, status: str) -> None:
 @pytest.mark.parametrize(
     ("status", "amount"),
     [
-        ("planned", "2 objects, 20"),
-        ("blocked", "2 objects, 20"),
-        ("failed", "3 objects, 30"),
+        ("planned", "2 files, 20"),
+        ("blocked", "2 files, 20"),
+        ("failed", "3 files, 30"),
     ],
 )
 def test_approval_says_how_much_it_would_delete(db: None, status: str, amount: str) -> None:

@@ -28,7 +28,7 @@ from storage_audit.cleanup import (
 from storage_audit.cleanup.models import Cleanup, DeletionPause
 from storage_audit.cleanup.models.pause import DeletionPauseQuerySet
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.models import DatabaseIdentity
+from storage_audit.models import DatabaseIdentity, R2Object
 from storage_audit.ownership.bucket_marker import PAUSE_KEY, pause_key
 from tests.database import THREAD_TIMEOUT_SECONDS, run_in_thread
 from tests.faults.matching import (
@@ -322,6 +322,10 @@ def test_object_pauses_without_its_row(bucket: Bucket) -> None:
     adopted = DeletionPause.objects.get()
     assert (adopted.cleanup, adopted.paused_by) == (None, "command")
     assert adopted.reason == "look first"
+    # A turn that meets it at once, and gets nothing done, is no attempt either.
+    DeletionPause.objects.all().delete()
+    run_until_idle(cleanup)
+    assert_rests(cleanup)
     resume()
     assert PAUSE_KEY not in bucket.r2.keys(bucket.name)
     assert run_until_idle(cleanup).status == Status.CLEAN
@@ -465,6 +469,32 @@ def test_cancelled_while_paused(bucket: Bucket) -> None:
     cleanup.refresh_from_db()
     assert cleanup.status == Status.CANCELLED
     assert bucket.keys() == keys
+
+
+def test_cancelled_between_two_batches(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "BATCH_SIZE": 2}
+    create_projects("proj_1")
+    for n in range(4):
+        bucket.upload("proj_1", f"{n}.mp4")
+    cleanup = request_cleanup("proj_1")
+    original, calls = delete_batches.delete_batch, list[int]()
+
+    def pause_second(*args: Any) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            pause_in_database()
+        original(*args)
+
+    monkeypatch.setattr(delete_batches, "delete_batch", pause_second)
+    run_until_idle(cleanup)
+    assert len(bucket.keys()) == 2
+    end_deletions.cancel_deletion(cleanup, "a mistake")
+    cancelled = run_until_idle(cleanup)
+    assert (cancelled.status, cancelled.deleted, cancelled.kept) == (Status.CANCELLED, 2, 2)
+    # What was sent before the pause is not called kept, and its rows are gone.
+    assert set(R2Object.objects.values_list("key", flat=True)) == bucket.keys()
 
 
 def test_requests_under_way_are_counted_by_running_cleanups(bucket: Bucket) -> None:

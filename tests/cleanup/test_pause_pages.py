@@ -62,7 +62,7 @@ def test_overview_pauses_everything_after_a_question(bucket: Bucket) -> None:
     assert "This field is required." in again and not DeletionPause.objects.exists()
     shown = page_text(client.post(PAUSE, {"reason": "files are missing"}, follow=True))
     assert "Paused." in shown
-    assert "All deletions are paused by anna since" in shown and "files are missing" in shown
+    assert "All deletions are paused. Paused by anna on" in shown and "files are missing" in shown
     assert PAUSE not in shown and RESUME in shown
 
 
@@ -86,12 +86,12 @@ def test_cleanups_page_pauses_it_alone(bucket: Bucket) -> None:
     assert url in page_text(client.get(url_of_cleanup(cleanup)))
     assert "The cleanup of proj_1" in page_text(client.get(url))
     shown = page_text(client.post(url, {"reason": "ask first"}, follow=True))
-    assert "The cleanup of proj_1 is paused by anna" in shown
+    assert "The cleanup of proj_1 is paused. Paused by anna on" in shown
     assert DeletionPause.objects.get().cleanup == cleanup
     run_until_idle(cleanup)
     resume = f"{RESUME}?cleanup={cleanup.pk}"
     asked = page_text(client.get(resume))
-    assert "1 cleanup waits." in asked and "Resume, delete 1 object" in asked
+    assert "1 cleanup waits." in asked and "Resume, delete at most 1 object" in asked
     client.post(resume, {"figures": read_figures(asked)})
     assert run_until_idle(cleanup).status == Status.CLEAN
 

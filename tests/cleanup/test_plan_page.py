@@ -90,7 +90,7 @@ def test_plan_tells_folders_types_and_the_largest_to_the_byte(bucket: Bucket) ->
     assert line("(no folder)", 1, "8 bytes") in text
     assert line("mp4", 3, "5.9 KB") in text
     assert line(FLAT, "8 bytes") in text
-    assert "<dd>5 objects, 5.9 KB</dd>" in text and "<dd>0 objects, 0 bytes</dd>" in text
+    assert "<dd>5 files, 5.9 KB</dd>" in text and "<dd>0 files, 0 bytes</dd>" in text
     assert "Nothing. Everything that was found can be deleted." in text
 
 
@@ -102,13 +102,13 @@ def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> Non
     cleanup = plan()
     assert read_outcomes(cleanup)[AMBIGUOUS] == "kept"
     text = shown(cleanup)
-    assert "<dd>1 object, 7 bytes</dd>" in text and "<dd>1 object, 4 bytes</dd>" in text
+    assert "<dd>1 file, 7 bytes</dd>" in text and "<dd>1 file, 4 bytes</dd>" in text
     assert (
         "1 tracked key has no object in the bucket: only its row goes."
         " It is counted below among those to be deleted."
     ) in text
     assert read_totals(text)["to_delete"][0] == "2"
-    why = f"<strong>{read_reason(cleanup, AMBIGUOUS)}</strong> 1 object, 4 bytes,"
+    why = f"<strong>{read_reason(cleanup, AMBIGUOUS)}</strong> 1 file, 4 bytes,"
     assert f'{why} <a href="?outcome=kept#items">kept</a>' in text
     assert f'<li><code class="audit-key">{AMBIGUOUS}</code></li>' in text
 
@@ -126,7 +126,7 @@ def test_many_folders_and_types_are_cut_and_none_is_lost(
     assert (len(folders["rows"]), folders["others"], folders["objects"]) == (30, 10, 10)
     cleanup.found = 42
     cleanup.save()
-    assert "… and 10 more, with 10 objects, 100 bytes." in shown(cleanup)
+    assert "… and 10 more, with 10 files, 100 bytes." in shown(cleanup)
     monkeypatch.setattr(plan_summary, "MAX_GROUPS", 20)
     summary = plan_summary.summarise_plan(cleanup)
     assert named(summary["folders"]) == {"projects/proj_1/scenes/": (42, 420)}
@@ -155,16 +155,18 @@ def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bu
     }
     text = shown(cleanup)
     for label, then, now in (
-        ("Deleted", "5 objects, 35 bytes", "2 objects, 14 bytes"),
-        ("Already gone", "0 objects, 0 bytes", "1 object, 7 bytes"),
-        ("Kept", "1 object, 7 bytes", "4 objects, 28 bytes"),
-        ("Failed", "0 objects, 0 bytes", "0 objects, 0 bytes"),
+        ("Deleted", "5 files, 35 bytes", "2 files, 14 bytes"),
+        ("Already gone", "0 files, 0 bytes", "1 file, 7 bytes"),
+        ("Kept", "1 file, 7 bytes", "4 files, 28 bytes"),
+        ("Failed", "0 files, 0 bytes", "0 files, 0 bytes"),
     ):
         assert f'<th scope="row">{label}</th><td>{then}</td><td>{now}</td>' in text
     assert dropped_on(text) == {
         keys[0]: read_reason(cleanup, keys[0]),
         keys[1]: "It was not in the bucket any more.",
-        AMBIGUOUS: "It could also belong to the live project proj_1_x. It goes with that project.",
+        AMBIGUOUS: (
+            "It could also belong to the live project proj_1_x. It is deleted with that project."
+        ),
         f"{MEDIA}late.mp4": read_reason(cleanup, f"{MEDIA}late.mp4"),
     }
     assert "overwritten after the plan" in read_reason(cleanup, keys[0])
@@ -332,7 +334,7 @@ def test_the_lease_is_renewed_while_many_items_are_gone_through(
 def test_a_plan_frozen_without_figures_is_summed_up_if_it_is_small(db: None) -> None:
     cleanup = create_cleanup("planned", found=3)
     add_items(cleanup, 3)
-    assert "<dd>3 objects, 30 bytes</dd>" in shown(cleanup)
+    assert "<dd>3 files, 30 bytes</dd>" in shown(cleanup)
     Cleanup.objects.update(found=plan_page.MAX_SUMMARISED_ITEMS + 1)
     text = shown(cleanup)
     assert "too large to be summed up here" in text and BUTTON in text

@@ -3,23 +3,29 @@
 import datetime as dt
 import importlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
+from functools import partial
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 from uuid import UUID
 
 import pytest
 from django.apps import apps
 from django.db import connection, models, transaction
-from django.db.models.signals import post_save, pre_save
+from django.db.models.signals import post_delete, post_save, pre_save
 from pytest_django.fixtures import Settings
 
 from storage_audit import signals
+from storage_audit.cleanup import end_deletions
 from storage_audit.cleanup import take_snapshot as take_module
-from storage_audit.cleanup.models import Snapshot, SnapshotChunk, SnapshotFile
+from storage_audit.cleanup.models import Cleanup, Snapshot, SnapshotChunk, SnapshotFile
 from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored, restore_snapshot
 from storage_audit.cleanup.snapshot_rows import JSON_NULL, latest_migrations
 from storage_audit.cleanup.take_snapshot import snapshot_obstacle
 from storage_audit.models import KnownProject
+from tests.database import THREAD_TIMEOUT_SECONDS, with_own_connection
 
 pytestmark = [pytest.mark.database, pytest.mark.usefixtures("transactional_db")]
 
@@ -413,3 +419,131 @@ def test_restoring_needs_a_transaction_of_its_caller(studio: Any) -> None:
     create_show(studio).delete()
     with pytest.raises(AssertionError, match="transaction"):
         restore_snapshot(Snapshot.objects.get())
+
+
+def test_undo_that_would_not_bring_the_project_back_is_refused(studio: Any) -> None:
+    customer = studio.Customer.objects.create(name="c")
+    pk = customer.pk
+    create_show(studio, customer=customer).delete()
+    customer.delete()
+    cleanup = Cleanup.objects.get()
+    with pytest.raises(
+        CannotRestore, match=r"Project proj_1 can't come back.*studio.Show.customer"
+    ):
+        end_deletions.undo_deletion(cleanup)
+    cleanup.refresh_from_db()
+    assert (cleanup.status, SnapshotChunk.objects.count()) == ("pending", 1)
+    assert KnownProject.objects.get(pk="proj_1").kept_for == "hold"
+    studio.Customer.objects.create(pk=pk, name="c")
+    end_deletions.undo_deletion(cleanup)
+    assert studio.Show.objects.get().customer_id == pk
+
+
+def test_field_that_cannot_be_read_stops_no_deletion(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> str:
+        raise ValueError("no value of mine")
+
+    show = create_show(studio, title="t")
+    monkeypatch.setattr(
+        studio.Show._meta.get_field("title"), "from_db_value", refuse, raising=False
+    )
+    show.delete()
+    assert Snapshot.objects.get().unavailable == "unreadable_values"
+
+
+@pytest.mark.only_on("postgresql")
+def test_no_value_of_a_row_that_the_database_refuses_is_logged(
+    studio: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_show(studio, title="secret words").delete()
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE studio_show ADD CONSTRAINT no_secrets CHECK (title = 'public')")
+    with pytest.raises(CannotRestore, match="the database refuses rows of studio.Show"):
+        restore()
+    assert "no_secrets" in caplog.text
+    assert "secret words" not in caplog.text
+
+
+@pytest.mark.only_on("postgresql")
+def test_first_requests_of_two_projects_of_a_call_do_not_deadlock(
+    studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customer = studio.Customer.objects.create(name="c")
+    for pk in ("proj_1", "proj_2"):
+        create_show(studio, pk, customer=customer)
+    customer.delete()
+    Cleanup.objects.update(held_until=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    both, end_hold = Barrier(2), Cleanup.end_hold
+
+    def end_together(cleanup: Cleanup) -> None:
+        with suppress(BrokenBarrierError):  # The other one waits for this one to commit.
+            both.wait(2)
+        end_hold(cleanup)
+
+    monkeypatch.setattr(Cleanup, "end_hold", end_together)
+
+    def begin(cleanup: Cleanup) -> None:
+        with transaction.atomic():
+            assert cleanup.acquire_lease()
+        with transaction.atomic():
+            cleanup.begin_sending()
+
+    with ThreadPoolExecutor(2) as threads:
+        begun = [
+            threads.submit(with_own_connection(partial(begin, each)))
+            for each in Cleanup.objects.all()
+        ]
+        for each in begun:
+            each.result(THREAD_TIMEOUT_SECONDS)
+    assert Cleanup.objects.filter(first_request_at__isnull=False).count() == 2
+    assert not Snapshot.objects.exists()
+
+
+def test_undo_of_one_project_brings_back_all_that_went_with_its_customer(studio: Any) -> None:
+    customer = studio.Customer.objects.create(name="c")
+    for number in range(3):
+        create_show(studio, f"proj_{number}", customer=customer)
+    before = dump_tables()
+    customer.delete()
+    one = Cleanup.objects.get(project_id="proj_1")
+    end_deletions.undo_deletion(one)
+    assert dump_tables() == before
+    assert set(Cleanup.objects.values_list("status", flat=True)) == {"undone"}
+    assert set(KnownProject.objects.values_list("kept_for", "deleted_at")) == {("", None)}
+
+
+def test_deletion_that_is_rolled_back_leaves_nothing_held(studio: Any) -> None:
+    show = create_show(studio)
+    with transaction.atomic():
+        studio.Show.objects.get().delete()
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        with transaction.atomic():
+            studio.Show.objects.get().delete()
+            transaction.set_rollback(True)
+        studio.Poster.objects.create(show=show)
+    assert not Snapshot.objects.exists() and not Cleanup.objects.exists()
+    assert KnownProject.objects.get().kept_for == ""
+    show.save()
+
+
+def test_project_that_a_receiver_deletes_with_another_one_is_undone_by_itself(studio: Any) -> None:
+    show, other = create_show(studio), create_show(studio, "proj_2")
+    studio.Clip.objects.create(show=other)
+
+    def take_along(instance: Any, **kwargs: Any) -> None:
+        if instance.slug == "proj_1":
+            studio.Show.objects.filter(pk="proj_2").delete()
+
+    before = dump_tables()
+    post_delete.connect(take_along, studio.Show)
+    try:
+        show.delete()
+    finally:
+        post_delete.disconnect(take_along, studio.Show)
+    assert Snapshot.objects.count() == 2
+    for cleanup in Cleanup.objects.all():
+        end_deletions.undo_deletion(cleanup)
+    assert dump_tables() == before

@@ -60,7 +60,7 @@ def shown_of(one: Finding) -> str:
 def test_an_open_finding_says_what_it_means_and_what_to_do(kind: Kind) -> None:
     shown = shown_of(create_finding("a", kind.value))
     means, step = finding_text.KIND_TEXTS[kind]
-    assert f"{escape(str(means))}<br>Nobody has decided about it yet.<br>{step}" in shown
+    assert f"{escape(str(means))}<br>Open: nobody has decided yet.<br>{step}" in shown
 
 
 @pytest.mark.django_db
@@ -80,11 +80,14 @@ def test_an_orphan_that_may_be_deleted_says_so(settings: Settings) -> None:
     [
         (
             {"state": "ignored", "decided_by": "ben", "note": "ours"},
-            "ben said that it may stay as it is, and why: “ours” Nothing is done",
+            "ben ignored this finding: “ours” To act on it, reopen it.",
         ),
-        ({"state": "ignored", "note": "ours"}, "Somebody said that it may stay as it is"),
-        ({"state": "ignored", "decided_by": HOSTILE, "note": HOSTILE}, f"{ESCAPED} said that"),
-        ({"state": "resolved", "note": "gone"}, "It is settled; the note says how."),
+        ({"state": "ignored", "note": "ours"}, "Somebody ignored this finding: “ours”"),
+        (
+            {"state": "ignored", "decided_by": HOSTILE, "note": HOSTILE},
+            f"{ESCAPED} ignored this finding",
+        ),
+        ({"state": "resolved", "note": "gone"}, "Resolved; the note says how."),
     ],
 )
 def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(

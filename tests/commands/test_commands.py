@@ -44,11 +44,11 @@ def test_backfill_reports_what_it_found(bucket: Bucket) -> None:
     Project.objects.create(pk="proj_1")
     bucket.put(*OLD, "README.txt", "evil\x1b[2J", body=b"12345")
     assert run_command("backfill_r2") == (
-        "4 objects (20 bytes) in bucket tests: 4 added, 0 updated, 0 unchanged.\n"
-        "2 unrecognised:\n"
+        "4 objects (20 bytes) in bucket tests: 4 tracked, 0 updated, 0 unchanged.\n"
+        "2 unrecognised files:\n"
         "  README.txt (no key format matches)\n"
         "  evil\\x1b[2J (no key format matches)\n"
-        "All of these are findings. To decide on them: the admin, or manage.py findings\n",
+        "To act on these findings, use the admin or manage.py findings.\n",
         "",
         0,
     )
@@ -58,8 +58,8 @@ def test_backfill_reports_what_it_found(bucket: Bucket) -> None:
 def test_backfill_as_a_dry_run_exits_with_0_and_writes_nothing(bucket: Bucket) -> None:
     bucket.put("README.txt", body=b"12345")
     assert run_command("backfill_r2", "--dry-run", "--prefix", "READ") == (
-        "1 objects (5 bytes) in bucket tests: 1 would be added, 0 would be updated, 0 unchanged.\n"
-        "1 unrecognised:\n"
+        "1 object (5 bytes) in bucket tests: 1 would be tracked, 0 would be updated, 0 unchanged.\n"
+        "1 unrecognised file:\n"
         "  README.txt (no key format matches)\n",
         "",
         0,
@@ -122,18 +122,18 @@ def test_backfill_shows_progress_on_a_terminal_only(
     bucket.put("README.txt")
     terminal = Terminal()
     run_command("backfill_r2", stderr=terminal)
-    assert terminal.getvalue() == "\r1 objects, 1/s\x1b[K\r\x1b[K"
+    assert terminal.getvalue() == "\r1 object, 1/s\x1b[K\r\x1b[K"
     assert run_command("backfill_r2")[1] == ""
     ticks = iter(range(0, 1000, 11))
-    assert run_command("backfill_r2")[1] == "1 objects, 0/s\n"
+    assert run_command("backfill_r2")[1] == "1 object, 0/s\n"
 
 
 def test_backfill_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
     out, err, code = run_command("backfill_r2")
     assert code == 1
-    assert out == "0 objects (0 bytes) in bucket tests: 0 added, 0 updated, 0 unchanged.\n"
+    assert out == "0 objects (0 bytes) in bucket tests: 0 tracked, 0 updated, 0 unchanged.\n"
     assert re.fullmatch(
-        rf"CommandError: Scan ID failed: .*{NO_ANSWER}.* To go on from there within an hour:"
+        rf"CommandError: Scan ID failed: .*{NO_ANSWER}.* To continue within an hour:"
         r" manage\.py backfill_r2 --resume ID\n",
         err,
     )
@@ -151,7 +151,7 @@ def test_backfill_that_is_interrupted_says_how_to_go_on(
     monkeypatch.setattr(worker, "conclude_scan", interrupted)
     assert run_command("backfill_r2") == (
         "",
-        "CommandError: Interrupted after 1 objects. What was written stays. To go on from there"
+        "CommandError: Interrupted after 1 object. Objects tracked so far stay tracked. To continue"
         " within an hour: manage.py backfill_r2 --resume ID\n",
         130,
     )
@@ -255,7 +255,7 @@ def test_cleanup_that_keeps_objects_exits_with_0_and_warns(bucket: Bucket) -> No
         "Cleanup ID, project proj_1, bucket tests: clean, some kept.\n"
         "Found 2: 1 deleted, 0 already gone, 1 kept, 0 failed.\n"
         "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
-        " It goes with that project.\n",
+        " It is deleted with that project.\n",
         "Cleanup ID kept 1 objects: a person must decide on them.\n",
         0,
     )
@@ -308,7 +308,7 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
         "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
         "Would keep 1 objects.\n"
         "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
-        " It goes with that project.\n"
+        " It is deleted with that project.\n"
         "To run exactly this plan: manage.py cleanup_project proj_1 --run-plan ID"
         " --declare-deleted\n",
         "",
@@ -511,8 +511,8 @@ def test_connecting_says_whose_the_bucket_is_now(bucket: Bucket) -> None:
     bucket.wipe()
     assert run_command("connect_bucket") == (
         "Bucket tests belongs to database ID.\n"
-        "The store takes Unicode spellings of a key for different objects.\n"
-        "Next: manage.py backfill_r2 writes down what is in the bucket.\n",
+        "The store treats Unicode spellings of a key as different objects.\n"
+        "Next: run manage.py backfill_r2 to track the files in the bucket.\n",
         "",
         0,
     )
@@ -522,7 +522,8 @@ def test_connecting_takes_a_bucket_from_another_database_only_when_told_to(bucke
     DatabaseIdentity.objects.all().delete()
     assert run_command("connect_bucket") == (
         "",
-        "CommandError: Bucket tests belongs to another database.\n",
+        "CommandError: Bucket tests belongs to another database. If that one is gone for good, add"
+        " --take-over.\n",
         1,
     )
     assert run_command("connect_bucket", "--take-over")[2] == 0

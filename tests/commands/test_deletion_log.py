@@ -66,7 +66,7 @@ def test_it_prints_a_cleanup_whole(done: Cleanup) -> None:
         assert line.startswith(f"  {event.at.isoformat(' ', 'milliseconds')}  {event.step}: ")
         assert event.message in line
     assert rest.count("follow-up check ID: pending, ") == 3
-    for line in ("  found: 2 objects, 11 bytes", "  deleted: 2 objects, 11 bytes"):
+    for line in ("  found: 2 files, 11 bytes", "  deleted: 2 files, 11 bytes"):
         assert line in rest.replace("\xa0", " ").splitlines()
     assert rest.splitlines()[-2:] == [
         "clean",

@@ -41,10 +41,10 @@ def keys_listed(*options: str) -> list[str]:
 def test_open_findings_are_listed_in_the_order_of_keys(bucket: Bucket) -> None:
     create_orphans(bucket, OTHER_KEY, KEY)
     create_orphans(bucket, "kept", state="ignored", note="mine", project_id=None)
-    line = "orphaned: {} (7 bytes, proj_9, tests): hierarchical\n"
+    line = "leftover: {} (7 bytes, proj_9, tests): hierarchical\n"
     assert run_command("findings") == (line.format(KEY) + line.format(OTHER_KEY), "", 0)
     out, _err, _code = run_command("findings", "--state", "ignored")
-    assert out == "orphaned (ignored): kept (7 bytes, tests): hierarchical mine\n"
+    assert out == "leftover (ignored): kept (7 bytes, tests): hierarchical mine\n"
 
 
 def test_the_options_choose(bucket: Bucket) -> None:
@@ -99,10 +99,10 @@ def test_the_list_is_one_query_however_long(bucket: Bucket) -> None:
 def test_findings_are_ignored_and_reopened(bucket: Bucket) -> None:
     create_orphans(bucket, KEY, OTHER_KEY)
     asked = ["findings", "--key", KEY]
-    assert run_command(*asked, "--ignore", "ours") == ("Findings dealt with: 1.\n", "", 0)
+    assert run_command(*asked, "--ignore", "ours") == ("Settled 1 finding.\n", "", 0)
     found = Finding.objects.get(key=KEY)
     assert (found.state, found.note) == ("ignored", "ours") and found.decided_by
-    assert run_command(*asked, "--reopen") == ("Findings dealt with: 1.\n", "", 0)
+    assert run_command(*asked, "--reopen") == ("Settled 1 finding.\n", "", 0)
     assert read_states() == {KEY: "open", OTHER_KEY: "open"}
 
 
@@ -110,7 +110,7 @@ def test_orphans_are_deleted_by_a_cleanup_of_the_queue(bucket: Bucket) -> None:
     create_orphans(bucket, KEY, OTHER_KEY)
     OrmQ.objects.all().delete()
     assert run_command(*DELETE) == (
-        "Findings dealt with: 2.\n"
+        "Settled 2 findings.\n"
         "Deletion ID, proj_9, bucket tests: enqueued.\n"
         "Follow it with: manage.py verify_cleanup ID\n",
         "",
@@ -119,18 +119,18 @@ def test_orphans_are_deleted_by_a_cleanup_of_the_queue(bucket: Bucket) -> None:
     assert OrmQ.objects.count() == 1
     assert bucket.keys() == {KEY, OTHER_KEY}
     again, _err, code = run_command(*DELETE)
-    assert code == 1 and f"  left: {KEY}: Cleanup ID covers this file and is pending." in again
+    assert code == 1 and f"  skipped: {KEY}: Cleanup ID covers this file and is pending." in again
 
 
 def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket) -> None:
     create_orphans(bucket, KEY)
     create_orphans(bucket, OTHER_KEY, last_modified=None)
     assert run_command(*DELETE, "--sync") == (
-        "Findings dealt with: 1.\n"
+        "Settled 1 finding.\n"
         "Deletion ID, proj_9, bucket tests: clean.\n"
         "Found 1: 1 deleted, 0 already gone, 0 kept, 0 failed.\n"
-        f"  left: {OTHER_KEY}: Nobody knows how old it is.\n",
-        "CommandError: Left as they are: 1 findings.\n",
+        f"  skipped: {OTHER_KEY}: Can't be deleted: its age is unknown.\n",
+        "CommandError: Skipped 1 finding.\n",
         1,
     )
     assert read_states() == {KEY: "resolved", OTHER_KEY: "open"}
@@ -143,7 +143,7 @@ def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket)
 def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> None:
     create_orphans(bucket, KEY)
     assert run_command(*DELETE, "--dry-run") == (
-        "Findings that would be dealt with: 1. Nothing was changed.\n"
+        "Would act on 1 finding. Nothing was changed.\n"
         "Plan ID, proj_9, bucket tests: planned.\n"
         "Would delete 1 objects.\n"
         f"  to be deleted: {KEY}: hierarchical\n"
@@ -189,7 +189,7 @@ def test_objects_are_assigned_tracked_and_untracked(bucket: Bucket) -> None:
     create_orphans(bucket, OTHER_KEY, kind="untracked")
     track_key(bucket, "gone", "proj_9")
     create_findings(bucket, "gone", kind="missing")
-    done = ("Findings dealt with: 1.\n", "", 0)
+    done = ("Settled 1 finding.\n", "", 0)
     assert run_command("findings", "--key", KEY, "--assign", "proj_1") == done
     assert run_command("findings", "--kind", "untracked", "--track") == done
     assert run_command("findings", "--kind", "missing", "--untrack") == done
@@ -211,7 +211,7 @@ def test_json_tells_all_of_an_act(bucket: Bucket) -> None:
     facts, code = run_json(*DELETE, "--sync")
     assert code == 1
     assert facts["done"] == 1
-    assert facts["left"] == [{"key": OTHER_KEY, "reason": "Nobody knows how old it is."}]
+    assert facts["left"] == [{"key": OTHER_KEY, "reason": "Can't be deleted: its age is unknown."}]
     assert facts["cleanups"][0]["objects"]["deleted"] == 1
 
 
@@ -219,7 +219,7 @@ def test_only_the_first_that_are_left_are_shown(bucket: Bucket, monkeypatch: Any
     monkeypatch.setattr("storage_audit.management.commands.findings.KEYS_SHOWN", 1)
     create_orphans(bucket, KEY, OTHER_KEY, last_modified=None)
     out, _err, _code = run_command(*DELETE)
-    assert out.count("  left: ") == 1 and "  and 1 more; --json tells of all.\n" in out
+    assert out.count("  skipped: ") == 1 and "  and 1 more; --json shows all\n" in out
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_person_at_a_terminal_is_asked(
 
     monkeypatch.setattr("builtins.input", ask)
     assert run_command(*DELETE, "--sync")[2] == code
-    assert asked == ["This is about 1 findings. Go on? [y/N] "]
+    assert asked == ["Delete leftover files: continue with 1 finding? [y/N] "]
     assert bool(bucket.keys()) == bool(code)
     assert run_command(*DELETE, "--dry-run")[2] == 0
     assert len(asked) == 1

@@ -67,19 +67,19 @@ def test_reconcile_shows_each_finding_and_writes_no_row(bucket: Bucket) -> None:
     out, err, code = run_command("reconcile_r2")
     assert (err, code) == ("", 0)
     head, *lines = out.splitlines()
-    assert head == "5 objects (43 bytes) in bucket tests: 1 as the table says."
+    assert head == "5 objects (43 bytes) in bucket tests: 1 as tracked."
     assert lines == [
-        "1 orphaned:",
-        f"  {keys['orphaned']} (flat: proj_2; no project proj_2 was ever known)",
-        "1 missing:",
-        f"  {keys['missing']} (a row tracks it, and no listing shows it)",
-        "1 untracked:",
-        f"  {OLD} (no row tracks it)",
-        "1 changed:",
-        f"  {keys['changed']} (4 bytes by its row, 18 in the bucket)",
-        "1 unrecognised:",
+        "1 leftover file:",
+        f"  {keys['orphaned']} (flat: proj_2; project proj_2 is unknown)",
+        "1 missing file:",
+        f"  {keys['missing']} (tracked, but not in the bucket)",
+        "1 untracked file:",
+        f"  {OLD} (in the bucket, but not tracked)",
+        "1 changed file:",
+        f"  {keys['changed']} (tracked with 4 bytes, has 18 in the bucket)",
+        "1 unrecognised file:",
         "  README.txt (no key format matches)",
-        "All of these are findings. To decide on them: the admin, or manage.py findings",
+        "To act on these findings, use the admin or manage.py findings.",
     ]
     assert list_open_findings() == {(key, kind) for kind, key in keys.items() if kind}
     assert list(R2Object.objects.order_by("pk").values()) == before
@@ -88,7 +88,7 @@ def test_reconcile_shows_each_finding_and_writes_no_row(bucket: Bucket) -> None:
 def test_reconcile_of_a_bucket_in_step_says_so_and_names_no_findings(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     assert run_command("reconcile_r2") == (
-        "1 objects (4 bytes) in bucket tests: 1 as the table says.\n",
+        "1 object (4 bytes) in bucket tests: 1 as tracked.\n",
         "",
         0,
     )
@@ -131,13 +131,13 @@ def test_since_selects_what_was_written_lately_and_nothing_follows(bucket: Bucke
     out, err, code = run_command("reconcile_r2", "--since", "1 00:00:00")
     assert (err, code) == ("", 0)
     head, caveat, *lines = out.splitlines()
-    assert head == "1 objects (18 bytes) in bucket tests: 0 as the table says."
-    assert caveat.startswith("This was a partial scan, only of rows written since 2")
+    assert head == "1 object (18 bytes) in bucket tests: 0 as tracked."
+    assert caveat.startswith("This partial scan checked only objects tracked since 2")
     assert lines == [
-        "1 missing:",
-        f"  {keys['missing']} (a row tracks it, and no listing shows it)",
-        "1 changed:",
-        f"  {keys['changed']} (4 bytes by its row, 18 in the bucket)",
+        "1 missing file:",
+        f"  {keys['missing']} (tracked, but not in the bucket)",
+        "1 changed file:",
+        f"  {keys['changed']} (tracked with 4 bytes, has 18 in the bucket)",
     ]
     assert not Finding.objects.exists()
     done = BucketScan.objects.get()
@@ -213,7 +213,7 @@ def test_a_partial_scan_that_finds_nothing_is_not_believed(bucket: Bucket) -> No
         R2Object.objects.create(**row, source="upload", state="stored")
     _out, err, code = run_command("reconcile_r2", "--since", "1:00:00")
     assert code == 1
-    assert "The listing shows 0 objects where about 25 should be" in err
+    assert "The bucket shows 0 files, but about 25 were expected" in err
 
 
 def test_a_partial_scan_is_not_held_against_the_whole_bucket(
@@ -237,7 +237,7 @@ def test_cost_is_told_before_anything_is_listed(bucket: Bucket, store: FaultySto
     bucket.upload("proj_1")
     store.requests.clear()
     assert run_command("reconcile_r2", "--cost") == (
-        "About 1 objects, 1 requests (R2: Class A), $0.0000.\n",
+        "About 1 object, 1 request (R2 Class A), $0.0000.\n",
         "",
         0,
     )
@@ -248,7 +248,7 @@ def test_cost_is_told_before_anything_is_listed(bucket: Bucket, store: FaultySto
     assert code == 0
     assert facts["seconds"] > 0
     assert (facts["objects"], facts["requests"], facts["dollars"]) == (1, 1, 4.5e-6)
-    assert "if it goes as the last time" in run_command("backfill_r2", "--cost")[0]
+    assert "at the speed of the last scan" in run_command("backfill_r2", "--cost")[0]
 
 
 def test_a_scan_that_would_take_more_than_it_may_is_not_begun(
@@ -259,8 +259,10 @@ def test_a_scan_that_would_take_more_than_it_may_is_not_begun(
     for more in ([], ["--max-requests", "0"]):
         out, err, code = run_command("reconcile_r2", *more)
         assert (out, code) == ("", 2)
-        assert err.startswith("CommandError: 1 objects take 1 requests, about $0.00; a scan may")
-        assert err.endswith("Add --max-requests.\n")
+        assert err.startswith(
+            "CommandError: No scan was started: it needs about 1 request ($0.00), and"
+        )
+        assert err.endswith("Use --max-requests.\n")
     assert not BucketScan.objects.exists()
     assert run_command("reconcile_r2", "--max-requests", "1")[2] == 0
 
@@ -272,7 +274,7 @@ def test_a_scan_stops_at_its_request_limit_and_goes_on_with_a_higher_one(
     begun = start_four_parts(bucket, max_requests=1)
     _out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk))
     assert code == 1
-    assert "as many as it may. Resume it with a higher limit. To go on from there" in err
+    assert "Resume with a higher limit. To continue" in err
     begun.refresh_from_db()
     assert (begun.status, begun.requests) == ("stopped", 1)
     assert not Finding.objects.exists()
@@ -299,8 +301,8 @@ def test_ctrl_c_stops_at_a_page_and_resume_ends_with_all_findings(
     begun.refresh_from_db()
     assert (begun.status, begun.listed) == ("stopped", 2)
     assert said == [
-        "CommandError: Interrupted after 2 objects. What was written stays. To go on from there"
-        f" within an hour: manage.py reconcile_r2 --resume {begun.pk}"
+        "CommandError: Interrupted after 2 objects. Objects tracked so far stay tracked. To"
+        f" continue within an hour: manage.py reconcile_r2 --resume {begun.pk}"
     ]
     assert not begun.shards.exclude(lease_token=None).exists()
     assert not Finding.objects.exists()
@@ -341,10 +343,10 @@ def test_a_scan_that_failed_goes_on_where_it_was(bucket: Bucket, store: FaultySt
     assert "holds no marker of this database" in err
     bucket_marker.connect_bucket(bucket.name)
     assert run_command("backfill_r2", "--resume", str(BucketScan.objects.get().pk)) == (
-        "1 objects (7 bytes) in bucket tests: 1 added, 0 updated, 0 unchanged.\n"
-        "1 unrecognised:\n"
+        "1 object (7 bytes) in bucket tests: 1 tracked, 0 updated, 0 unchanged.\n"
+        "1 unrecognised file:\n"
         "  README.txt (no key format matches)\n"
-        "All of these are findings. To decide on them: the admin, or manage.py findings\n",
+        "To act on these findings, use the admin or manage.py findings.\n",
         "",
         0,
     )
@@ -357,9 +359,9 @@ def test_a_scan_that_found_too_little_is_believed_when_told_to(bucket: Bucket) -
     let_pass(hours=1)
     out, err, code = run_command("reconcile_r2")
     assert code == 1
-    assert "The listing shows 0 objects where about 25 should be" in err
-    assert "25 missing:\n" in out
-    assert "  gone/19 (a row tracks it, and no listing shows it)\n  and 5 more\n" in out
+    assert "The bucket shows 0 files, but about 25 were expected" in err
+    assert "25 missing files:\n" in out
+    assert "  gone/19 (tracked, but not in the bucket)\n  and 5 more\n" in out
     assert "findings" not in out and not Finding.objects.exists()
     again = ["--resume", str(BucketScan.objects.get().pk)]
     assert run_command("reconcile_r2", *again)[2] == 1
@@ -370,12 +372,20 @@ def test_a_scan_that_found_too_little_is_believed_when_told_to(bucket: Bucket) -
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"purpose": "backfill"}, "is no reconcile. Use: manage.py backfill_r2 --resume ID\n"),
-        ({"bucket": "o\x1b"}, "is of bucket o\\x1b, and the settings name tests.\n"),
-        ({"status": "complete"}, "is complete, or older than a day. Start a new one.\n"),
+        ({"purpose": "backfill"}, "is not a reconcile. Use: manage.py backfill_r2 --resume ID\n"),
+        (
+            {"bucket": "o\x1b"},
+            "belongs to bucket o\\x1b, but the settings name bucket tests. Nothing was resumed.\n",
+        ),
+        (
+            {"status": "complete"},
+            "can't be resumed: it is complete, older than a day, or replaced by a newer scan."
+            " Start a new one.\n",
+        ),
         (
             {"started_at": timezone.now() - timedelta(days=2)},
-            "is complete, or older than a day. Start a new one.\n",
+            "can't be resumed: it is complete, older than a day, or replaced by a newer scan."
+            " Start a new one.\n",
         ),
     ],
 )
@@ -398,8 +408,8 @@ def test_a_scan_that_nobody_worked_on_for_an_hour_says_that_it_starts_again(
     out, err, code = run_command("reconcile_r2", "--resume", str(begun.pk), "--max-requests", "100")
     assert code == 0, err
     assert err == (
-        "Nobody worked on this scan for more than an hour, so it starts again from the beginning."
-        " The rows that it wrote stay.\n"
+        "Scan restarted from the beginning, because it was inactive for more than an hour. Files"
+        " that it tracked stay tracked.\n"
     )
     assert out.startswith("4 objects ")
 
@@ -468,7 +478,7 @@ def test_workers_are_refused_where_there_are_none(bucket: Bucket, settings: Sett
     settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "SYNC": True}
     assert run_command("backfill_r2", "--workers", "1") == (
         "",
-        "CommandError: With CLEANUP_SYNC there are no workers.\n",
+        "CommandError: The setting CLEANUP_SYNC turns workers off: leave --workers out.\n",
         2,
     )
     assert run_command("backfill_r2")[2] == 0
@@ -480,8 +490,7 @@ def test_a_store_with_an_order_of_its_own_is_told_of(bucket: Bucket) -> None:
     out, _err, code = run_command("reconcile_r2")
     assert code == 0
     assert out.splitlines()[1] == (
-        "The store lists keys in an order of its own. So they were listed in one stream, which is"
-        " slower, and compared without an order."
+        "The store does not list keys in order, so the scan could not be shared out and was slower."
     )
     assert list_open_findings() == {(key, kind) for kind, key in keys.items() if kind}
     facts, _code = run_json("reconcile_r2", "--since", "2:00:00")

@@ -14,7 +14,7 @@ from uuid import UUID
 from django.db.models import QuerySet
 
 from storage_audit.cleanup.models import Cleanup
-from tests.crash.people import Person, retry_query
+from tests.crash.people import NothingToDo, Person, retry_query
 from tests.crash.services import Cluster, Program, Service, choose_pid
 from tests.crash.site import Site
 from tests.crash.world import World
@@ -24,13 +24,19 @@ RESUME_TIMEOUT_SECONDS = 120.0  # seconds
 SLEEP_SECONDS = 130.0
 # Longer than a turn, which a slow machine may need to its end.
 IDLE_SECONDS = 100.0
-WORK_TIMEOUT_SECONDS = 20.0
+# Longer than a hold.
+WORK_TIMEOUT_SECONDS = 60.0
 COMMANDS = [
     ["backfill_r2"],
     ["sweep_cleanups", "--sync"],
     ["verify_cleanup", "{relative}"],
     ["cleanup_project", "{relative}", "--dry-run", "--sync"],
     ["cleanup_project", "{gone}", "--sync"],
+    ["undo_deletion", "{undoable}"],
+    ["cancel_cleanup", "{cancellable}", "--reason", "storm"],
+    ["erase_cleanup", "{held}", "--reason", "storm"],
+    ["pause_cleanups", "--reason", "storm"],
+    ["resume_cleanups", "--over-limits", "--confirm", "{figures}"],
 ]
 
 
@@ -76,7 +82,9 @@ class Chaos:
             for cleanup in Cleanup.objects.filter(status="blocked"):
                 cleanup.approve("the crash job")
                 self.approved += 1
-            if not unfinished_cleanups().exists():
+            if self.person.look_for_pause():
+                self.person.try_action(self.person.resume)
+            elif not unfinished_cleanups().exists():
                 return
             time.sleep(1)
 
@@ -120,7 +128,9 @@ class Chaos:
         began = time.monotonic()
         leases = running_leases()
         while leases:
-            began = time.monotonic() if self.restart_stuck() else began
+            # While deletions are paused, nothing goes on that deletes.
+            if self.restart_stuck() or self.person.look_for_pause():
+                began = time.monotonic()
             now = running_leases()
             leases = {id: lease for id, lease in leases.items() if now.get(id) == lease}
             self.longest_resume_seconds = max(self.longest_resume_seconds, time.monotonic() - began)
@@ -195,17 +205,34 @@ class Chaos:
 
     def kill_command(self) -> None:
         template = self.random.choice(COMMANDS)
-        gone = self.person.gone or ["proj_never"]
-        names = {
-            "relative": self.person.choose_relative(),
-            "gone": self.random.choice(gone),
-        }
-        command = self.site.start_command(*(word.format(**names) for word in template))
+        try:
+            words = [self.fill_in(word) for word in template]
+        except NothingToDo:
+            return
+        command = self.site.start_command(*words)
         # Most of the time goes into starting; half of them come to their end.
         time.sleep(self.random.uniform(0.5, 6))
         if command.is_running:
             command.kill()
             self.kills["a command"] += 1
+
+    def fill_in(self, word: str) -> str:
+        """Raises NothingToDo."""
+        person = self.person
+        match word:
+            case "{relative}":
+                return person.choose_relative()
+            case "{gone}":
+                return self.random.choice(person.gone or ["proj_never"])
+            case "{undoable}":
+                return str(person.choose_undoable().pk)
+            case "{cancellable}":
+                return str(person.choose_cancellable().pk)
+            case "{held}":
+                return str(person.choose_held().pk)
+            case "{figures}":
+                return person.begin_to_resume()
+        return word
 
     def kill_upload(self) -> None:
         """Of files into projects that stay, into those that are deleted next, and into those that

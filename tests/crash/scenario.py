@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Kept until the next run, for whoever asks why something went wrong.
 FOLDER = ROOT / ".local" / "crash"
 KILLS_PER_STORM = 20
-VICTIMS_PER_STORM = 25
+VICTIMS_PER_STORM, MIN_VICTIMS = 25, 12
 END_TIMEOUT_SECONDS = 900.0  # seconds
 # Every kind of fault at once; those that take a connection's time are rare.
 FAULT_RATES = {
@@ -90,7 +90,8 @@ def play_scenario(site: Site, kills: int, seed: int, title: str) -> int:
 
     logging.disable(logging.WARNING)
     world = World(seed, has_folders=isinstance(site.store.objects, SeaweedFS))
-    families = fill_bucket(site, world, -(-kills // KILLS_PER_STORM) * VICTIMS_PER_STORM)
+    victims = max(MIN_VICTIMS, kills * VICTIMS_PER_STORM // KILLS_PER_STORM)
+    families = fill_bucket(site, world, victims)
     observer = Observer(world, BUCKET)
     faults = SeededFaults(seed, FAULT_RATES)
     site.network.observers.append(observer)

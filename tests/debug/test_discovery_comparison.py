@@ -256,7 +256,7 @@ def test_a_comparison_that_fails_anywhere_shows_no_result(
     marker = bucket_marker.find_marker(bucket.name)
     listed = iter([marker, marker, None, marker])
     monkeypatch.setattr(bucket_marker, "find_marker", lambda bucket: next(listed))
-    with pytest.raises(StoreError, match="do not show the marker"):
+    with pytest.raises(StoreError, match="does not list the marker"):
         compare_bucket("proj_1")
 
 

@@ -265,7 +265,7 @@ def test_old_upload_is_aborted_and_no_other(tree: Bucket, old: None) -> None:
     assert there(tree) == [KEY, KEY + ".more"]
     mine.refresh_from_db()
     assert (mine.state, mine.note) == ("resolved", "aborted")
-    assert sorted(aborted(*found)) == ["It is resolved already: aborted", "aborted", "aborted"]
+    assert sorted(aborted(*found)) == ["Already resolved: aborted", "aborted", "aborted"]
     assert not there(tree) and not Finding.objects.unresolved().exists()
 
 
@@ -273,7 +273,7 @@ def test_upload_whose_finding_is_ignored_is_not_aborted(tree: Bucket, old: None)
     begin(tree, KEY)
     [found] = findings(tree)
     Finding.objects.all().ignore("ours", "zoe")
-    assert aborted(found) == ["It is ignored. To abort the upload, reopen the finding first."]
+    assert aborted(found) == ["Ignored. To abort the upload, reopen the finding first."]
     assert there(tree) == [KEY]
 
 
@@ -292,7 +292,7 @@ def test_upload_that_is_ignored_meanwhile_is_not_aborted(
     proxy.rules.append(
         rule_for(is_abort if part == "abortion" else is_uploads_listing, acknowledge)
     )
-    told = "It is ignored. To abort the upload, reopen the finding first."
+    told = "Ignored. To abort the upload, reopen the finding first."
     assert aborted(*found[part == "listing" :])[-1] == told
     assert LATER in there(tree)
 
@@ -312,7 +312,7 @@ def test_dry_run_aborts_nothing(tree: Bucket, old: None) -> None:
 def test_upload_that_is_not_old_is_not_aborted(tree: Bucket) -> None:
     begin(tree, KEY)
     [told] = aborted(*findings(tree))
-    assert "not as old" in told
+    assert "newer than the one that was found" in told
     assert there(tree) == [KEY]
     assert Finding.objects.get().state == "open"
 
@@ -322,7 +322,7 @@ def test_upload_of_another_age_is_not_aborted(tree: Bucket, old: None) -> None:
     [finding] = findings(tree)
     Finding.objects.update(last_modified=timezone.now() - timedelta(days=9))
     [told] = aborted(finding)
-    assert "not as old" in told
+    assert "newer than the one that was found" in told
     assert there(tree) == [KEY]
 
 
@@ -335,7 +335,7 @@ def test_key_that_the_application_uploads_to_is_spared(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"UPLOAD_TIMEOUT": timedelta(seconds=1)}
     R2Object.objects.update(updated_at=timezone.now() + timedelta(seconds=60))
     [told] = aborted(*found)
-    assert "is uploading to this key" in told
+    assert "is uploading this file" in told
     assert there(tree) == [KEY]
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"UPLOAD_TIMEOUT": AT_ONCE}
     R2Object.objects.update(updated_at=row.created_at - timedelta(seconds=60))
@@ -361,7 +361,7 @@ def test_upload_that_ended_by_itself_is_not_called_aborted(tree: Bucket, old: No
     found = findings(tree)
     end_all(tree)
     [told] = aborted(*found)
-    assert "not listed any more" in told
+    assert "already gone" in told
     assert Finding.objects.get().state == "resolved"
 
 
@@ -377,7 +377,7 @@ def test_upload_that_ends_just_before_is_not_called_aborted(
 
     proxy.rules.append(rule_for(is_abort, end))
     [told] = aborted(*found)
-    assert "not listed any more" in told
+    assert "already gone" in told
 
 
 def test_abortion_is_believed_when_it_is_seen(tree: Bucket, old: None, proxy: FaultyStore) -> None:
@@ -386,7 +386,7 @@ def test_abortion_is_believed_when_it_is_seen(tree: Bucket, old: None, proxy: Fa
     for answer in (Reply(204), Reply(403, error_xml("AccessDenied"))):
         proxy.rules[:] = [rule_for(is_abort, answer)]
         [told] = aborted(*found)
-        assert "still listed" in told
+        assert "still there" in told
         assert ("AccessDenied" in told) == (answer.status == 403)
         assert Finding.objects.get().state == "open"
     proxy.rules.clear()
@@ -471,13 +471,13 @@ def test_what_is_no_such_finding_is_refused(tree: Bucket, old: None) -> None:
     [finding] = findings(tree)
     Finding.objects.update(kind="orphaned")
     [told] = aborted(finding)
-    assert told == "It is orphaned, and no unfinished upload."
+    assert told == "Not an unfinished upload, but: leftover."
     Finding.objects.update(kind="unfinished", escaped=True)
     [told] = aborted(finding)
-    assert "No request can name" in told
+    assert "No request can use" in told
     Finding.objects.update(escaped=False, state="resolved", note="gone")
     [told] = aborted(finding)
-    assert "resolved already: gone" in told
+    assert "Already resolved: gone" in told
     assert there(tree) == [KEY]
 
 
@@ -488,7 +488,7 @@ def test_command_aborts_them(tree: Bucket, old: None) -> None:
     planned = f"  {KEY} -> would be aborted\n"
     assert run_command(*asked, "--dry-run")[0].endswith(planned)
     assert there(tree) == [KEY]
-    assert run_command(*asked) == (f"Findings dealt with: 1.\n  {KEY} -> aborted\n", "", 0)
+    assert run_command(*asked) == (f"Settled 1 finding.\n  {KEY} -> aborted\n", "", 0)
     assert not there(tree)
 
 

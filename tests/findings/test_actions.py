@@ -28,6 +28,7 @@ from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.open_decisions import covered_reason
 from storage_audit.cleanup.worker_turn import Turn
+from storage_audit.display_formats import format_utc
 from storage_audit.findings import action_result, orphans, track_files
 from storage_audit.findings.action_result import ActionRefused, Decision
 from storage_audit.findings.models import Finding
@@ -82,14 +83,14 @@ def test_an_ignored_finding_says_who_ignored_it_when_and_why_and_can_be_reopened
     assert finding.decided_by == "zoe" and finding.decided_at
     assert the(other).state == "open"
     decision = action_result.ignore_findings(Finding.objects.all(), "both")
-    assert (decision.done, decision.skipped) == (1, [(KEY, "It is ignored: the web site's")])
+    assert (decision.done, decision.skipped) == (1, [(KEY, "Already ignored: the web site's")])
     assert action_result.reopen_findings([finding.pk]).done == 1
     assert (the(finding).state, finding.note) == ("open", "")
 
 
 def test_ignoring_without_a_note_is_refused(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
-    with pytest.raises(ActionRefused, match="Say in a note"):
+    with pytest.raises(ActionRefused, match="Add a note"):
         action_result.ignore_findings(list_ids(found), " ")
     assert read_states() == {KEY: "open"}
 
@@ -98,7 +99,7 @@ def test_what_is_open_or_resolved_is_not_reopened_and_says_so(bucket: Bucket) ->
     create_orphans(bucket, KEY)
     create_orphans(bucket, OTHER_KEY, state="resolved", note="tracked")
     decision = action_result.reopen_findings(Finding.objects.all())
-    assert whys(decision) == {KEY: "It is open.", OTHER_KEY: "It is resolved: tracked"}
+    assert whys(decision) == {KEY: "Already open.", OTHER_KEY: "Already resolved: tracked"}
     assert decision.done == 0
 
 
@@ -246,7 +247,7 @@ def test_ignored_finding_of_another_object_keeps_none(bucket: Bucket) -> None:
     keep(create_orphans(bucket, KEY, etag="another"))
     assert read_outcomes(run_follow_up(cleanup)) == {KEY: "deleted"}
     [note] = Finding.objects.values_list("note", flat=True)
-    assert note.endswith(" (ignored before by zoe: Evidence in a law suit)")
+    assert note.endswith(" (previously ignored by zoe: Evidence in a law suit)")
 
 
 def test_reopened_file_goes_with_the_next_cleanup(bucket: Bucket) -> None:
@@ -313,14 +314,13 @@ def test_what_may_not_go_says_why_and_when(bucket: Bucket, settings: Settings) -
     decision = orphans.delete_objects(Finding.objects.all())
     told = whys(decision)
     assert (decision.done, decision.cleanups, len(told)) == (0, [], 7)
-    assert told["young"].startswith("It is younger than allowed: it may go after ")
-    assert orphans.format_time(now - timedelta(hours=3)) in told["once"]
-    assert orphans.format_time(now + timedelta(hours=1)) in told["once"]
-    assert "seen only since" in told["both"] and "younger than allowed" in told["both"]
-    assert told["kept"] == "It is ignored: mine"
-    assert told["done"] == "It is resolved: gone"
-    assert told["other"] == "It is untracked, not orphaned."
-    assert "No request can name" in told["nul"]
+    assert told["young"].startswith("Too new: can be deleted after ")
+    assert f"starts after {format_utc(now + timedelta(hours=1))} finds" in told["once"]
+    assert "Can be deleted once" in told["both"] and "Too new" in told["both"]
+    assert told["kept"] == "Already ignored: mine"
+    assert told["done"] == "Already resolved: gone"
+    assert told["other"] == "Not a leftover file, but: untracked."
+    assert "No request can use this name" in told["nul"]
     assert not Cleanup.objects.exists()
 
 
@@ -421,7 +421,7 @@ def refused(bucket: Bucket) -> None:
 STAYS: dict[str, tuple[Callable[[Bucket], object], str]] = {
     "a project": (lambda bucket: create_projects("proj_9"), "live project proj_9"),
     "one that vanished": (vanish, "live project proj_9"),
-    "one whose id PROJECT_ID_PATTERN refuses": (refused, "project 9."),
+    "one whose id PROJECT_ID_PATTERN refuses": (refused, "project 9, but the setting"),
     "a row of a live project": (upload_for_a_live_one, "live project proj_1"),
     "other content": (lambda bucket: bucket.put(KEY, body=b"other"), "overwritten"),
     "the same content": (lambda bucket: bucket.put(KEY), "overwritten"),
@@ -467,7 +467,7 @@ def test_a_key_that_can_be_of_two_deleted_projects_by_now_stays(
     record_deleted_projects("proj_1")
     act_before_batch(monkeypatch, lambda: record_deleted_projects("proj_1_x"))
     cleanup = delete_orphans(create_orphans(bucket, key, project_id="proj_1"))
-    assert read_reason(cleanup, key) == "It is no orphan any more, but ambiguous."
+    assert read_reason(cleanup, key) == "No longer a leftover file, but: unclear owner."
     assert bucket.keys() == {key}
 
 
@@ -497,7 +497,7 @@ def test_an_object_that_is_being_deleted_is_given_to_nobody(
         monkeypatch, lambda: told.append(track_files.assign_objects(list_ids(found), "proj_1"))
     )
     assert delete_orphans(found).deleted == 1
-    assert "in hand" in whys(told[0])[KEY]
+    assert "deleted or changed right now" in whys(told[0])[KEY]
     assert not R2Object.objects.exists()
 
 
@@ -651,7 +651,7 @@ def test_a_few_of_many_may_be_gone_and_are_called_already_gone(bucket: Bucket) -
     cleanup = delete_orphans(found)
     assert (cleanup.status, cleanup.already_gone, cleanup.deleted) == ("clean", 25, 35)
     notes = Finding.objects.filter(key__in=keys[:25]).values_list("note", flat=True).distinct()
-    assert list(notes) == [f"seen gone by cleanup {cleanup.pk}"]
+    assert list(notes) == [f"confirmed gone by cleanup {cleanup.pk}"]
 
 
 def test_a_crash_between_two_batches_is_gone_on_from(
@@ -788,7 +788,7 @@ def test_file_of_a_live_project_is_not_assigned_to_another(bucket: Bucket) -> No
     create_projects("proj_1", "proj_9")
     found = create_orphans(bucket, KEY, kind="untracked")
     told = whys(track_files.assign_objects(list_ids(found), "proj_1"))
-    assert told == {KEY: "It belongs to the live project proj_9."}
+    assert told == {KEY: "The file belongs to the live project proj_9."}
     clean_up_project("proj_1")
     assert bucket.keys() == {KEY}
     assert track_files.assign_objects(list_ids(found), "proj_9").done == 1
@@ -800,7 +800,7 @@ def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: B
     track_key(bucket, KEY, "proj_9", "backfill", size=1)
     track_key(bucket, OTHER_KEY, "proj_2")
     decision = track_files.assign_objects(list_ids(found), "proj_1")
-    assert whys(decision) == {OTHER_KEY: "It belongs to the live project proj_2."}
+    assert whys(decision) == {OTHER_KEY: "The file belongs to the live project proj_2."}
     rows = R2Object.objects.order_by("key").values_list("project_id", "source", "size")
     assert list(rows) == [("proj_1", "assigned", 7), ("proj_2", "upload", None)]
 
@@ -840,9 +840,9 @@ def test_what_is_not_as_the_finding_says_is_not_given(bucket: Bucket) -> None:
     bucket.put(KEY, body=b"overwritten")
     bucket.r2.remove(OTHER_KEY)
     told = whys(track_files.assign_objects(list_ids(found), "proj_1"))
-    assert "overwritten" in told[KEY] and "not in the bucket" in told[OTHER_KEY]
-    assert "not for findings of the kind “missing”" in told["missing"]
-    assert "No row can name" in told["nul"] and told["over"] == "It is resolved: x"
+    assert "changed since the scan" in told[KEY] and "not in the bucket" in told[OTHER_KEY]
+    assert "not for findings of kind “missing”" in told["missing"]
+    assert "A file with this name" in told["nul"] and told["over"] == "Already resolved: x"
     assert not R2Object.objects.exists()
 
 
@@ -851,7 +851,10 @@ def test_what_an_upload_or_a_deletion_has_in_hand_is_not_given(bucket: Bucket, s
     create_projects("proj_1")
     found = create_orphans(bucket, KEY)
     track_key(bucket, KEY, "proj_9", state=state)
-    assert "in hand" in whys(track_files.assign_objects(list_ids(found), "proj_1"))[KEY]
+    assert (
+        "deleted or changed right now"
+        in whys(track_files.assign_objects(list_ids(found), "proj_1"))[KEY]
+    )
     assert R2Object.objects.get().project_id == "proj_9"
 
 
@@ -867,7 +870,10 @@ def test_a_row_that_changes_meanwhile_is_not_overwritten(
         return original(held)
 
     monkeypatch.setattr(track_files, "lock_unchanged", unchanged)
-    assert "in hand" in whys(track_files.assign_objects(list_ids(found), "proj_1"))[KEY]
+    assert (
+        "deleted or changed right now"
+        in whys(track_files.assign_objects(list_ids(found), "proj_1"))[KEY]
+    )
     assert R2Object.objects.get().source == "backfill"
 
 
@@ -886,7 +892,10 @@ def test_a_key_that_a_cleanup_has_marked_is_given_back(
     CleanupItem.objects.create(
         cleanup=cleanup, key=key, identity=same, outcome="deleting", found_in="both"
     )
-    assert "in hand" in whys(track_files.assign_objects(list_ids(found), "proj_1"))[key]
+    assert (
+        "deleted or changed right now"
+        in whys(track_files.assign_objects(list_ids(found), "proj_1"))[key]
+    )
     row = R2Object.objects.get()
     assert (row.project_id, row.source) == ("proj_9", "backfill")
     assert read_states() == {key: "open"}
@@ -933,8 +942,8 @@ def test_tracking_leaves_what_is_gone_in_hand_or_of_another_kind(bucket: Bucket)
     bucket.r2.remove(KEY)
     track_key(bucket, OTHER_KEY, "proj_9", state="uploading")
     told = whys(track_files.track_objects(list_ids(found)))
-    assert "not in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
-    assert told["x"] == "This action is not for findings of the kind “orphaned”."
+    assert "not in the bucket" in told[KEY] and "deleted or changed right now" in told[OTHER_KEY]
+    assert told["x"] == "This action is not for findings of kind “leftover”."
     assert set(read_states().values()) == {"open"}
 
 
@@ -944,7 +953,7 @@ def test_a_missing_object_s_row_is_forgotten_and_nothing_follows(bucket: Bucket)
     decision = track_files.untrack_rows(list_ids(found))
     assert (decision.done, decision.skipped) == (1, [])
     assert not R2Object.objects.exists() and not Cleanup.objects.exists()
-    assert the(found[0]).note == "row removed: its object is not there"
+    assert the(found[0]).note == "untracked: the file is not in the bucket"
 
 
 def test_row_that_alone_keeps_a_missing_file_from_a_cleanup_is_kept(bucket: Bucket) -> None:
@@ -1032,7 +1041,11 @@ def test_finding_ignored_during_a_decision_stays_so(
 
     monkeypatch.setattr(track_files, meanwhile, acknowledge_first)
     decision = decide([finding.pk])
-    told = "Reopen that finding first." if kind == "missing" else "ignored meanwhile"
+    told = (
+        "Reopen that finding first."
+        if kind == "missing"
+        else "ignored this finding in the meantime"
+    )
     assert decision.done == 0 and told in whys(decision)[KEY]
     assert R2Object.objects.exists(), "the row of a missing file stays, the others are written"
     assert (the(finding).state, finding.note) == ("ignored", "Evidence in a law suit")
@@ -1053,8 +1066,8 @@ def test_a_row_is_kept_whose_object_is_there_or_that_changes(
 
     monkeypatch.setattr(track_files, "lock_unchanged", unchanged)
     told = whys(track_files.untrack_rows(list_ids(found)))
-    assert "in the bucket" in told[KEY] and "in hand" in told[OTHER_KEY]
-    assert "no row" in told["no row"] and "in hand" in told["x"]
+    assert "in the bucket" in told[KEY] and "deleted or changed right now" in told[OTHER_KEY]
+    assert "not tracked any more" in told["no row"] and "deleted or changed right now" in told["x"]
     assert R2Object.objects.count() == 3
 
 
@@ -1083,13 +1096,13 @@ def test_row_that_keeps_a_file_from_a_follow_up_is_not_untracked(bucket: Bucket)
     unrelated, row = "projects/proj_2/scenes/s1/media/a.mp4", R2Object.objects.get(key=KEY)
     other = track_key(bucket, unrelated, "proj_2")
     told = confirm_action(superuser_client(), "r2object", "untrack", row.pk, other.pk)
-    assert "1 row was kept:" in told and "1 row is forgotten" in told
+    assert "1 file stays tracked:" in told and "Untracked 1 file." in told
     assert [due.status for due in cleanup.children.all() if f"Cleanup {due.pk}" in told]
     assert set(R2Object.objects.values_list("key", flat=True)) == {KEY, OTHER_KEY}
     assert run_follow_up(cleanup).status == Status.CLEAN
     assert {KEY, OTHER_KEY} <= bucket.keys()
     cleanup.children.filter(status=Status.PENDING).update(status="clean", next_attempt_at=None)
-    assert "1 row is forgotten" in confirm_action(superuser_client(), "r2object", "untrack", row.pk)
+    assert "Untracked 1 file." in confirm_action(superuser_client(), "r2object", "untrack", row.pk)
 
 
 # Shown

@@ -126,7 +126,7 @@ def test_what_is_left_has_its_reason() -> None:
     create_unlisted_findings("a", state="ignored", note="mine")
     answer = decided("ignore", findings={"state": "ignored"}, note="x")
     assert answer["done"] == 0 and answer["counts"] == {"left": 1, "results": 0}
-    assert answer["left"] == [{"key": "a", "reason": "It is ignored: mine"}]
+    assert answer["left"] == [{"key": "a", "reason": "Already ignored: mine"}]
 
 
 @pytest.mark.django_db
@@ -186,7 +186,7 @@ def test_orphans_are_deleted_by_a_deletion_to_follow(bucket: Bucket) -> None:
     body = read_json(answer, 202)
     assert body["done"] == 2 and not body["dry_run"]
     [left] = body["left"]
-    assert left["key"] == "young" and "It is seen only since" in left["reason"]
+    assert left["key"] == "young" and "Can be deleted once a complete scan" in left["reason"]
     [deletion] = body["deletions"]
     assert answer["Location"] == deletion["status_url"]
     assert OrmQ.objects.count() == 1

@@ -104,7 +104,7 @@ def test_another_object_than_the_assigned_one_is_kept_where_no_key_format_reads_
     SCANS[between]()
     cleanup = clean_up_project("proj_a")
     assert read_outcomes(cleanup) == {UNREAD: "kept"}
-    assert "not the one that a person assigned" in read_reason(cleanup, UNREAD)
+    assert "may not be the one that a person assigned" in read_reason(cleanup, UNREAD)
     scan_later()
     assert read_findings() == {("unrecognised", UNREAD)}
     assign_finding(UNREAD, "proj_b")

@@ -136,7 +136,7 @@ def test_all_are_decided_on_by_the_list_that_was_seen(db: None) -> None:
     assert "Nothing was done: your selection changed" in changed
     assert set(read_states().values()) == {"open"}
     Finding.objects.filter(key="new").delete()
-    assert "120 findings are ignored." in page_text(
+    assert "Ignored 120 findings." in page_text(
         client.post(url, fields | {"note": "ours"}, follow=True)
     )
     assert Finding.objects.filter(state="ignored", kind="orphaned").count() == 120
@@ -164,12 +164,12 @@ def test_findings_are_ignored_with_a_note_and_reopened(db: None) -> None:
         *create_unlisted_findings("c", state="resolved", note="gone"),
     ]
     shown = decide("ignore", found, note="made by <b>")
-    assert "2 findings are ignored." in shown
-    assert "1 finding is left as it is:" in shown
-    assert "It is resolved: gone" in shown
+    assert "Ignored 2 findings." in shown
+    assert "Skipped 1 finding:" in shown
+    assert "Already resolved: gone" in shown
     one = Finding.objects.get(key="a")
     assert (one.note, one.decided_by) == ("made by <b>", "anna")
-    assert "1 finding is open again." in run_action(superuser_client(), "finding", "reopen", one.pk)
+    assert "Reopened 1 finding." in run_action(superuser_client(), "finding", "reopen", one.pk)
     assert read_states() == {"a": "open", "b": "ignored", "c": "resolved"}
 
 
@@ -201,19 +201,19 @@ def test_orphans_are_deleted_by_a_cleanup_to_follow(bucket: Bucket) -> None:
     OrmQ.objects.all().delete()
     found = list(Finding.objects.all())
     shown = run_action(superuser_client(), "finding", "delete_objects", *pks(found))
-    assert "2 objects, 14 bytes" in shown and "2 stay as they are" in shown
-    assert "It is ignored: mine" in shown and "It is seen only since" in shown
+    assert "2 files, 14 bytes" in shown and "2 findings are skipped" in shown
+    assert "Already ignored: mine" in shown and "Can be deleted once a complete scan" in shown
     shown = decide("delete_objects", found)
     cleanup = Cleanup.objects.get()
     assert admin_url("cleanup", "change", cleanup.pk) in shown
-    assert "2 findings are taken up. A cleanup is deleting the files" in shown
-    assert "2 findings are left as they are:" in shown
+    assert "A cleanup is deleting 2 leftover files." in shown
+    assert "Skipped 2 findings:" in shown
     assert OrmQ.objects.count() == 1
     assert LogEntry.objects.get().object_id == str(cleanup.pk)
     assert run_until_idle(cleanup).status == "clean"
     assert bucket.keys() == {"young", "kept"}
     again = run_action(superuser_client(), "finding", "delete_objects", *pks(found))
-    assert "4 stay as they are" in again and 'type="submit" value="Yes' not in again
+    assert "4 findings are skipped" in again and 'type="submit" value="' not in again
 
 
 def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
@@ -228,7 +228,7 @@ def test_no_more_is_deleted_than_the_page_said(bucket: Bucket) -> None:
     confirmed = {"post": "yes", "figures": figures[0]}
     shown = run_action(superuser_client(), "finding", "delete_objects", *chosen, **confirmed)
     assert "Nothing was done: your selection changed" in shown
-    assert "2 objects" in shown and 'name="post" value="yes"' in shown
+    assert "2 files" in shown and 'name="post" value="yes"' in shown
     assert not Cleanup.objects.exists()
 
 
@@ -242,7 +242,7 @@ def test_page_asks_again_when_another_file_of_the_same_size_would_go(bucket: Buc
     Finding.objects.filter(pk=one.pk).update(first_seen_at=seen_once)
     again = run_action(client, "finding", "delete_objects", *chosen, **confirmation_fields(asked))
     assert "Nothing was done: your selection changed" in again
-    assert "1 object, 7 bytes" in asked and "1 object, 7 bytes" in again
+    assert "1 file, 7 bytes" in asked and "1 file, 7 bytes" in again
     assert not Cleanup.objects.exists()
 
 
@@ -255,7 +255,7 @@ def test_page_asks_again_when_more_would_be_renamed_than_it_said(bucket: Bucket)
     asked = run_action(client, "finding", "rename", *chosen)
     create_projects("proj_2")
     again = run_action(client, "finding", "rename", *chosen, **confirmation_fields(asked))
-    assert "1 stays as it is" in asked and "Nothing was done: your selection changed" in again
+    assert "1 finding is skipped" in asked and "Nothing was done: your selection changed" in again
     assert bucket.keys() == {OLD, second}
 
 
@@ -276,7 +276,7 @@ def test_what_a_cleanup_is_to_delete_already_is_not_counted_again(bucket: Bucket
     found = create_orphans(bucket, KEY)
     decide("delete_objects", found)
     shown = run_action(superuser_client(), "finding", "delete_objects", *pks(found))
-    assert "covers this file and is pending" in shown and "0 objects" not in shown
+    assert "covers this file and is pending" in shown and "0 files" not in shown
     decide("delete_objects", found)
     assert Cleanup.objects.count() == 1
 
@@ -286,7 +286,7 @@ def test_a_dry_run_plans_and_deletes_nothing(bucket: Bucket) -> None:
     shown = run_action(
         staff_client("view_finding", "dry_run_cleanup"), "finding", "preview_deletion", *pks(found)
     )
-    assert "1 finding is taken up: a dry run deletes nothing" in shown
+    assert "Previewing the deletion of 1 leftover file. Nothing is deleted." in shown
     assert run_until_idle(Cleanup.objects.get()).status == "planned"
     assert bucket.keys() == {KEY}
 
@@ -295,7 +295,7 @@ def test_objects_are_assigned_to_a_live_project(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
     assert "There is no project proj_1" in decide("assign", found)
     Project.objects.create(pk="proj_1")
-    assert "1 finding is assigned" in decide("assign", found)
+    assert "Assigned 1 file." in decide("assign", found)
     assert R2Object.objects.get().project_id == "proj_1"
     assert read_states() == {KEY: "resolved"}
 
@@ -306,9 +306,9 @@ def test_objects_are_tracked_and_others_left_with_the_reason(bucket: Bucket) -> 
     )
     found += create_findings(bucket, "misnamed", kind="misnamed")
     shown = decide("track", found)
-    assert "1 finding is tracked" in shown and "2 findings are left as they are:" in shown
-    assert "It is not in the bucket any more." in shown
-    assert "This action is not for findings of the kind “misnamed”." in shown
+    assert "Tracked 1 file." in shown and "Skipped 2 findings:" in shown
+    assert "The file is not in the bucket any more." in shown
+    assert "This action is not for findings of kind “old name”." in shown
     assert R2Object.objects.get().key == KEY
 
 
@@ -325,8 +325,8 @@ def test_rows_of_what_is_missing_are_removed(bucket: Bucket) -> None:
     there = bucket.upload("proj_1")
     R2Object.objects.create(bucket=bucket.name, key="gone", source="upload", state="stored")
     shown = decide("untrack", create_findings(bucket, there, "gone", kind="missing"))
-    assert "1 finding is resolved: no row tells of what is missing any more." in shown
-    assert "Its object is in the bucket." in shown
+    assert "Untracked 1 missing file." in shown
+    assert "The file is in the bucket." in shown
     assert R2Object.objects.get().key == there
 
 
@@ -337,25 +337,25 @@ def test_misnamed_objects_are_renamed_as_the_page_said(bucket: Bucket) -> None:
     )
     Finding.objects.update(project_id="proj_1")
     shown = run_action(superuser_client(), "finding", "rename", *pks(found))
-    assert f"What becomes of it</span> {NEW}</td>" in shown and "1 stays as it is" in shown
+    assert f"What happens</span> {NEW}</td>" in shown and "1 finding is skipped" in shown
     assert bucket.facts(OLD)
     shown = decide("rename", found)
-    assert "1 finding is renamed." in shown and f"</code>: {NEW}" in shown
+    assert "Renamed 1 file:" in shown and f"</code>: {NEW}" in shown
     assert bucket.facts(NEW) and not bucket.facts(OLD)
 
 
 def test_where_nothing_can_be_renamed_there_is_no_button(bucket: Bucket) -> None:
     found = create_orphans(bucket, KEY)
     shown = run_action(superuser_client(), "finding", "rename", *pks(found))
-    assert "Nothing can be done: each of these stays as it is." in shown
-    assert 'type="submit" value="Yes' not in shown
+    assert "This action can&#x27;t change any of the selected findings." in shown
+    assert 'type="submit" value="' not in shown
 
 
 def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """Local R2 cannot list them; tests/findings/test_abort_uploads.py has a store that can."""
     found = create_findings(bucket, KEY, kind="unfinished", upload_id="x", last_modified=None)
     asked = run_action(superuser_client(), "finding", "abort_uploads", *pks(found))
-    assert "The store cannot list unfinished uploads." in asked
+    assert "The store can&#x27;t list unfinished uploads." in asked
     monkeypatch.setattr(multipart, "list_unfinished_uploads", lambda bucket, prefix: iter([[]]))
     again = run_action(
         superuser_client(), "finding", "abort_uploads", *pks(found), **confirmation_fields(asked)
@@ -374,8 +374,8 @@ def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.Monk
 def test_of_many_reasons_the_first_are_told_and_the_rest_counted(db: None) -> None:
     found = create_unlisted_findings(*(f"{n:02}" for n in range(25)), state="resolved", note="gone")
     shown = decide("ignore", found)
-    assert "25 findings are left as they are:" in shown
-    assert shown.count("It is resolved: gone") == 20 and "<br>… and 5 more" in shown
+    assert "Skipped 25 findings:" in shown
+    assert shown.count("Already resolved: gone") == 20 and "<br>… and 5 more" in shown
 
 
 # What is refused
@@ -417,10 +417,8 @@ def test_what_asks_nothing_of_the_store_needs_no_place_there(db: None) -> None:
     with ExitStack() as all_places:
         for _place in range(conf().api_concurrency):
             all_places.enter_context(acquire_slot())
-        assert "1 finding is ignored." in decide("ignore", [one])
-        assert "1 finding is open again." in run_action(
-            superuser_client(), "finding", "reopen", one.pk
-        )
+        assert "Ignored 1 finding." in decide("ignore", [one])
+        assert "Reopened 1 finding." in run_action(superuser_client(), "finding", "reopen", one.pk)
 
 
 @pytest.mark.parametrize("action", [*ASKING, "reopen", "preview_deletion"])

@@ -285,7 +285,7 @@ def test_key_with_a_row_is_not_taken(bucket: Bucket, misnamed: Finding) -> None:
 @pytest.mark.parametrize("body", [b"somebody else's", CONTENT])
 def test_key_with_an_object_is_not_taken(bucket: Bucket, misnamed: Finding, body: bytes) -> None:
     bucket.put(A_NEW, body=body)
-    assert "Another object has the new key" in refused(misnamed)
+    assert "The new name is taken" in refused(misnamed)
     assert bucket.r2.read(A_NEW) == body
     assert_kept(bucket, misnamed, A, A_NEW)
 
@@ -293,7 +293,7 @@ def test_key_with_an_object_is_not_taken(bucket: Bucket, misnamed: Finding, body
 @pytest.mark.parametrize("state", ["uploading", "deleting"])
 def test_what_is_in_hand_is_not_renamed(bucket: Bucket, misnamed: Finding, state: str) -> None:
     R2Object.objects.update(state=state)
-    assert "in hand" in refused(misnamed)
+    assert "deleted or changed right now" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
 
@@ -301,7 +301,7 @@ def test_what_is_in_hand_is_not_renamed(bucket: Bucket, misnamed: Finding, state
 def test_what_a_cleanup_deletes_is_not_renamed(bucket: Bucket, misnamed: Finding, key: str) -> None:
     cleanup = Cleanup.objects.create(kind="objects", bucket=bucket.name, trigger="deleted")
     CleanupItem.objects.create(cleanup=cleanup, key=key, identity=key, outcome="deleting")
-    assert "A cleanup has" in refused(misnamed)
+    assert "A cleanup is working on" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
 
@@ -316,7 +316,7 @@ def test_two_objects_do_not_get_one_key(bucket: Bucket, misnamed: Finding) -> No
 
 def test_object_of_unclear_owner_is_not_renamed(bucket: Bucket, misnamed: Finding) -> None:
     R2Object.objects.update(project_id="proj_2", source="assigned")
-    assert "not sure any more whose" in refused(misnamed)
+    assert "no longer tell whose" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
 
@@ -327,7 +327,7 @@ def test_new_key_that_could_be_several_projects_is_not_taken(
     old = "proj_proj_1_a_b_media.mp4"
     bucket.put(old)
     [finding] = create_misnamed(bucket, old)
-    assert "could also be one of project proj_1_a" in refused(finding)
+    assert "would also fit project proj_1_a" in refused(finding)
 
 
 def test_field_that_the_current_key_format_lacks_is_named(
@@ -348,7 +348,7 @@ def test_object_that_is_too_large_for_a_copy_is_refused(
 def test_finding_of_another_kind_is_refused(bucket: Bucket, misnamed: Finding) -> None:
     Finding.objects.update(kind="orphaned")
     misnamed.refresh_from_db()
-    assert "do not read this key as a misnamed one" in refused(misnamed)
+    assert "no longer an old name" in refused(misnamed)
 
 
 def test_resolved_finding_is_refused(bucket: Bucket, misnamed: Finding) -> None:
@@ -418,7 +418,7 @@ def test_object_that_changes_after_the_rows_stays(
     assert_kept(bucket, misnamed, A, A_NEW)
     assert bucket.r2.read(A) == b"new" and bucket.r2.read(A_NEW) == CONTENT
     [one] = rename_findings(misnamed)
-    assert "written to since" in one.objection
+    assert "written to again" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
 
 
@@ -473,7 +473,7 @@ def test_object_that_comes_to_the_new_key_is_not_taken_for_the_copy(
     other = bytes(reversed(CONTENT))
     after(monkeypatch, rename, "copy_objects", lambda: bucket.put(A_NEW, body=other))
     [one] = rename_findings(misnamed)
-    assert "Another object has the new key" in one.objection
+    assert "The new name is taken" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
 
 
@@ -489,7 +489,7 @@ def test_new_key_that_a_cleanup_marks_just_now_is_let_go(
 
     patch_before(monkeypatch, rename, "reserve_new_key", mark)
     [one] = rename_findings(misnamed)
-    assert "A cleanup has the new key" in one.objection
+    assert "A cleanup is working on the new name" in one.objection
     assert R2Object.objects.get().key == A
     assert_kept(bucket, misnamed)
 
@@ -534,7 +534,7 @@ def test_deletion_of_an_earlier_object_is_not_taken_for_that_of_this_one(
         CleanupItem.objects.create(cleanup=cleanup, outcome=outcome, **names)
     Cleanup.objects.filter(kind="objects").update(status="clean")
     [one] = rename_findings(misnamed)
-    assert "a cleanup has the old object in hand" in one.objection
+    assert "a cleanup is still working on the old file" in one.objection
     assert bucket.keys() == {A, A_NEW}
     misnamed.refresh_from_db()
     assert misnamed.state == "open"
@@ -568,7 +568,7 @@ def test_row_that_changes_meanwhile_is_not_overwritten(
 
     patch_before(monkeypatch, rename, "switch_keys", adopt)
     [one] = rename_findings(misnamed)
-    assert "changed just now" in one.objection
+    assert "changed right now" in one.objection
     assert R2Object.objects.get(key=A).project_id == "proj_2"
     assert_kept(bucket, misnamed, A, A_NEW)
 
@@ -585,7 +585,9 @@ def test_file_that_the_application_deletes_just_before_the_rows_is_not_renamed(
 
     monkeypatch.setattr(rename, "switch_keys", delete_meanwhile)
     [one] = rename_findings(misnamed)
-    assert one.objection == f"The object is being deleted. If it goes, delete its copy too: {A_NEW}"
+    assert (
+        one.objection == f"The file is being deleted. Once it is gone, delete its copy too: {A_NEW}"
+    )
     assert_kept(bucket, misnamed, A_NEW)
     default_storage.delete(A_NEW)
     assert bucket.keys() == set()
@@ -597,7 +599,7 @@ def test_copy_that_is_not_listed_is_not_believed(
     answer = f'<CopyObjectResult><ETag>"{misnamed.etag}"</ETag></CopyObjectResult>'
     races.rules.append(rule_for(is_copy, Reply(200, answer.encode()), times=1))
     [one] = rename_findings(misnamed)
-    assert "does not list it" in one.objection
+    assert "does not show the copy" in one.objection
     assert_kept(bucket, misnamed)
     assert R2Object.objects.get().key == A
     rename_findings(misnamed)
@@ -927,12 +929,12 @@ def test_where_spellings_are_one_object_any_is_renamed(bucket: Bucket, listed: A
 def test_command_plans_and_renames(bucket: Bucket, misnamed: Finding) -> None:
     asked = ["findings", "--kind", "misnamed", "--rename"]
     assert run_command(*asked, "--dry-run") == (
-        "Findings that would be dealt with: 1. Nothing was changed.\n" + f"  {A} -> {A_NEW}\n",
+        "Would act on 1 finding. Nothing was changed.\n" + f"  {A} -> {A_NEW}\n",
         "",
         0,
     )
     assert_kept(bucket, misnamed)
-    assert run_command(*asked) == (f"Findings dealt with: 1.\n  {A} -> {A_NEW}\n", "", 0)
+    assert run_command(*asked) == (f"Settled 1 finding.\n  {A} -> {A_NEW}\n", "", 0)
     assert_renamed(bucket, misnamed)
     misnamed.refresh_from_db()
     assert misnamed.decided_by

@@ -436,12 +436,8 @@ def test_an_object_of_projects_none_of_which_lives_is_not_to_be_assigned(db: Non
     assert said.project_to_declare in ("proj_1", "proj_1_x")
     Finding.objects.update(last_modified=timezone.now())
     said = answer(SHARED)
-    assert (
-        SCAN in said.text
-        and "none of them exists any more" in said.text
-        and not said.project_to_declare
-    )
-    assert "is younger than the deletion, so later checks keep it too. Run a scan" in said.text
+    assert SCAN in said.text and "none of them exists any more" in said.text
+    assert "is newer than the deletion. Run a scan" in said.text and not said.project_to_declare
 
 
 def test_file_kept_as_younger_than_the_deletion_is_not_said_to_go_with_the_next_cleanup(
@@ -450,7 +446,7 @@ def test_file_kept_as_younger_than_the_deletion_is_not_said_to_go_with_the_next_
     record_deleted_projects("proj_1")
     item(SHARED, outcome="kept", reason="Too young.", last_modified=timezone.now())
     [of_deleted, _of_unknown] = look_up(SHARED).objects[0].verdicts
-    assert "is younger than the deletion" in of_deleted.verdict.reason
+    assert "is newer than the deletion" in of_deleted.verdict.reason
 
 
 @pytest.mark.parametrize("age", [AGO, LONG_AGO])
@@ -525,7 +521,7 @@ def test_file_that_was_tracked_and_untracked_since_is_not_called_gone(db: None) 
     Finding.objects.all().resolve("tracked", "zoe")
     assert why().startswith("Back in the bucket")
     Finding.objects.update(state="open")
-    Finding.objects.all().resolve("A complete scan did not see it again.")
+    Finding.objects.all().resolve("A later complete scan did not find it again.")
     assert why().startswith("Deleted")
 
 

@@ -406,7 +406,7 @@ def test_project_shows_its_rows_cleanups_and_findings(db: None) -> None:
     mine, other = create_finding(KEY), create_finding("proj_1_x_s1_media.mp4")
     Finding.objects.filter(pk=other.pk).update(project_id="proj_1_x")
     shown = ask("proj_1")
-    assert "3 objects, 2.9 KB" in shown and admin_url("cleanup", "change", cleanup.pk) in shown
+    assert "3 files, 2.9 KB" in shown and admin_url("cleanup", "change", cleanup.pk) in shown
     assert admin_url("finding", "change", mine.pk) in shown
     assert admin_url("finding", "change", other.pk) not in shown
 
@@ -527,7 +527,7 @@ def test_what_rows_tell_is_not_told_to_whom_may_not_see_rows(db: None) -> None:
     assert "Recorded" not in shown and "1 object" not in shown and "1 recorded" not in shown
     assert "Project proj_1 exists, and so do its files" in sentences(shown)[0]
     shown = ask("proj_1")
-    assert "1 object, 1000 bytes" in shown and "so does its 1 recorded file" in shown
+    assert "1 file, 1000 bytes" in shown and "so does its 1 recorded file" in shown
 
 
 def test_rows_and_findings_are_shown_to_those_who_may_see_them(db: None) -> None:

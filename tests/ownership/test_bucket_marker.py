@@ -147,7 +147,7 @@ def test_copied_bucket_is_refused_until_it_is_connected(tracked: Bucket) -> None
     """A copy has the same marker, which was written at another time."""
     tracked.put(MARKER_KEY, body=tracked.r2.read(MARKER_KEY, tracked.name))
     cleanup = blocked(tracked, clean_up_project("proj_1"))
-    assert "another marker" in cleanup.message and "connect_bucket" in cleanup.message
+    assert "its marker is not the one" in cleanup.message and "connect_bucket" in cleanup.message
     assert len(tracked.keys()) == 2
     bucket_marker.connect_bucket(tracked.name)
     healed(tracked, cleanup)
@@ -158,7 +158,7 @@ def test_bucket_connected_before_its_marker_was_recorded_must_be_connected_again
 ) -> None:
     DatabaseIdentity.objects.update(markers={})
     cleanup = blocked(tracked, clean_up_project("proj_1"))
-    assert "before we recorded" in cleanup.message and "connect_bucket" in cleanup.message
+    assert "by an older version" in cleanup.message and "connect_bucket" in cleanup.message
     bucket_marker.connect_bucket(tracked.name)
     healed(tracked, cleanup)
 
@@ -393,7 +393,7 @@ def test_store_whose_listings_lack_new_objects_is_not_connected(
         return is_listing(request) and "/probe-" in request.query["prefix"]
 
     store.rules.append(rule_for(has_probes, change_reply(empty_page)))
-    with pytest.raises(InvalidResponse, match="do not show what was just written"):
+    with pytest.raises(InvalidResponse, match="does not list what was just written"):
         bucket_marker.connect_bucket(bucket.name)
 
 

@@ -515,23 +515,23 @@ def test_listing_one_id_never_shows_a_longer_number() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("media/{filename}", r"there is no \{project\}; put it where the project id stands"),
-        ("{project}", r"\{project\} stands at the end; put a literal such as / behind it"),
-        ("a/{project}", r"\{project\} stands at the end"),
-        ("{project}/{project}/", r"\{project\} stands there more than once; use each field once"),
-        ("{project}/{scene}/{scene}", r"\{scene\} stands there more than once"),
+        ("media/{filename}", r"\{project\} is missing; put it where the project ID belongs"),
+        ("{project}", r"\{project\} is at the end; put a literal such as / after it"),
+        ("a/{project}", r"\{project\} is at the end"),
+        ("{project}/{project}/", r"\{project\} appears more than once; use each field once"),
+        ("{project}/{scene}/{scene}", r"\{scene\} appears more than once"),
         ("{project}/{name}", r"unknown field \{name\}; the fields are ext, filename, kind"),
         ("{project}/{Scene}", r"unknown field \{Scene\}"),
         ("{project}/{scene!r}", r"unknown field \{scene!r\}"),
         ("{project}/{}", r"unknown field \{\}"),
-        ("{project}{scene}", "two fields touch; put a literal such as / between them"),
-        ("{project}/{scene}{ext}", "two fields touch"),
-        ("{kind}{project}/", "two fields touch"),
+        ("{project}{scene}", "two fields are adjacent; put a literal such as / between them"),
+        ("{project}/{scene}{ext}", "two fields are adjacent"),
+        ("{kind}{project}/", "two fields are adjacent"),
         ("{scene}/{project}/", r"only \{kind\} may stand before \{project\}"),
-        ("{project}/{kind}/{filename}", r"\{kind\} stands after \{project\}; move it in front"),
-        ("{{project}}/", r"a brace stands alone; write each field as \{name\}"),
-        ("{project}/{scene", "a brace stands alone"),
-        ("cafe\u0301/{project}/", "not in NFC; write it in composed letters"),
+        ("{project}/{kind}/{filename}", r"\{kind\} comes after \{project\}; move it in front"),
+        ("{{project}}/", r"unpaired brace; write each field as \{name\}"),
+        ("{project}/{scene", "unpaired brace"),
+        ("cafe\u0301/{project}/", "not in Unicode NFC; write it in composed letters"),
     ],
 )
 def test_a_bad_template_is_refused_by_name_and_with_advice(template: str, message: str) -> None:
@@ -543,9 +543,9 @@ def test_a_bad_template_is_refused_by_name_and_with_advice(template: str, messag
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        ((), r"\{kind\} needs kinds; configure some or drop the field"),
-        (("a", "b", "a_b"), "the kinds that give a_ and a_b_ cannot be told apart; rename one"),
-        (("cafe\u0301",), "a kind is not in NFC"),
+        ((), r"\{kind\} needs kinds; configure some or remove the field"),
+        (("a", "b", "a_b"), "the kinds that give a_ and a_b_ can't be told apart; rename one"),
+        (("cafe\u0301",), "a kind is not in Unicode NFC"),
     ],
 )
 def test_kinds_that_make_a_key_ambiguous_are_refused(kinds: tuple[str, ...], message: str) -> None:
@@ -555,12 +555,12 @@ def test_kinds_that_make_a_key_ambiguous_are_refused(kinds: tuple[str, ...], mes
 
 @pytest.mark.parametrize("current", ["hierarchical_double", "content_double", "flat_double"])
 def test_new_keys_never_double_the_prefix(current: str) -> None:
-    with pytest.raises(KeyFormatError, match="would double the prefix proj_ of ids"):
+    with pytest.raises(KeyFormatError, match="would repeat the ID prefix proj_"):
         make_key_formats("x/{project}/{filename}", current=current)
 
 
 def test_a_kind_cannot_double_the_prefix_either() -> None:
-    with pytest.raises(KeyFormatError, match="would double the prefix"):
+    with pytest.raises(KeyFormatError, match="would repeat the ID prefix"):
         make_key_formats("{kind}_{project}/{filename}", kinds=("audio", "proj"))
 
 
@@ -569,13 +569,13 @@ def test_a_kind_cannot_double_the_prefix_either() -> None:
     [
         (
             lambda: make_key_formats("x/{project}/", current="y"),
-            "no key format 'y' to be current; have content",
+            "the current key format 'y' does not exist; choose one of content",
         ),
         (
             lambda: make_key_formats("x/{project}/", project_id="("),
             r"project id pattern '\(' is not valid",
         ),
-        (lambda: make_key_formats("x/{project}/", project_id="[a-z]*"), "matches the empty text"),
+        (lambda: make_key_formats("x/{project}/", project_id="[a-z]*"), "matches empty text"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(

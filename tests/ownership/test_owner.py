@@ -187,7 +187,7 @@ def test_only_a_persons_decision_about_this_object_rules_out_other_owners(
     key_of_nobody = judge_rows(ODD, rows, stored)
     adopted = any(row.source == "assigned" for row in rows)
     assert (key_of_nobody.ownership is OWNED) == (given or (told and not adopted))
-    assert ("not the one that a person assigned" in key_of_nobody.reason) == (adopted and not given)
+    assert ("may not be the one that a person" in key_of_nobody.reason) == (adopted and not given)
 
 
 @pytest.mark.parametrize("rows, stored, given", GIVEN)
@@ -235,7 +235,7 @@ def test_cleanup_of_each_project_that_key_or_row_names_may_take_an_object() -> N
 def test_rows_of_two_projects_keep_the_object() -> None:
     found = judge_rows(ONE, [described(), described("upload", "proj_2")], OBJECT)
     assert found.ownership is KEPT
-    assert "for different projects: proj_1, proj_2." in found.reason
+    assert "different projects for this file: proj_1, proj_2." in found.reason
 
 
 def test_too_many_owners_keep_an_object_unless_a_person_gave_it() -> None:
@@ -250,17 +250,25 @@ def test_too_many_owners_keep_an_object_unless_a_person_gave_it() -> None:
 @pytest.mark.parametrize(
     "rows, living, said",
     [
-        ([], "proj_1_x", "also belong to the live project proj_1_x. It goes with that project."),
-        ([described("backfill")], "proj_1_x", "proj_1_x. It goes with that project."),
-        ([described("upload")], "proj_1_x", "also name the live project proj_1_x. Assign it to"),
-        ([described(etag="")], "proj_1_x", "after a person had assigned the file, so it could"),
-        ([described(etag="")], "proj", "after a person had assigned the file, so it could"),
+        (
+            [],
+            "proj_1_x",
+            "also belong to the live project proj_1_x. It is deleted with that project.",
+        ),
+        ([described("backfill")], "proj_1_x", "proj_1_x. It is deleted with that project."),
+        (
+            [described("upload")],
+            "proj_1_x",
+            "also fits the live project proj_1_x. Assign the file to",
+        ),
+        ([described(etag="")], "proj_1_x", "after a person assigned the file, so it could"),
+        ([described(etag="")], "proj", "after a person assigned the file, so it could"),
         (
             [described("upload")],
             "proj",
-            "project proj. The setting PROJECT_ID_PATTERN does not accept",
+            "project proj, but the setting PROJECT_ID_PATTERN does not accept",
         ),
-        ([], "proj", "project proj. The setting PROJECT_ID_PATTERN does not accept"),
+        ([], "proj", "project proj, but the setting PROJECT_ID_PATTERN does not accept"),
     ],
 )
 def test_reason_says_what_the_rows_leave_open(rows: list[R2Object], living: str, said: str) -> None:
@@ -355,9 +363,9 @@ def test_object_of_several_projects_is_too_young_from_these_moments_on(settings:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"COMMIT_TIMEOUT": commit}
     assert commit > clock_skew() > timedelta(0)
     for deleted_at, since, why in (
-        (DELETED_AT, DELETED_AT, "is younger than the deletion"),
+        (DELETED_AT, DELETED_AT, "is newer than the deletion"),
         (DELETED_AT, DELETED_AT - clock_skew(), "the clocks differ"),
-        (NOW, NOW - commit, "may be just being created"),
+        (NOW, NOW - commit, "one of them may be new"),
     ):
         project = DeletedProject("proj_1", deleted_at)
         assert why in too_young_reason(project, since)
@@ -509,7 +517,7 @@ def test_what_keeps_a_key_younger_than_the_deletion_says_what_deletes_it(
     bucket.put(SEVERAL)
     run_until_idle(cleanup)
     for each in (cleanup, run_follow_up(cleanup)):
-        assert "later checks keep it too. Run a scan. If it calls" in read_reason(each, SEVERAL)
+        assert "is newer than the deletion. Run a scan. If it calls" in read_reason(each, SEVERAL)
     age_scans(complete_reconcile(), timedelta(seconds=1))
     complete_reconcile()
     [deletion] = delete_objects(Finding.objects.filter(kind="orphaned")).cleanups

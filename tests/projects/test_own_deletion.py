@@ -496,6 +496,6 @@ def test_deletion_pages_count_projects_that_depend_on_the_selected_ones(
         assert any("2 more projects" in each for each in shown.context_data["sentences"])
         asking.POST = QueryDict()
         stock = pages.delete_selection(asking, Selection(selected, "", is_confirmed=False))
-        assert ("R2 objects", "1 object, 7\xa0bytes") in stock.context_data["model_count"]
+        assert ("R2 objects", "1 file, 7\xa0bytes") in stock.context_data["model_count"]
         [listed] = stock.context_data["deletable_objects"]
-        assert listed[-1] == "1 object, 7\xa0bytes in bucket tests will be deleted from R2"
+        assert listed[-1] == "1 file, 7\xa0bytes in bucket tests will be deleted from R2"

@@ -60,7 +60,7 @@ def test_list_of_50_projects_costs_as_many_queries_as_of_one(db: None) -> None:
 def test_confirmation_of_a_deletion_says_what_will_go(db: None) -> None:
     track_files("proj_1", 3, size=1_000_000)
     shown = page_text(superuser_client().get(admin_url("project", "delete", "proj_1")))
-    assert "3 objects, 2.9 MB in bucket tests will be deleted from R2" in shown
+    assert "3 files, 2.9 MB in bucket tests will be deleted from R2" in shown
     assert "Every file of the project in R2 is deleted too" in shown
 
 
@@ -68,7 +68,7 @@ def test_confirmation_of_many_says_what_will_go(db: None) -> None:
     track_files("proj_1", 3)
     track_files("proj_2", 2)
     shown = run_action(superuser_client(), "project", "delete_selected", "proj_1", "proj_2")
-    assert "5 objects, 4.9 KB in bucket tests will be deleted from R2" in shown
+    assert "5 files, 4.9 KB in bucket tests will be deleted from R2" in shown
     assert "Every file of these projects in R2 is deleted too" in shown
     assert Project.objects.count() == 2
 

@@ -4,6 +4,8 @@ import ast
 import pkgutil
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -179,3 +181,15 @@ def test_the_pictures_of_the_documents_are_those_that_are_shot() -> None:
     }
     assert shown == set(DOCS_PICTURES)
     assert {file.stem for file in (ROOT / "docs" / "images").iterdir()} == shown
+
+
+@pytest.mark.slow
+def test_the_site_of_the_documents_fetches_nothing_from_other_hosts(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    pages = [page.read_text() for page in tmp_path.rglob("*.html")]
+    assert len(pages) > 10
+    fetched = r"""<(?:script|img|iframe|link)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*"""
+    assert [match for page in pages for match in re.findall(fetched, page)] == []
+    # The script of the theme would fetch another one for such a diagram.
+    assert [page for page in pages if 'class="mermaid"' in page] == []

@@ -123,7 +123,8 @@ def test_others_that_run_are_told_of() -> None:
     scanned(status="complete")
     assert "others" not in read_json(post("", **PURPOSE), 202)["message"]
     assert (
-        "others of this bucket: 1." in read_json(post("", **PURPOSE, dry_run=True), 202)["message"]
+        "1 other scan of this bucket is running."
+        in read_json(post("", **PURPOSE, dry_run=True), 202)["message"]
     )
     assert BucketScan.objects.filter(dry_run=True).count() == 1
 
@@ -131,7 +132,7 @@ def test_others_that_run_are_told_of() -> None:
 @pytest.mark.django_db
 def test_what_would_cost_more_than_it_may_is_not_begun() -> None:
     problem = assert_problem(post("", **PURPOSE, max_requests=0), 409, "refused")
-    assert "a scan may take 0" in problem["detail"]
+    assert "the limit is 0" in problem["detail"]
     assert not BucketScan.objects.exists() and not OrmQ.objects.exists()
 
 
@@ -169,7 +170,7 @@ def test_without_workers_nothing_is_begun_or_resumed(settings: Settings) -> None
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     one = scanned(status="stopped")
     for path, body in (("", PURPOSE), (f"/{one.pk}/resume", {})):
-        assert "no workers" in assert_problem(post(path, **body), 409, "refused")["detail"]
+        assert "turns workers off" in assert_problem(post(path, **body), 409, "refused")["detail"]
     assert BucketScan.objects.get().status == "stopped"
 
 
@@ -199,8 +200,10 @@ def test_a_stopped_scan_goes_on_when_it_is_resumed(bucket: Bucket) -> None:
 @pytest.mark.django_db
 def test_who_resumes_a_scan_is_told_whether_it_starts_again() -> None:
     one = scanned(status="stopped", marker_seen_at=timezone.now() - timedelta(hours=2))
-    assert "starts again from the beginning" in read_json(post(f"/{one.pk}/resume"), 202)["message"]
-    assert "goes on where it was" in read_json(post(f"/{one.pk}/resume"), 202)["message"]
+    assert (
+        "Scan restarted from the beginning" in read_json(post(f"/{one.pk}/resume"), 202)["message"]
+    )
+    assert "continues where it stopped" in read_json(post(f"/{one.pk}/resume"), 202)["message"]
 
 
 @pytest.mark.django_db

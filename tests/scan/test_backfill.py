@@ -162,7 +162,7 @@ def test_findings_name_the_parsed_keys_as_evidence(bucket: Bucket) -> None:
     evidence = dict(Finding.objects.values_list("kind", "evidence"))
     assert evidence == {
         "ambiguous": "flat: proj_1; flat: proj_1_x",
-        "orphaned": "hierarchical: proj_1; no project proj_1 was ever known",
+        "orphaned": "hierarchical: proj_1; project proj_1 is unknown",
     }
     assert not KnownProject.objects.exists()
 

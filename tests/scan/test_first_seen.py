@@ -211,7 +211,7 @@ def test_ignored_finding_outlasts_a_scan_while_a_cleanup_covers_the_file(listing
     listing.remove(ORPHAN)
     complete_reconcile()
     assert the_orphan().state == "resolved"
-    assert the_orphan().note.endswith("(ignored before by zoe: ours)")
+    assert the_orphan().note.endswith("(previously ignored by zoe: ours)")
 
 
 def test_ignored_finding_outlasts_a_scan_that_calls_the_file_something_else(
@@ -391,7 +391,7 @@ def test_overwriting_an_ignored_file_opens_its_finding(
     scan = complete_reconcile()
     finding = the_orphan()
     assert (finding.state, finding.decided_by, finding.first_scan) == ("open", "", scan)
-    assert finding.note == "The file was overwritten. (ignored before by zoe: ours)"
+    assert finding.note == "The file was overwritten. (previously ignored by zoe: ours)"
 
 
 def test_page_of_the_past_does_not_reopen_the_finding_of_the_newer_file(
@@ -419,4 +419,4 @@ def test_overwritten_file_that_is_tracked_by_now_ends_its_ignored_finding(
     track_listed(ORPHAN, size=8, project_id="proj_9")
     complete_reconcile()
     assert the_orphan().state == "resolved"
-    assert the_orphan().note.endswith("(ignored before by zoe: ours)")
+    assert the_orphan().note.endswith("(previously ignored by zoe: ours)")

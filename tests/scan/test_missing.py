@@ -133,7 +133,7 @@ def test_a_file_whose_upload_or_deletion_was_killed_is_compared(
     complete_reconcile()
     [found] = Finding.objects.all()
     assert (found.kind, found.key) == ("changed", KEYS[5])
-    assert found.evidence == "its upload seemed to fail, and the object is there"
+    assert found.evidence == "tracked as not uploaded, but in the bucket"
     run_backfill()
     assert R2Object.objects.get(key=KEYS[5]).state == State.STORED
 

@@ -71,11 +71,11 @@ def test_each_count_of_what_was_written_leads_to_these_findings() -> None:
     links = dict(
         re.findall('<th scope="row">([^<]*)</th><td class="audit-short"><a href="(.*?)"', shown)
     )
-    assert list(links) == ["Orphaned", "Missing"]
-    listed = page_text(client.get(unescape(links["Orphaned"])))
+    assert list(links) == ["Leftover", "Missing"]
+    listed = page_text(client.get(unescape(links["Leftover"])))
     assert ">of-it<" in listed
     assert "of-it-and-missing" not in listed and "of-another" not in listed
-    assert "What a later scan saw too is listed with that one." in shown
+    assert "Those that a later scan saw again are listed there." in shown
 
 
 @pytest.mark.parametrize(
@@ -126,10 +126,10 @@ def test_a_scan_that_wrote_no_findings_says_so(
 @pytest.mark.parametrize(
     ("facts", "says"),
     [
-        ({"accept_fewer": True}, "It is believed all the same, as a person said."),
-        ({"accept_fewer": False}, "Then it is not believed, and fails."),
-        ({"in_key_order": True}, "By key, as R2 lists"),
-        ({"in_key_order": False}, "What is missing is known once all keys are listed."),
+        ({"accept_fewer": True}, "accept the result"),
+        ({"accept_fewer": False}, "fail the scan"),
+        ({"in_key_order": True}, "By key, so several workers"),
+        ({"in_key_order": False}, "Missing files are found at the end."),
     ],
 )
 def test_a_scan_says_in_sentences_how_it_listed(facts: dict[str, object], says: str) -> None:
@@ -155,7 +155,7 @@ def test_a_duration_has_seconds_and_its_days_in_words(seconds: float, shown: str
         ({}, ">tests<"),
         ({"prefix": "a\u202e/"}, "tests/a\\u202e/<"),
         ({"project_id": "proj_1"}, "tests, project proj_1<"),
-        ({"since": timezone.now()}, "tests, only rows since "),
+        ({"since": timezone.now()}, "tests, only files tracked since "),
     ],
 )
 def test_a_scan_says_what_it_listed(scope: dict[str, object], says: str) -> None:
@@ -245,7 +245,7 @@ def test_who_may_begins_a_scan_that_a_worker_does(
         assert getattr(scan, name) == value
     assert (scan.status, scan.requested_by) == ("running", "ben")
     assert list_enqueued_ids() == [str(scan.pk)]
-    assert "The scan is begun: a worker takes it up next." in shown
+    assert "Scan queued. It usually starts within a minute." in shown
     assert LogEntry.objects.get().object_id == str(scan.pk)
 
 
@@ -254,7 +254,7 @@ def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_foun
 ) -> None:
     bucket.put("README.txt")
     client = superuser_client()
-    assert "It is running: 0 objects are listed so far." in (shown := begin(client))
+    assert "Running: 0 files checked so far." in (shown := begin(client))
     assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
     assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
     assert '<p id="scan-status" data-live>' in shown, "each figure would be read aloud"
@@ -262,7 +262,7 @@ def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_foun
     assert tasks.take_part(str(scan.pk)) == "complete"
     shown = page_text(client.get(admin_url("bucketscan", "change", scan.pk)))
     assert "data-live" not in shown and "live.js" not in shown
-    [link] = re.findall('href="([^"]*)">Show what it found', shown)
+    [link] = re.findall('href="([^"]*)">Show the findings', shown)
     assert "README.txt" in page_text(client.get(unescape(link)))
 
 
@@ -272,16 +272,16 @@ def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
     shown = page_text(
         superuser_client().post(admin_url("bucketscan", "add"), {"purpose": "reconcile"})
     )
-    assert "Objects: about 3. Requests: 1 (R2: Class A), $0.0000." in shown
+    assert "Estimated files: 3. Requests: 1 (R2 Class A). Cost: $0.0000." in shown
     assert not BucketScan.objects.exists() and not list_enqueued_ids()
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"max_requests": "0"}, "If it is worth it, ask for it with a higher limit."),
-        ({"project_id": "nonsense!"}, "nonsense! is no id of a project."),
-        ({"beginning": "a", "project_id": "proj_1"}, "Give the beginning of keys or a project"),
+        ({"max_requests": "0"}, "To scan anyway, raise the limit."),
+        ({"project_id": "nonsense!"}, "“nonsense!” is not a project ID."),
+        ({"beginning": "a", "project_id": "proj_1"}, "Choose a prefix or a project, not both."),
         ({"beginning": "a\0"}, "Null characters are not allowed."),
         ({"purpose": "delete"}, "delete is not one of the available choices."),
     ],
@@ -308,7 +308,7 @@ def test_beside_a_scan_of_the_whole_bucket_no_other_goes_on_and_none_twice() -> 
     client = superuser_client()
     shown = run_action(client, "bucketscan", "resume", stopped.pk)
     assert "another scan of the whole bucket is running" in shown
-    assert f"Scan {running.pk} is running already." in run_action(
+    assert f"Scan {running.pk} is already running." in run_action(
         client, "bucketscan", "resume", running.pk
     )
     stopped.refresh_from_db()
@@ -340,7 +340,7 @@ def test_of_those_who_ask_for_the_same_scan_at_once_one_gets_it(bucket: Bucket, 
 
 def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
-    reason = "With the setting CLEANUP_SYNC there are no workers: use manage.py reconcile_r2."
+    reason = "Scans need a worker, and the setting CLEANUP_SYNC turns workers off."
     client = superuser_client()
     assert reason in page_text(client.get(admin_url("bucketscan")))
     assert reason in begin(client)
@@ -352,7 +352,7 @@ def test_without_workers_no_scan_is_begun(settings: Settings) -> None:
 def test_who_may_not_begin_one_sees_why_and_is_refused() -> None:
     client = staff_client("view_bucketscan")
     shown = page_text(client.get(admin_url("bucketscan")))
-    assert 'value="Compare now" disabled' in shown and 'value="Backfill" disabled' in shown
+    assert 'value="Start a scan" disabled' in shown and 'value="Start a backfill" disabled' in shown
     assert "Ask an administrator to add you to the group “Storage operator”." in shown
     for answer in (client.get, client.post):
         assert answer(admin_url("bucketscan", "add"), {"purpose": "reconcile"}).status_code == 403
@@ -365,24 +365,27 @@ def test_a_scan_is_stopped_and_goes_on() -> None:
     scan, over = begun_by_anna(), create_scan(bucket=conf().bucket)
     client = superuser_client()
     shown = run_action(client, "bucketscan", "stop", scan.pk, over.pk)
-    assert "1 scan is stopped, and nothing is concluded from it." in shown
+    assert "Stopped 1 scan. You can resume a scan" in shown
     scan.refresh_from_db()
-    assert (scan.status, scan.message) == ("stopped", "Stopped by anna. Resume it to go on.")
+    assert (scan.status, scan.message) == (
+        "stopped",
+        "Stopped by anna. Resume the scan to continue.",
+    )
     assert not list_enqueued_ids()
     shown = run_action(client, "bucketscan", "resume", scan.pk, over.pk)
-    assert "The scan goes on where it was" in shown
-    assert f"Scan {over.pk} is complete, or older than a day." in shown
+    assert "Scan resumed. It continues where it stopped." in shown
+    assert f"Scan {over.pk} can&#x27;t be resumed: it is complete, older than a day, or" in shown
     scan.refresh_from_db()
     assert scan.status == "running"
     assert list_enqueued_ids() == [str(scan.pk)]
     scan.stop("later")
     BucketScan.objects.update(marker_seen_at=timezone.now() - timedelta(hours=2))
-    assert "The scan starts again from the beginning" in run_action(
+    assert "Scan restarted from the beginning" in run_action(
         client, "bucketscan", "resume", scan.pk
     )
     other = create_scan(status="stopped", bucket="other")
-    assert "is of bucket other" in run_action(client, "bucketscan", "resume", other.pk)
-    assert "Nothing was stopped" in run_action(client, "bucketscan", "stop", over.pk)
+    assert "belongs to bucket other, but" in run_action(client, "bucketscan", "resume", other.pk)
+    assert "No scan was stopped" in run_action(client, "bucketscan", "stop", over.pk)
 
 
 def begun_by_anna() -> BucketScan:

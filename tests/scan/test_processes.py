@@ -54,7 +54,7 @@ def test_two_processes_share_a_scan_and_count_together(
     with two(tmp_path, begun, worker_proxy) as command:
         assert command.wait() == 0, command.tail()
         said = command.tail()
-    assert "4 unrecognised:" in said and "Traceback" not in said
+    assert "4 unrecognised files:" in said and "Traceback" not in said
     begun.refresh_from_db()
     assert (begun.status, begun.listed, begun.unrecognised) == ("complete", 4, 4)
     assert list_open_findings() == LISTED
@@ -147,5 +147,5 @@ def test_none_is_waited_for_when_the_command_fails(
 def test_how_many_there_can_be(bucket: Bucket, number: str) -> None:
     _out, err, code = run_command("reconcile_r2", "--processes", number)
     assert code == 2
-    assert "--processes: 1 to 64." in err
+    assert "--processes: use 1 to 64." in err
     assert not BucketScan.objects.exists()

@@ -225,7 +225,7 @@ COMPARING = {"Compare with the bucket": "operator"}
     ("model", "on_list", "on_page"),
     [
         ("project", {"Add project": "operator"}, COMPARING | {"Delete": "operator"}),
-        ("finding", DECIDING | {"Delete orphans": "admin"}, DECIDING),
+        ("finding", DECIDING | {"Delete leftover files": "admin"}, DECIDING),
         ("bucketscan", {"Compare now": "operator", "Stop": "operator"}, {"Resume": "operator"}),
         ("healthreport", REPORT_BUTTONS, REPORT_BUTTONS),
     ],

@@ -17,7 +17,7 @@ def finish_play(play: Play) -> None:
     if Fate.MAY_GO in read_fates(play).values():
         for project in sorted(play.model.deleted):
             play.declare_deleted(project)
-        work_on_due(play)
+        work_until_rest(play)
     left = {key for key, fate in read_fates(play).items() if fate is Fate.MAY_GO}
     kept = CleanupItem.objects.filter(key__in=left, outcome__in=["kept", "failed"])
     assert left == set(kept.exclude(reason="").values_list("key", flat=True))
@@ -32,10 +32,11 @@ def work_until_rest(play: Play) -> None:
     but for projects that went without a word."""
     for _round in range(MAX_ROUNDS):
         play.let_pass(timedelta(days=9))
+        play.resume()
         play.sweep()
         for cleanup in stopped_cleanups():
             play.decide(cleanup)
-        if not play.list_due():
+        if not play.list_due() and not play.model.paused:
             return
         work_on_due(play)
     raise AssertionError(f"no end of {[(each.status, each.message) for each in play.list_due()]}")

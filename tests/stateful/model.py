@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import Enum
+from uuid import UUID
 
 from tests.ownership.oracle import named_projects
 
@@ -30,7 +31,8 @@ class Model:
     whose row is gone without a word. `uploads` are the tracking rows of uploads with their
     project; `deletions` counts those that were signalled and committed; `stirred` is when
     something last happened to a key or an id; `held` are deleted ids until when their files
-    stay, in time that was let pass, and `cancelled` those whose files a person keeps."""
+    stay, in time that was let pass, and `cancelled` those whose files a person keeps. `paused` are
+    the deletions that are paused alone, with None for all of them."""
 
     moment: int = 0
     living: set[str] = field(default_factory=set)
@@ -43,6 +45,7 @@ class Model:
     clock: timedelta = timedelta(0)
     held: dict[str, timedelta] = field(default_factory=dict)
     cancelled: set[str] = field(default_factory=set)
+    paused: set[UUID | None] = field(default_factory=set)
 
     def record_put(self, key: str, etag: str) -> None:
         """An object was written; one that is the same again may still go by its deleted row."""
@@ -97,6 +100,9 @@ class Model:
 
     def record_second_cleanup(self, id: str) -> None:
         self.cancelled.discard(id)
+
+    def is_paused(self, deletion: UUID) -> bool:
+        return not self.paused.isdisjoint({None, deletion})
 
     def kept_ids(self) -> set[str]:
         """Deleted ids whose files stay for now."""

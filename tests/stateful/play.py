@@ -13,14 +13,16 @@ from django.db import connection, models, transaction
 from django.db.models import F
 
 from storage_audit import tasks
-from storage_audit.cleanup import end_deletions, requests
+from storage_audit.bucket.errors import StoreError
+from storage_audit.cleanup import end_deletions, pause_deletions, requests
 from storage_audit.cleanup.held_ids import ProjectHeld
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.cleanup.restore_snapshot import CannotRestore
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
+from storage_audit.ownership import bucket_marker
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.storage import KeyBeingDeleted
@@ -121,6 +123,8 @@ class Play:
     def storage_delete(self, key: str) -> None:
         left = CleanupItem.objects.filter(key=key, cleanup__kind="objects").order_by("pk")
         before = left.count()
+        # A person's own call, which no pause stops.
+        self.watch.under_way.add(key)
         with self.allow_failures():
             default_storage.delete(key)
         if key not in self.bucket.facts(key):
@@ -218,6 +222,7 @@ class Play:
     def erase(self, project: str) -> None:
         def act(cleanup: Cleanup) -> None:
             end_deletions.erase_deletion(cleanup, "a test")
+            assert not self.model.is_paused(cleanup.pk)
             self.model.record_erasure(project)
 
         self.decide_on_deletion(project, act)
@@ -235,6 +240,34 @@ class Play:
                 act(cleanup)
                 same = Cleanup.objects.with_deletion(cleanup)
                 self.watch.decided.update(same.values_list("pk", flat=True))
+
+    def pause(self, dies_after: int | None = None, cleanup: Cleanup | None = None) -> None:
+        with suppress(IllegalTransition), self.world.die_after(dies_after):
+            pause_deletions.pause_deletions("a test", cleanup)
+        self.learn_pauses()
+
+    def pause_cleanup(self, cleanup: Cleanup) -> None:
+        self.pause(cleanup=cleanup)
+
+    def lose_pause_objects(self) -> None:
+        """Only their rows pause deletions from now on."""
+        for key in self.bucket.facts(bucket_marker.PAUSE_KEY):
+            self.bucket.r2.remove(key, self.bucket.name)
+
+    def resume(self, dies_after: int | None = None) -> None:
+        """A person ends all pauses, the oldest first. One stays where the store refuses."""
+        with suppress(IllegalTransition, StoreError), self.world.die_after(dies_after):
+            for pause in DeletionPause.objects.order_by("pk"):
+                # Whatever comes of it, requests may leave from now on.
+                self.model.paused.discard(pause.cleanup_id)
+                figures = pause_deletions.find_resume_figures(pause.cleanup)
+                pause_deletions.resume_deletions(figures.digest, pause.cleanup, over_limits=True)
+        self.learn_pauses()
+
+    def learn_pauses(self) -> None:
+        """Also of one that a worker found in the bucket only, as a person's resume failed there."""
+        self.watch.note_under_way()
+        self.model.paused = set(DeletionPause.objects.values_list("cleanup", flat=True))
 
     def decide(self, cleanup: Cleanup) -> None:
         """A person approves it, runs its plan, or has it tried again."""
@@ -262,8 +295,9 @@ class Play:
     def work(self, cleanup: Cleanup, dies_after: int | None = None) -> str:
         """One slice of a worker."""
         status = ""
-        with self.watch.during_turn(), self.world.die_after(dies_after):
+        with self.watch.during_turn(cleanup), self.world.die_after(dies_after):
             status = tasks.run_cleanup(str(cleanup.pk))
+        self.learn_pauses()
         return status
 
     def work_in_a_hurry(self, cleanup: Cleanup) -> None:

@@ -27,6 +27,7 @@ from storage_audit.bucket import s3
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.models import DatabaseIdentity
+from storage_audit.ownership import bucket_marker
 from tests.faults.kinds import FAULT_KINDS
 from tests.faults.matching import is_delete_batch, rule_for, run_before
 from tests.faults.proxy import FaultyStore
@@ -77,6 +78,7 @@ acts = st.one_of(
     st.tuples(st.sampled_from(["remove", "storage_delete", "delete_row"]), st.tuples(keys)),
     st.tuples(st.sampled_from(["create", "delete", "delete_forced"]), st.tuples(ids)),
     st.tuples(st.sampled_from(["undo", "cancel", "erase", "clean_up_again"]), st.tuples(ids)),
+    st.tuples(st.sampled_from(["pause", "resume"]), st.just(())),
     st.tuples(st.just("hand_over"), st.tuples(keys, ids)),
     st.tuples(st.sampled_from(["sweep", "backfill"]), st.just(())),
     st.tuples(st.just("let_pass"), st.just((timedelta(minutes=2),))),
@@ -92,6 +94,8 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.play = Play(self.bucket, self.world)
         empty(self.bucket)
+        # In place of that of the history before, behind that of the network itself.
+        self.store.observers[1:] = [self.play.watch.see_request]
         self.set_grace(0)
 
     @initialize(gone=st.sets(ids, min_size=1))
@@ -176,6 +180,15 @@ class Machine(RuleBasedStateMachine):
     def decide_on_deletion(self, id: str, ask: str) -> None:
         getattr(self.play, ask)(id)
 
+    @rule(dies_after=st.integers(0, 8))
+    def pause_and_die(self, dies_after: int) -> None:
+        self.play.pause(dies_after)
+
+    @precondition(lambda self: self.play.model.paused)
+    @rule(dies_after=lives)
+    def resume_and_die(self, dies_after: int) -> None:
+        self.play.resume(dies_after)
+
     @rule(id=ids)
     def declare_deleted(self, id: str) -> None:
         self.play.declare_deleted(id)
@@ -185,7 +198,7 @@ class Machine(RuleBasedStateMachine):
         getattr(self.play, ask)(id)
 
     @precondition(lambda self: Cleanup.objects.exists())
-    @rule(place=places, ask=st.sampled_from(["decide", "verify_cleanup"]))
+    @rule(place=places, ask=st.sampled_from(["decide", "verify_cleanup", "pause_cleanup"]))
     def ask_of_cleanup(self, place: int, ask: str) -> None:
         getattr(self.play, ask)(at(place, list(Cleanup.objects.order_by("created_at"))))
 
@@ -218,6 +231,14 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.play.list_workable())
     @rule(place=places)
+    def work_while_paused(self, place: int) -> None:
+        self.play.pause()
+        self.play.lose_pause_objects()
+        self.play.work(at(place, self.play.list_workable()))
+        self.play.resume()
+
+    @precondition(lambda self: self.play.list_workable())
+    @rule(place=places)
     def work_in_a_hurry(self, place: int) -> None:
         self.play.work_in_a_hurry(at(place, self.play.list_workable()))
 
@@ -247,7 +268,7 @@ def at(place: int, cleanups: list[Cleanup]) -> Cleanup:
 
 def empty(bucket: Bucket) -> None:
     """Back to the start, but for the claim of the bucket."""
-    for key in bucket.keys():  # noqa: SIM118
+    for key in {*bucket.keys(), *bucket.facts(bucket_marker.PAUSE_KEY)}:
         bucket.r2.remove(key, bucket.name)
     tables = set(apps.get_app_config("storage_audit").get_models()) - {DatabaseIdentity}
     # Together, since the database asks for what is referred to when the transaction ends.

@@ -5,9 +5,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
+from devtools.http_reply import Reply
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
+from tests.faults.matching import is_delete_batch, is_delete_single, sent_keys
+from tests.faults.proxy import Request
 from tests.promises import check_totals
 from tests.real_bucket import Bucket
 from tests.stateful.model import Fate, Model
@@ -21,29 +24,56 @@ class Watch:
     """`window` are the keys whose deletion was under way when others acted, or that others wrote
     to past the application: between a look and what follows from it nobody can keep an object
     from being changed, and the store has no condition. `decided` are the cleanups that a person
-    let go on."""
+    let go on. `under_way` are the keys whose request was let go before a pause that came in this
+    turn, and may leave after it."""
 
     def __init__(self, bucket: Bucket, model: Model) -> None:
         self.bucket, self.model = bucket, model
         self.window: set[str] = set()
         self.decided: set[UUID] = set()
+        self.under_way: set[str] = set()
+        self._working_on: UUID | None = None
+        self._sent_while_paused: list[str] = []
         self._settled: set[int] = set()
         self._states: dict[UUID, tuple[str, int, datetime | None]] = {}
 
     @contextmanager
-    def during_turn(self) -> Iterator[None]:
+    def during_turn(self, cleanup: Cleanup) -> Iterator[None]:
         """Within, and nowhere else, cleanups delete objects."""
         self.check_all()
         self.window.clear()
-        yield
+        self.under_way.clear()
+        self._working_on = cleanup.parent_id or cleanup.pk
+        try:
+            yield
+        finally:
+            self._working_on = None
         self.check_objects()
 
     def open_window(self) -> None:
         marked = CleanupItem.objects.filter(outcome="deleting", cleanup__status="running")
         self.window.update(marked.values_list("key", flat=True))
 
+    def note_under_way(self) -> None:
+        """A pause has just begun: what was let go before may still leave."""
+        let_go = CleanupItem.objects.filter(outcome="deleting", calls__gt=0, store_answer="")
+        self.under_way.update(let_go.values_list("key", flat=True))
+
+    def see_request(self, request: Request, of_store: Reply | None, reply: Reply) -> None:
+        if self._working_on and self.model.is_paused(self._working_on):
+            sent = [key for key in self._deleted_keys(request) if not bucket_marker.is_pause(key)]
+            self._sent_while_paused += [key for key in sent if key not in self.under_way]
+
+    def _deleted_keys(self, request: Request) -> list[str]:
+        if is_delete_batch(request):
+            return sent_keys(request)
+        if is_delete_single(request):
+            return [request.path.partition(f"/{self.bucket.name}/")[2]]
+        return []
+
     def check_objects(self) -> None:
-        """What went might go, and what is called gone is not there."""
+        """What went might go, what is called gone is not there, and a pause holds."""
+        assert not self._sent_while_paused, f"sent while paused: {self._sent_while_paused}"
         there = self.bucket.keys()
         for key in self.model.objects.keys() - there:
             assert self.model.fate(key) is not Fate.STAYS or key in self.window, f"lost: {key}"
@@ -64,7 +94,8 @@ class Watch:
     def _check_every_object(self) -> None:
         there = {(key, etag) for key, (_size, etag) in self.bucket.facts().items()}
         expected = {(key, known.etag) for key, known in self.model.objects.items()}
-        assert {key for key, _etag in there ^ expected} <= OWN_KEYS
+        changed = {key for key, _etag in there ^ expected}
+        assert {key for key in changed if not bucket_marker.is_pause(key)} <= OWN_KEYS
 
     def _check_upload_rows(self) -> None:
         rows = set(R2Object.objects.filter(source="upload").values_list("key", flat=True))

@@ -74,7 +74,7 @@ def test_confirmation_says_that_the_very_objects_go_with_count_and_bytes(db: Non
     rows = [create_row("a", size=1000), create_row("b", size=2000)]
     shown = run_action(superuser_client(), "r2object", "delete_selected", *[r.pk for r in rows])
     assert "This deletes these very objects from R2, even if their project exists" in shown
-    assert "2 objects, 2.9 KB in bucket tests will be deleted from R2" in shown
+    assert "2 files, 2.9 KB in bucket tests will be deleted from R2" in shown
     assert R2Object.objects.count() == 2
 
 
@@ -133,7 +133,7 @@ def test_deletion_of_rows_deletes_these_objects_and_no_other(bucket: Bucket) -> 
 def test_untracking_forgets_rows_and_keeps_objects(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     shown = confirm_action(superuser_client(), "r2object", "untrack", R2Object.objects.get().pk)
-    assert "1 row is forgotten; its object is still in R2." in shown
+    assert "Untracked 1 file. It is still in R2" in shown
     assert not R2Object.objects.exists()
     assert not Cleanup.objects.exists()
     assert not OrmQ.objects.exists()
@@ -155,7 +155,7 @@ def test_row_of_an_ignored_file_is_not_untracked(db: None, kind: str) -> None:
     create_finding("c", kind="unfinished", state="ignored")
     create_finding("d", kind=kind, state="ignored", bucket="another")
     shown = confirm_action(superuser_client(), "r2object", "untrack", *[row.pk for row in rows])
-    assert "3 rows are forgotten" in shown and "1 row was kept:" in shown
+    assert "Untracked 3 files." in shown and "1 file stays tracked:" in shown
     told = f"Somebody ignored finding {kept.pk} about this file. Reopen that finding first."
     assert told in shown
     assert R2Object.objects.get().key == "a"
@@ -166,7 +166,7 @@ def test_row_of_a_file_ignored_in_another_spelling_is_not_untracked(db: None, tr
     row = create_row(tracked)
     create_finding(NFD if tracked == NFC else NFC, kind="changed", state="ignored")
     shown = confirm_action(superuser_client(), "r2object", "untrack", row.pk)
-    assert "1 row was kept:" in shown and "Reopen that finding first." in shown
+    assert "1 file stays tracked:" in shown and "Reopen that finding first." in shown
     assert R2Object.objects.exists()
 
 

@@ -62,7 +62,7 @@ def test_file_uploaded_under_other_key_formats_stays_with_a_live_project(
     settings.STORAGE_AUDIT = usual | {"KEY_FORMATS": {"new": "{project}/{filename}", **OLD}}
     cleanup = clean_up_project("a")
     assert read_outcomes(cleanup) == {KEY: "kept"}
-    assert "live project a-b. Assign it to that project" in read_reason(cleanup, KEY)
+    assert "live project a-b. Assign the file to that project" in read_reason(cleanup, KEY)
     assert bucket.keys() == {KEY}
 
 

@@ -213,7 +213,7 @@ def test_selection_of_which_no_row_is_left_leads_back_to_the_list(
 def test_action_that_does_not_ask_does_not_say_that_nothing_was_done(bucket: Bucket) -> None:
     [one] = create_findings(bucket, KEY, kind="orphaned", state="ignored")
     shown = run_action(superuser_client(), "finding", "reopen", one.pk, post="yes", digest="old")
-    assert "1 finding is open again." in shown and "Nothing was done" not in shown
+    assert "Reopened 1 finding." in shown and "Nothing was done" not in shown
 
 
 def test_request_that_does_not_confirm_is_shown_the_page(db: None) -> None:

@@ -327,7 +327,7 @@ def test_all_leftover_files_are_exported_by_whoever_tells_of_them(
     *items, last = told
     assert {row["cleanup_id"] for row in items} == {str(cleanup.pk)}
     assert {row["finding_id"] for row in items} == {None}
-    assert last.pop("reason").startswith("Its project is no more, or was never known")
+    assert last.pop("reason").startswith("The project was deleted or is unknown")
     assert last == {
         "bucket": "tests",
         "key": "zz",

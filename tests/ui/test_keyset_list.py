@@ -472,7 +472,7 @@ def test_a_project_leads_to_its_objects_in_each_bucket_and_counts_them_all(db: N
     assert '<td class="field-tracked_objects">more than 1,000</td>' in shown
     assert '<td class="field-tracked_bytes">more than 195.3 KB</td>' in shown
     shown = page_text(client.get(admin_url("project", "change", "proj_1")))
-    assert "1002 objects, 978.5 KB" in shown
+    assert "1002 files, 978.5 KB" in shown
     urls = re.findall(r'href="([^"]*/r2object/\?[^"]*)"', shown)
     there = [page_text(client.get(unescape(url))) for url in urls]
     assert ["of-old" in each for each in there] == [True, False]

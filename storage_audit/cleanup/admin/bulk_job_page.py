@@ -12,10 +12,11 @@ from django.utils.translation import gettext as _
 from storage_audit.cleanup.describe_cleanup import field_label
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.redaction import printable_text
-from storage_audit.ui.links import changelist_url
+from storage_audit.roles import refusal_reason
+from storage_audit.ui.links import changelist_url, cleanup_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin
 
-Status = Cleanup.Status
+Action, Status = BulkJob.Action, Cleanup.Status
 UNFINISHED_STATUSES = (Status.PENDING, Status.RUNNING, Status.RETRYING)
 # What is drawn on the colour of each status, in a square of 8: colour alone never shows it.
 # Lines and parts of the bar are in this order.
@@ -33,7 +34,8 @@ STATUS_MARKS: dict[str, str] = {
     Status.UNDONE: "M2 2H6M2 6H6",
     Status.CANCELLED: "M2 2 6 6M2 6 6 2",
 }
-BULK_JOB_FACTS = ("id", "requested_by", "origin", "created_at", "finished_at")
+BULK_JOB_FACTS = ("id", "requested_by", "origin", "reason", "created_at", "finished_at")
+MAX_NOTES_SHOWN = 200
 
 
 @admin.register(BulkJob)
@@ -54,6 +56,7 @@ class BulkJobAdmin(ReadOnlyAdmin[BulkJob]):
     ) -> HttpResponse:
         job = context["original"]
         context |= {"title": capfirst(str(job)), "subtitle": None, **bulk_job_context(job)}
+        context |= undo_all_context(request, job)
         return super().render_change_form(request, context, *args, **kwargs)
 
 
@@ -110,12 +113,24 @@ def bulk_job_context(job: BulkJob) -> dict[str, Any]:
         "is_live": not job.finished_at or under_way > 0,
         "sentence": " ".join(status_sentences(job, sums, made, under_way)),
         "made": made,
+        "makes_cleanups": job.action != Action.UNDO,
         # What is not taken up yet has its place in the bar, too.
         "lines": list(status_lines(job, sums, made + job.projects - job.position)),
-        "attention_lines": list(attention_lines(job, sums)),
+        "attention_lines": [*attention_lines(job, sums), *note_lines(job)],
         "totals": bulk_job_totals(job, sums),
         "all_cleanups_url": cleanup_list_url(job),
         "facts": list(bulk_job_facts(job)),
+    }
+
+
+def undo_all_context(request: HttpRequest, job: BulkJob) -> dict[str, Any]:
+    """Of a bulk deletion: where all that can still be undone is undone, or why this person may
+    not."""
+    if job.action not in BulkJob.DELETING_ACTIONS or not job.cleanups.undoable().exists():
+        return {}
+    return {
+        "undo_all_url": cleanup_list_url(job, decision="undoable"),
+        "undo_all_refusal": refusal_reason(request, "undo_cleanup"),
     }
 
 
@@ -144,7 +159,9 @@ def cleanup_list_url(job: BulkJob, **filters: object) -> str:
 def status_sentences(
     job: BulkJob, sums: dict[str, StatusTotals], made: int, under_way: int
 ) -> Iterator[str]:
-    if job.stop_reason:
+    if job.action == Action.UNDO:
+        yield describe_undo(job)
+    elif job.stop_reason:
         text = _(
             "Stopped after %(position)d of %(projects)d projects: %(reason)s The other %(left)d"
             " were not deleted. To delete them, select them again."
@@ -179,6 +196,28 @@ def status_sentences(
     yield from describe_skipped(job)
 
 
+def describe_undo(job: BulkJob) -> str:
+    refused = job.notes.filter(is_refused=True).count()
+    numbers = {"position": job.position, "projects": job.projects, "reason": job.stop_reason}
+    numbers |= {"left": job.projects - job.position, "refused": refused}
+    numbers |= {"undone": job.position - refused}
+    if job.stop_reason:
+        text = _(
+            "Stopped after %(position)d of %(projects)d deletions: %(reason)s The other %(left)d"
+            " were not undone. To undo them, select them again."
+        )
+    elif not job.finished_at:
+        text = _(
+            "%(position)d of %(projects)d deletions are taken up. The others follow. You can leave"
+            " this page."
+        )
+    elif refused:
+        text = _("Done. Deletions undone: %(undone)d. Not undone, see below: %(refused)d.")
+    else:
+        text = _("Done. Deletions undone: %(undone)d.")
+    return text % numbers
+
+
 def describe_deletion(
     job: BulkJob, sums: dict[str, StatusTotals], made: int, under_way: int
 ) -> str:
@@ -203,6 +242,8 @@ def describe_deletion(
 
 def describe_skipped(job: BulkJob) -> Iterator[str]:
     """The projects that were left out."""
+    if job.action == Action.UNDO:
+        return  # Each of them has a note.
     made_of = job.cleanups.values("project_id").distinct().count()
     if job.position > made_of:
         text = _("Projects left out, as the log tells: %d.")
@@ -240,6 +281,18 @@ def attention_lines(job: BulkJob, sums: dict[str, StatusTotals]) -> Iterator[Att
         text = _("A safety limit would block the deletion: %d")
         shown = {"status__exact": Status.PLANNED.value, "message__gt": ""}
         yield AttentionLine(text % plans.messages, cleanup_list_url(job, **shown))
+
+
+def note_lines(job: BulkJob) -> Iterator[AttentionLine]:
+    """Deletions that were not undone, and what did not come back with others."""
+    notes = job.notes.order_by("-is_refused", "pk").select_related("cleanup")
+    shown = notes.only("bulk_job", "text", "cleanup__kind", "cleanup__project_id")
+    for note in shown[:MAX_NOTES_SHOWN]:
+        text = f"{printable_text(note.cleanup.subject)}: {note.text}"
+        yield AttentionLine(text, cleanup_url(note.cleanup_id))
+    if (more := notes.count() - MAX_NOTES_SHOWN) > 0:
+        text = _("%d more. This list shows the deletions that can still be undone.") % more
+        yield AttentionLine(text, changelist_url("cleanup", decision="undoable"))
 
 
 def bulk_job_totals(job: BulkJob, sums: dict[str, StatusTotals]) -> list[tuple[str, int, int]]:

@@ -48,6 +48,7 @@ class DecisionFilter(admin.SimpleListFilter):
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
         return [
+            ("undoable", gettext_lazy("None yet: can be undone")),
             ("undone", gettext_lazy("Undone")),
             ("cancelled", gettext_lazy("Cancelled")),
             ("erased", gettext_lazy("Erased now")),
@@ -58,6 +59,8 @@ class DecisionFilter(admin.SimpleListFilter):
         undone = Q(status=Cleanup.Status.UNDONE)
         cancelled = Q(cancelled_at__isnull=False)
         match self.value():
+            case "undoable":
+                return cleanups.undoable()
             case "undone":
                 return decided.filter(undone)
             case "cancelled":

@@ -29,6 +29,7 @@ from storage_audit.cleanup.admin.cleanup_filters import DecisionFilter, FollowUp
 from storage_audit.cleanup.admin.decisions import UNDO, DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
+from storage_audit.cleanup.admin.project_names import find_by_name, may_view_projects
 from storage_audit.cleanup.cleanup_text import decision_text, describe_outcome, is_shown_as_held
 from storage_audit.cleanup.describe_cleanup import FINAL_OUTCOMES
 from storage_audit.cleanup.models import Cleanup, CleanupItem
@@ -63,7 +64,8 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
     )
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
-        "The beginning of a project id, such as proj_1, or a whole deletion id."
+        "The beginning of a project id, such as proj_1, a whole deletion id, or a word of the title"
+        " of a deleted project that can be restored."
     )
     ordering = ("-created_at", "pk")
     sortable_by = ("created_at",)
@@ -88,7 +90,11 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Cleanup]:
         # A hundred kilobytes, at worst, which only the page of a plan shows.
-        return super().get_queryset(request).defer("plan_summary")
+        cleanups: Any = super().get_queryset(request).defer("plan_summary")
+        found: QuerySet[Cleanup] = (
+            cleanups.with_names() if may_view_projects(request.user) else cleanups
+        )
+        return found
 
     def get_urls(self) -> list[URLPattern]:
         declare = self.wrap_view(self.declare_deleted)
@@ -120,11 +126,13 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         found = starts_with("project_id", search_term)
         with suppress(ValueError):
             found |= Q(pk=UUID(search_term))
+        if may_view_projects(request.user) and (named := find_by_name(search_term)):
+            found |= Q(pk__in=named)
         return queryset.filter(found), False
 
     @admin.display(description=gettext_lazy("project"), ordering="project_id")
     def visible_subject(self, cleanup: Cleanup) -> str:
-        return printable_text(cleanup.subject)
+        return printable_text(cleanup.named_subject)
 
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def state(self, cleanup: Cleanup) -> SafeString:
@@ -162,7 +170,7 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
     ) -> HttpResponse:
         cleanup = context["original"]
         context |= {
-            "title": _("Cleanup: %s") % printable_text(cleanup.subject),
+            "title": _("Cleanup: %s") % printable_text(cleanup.named_subject),
             "has_own_object_tools": not DJANGO_6_1,
             **cleanup_page.cleanup_context(request, cleanup),
             **plan_page.plan_context(request, cleanup),

@@ -10,14 +10,18 @@ from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup import bulk, end_deletions, requests
+from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
 from storage_audit.cleanup.admin.deleting import cleanup_badge
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.cleanup_text import describe_request
+from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupItem, CleanupQuerySet
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.conf import conf
 from storage_audit.display_formats import format_amount, format_lines
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
@@ -27,7 +31,7 @@ from storage_audit.ui.links import cleanup_url
 
 Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
 CANCELLABLE = (Status.BLOCKED, Status.PENDING, Status.RETRYING, Status.FAILED)
-# Decided on in one request.
+# Decided on in one request. A bulk job undoes more.
 MAX_DECISIONS = 100
 
 
@@ -209,7 +213,11 @@ CLEAN_UP_AGAIN = Decision(
     ReasonForm,
     again_refusal,
     clean_up_again,
-    lambda count, files: ngettext("Clean up %d project", "Clean up %d projects", count) % count,
+    lambda count, files: (
+        _("Delete %s") % files
+        if files
+        else ngettext("Clean up %d project", "Clean up %d projects", count) % count
+    ),
     is_harmless=False,
 )
 DECISIONS = (UNDO, CANCEL, ERASE, CLEAN_UP_AGAIN)
@@ -255,10 +263,61 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         self, request: HttpRequest, queryset: QuerySet[Cleanup], decision: Decision
     ) -> HttpResponse | None:
         if queryset[: MAX_DECISIONS + 1].count() > MAX_DECISIONS:
+            if decision is UNDO and not conf().sync:
+                return self.undo_in_bulk(request, queryset)
             text = _("Nothing was done: select at most %d cleanups.") % MAX_DECISIONS
             self.message_user(request, text, messages.ERROR)
             return None
         return self.confirm_decision(request, queryset, decision)
+
+    def undo_in_bulk(self, request: HttpRequest, queryset: Any) -> HttpResponse | None:
+        """Ask, and have a worker undo those that can be undone."""
+        selected, able = queryset.count(), queryset.undoable()
+        if not able.exists():
+            text = _("Nothing was done: none of the selected deletions can be undone.")
+            self.message_user(request, text, messages.ERROR)
+            return None
+        selection = self.read_selection(request, able)
+        if not selection:
+            return None
+        form = UNDO.form(request.POST if selection.is_confirmed else None)
+        if selection.is_confirmed and form.is_valid():
+            return self.request_bulk_undo(request, selection.rows, form.cleaned_data["reason"])
+        sentences = [
+            *UNDO.sentences,
+            _("A worker undoes each deletion by itself. The next page shows which ones it can't."),
+        ]
+        if left := selected - able.count():
+            text = ngettext(
+                "%d of the selected cleanups can't be undone, and stays as it is.",
+                "%d of the selected cleanups can't be undone, and stay as they are.",
+                left,
+            )
+            sentences.append(text % left)
+        return self.render_confirmation(
+            request,
+            selection,
+            action=UNDO.name,
+            title=_("Undo the deletions?"),
+            sentences=sentences,
+            form=form,
+            button=UNDO.name_button(len(bulk.list_deletions(selection.rows)), ""),
+            is_harmless=True,
+        )
+
+    def request_bulk_undo(
+        self, request: HttpRequest, cleanups: CleanupQuerySet, reason: str
+    ) -> HttpResponse | None:
+        with transaction.atomic():
+            permissions = bulk.permissions_for(BulkJob.Action.UNDO, request.user)
+            job: Any = bulk.request_undo(cleanups, permissions, reason)
+            self.log_addition(request, job, f"{UNDO.label}. {reason}".strip())
+            bulk.enqueue_bulk_on_commit(job)
+        text = _("%d deletions are queued as one bulk job. Its page shows how far it is.")
+        self.message_user(request, text % job.projects, messages.SUCCESS)
+        if not may_view_bulk_jobs(request):
+            return None
+        return redirect("admin:storage_audit_bulkjob_change", job.pk)
 
     def confirm_decision(
         self, request: HttpRequest, queryset: QuerySet[Cleanup], decision: Decision
@@ -268,13 +327,18 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         if not selection:
             return None
         cleanups = one_of_each_deletion(selection.rows.order_by("pk"))
+        shown, figures = cleanups, combined_digest(cleanups)
+        if decision is UNDO:
+            shown = one_of_each_deletion([*cleanups, *self.deleted_together(request, cleanups)])
+            # What comes back, whatever a worker finds meanwhile.
+            figures = hash_texts(str(each.pk) for each in shown)
         confirmed = selection.is_confirmed
-        if confirmed and request.POST.get("figures", "") != combined_digest(cleanups):
+        if confirmed and request.POST.get("figures", "") != figures:
             self.require_new_confirmation(request)
             confirmed = False
         form = decision.form(request.POST if confirmed else None)
         if not (confirmed and form.is_valid()):
-            return self.ask_decision(request, selection, decision, cleanups, form)
+            return self.ask_decision(request, selection, decision, shown, figures, form)
         for cleanup in one_of_each_call(cleanups) if decision is UNDO else cleanups:
             self.carry_out(request, cleanup, decision, form.cleaned_data["reason"])
         return HttpResponseRedirect(cleanup_url(cleanups[0].pk)) if len(cleanups) == 1 else None
@@ -294,17 +358,23 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         if result.warnings:
             self.message_user(request, format_lines(result.warnings), messages.WARNING)
 
+    def deleted_together(
+        self, request: HttpRequest, cleanups: Iterable[Cleanup]
+    ) -> QuerySet[Cleanup]:
+        """What went in the same delete() calls, such as all projects of a customer: it comes back
+        with these."""
+        calls = {each.snapshot_id for each in cleanups if each.snapshot_id}
+        return self.get_queryset(request).filter(snapshot__in=calls, parent=None).order_by("pk")
+
     def ask_decision(
         self,
         request: HttpRequest,
         selection: Selection,
         decision: Decision,
         cleanups: list[Cleanup],
+        figures: str,
         form: forms.Form,
     ) -> HttpResponse:
-        figures = combined_digest(cleanups)
-        if decision is UNDO:
-            cleanups = one_of_each_deletion([*cleanups, *deleted_together(cleanups)])
         refusals = {each.pk: decision.find_refusal(each) for each in cleanups}
         able = [each for each in cleanups if not refusals[each.pk]]
         amounts = {each.pk: count_remaining(each) for each in cleanups}
@@ -318,14 +388,14 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
             post_to=request.get_full_path() if request.method == "POST" else self.own_list_url(),
             title=decision.title,
             sentences=decision.sentences,
-            heads=(_("Project"), _("Files"), _("What happens"), _("Status"), _("Cleanup")),
+            heads=(_("Project"), _("Files"), _("What happens"), _("Status"), _("Deleted")),
             rows=[
                 (
-                    printable_text(cleanup.subject),
-                    format_amount(*amounts[cleanup.pk]),
+                    printable_text(cleanup.named_subject),
+                    amount_text(cleanup, *amounts[cleanup.pk]),
                     refusals[cleanup.pk] or decision.effect,
                     cleanup_badge(cleanup),
-                    cleanup.pk,
+                    describe_request(cleanup),
                 )
                 for cleanup in cleanups
             ],
@@ -345,13 +415,6 @@ def one_of_each_deletion(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
     return list(found.values())
 
 
-def deleted_together(cleanups: Iterable[Cleanup]) -> QuerySet[Cleanup]:
-    """What went in the same delete() calls, such as all projects of a customer: it comes back with
-    these."""
-    calls = {each.snapshot_id for each in cleanups if each.snapshot_id}
-    return Cleanup.objects.filter(snapshot__in=calls, parent=None).order_by("pk")
-
-
 def one_of_each_call(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
     """Undo brings back all that one delete() call deleted."""
     return list({each.snapshot_id or each.pk: each for each in cleanups}.values())
@@ -367,8 +430,16 @@ def count_remaining(cleanup: Cleanup) -> tuple[int, int]:
     return sum(count for count, _size in there), sum(size for _count, size in there)
 
 
+def amount_text(cleanup: Cleanup, count: int, size: int) -> str:
+    """Nobody knows the files of a deletion that is seconds old."""
+    is_counted = count or cleanup.planned_at
+    return format_amount(count, size) if is_counted else _("not counted yet")
+
+
 def combined_digest(cleanups: Iterable[Cleanup]) -> str:
     """Repeated by the confirmation page: in another status the button does something else."""
-    return hashlib.sha256(
-        "".join(sorted(each.confirmation_digest for each in cleanups)).encode()
-    ).hexdigest()
+    return hash_texts(each.confirmation_digest for each in cleanups)
+
+
+def hash_texts(texts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(sorted(texts)).encode()).hexdigest()

@@ -128,6 +128,14 @@ def cleanup_badge(cleanup: Cleanup) -> SafeString:
     return status_badge(status_style(cleanup), status_label(cleanup))
 
 
+def undo_url(request: HttpRequest, cleanup: Cleanup) -> str:
+    """The page that asks whether to undo the deletion; empty where this person can't."""
+    may = request.user.has_perm("storage_audit.undo_cleanup")
+    if not may or end_deletions.undo_obstacle(cleanup):
+        return ""
+    return reverse("admin:storage_audit_undo_deletion", args=[cleanup.pk])
+
+
 def announce_deletions(
     model_admin: AuditAdmin[Any], request: HttpRequest, text: str, cleanups: Sequence[Cleanup]
 ) -> HttpResponse | None:
@@ -138,9 +146,7 @@ def announce_deletions(
     until = min(filter(None, (each.shown_hold() for each in held)))
     text = _("Deleted. The files stay in the bucket until %s.") % format_utc(until)
     projects = {each.project_id for each in held}
-    may_undo = request.user.has_perm("storage_audit.undo_cleanup")
-    if may_undo and len(projects) == 1 and not end_deletions.undo_obstacle(held[0]):
-        url = reverse("admin:storage_audit_undo_deletion", args=[held[0].pk])
+    if len(projects) == 1 and (url := undo_url(request, held[0])):
         text = format_html('{} <a href="{}">{}</a>', text, url, _("Undo"))
     return announce_cleanups(model_admin, request, text, cleanups)
 

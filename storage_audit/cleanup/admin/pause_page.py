@@ -173,14 +173,14 @@ def show_page(
 
 
 def describe_pause(pause: DeletionPause) -> str:
-    """Such as “Deletions are paused by anna since 3 Dec 2026, 20:49 UTC: files are missing”."""
+    """Such as “All deletions are paused. Paused by anna on 3 Dec 2026, 20:49 UTC: a reason”."""
     if pause.cleanup:
-        text = _("The cleanup of %(subject)s is paused by %(user)s since %(at)s: %(reason)s")
+        text = _("The cleanup of %s is paused.") % pause.cleanup.subject
     else:
-        text = _("All deletions are paused by %(user)s since %(at)s: %(reason)s")
+        text = _("All deletions are paused.")
     words = {"user": pause.paused_by, "at": format_utc(pause.paused_at), "reason": pause.reason}
-    subject = pause.cleanup.subject if pause.cleanup else ""
-    return printable_text(text % {**words, "subject": subject})
+    told = _("Paused by %(user)s on %(at)s: %(reason)s") % words
+    return printable_text(f"{text} {told}")
 
 
 def pause_bar(context: Context) -> list[dict[str, str]]:

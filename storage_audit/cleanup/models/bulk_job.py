@@ -18,7 +18,11 @@ from storage_audit.request_origin import current_origin
 
 class BulkJobQuerySet(models.QuerySet["BulkJob"]):
     def request(
-        self, action: str, project_ids: Sequence[str], permissions: Sequence[str] = ()
+        self,
+        action: str,
+        project_ids: Sequence[str],
+        permissions: Sequence[str] = (),
+        reason: str = "",
     ) -> "BulkJob":
         """Create a bulk job, with who asked and from where, and what they must still be allowed to
         do while it runs."""
@@ -30,6 +34,7 @@ class BulkJobQuerySet(models.QuerySet["BulkJob"]):
             projects=len(project_ids),
             lives=KnownProject.objects.lifetimes(project_ids) if deletes else {},
             permissions=list(permissions),
+            reason=reason,
             requested_by=origin.user,
             origin=origin.place,
         )
@@ -49,20 +54,25 @@ class BulkJobQuerySet(models.QuerySet["BulkJob"]):
 
 class BulkJob(models.Model):
     """Makes a cleanup of each project, or several where it has objects in several buckets. It is
-    finished when all of them are made; each cleanup then has a progress of its own."""
+    finished when all of them are made; each cleanup then has a progress of its own. Or it undoes
+    deletions, and is finished when each is undone or refused."""
 
     class Action(models.TextChoices):
         DRY_RUN = "dry_run", _("dry run")
         VERIFY = "verify", _("verification")
         DELETE = "delete", _("deletion")
         FORCE = "force", _("force-deletion")
+        UNDO = "undo", _("undo")
 
     # They delete projects, whose cleanups follow.
     DELETING_ACTIONS = (Action.DELETE, Action.FORCE)
+    # They stop when the person loses the permission.
+    CHANGING_ACTIONS = (*DELETING_ACTIONS, Action.UNDO)
 
     id = models.UUIDField(_("bulk job id"), primary_key=True, default=uuid.uuid4, editable=False)
     action = models.CharField(_("what is done"), max_length=10, choices=Action)
-    # Text, as the projects may go meanwhile. Megabytes: leave it out of lists.
+    # Text, as the projects may go meanwhile. Megabytes: leave it out of lists. To undo deletions,
+    # the deletion IDs, one of each deletion.
     project_ids = models.JSONField(editable=False)
     # Lifetimes of the projects to be deleted: another project can take an id meanwhile.
     lives = models.JSONField(default=dict, editable=False)
@@ -72,6 +82,7 @@ class BulkJob(models.Model):
     origin = models.TextField(_("requested from"), blank=True)
     # Permissions that the person had and needed, such as "storage_audit.delete_project".
     permissions = models.JSONField(default=list, editable=False)
+    reason = models.TextField(_("reason given"), blank=True)
     created_at = models.DateTimeField(_("requested"), default=timezone.now)
     # Attempts at the project at the position that were begun and not finished.
     attempts = models.PositiveIntegerField(default=0, editable=False)
@@ -88,12 +99,15 @@ class BulkJob(models.Model):
         verbose_name_plural = _("jobs")
         constraints = [
             models.CheckConstraint(
-                condition=Q(action__in=["dry_run", "verify", "delete", "force"]),
+                condition=Q(action__in=["dry_run", "verify", "delete", "force", "undo"]),
                 name="bulk_job_action_is_known",
             ),
         ]
 
     def __str__(self) -> str:
+        if self.action == self.Action.UNDO:
+            text = ngettext("undo of %d deletion", "undo of %d deletions", self.projects)
+            return text % self.projects
         text = ngettext(
             "%(action)s of %(count)d project", "%(action)s of %(count)d projects", self.projects
         )
@@ -133,3 +147,19 @@ class BulkJob(models.Model):
         for name, value in values.items():
             setattr(self, name, value)
         return True
+
+
+class BulkJobNote(models.Model):
+    """What a person must know of one deletion that a bulk job was to undo: why it was refused, or
+    what did not come back."""
+
+    bulk_job = models.ForeignKey(BulkJob, models.CASCADE, related_name="notes")
+    cleanup = models.ForeignKey("storage_audit.Cleanup", models.CASCADE, related_name="+")
+    is_refused = models.BooleanField()
+    text = models.TextField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.text

@@ -23,7 +23,7 @@ from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
 from storage_audit.cleanup.models.pause import DeletionPause
 from storage_audit.cleanup.models.position import Position, PositionField
-from storage_audit.cleanup.models.snapshot import Snapshot
+from storage_audit.cleanup.models.snapshot import Snapshot, SnapshotName
 from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
@@ -188,6 +188,11 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         """Open ones whose deletion can still be undone."""
         return self.open().filter(held_until__gt=DatabaseNow())
 
+    def undoable(self) -> Self:
+        """Deletions whose rows may still be brought back: the copy is kept for as long as that."""
+        kept = self.filter(snapshot__isnull=False, first_request_at=None, parent=None)
+        return kept.exclude(status__in=self.model.GIVEN_UP)
+
     def not_held(self) -> Self:
         return self.filter(self.model.HOLD_OVER)
 
@@ -201,6 +206,18 @@ class CleanupQuerySet(models.QuerySet["Cleanup"]):
         if cleanup.kind != self.model.Kind.PROJECT:
             return self.filter(Q(pk=cleanup.pk) | Q(parent=cleanup.pk)).deleting()
         return self.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
+
+    def with_names(self) -> Self:
+        """Annotate what the deleted project was called, for as long as that is kept."""
+        same = {"snapshot": OuterRef("snapshot"), "project_id": OuterRef("project_id")}
+        names = SnapshotName.objects.filter(**same).values("name")[:1]
+        return self.annotate(project_name=models.Subquery(names))
+
+    def called(self, text: str) -> Self:
+        """Deletions of projects whose name contains this, in whatever case."""
+        named = {"snapshot__names__project_id": F("project_id")}
+        found = self.filter(**named, snapshot__names__name__icontains=text)
+        return found.of_projects().filter(parent=None)
 
     def not_enqueued_since(self, moment: datetime) -> Self:
         return self.filter(Q(enqueued_at=None) | time_before("enqueued_at", moment))
@@ -510,6 +527,12 @@ class Cleanup(CleanupStates):
         return self.project_id or str(_("objects of several projects"))
 
     @property
+    def named_subject(self) -> str:
+        """With the name of the deleted project, if the query was `with_names` and it is kept."""
+        name: str = getattr(self, "project_name", None) or self.subject
+        return name if self.subject in name else f"{name} ({self.subject})"
+
+    @property
     def confirmation_digest(self) -> str:
         """Stands for what a person is shown before an approval: it changes with the plan, the
         message or the list of projects."""
@@ -553,8 +576,7 @@ class Cleanup(CleanupStates):
         """With the first request the deletion cannot be undone any more. Call it in a
         transaction."""
         if self.held_until and self.first_request_at is None:
-            # Before the cleanup's own row, as in a deletion of the project.
-            KnownProject.objects.lock_id(self.project_id)
+            self.lock_hold()
             super().begin_sending(**values)
             self.end_hold()
         else:
@@ -564,6 +586,14 @@ class Cleanup(CleanupStates):
         """A pause that keeps it from deleting, whatever it does now. It covers follow-up checks,
         too."""
         return DeletionPause.objects.covering(self.pk, self.parent_id).order_by("paused_at").first()
+
+    def lock_hold(self) -> None:
+        """Lock what ends with the hold. Call it before the rows of cleanups are locked, as in a
+        deletion of the project: the projects of one delete() call share a snapshot."""
+        KnownProject.objects.lock_id(self.project_id)
+        same = Cleanup.objects.with_deletion(self).exclude(snapshot=None)
+        shared = Snapshot.objects.filter(pk__in=same.values("snapshot"))
+        list(shared.select_for_update().order_by("pk").values_list("pk"))
 
     def end_hold(self) -> None:
         """Forget how to undo the deletion, and let other projects' cleanups decide on its files."""

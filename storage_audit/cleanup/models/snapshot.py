@@ -1,6 +1,7 @@
 """The tables of snapshots: the rows that a delete() call deleted, for as long as it can be undone.
 
-They hold what the site's tables held. No page, API, log or export shows them.
+They hold what the site's tables held. No page, API, log or export shows them, but for the names by
+which people look for a deleted project.
 """
 
 import uuid
@@ -81,3 +82,17 @@ class SnapshotFile(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+class SnapshotName(models.Model):
+    """What a deleted project was called, such as its title, so that people find it."""
+
+    snapshot = models.ForeignKey(Snapshot, models.CASCADE, related_name="names")
+    project_id = BytewiseTextField()
+    name = models.TextField()
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.name

@@ -126,6 +126,7 @@ class CleanupStates(models.Model):
     project_id: str | None
     plan_digest: str
     step: str
+    trigger: str
 
     def change_if(self, allowed: Q, **values: Any) -> bool:
         changed: bool = type(self).objects.filter(allowed, pk=self.pk).update(**values) == 1
@@ -360,9 +361,13 @@ class CleanupStates(models.Model):
     def erase(self, **values: Any) -> None:
         """End its hold, and have it run now by a new plan, if it is open."""
         values["decided_at"] = timezone.now()
+        after = timedelta(0)
+        if self.trigger == "follow_up" and self.held_until and self.next_attempt_at:
+            # A check catches what ends later, so it keeps its distance.
+            after = max(after, self.next_attempt_at - self.held_until)
         self.change_if(Q(cancelled_at=None), held_until=None, **values)
         due = Q(status__in=[self.Status.PENDING, self.Status.RETRYING, self.Status.FAILED])
-        self.change_if(due, next_attempt_at=DatabaseNow(), enqueued_at=None)
+        self.change_if(due, next_attempt_at=DatabaseNow(after), enqueued_at=None)
 
     def requeue_to_end(self, reason: str) -> None:
         """Have the next worker check the project again and end the cleanup; `reason` says why. A

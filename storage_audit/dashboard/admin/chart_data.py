@@ -33,6 +33,8 @@ STATUS_PATTERNS = {
     Status.SUPERSEDED: "lined",
     Status.RETRYING: "dotted",
     Status.FAILED: "alarming",
+    Status.UNDONE: "hatched",
+    Status.CANCELLED: "crossed",
 }
 
 

@@ -295,10 +295,10 @@ def finding_steps(links: Links) -> Iterator[NextStep]:
 
 def deletable_step_text(number: int | None) -> str:
     if number is None:
-        return _("Some of them may be deleted: “Delete orphans” in the list.")
+        return _("Some of them may be deleted: “Delete leftover files” in the list.")
     text = ngettext(
-        "%d of them may be deleted: “Delete orphans” in the list.",
-        "%d of them may be deleted: “Delete orphans” in the list.",
+        "%d of them may be deleted: “Delete leftover files” in the list.",
+        "%d of them may be deleted: “Delete leftover files” in the list.",
         number,
     )
     return text % number

@@ -45,11 +45,11 @@ OPTIONAL_FIELDS = ("escaped", "upload_id")
 
 
 class DeletableFilter(admin.SimpleListFilter):
-    title = gettext_lazy("what may be done")
+    title = gettext_lazy("deletion")
     parameter_name = "may"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return [("go", gettext_lazy("Orphans that may be deleted"))]
+        return [("go", gettext_lazy("Can be deleted now"))]
 
     def queryset(self, request: HttpRequest, findings: Any) -> Any:
         return findings.deletable() if self.value() == "go" else findings
@@ -72,7 +72,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     confirmed_fields = ("pk", "state", "etag", "size", "last_modified", "project_id")
     search_fields = ("key",)
     search_help_text = gettext_lazy(
-        "The beginning of a key, such as projects/proj_1/. Case counts."
+        "Start of a file name, such as projects/proj_1/. Case-sensitive."
     )
     prefix_field = "key"
     ordering = ("key", "pk")
@@ -126,7 +126,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         key = format_bucket_key(finding.bucket, finding.key)
         return format_html('{}<br><span class="quiet">{}</span>', key, evidence)
 
-    @admin.display(description=gettext_lazy("what it means"))
+    @admin.display(description=gettext_lazy("meaning"))
     def meaning(self, finding: Finding) -> SafeString:
         return format_lines(explain_finding(finding))
 
@@ -196,32 +196,27 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         """Whether the action would do something else than the page said."""
         if act.name not in PREVIEWS:
             return False
-        figures: str = PREVIEWS[act.name](selection.rows)["figures"]
+        figures: str = PREVIEWS[act.name](act, selection.rows)["figures"]
         return request.POST.get("figures") != figures
 
     def show_confirmation(
         self, request: HttpRequest, selection: Selection, act: FindingAction, form: forms.Form
     ) -> HttpResponse:
-        page: dict[str, Any] = {name: getattr(act, name) for name in ("sentences", "button")}
-        page |= {"action": act.name, "title": act.title, "form": form}
-        page |= PREVIEWS.get(act.name, selection_page)(selection.rows)
+        page = PREVIEWS.get(act.name, selection_page)(act, selection.rows)
+        page |= {"action": act.name, "form": form, "is_harmless": act.is_harmless}
         return self.render_confirmation(request, selection, **page)
 
     def report_result(self, request: HttpRequest, act: FindingAction, decision: Decision) -> Answer:
         cleanups: list[Any] = decision.cleanups
         with transaction.atomic():
             for cleanup in cleanups:
-                self.log_addition(request, cleanup, str(act.title))
+                self.log_addition(request, cleanup, str(act.label))
             enqueue_on_commit(cleanups)
         if left := len(decision.skipped):
-            text = ngettext(
-                "%d finding is left as it is:", "%d findings are left as they are:", left
-            )
-            told = format_key_list(text % left, decision.skipped)
-            self.message_user(request, told, messages.WARNING)
-        text = ngettext(
-            "%(count)d finding is %(did)s.", "%(count)d findings are %(did)s.", decision.done
-        ) % {"count": decision.done, "did": act.done_text}
+            text = ngettext("Skipped %d finding:", "Skipped %d findings:", left) % left
+            skipped = format_key_list(text, decision.skipped)
+            self.message_user(request, skipped, messages.WARNING)
+        text = act.done_text % decision.done
         if decision.done and not cleanups:
             self.message_user(request, format_key_list(text, decision.results), messages.SUCCESS)
         return announce_cleanups(self, request, text, cleanups)

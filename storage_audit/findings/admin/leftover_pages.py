@@ -140,8 +140,8 @@ def finding_bucket(finding: Finding) -> str:
 
 
 def orphan_reason(finding: Any) -> str:
-    text = _("Its project is no more, or was never known, and no cleanup took it.")
-    may_go = _("It may be deleted: “Delete orphans” on its finding’s page or in the list.")
+    text = _("The project was deleted or is unknown.")
+    may_go = _("You can delete the file: open its finding.")
     return f"{text} {orphan_skip_reason(finding) or may_go}"
 
 
@@ -170,7 +170,7 @@ def download_leftovers(request: HttpRequest, form: str) -> StreamingHttpResponse
     if form not in downloads.CONTENT_TYPES:
         raise Http404(form)
     return downloads.file_response(
-        form, "left-behind", EXPORT_COLUMNS, map(export_row, all_leftovers())
+        form, "leftover-files", EXPORT_COLUMNS, map(export_row, all_leftovers())
     )
 
 

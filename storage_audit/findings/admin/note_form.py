@@ -7,5 +7,5 @@ from django.utils.translation import gettext_lazy as _
 
 class NoteForm(forms.Form):
     note = forms.CharField(
-        label=_("Why they may stay"), max_length=2000, widget=AdminTextareaWidget(attrs={"rows": 3})
+        label=_("Reason"), max_length=2000, widget=AdminTextareaWidget(attrs={"rows": 3})
     )

@@ -1,14 +1,13 @@
-from storage_audit.management.scan_command import ScanCommand, size_text
+from storage_audit.management.scan_command import ScanCommand, scanned_text
 from storage_audit.scan.models import BucketScan
 
 
 class Command(ScanCommand):
     purpose = BucketScan.Purpose.BACKFILL
     help = (
-        "Lists the bucket and writes a tracking row for each object that has none, with the project"
-        " that its key names. Reports rows without an object, keys that no key format knows, that"
-        " could be several projects', that are misnamed, or whose project is gone. Deletes no"
-        " object. Safe to repeat, and beside uploads and cleanups."
+        "Lists the bucket and tracks each object that is not tracked yet, with the project that its"
+        " key names. Reports what is missing, left over, misnamed, or of an unclear owner. Deletes"
+        " nothing. Safe to repeat, and to run during uploads and cleanups."
     )
     epilog = """
     examples:
@@ -18,23 +17,23 @@ class Command(ScanCommand):
       python manage.py backfill_r2 --workers 4
       python manage.py backfill_r2 --prefix projects/proj_1/ --json
 
-    A scan that did not reach its end goes on where it was with --resume and its id. After an
-    hour it starts again from the beginning, and after a day you begin a new one.
+    To continue a scan that did not finish, use --resume with its ID within a day of its start.
+    After an hour without activity it starts over.
 
     exit codes:
-      0    the listing reached its end, whatever it found
-      1    it did not: the store failed, or the bucket is not connected; or it showed far fewer
-           objects than there should be; or it took as many requests as it may
-      2    wrong use, or it would take more requests than it may
-      130  interrupted with Ctrl-C; what was written stays
+      0    the scan is complete, whatever it found
+      1    it is not: the store failed, the bucket is not connected, the bucket showed far fewer
+           objects than expected, or the request limit was reached
+      2    wrong use, or the scan would need more requests than the limit
+      130  interrupted with Ctrl-C; objects tracked so far stay tracked
 
-    Next: manage.py findings lists what nobody could attribute, and so does the admin. Objects of a
-    project that was deleted before this was installed go with cleanup_project --declare-deleted.
+    Next: manage.py findings lists what needs a decision, and so does the admin. For a project that
+    was deleted before this app was installed, use cleanup_project --declare-deleted.
     """
 
     def summary(self, scan: BucketScan) -> str:
         would = "would be " if scan.dry_run else ""
         return (
-            f"{scan.listed} objects ({size_text(scan)}) in bucket {scan.bucket}: {scan.added}"
-            f" {would}added, {scan.updated} {would}updated, {scan.unchanged} unchanged."
+            f"{scanned_text(scan)}: {scan.added} {would}tracked, {scan.updated} {would}updated,"
+            f" {scan.unchanged} unchanged."
         )

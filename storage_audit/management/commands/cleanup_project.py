@@ -6,7 +6,7 @@ from django.core.management.base import CommandError
 from django.db import transaction
 
 from storage_audit import project_model
-from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup import end_deletions, requests, runner
 from storage_audit.cleanup.cleanup_text import status_label
 from storage_audit.cleanup.discovery_and_strategy import MODES, Mode, default_mode
 from storage_audit.cleanup.models import Cleanup
@@ -40,6 +40,7 @@ class Command(DocumentedCommand):
       python manage.py cleanup_project proj_1 --dry-run
       python manage.py cleanup_project proj_1 --run-plan 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983
       python manage.py cleanup_project proj_1 --declare-deleted --sync
+      python manage.py cleanup_project proj_1 --again "the lawsuit is over"
       python manage.py cleanup_project proj_1 --mode s3
       python manage.py cleanup_project proj_1 --discovery tracked --strategy parallel
 
@@ -91,6 +92,12 @@ class Command(DocumentedCommand):
             help="run exactly the plan of this dry run, whatever its size; without it, a new plan"
             " is made and held against the limits",
         )
+        how.add_argument(
+            "--again",
+            metavar="REASON",
+            help="delete the files that stayed when a person cancelled the cleanup, for this"
+            " reason, as the settings say; without it, they stay",
+        )
         parser.add_argument(
             "--mode",
             choices=sorted(MODES),
@@ -129,6 +136,7 @@ class Command(DocumentedCommand):
         declare_deleted: bool,
         dry_run: bool,
         plan: UUID | None,
+        again: str | None,
         mode: str | None,
         discovery: str | None,
         strategy: str | None,
@@ -142,7 +150,12 @@ class Command(DocumentedCommand):
             if dry_run and declare_deleted:
                 text = "--dry-run needs no --declare-deleted: leave it out."
                 raise CommandError(text, returncode=EXIT_USAGE)
-            cleanups = self.request(project, declare_deleted, dry_run, plan, how, enqueue=not here)
+            if again is not None and (declare_deleted or how != default_mode()):
+                text = "--again repeats a cancelled cleanup: leave the other options out."
+                raise CommandError(text, returncode=EXIT_USAGE)
+            cleanups = self.request(
+                project, declare_deleted, dry_run, plan, again, how, enqueue=not here
+            )
             if here:
                 cleanups = [runner.run_to_end(cleanup.pk) for cleanup in cleanups]
         if as_json:
@@ -159,6 +172,7 @@ class Command(DocumentedCommand):
         declare_deleted: bool,
         dry_run: bool,
         plan: UUID | None,
+        again: str | None,
         mode: Mode,
         *,
         enqueue: bool,
@@ -167,6 +181,8 @@ class Command(DocumentedCommand):
             with transaction.atomic():
                 if dry_run:
                     cleanups = requests.request_preview(project, mode)
+                elif again is not None:
+                    cleanups = end_deletions.clean_up_again(project, again)
                 else:
                     require_deleted_project(project, declare_deleted)
                     if plan:

@@ -9,9 +9,9 @@ from storage_audit.ownership import bucket_marker
 
 class Command(DocumentedCommand):
     help = (
-        "Writes a marker into the configured bucket that says that it belongs to this database."
-        " Needed once before anything else works, and again after you changed the bucket or moved"
-        " the database: until then every cleanup is blocked. Safe to repeat."
+        "Connects the configured bucket to this database by writing a marker file. Run it"
+        " once before anything else, and again after you change the bucket or move the"
+        " database. Until then every cleanup is blocked. Safe to repeat."
     )
     epilog = """
     examples:
@@ -20,12 +20,12 @@ class Command(DocumentedCommand):
       python manage.py connect_bucket --disown
 
     exit codes:
-      0  the bucket belongs to this database now; with --disown, no bucket does
-      1  another database has it, or the store refused or did not answer
-      2  wrong use, also when the store has no such bucket
+      0  the bucket is connected to this database; with --disown, none is
+      1  another database has the bucket, or the store refused or did not respond
+      2  wrong usage, also when the store has no such bucket
 
-    Next: backfill_r2 writes down what is in the bucket. Cleanups that were blocked for want of the
-    marker go on when you force-delete them in the admin.
+    Next: backfill_r2 tracks the files in the bucket. Cleanups that were blocked without the marker
+    continue when you force-delete them in the admin.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -33,24 +33,24 @@ class Command(DocumentedCommand):
         how.add_argument(
             "--take-over",
             action="store_true",
-            help="connect it also if another database has it, or this database was copied from"
-            " the one that has it. The other one is then blocked. Use it when that one is gone for"
-            " good, and never from a copy made for tests. Without it such a bucket is left alone.",
+            help="connect it even if another database has it, or this database is a copy of the"
+            " one that has it. The other one is then blocked. Use it only if that one is gone"
+            " for good, never from a test copy",
         )
         how.add_argument(
             "--disown",
             action="store_true",
-            help="give this database a new identity, and touch no bucket. Use it first of all in a"
-            " copy that runs beside the original: until it connects a bucket of its own, everything"
-            " that it would delete is blocked.",
+            help="give this database a new identity, and touch no bucket. Run it first in a copy"
+            " that runs beside the original. Until the copy connects a bucket of its own, its"
+            " deletions are blocked",
         )
 
     def handle(self, *, take_over: bool, disown: bool, **options: object) -> None:
         if disown:
             self.stdout.write(
-                f"This database is database {bucket_marker.new_identity().pk} now and has no"
-                " bucket: everything it would delete is blocked. Next: set a bucket of its own,"
-                " then manage.py connect_bucket."
+                f"This database is now {bucket_marker.new_identity().pk} and has no bucket, so its"
+                " deletions are blocked. Next: set a bucket of its own, then run"
+                " manage.py connect_bucket."
             )
             return
         bucket = conf().bucket
@@ -60,5 +60,5 @@ class Command(DocumentedCommand):
             f"Bucket {bucket} belongs to database {DatabaseIdentity.objects.get().pk}."
         )
         spellings = "one object" if traits.folds_unicode else "different objects"
-        self.stdout.write(f"The store takes Unicode spellings of a key for {spellings}.")
-        self.stdout.write("Next: manage.py backfill_r2 writes down what is in the bucket.")
+        self.stdout.write(f"The store treats Unicode spellings of a key as {spellings}.")
+        self.stdout.write("Next: run manage.py backfill_r2 to track the files in the bucket.")

@@ -7,11 +7,13 @@ from uuid import UUID
 
 from django.core.management.base import CommandError
 from django.db import transaction
+from django.utils.translation import ngettext
 
 from storage_audit.cleanup import requests, runner
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_amount
 from storage_audit.exports import csv_lines
 from storage_audit.findings import actions
 from storage_audit.findings.action_result import ActionRefused, Decision
@@ -44,6 +46,7 @@ from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text
 
 Status = Cleanup.Status
+NO_CSV_TEXT = "--csv is for the list of findings: use --json instead."
 ACTIONS_BY_OPTION = {
     "ignore": actions.IGNORE,
     "reopen": actions.REOPEN,
@@ -58,9 +61,8 @@ ACTIONS_BY_OPTION = {
 
 class Command(DocumentedCommand):
     help = (
-        "Lists the differences between bucket and table that complete scans found, or acts on them:"
-        " on those that the options choose, and on no others. Of each that it leaves as it is, it"
-        " says why."
+        "Lists what complete scans found, or acts on the findings that the options select. Says why"
+        " it skips a finding."
     )
     epilog = """
     examples:
@@ -74,22 +76,21 @@ class Command(DocumentedCommand):
       python manage.py findings --kind misnamed --rename --dry-run
       python manage.py findings --kind unfinished --abort-uploads
 
-    --delete takes those that two complete scans have seen, long enough apart, and that are
-    old enough; says of the others when they may go; and asks the tables again before each
-    deletion. --assign gives objects to a live project, and they go when it does. --track writes
-    what the bucket shows into the rows, and --untrack forgets the rows of what is not there.
-    --rename has the store copy each object to a key of the current key format, and then deletes the
-    old one, by a deletion with an id; stopped at any moment, the same command goes on.
-    --abort-uploads ends multipart uploads that nobody completed.
+    --delete takes leftover files that are old enough and that two complete scans have seen, some
+    time apart. It says when the others can be deleted, and checks each file again before it is
+    deleted. --assign gives files to an existing project, and they are deleted with it. --track
+    updates the tracked values to those in the bucket, and --untrack forgets files that are not in
+    the bucket. --rename copies each file to its new name, then deletes the old one; to continue
+    after an interruption, run the same command again.
 
     exit codes:
-      0    they are listed; or all that were chosen are dealt with, or enqueued to be
-      1    some were left as they are; or what was asked for is blocked or not finished
-      2    wrong use, also when nothing says which findings, or there is no such live project
-      141  whoever read the list, such as head, had enough
+      0    the findings are listed, or all selected ones are settled or enqueued
+      1    some were skipped, or a cleanup is blocked or not finished
+      2    wrong use, also when no findings are selected, or the project does not exist
+      141  the reader of the output, such as head, closed the pipe
 
-    Next: verify_cleanup with the deletion id that this prints. What stays is a finding until it is
-    decided on, or until a complete scan does not see it any more.
+    Next: verify_cleanup with the deletion ID that this prints. A skipped finding stays until you
+    decide on it, or a complete scan no longer sees it.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -98,33 +99,33 @@ class Command(DocumentedCommand):
         parser.add_argument(
             "--dry-run",
             action="store_true",
-            help="with --delete, --rename or --abort-uploads: plan, show what would be done"
-            " and what would stay",
+            help="with --delete, --rename or --abort-uploads: show what would be done and what"
+            " would be skipped",
         )
         parser.add_argument(
             "--sync",
             action="store_true",
-            help="with --delete or --run-plan: do the work here and now, without a worker",
+            help="with --delete or --run-plan: do the work now, in this process",
         )
         parser.add_argument(
             "--no-input",
             "--yes",
             action="store_false",
             dest="ask",
-            help="do not ask for a confirmation; nobody is asked where there is no terminal",
+            help="do not ask for confirmation (the default without a terminal)",
         )
         form = parser.add_mutually_exclusive_group()
         form.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
-            help="print one JSON object for each finding; of an act, one that tells all of it",
+            help="print one JSON object for each finding, or one for the action",
         )
         form.add_argument(
             "--csv",
             action="store_true",
             dest="as_csv",
-            help="print the list as CSV, in which nothing is a formula",
+            help="print the list as CSV that is safe to open in a spreadsheet",
         )
 
     def handle(self, *, dry_run: bool, sync: bool, ask: bool, **options: Any) -> None:
@@ -134,21 +135,21 @@ class Command(DocumentedCommand):
             "--dry-run goes with --delete, --rename and --abort-uploads.",
         )
         deletes = options["delete"] or options["run_plan"]
-        refuse_if(sync and not deletes, "--sync goes with a deletion.")
+        refuse_if(sync and not deletes, "--sync goes with --delete and --run-plan.")
         if options["run_plan"]:
             refuse_if(
                 options["state"] or has_filter(options),
-                "--run-plan runs all of its plan: leave out --kind, --state, --prefix, --project"
+                "--run-plan runs the whole plan: leave out --kind, --state, --prefix, --project"
                 " and --key.",
             )
-            refuse_if(options["as_csv"], "--csv is for the list; of a plan, --json tells all.")
+            refuse_if(options["as_csv"], NO_CSV_TEXT)
             cleanups = self.run_plan(options["run_plan"], ask)
             self.finish(Decision(cleanups=cleanups), sync or conf().sync, options["as_json"])
         elif act is None:
             with exit_on_closed_pipe():
                 self.show(chosen, options)
         else:
-            refuse_if(options["as_csv"], "--csv is for the list; of an act, --json tells all.")
+            refuse_if(options["as_csv"], NO_CSV_TEXT)
             decision = self.decide(act, chosen, options, dry_run=dry_run, ask=ask and not dry_run)
             self.finish(decision, dry_run or sync or conf().sync, options["as_json"])
 
@@ -171,12 +172,12 @@ class Command(DocumentedCommand):
         ask: bool,
     ) -> Decision:
         refuse_if(
-            not has_filter(options), "Say which findings: add --kind, --prefix, --project or --key."
+            not has_filter(options), "Select findings with --kind, --prefix, --project or --key."
         )
         if ask:
             # Fix the selection, as a scan may find more while the person decides.
             asked = list(chosen.values_list("pk", flat=True))
-            confirm_or_exit(f"This is about {len(asked)} findings. Go on?")
+            confirm_or_exit(f"{act.label}: continue with {count_text(len(asked))}?")
             chosen = chosen.filter(pk__any_of=asked)
         how: dict[str, Any] = {"dry_run": dry_run} if act.has_dry_run else {}
         if act.argument:
@@ -191,10 +192,11 @@ class Command(DocumentedCommand):
         plans = Cleanup.objects.filter(kind=Cleanup.Kind.ORPHANS, status=Status.PLANNED)
         cleanup = plans.filter(pk=plan).first()
         if cleanup is None:
-            text = f"{plan} is no plan that waits to be run. Make one with --dry-run."
+            text = f"{plan} is not a plan that can be run. Make one with --dry-run."
             raise CommandError(text, returncode=EXIT_USAGE)
         if ask:
-            confirm_or_exit(f"Delete {cleanup.items.planned().count()} objects?")
+            amount = cleanup.items.by_outcome().get(CleanupItem.Outcome.TO_DELETE, (0, 0))
+            confirm_or_exit(f"Delete {format_amount(*amount)}? You can't undo this.")
         with command_context():
             try:
                 return requests.approve_or_retry(cleanup)
@@ -217,7 +219,7 @@ class Command(DocumentedCommand):
         if here:
             require_finished(decision.cleanups, self.stderr)
         if decision.skipped:
-            text = f"Left as they are: {len(decision.skipped)} findings."
+            text = f"Skipped {count_text(len(decision.skipped))}."
             raise CommandError(text, returncode=EXIT_FAILED)
 
 
@@ -226,32 +228,34 @@ def add_actions(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--ignore",
         metavar="NOTE",
-        help="they may stay as they are, and this is why; without it, nothing is ignored",
+        help="ignore the findings, so cleanups keep their files; NOTE says why (default: ignore"
+        " none)",
     )
     parser.add_argument("--reopen", action="store_true", help="open ignored findings again")
-    parser.add_argument("--delete", action="store_true", help="delete the objects, by a cleanup")
+    parser.add_argument(
+        "--delete", action="store_true", help="delete leftover files with a cleanup"
+    )
     parser.add_argument(
         "--run-plan",
         metavar="DELETION_ID",
         type=parse_deletion_id,
-        help="run exactly the plan that --delete --dry-run made, whatever its size;"
-        " without it, a new plan is held against the limits",
+        help="run exactly the plan of --delete --dry-run, whatever its size (default: make a new"
+        " plan,"
+        " with safety limits)",
     )
     parser.add_argument(
         "--assign",
         metavar="PROJECT",
         type=storable_text,
-        help="give the objects to this live project; without it, they stay whose they are",
+        help="assign the files to this existing project (default: assign none)",
     )
     parser.add_argument(
-        "--track", action="store_true", help="have rows say what the bucket shows by now"
+        "--track", action="store_true", help="track the files as they are in the bucket"
     )
     parser.add_argument(
-        "--untrack", action="store_true", help="forget the rows of what is not in the bucket"
+        "--untrack", action="store_true", help="untrack files that are not in the bucket"
     )
-    parser.add_argument(
-        "--rename", action="store_true", help="give misnamed objects keys of the current key format"
-    )
+    parser.add_argument("--rename", action="store_true", help="rename files with old names")
     parser.add_argument(
         "--abort-uploads", action="store_true", help="abort unfinished multipart uploads"
     )
@@ -260,6 +264,10 @@ def add_actions(parser: ArgumentParser) -> None:
 def refuse_if(wrong: object, text: str) -> None:
     if wrong:
         raise CommandError(text, returncode=EXIT_USAGE)
+
+
+def count_text(findings: int) -> str:
+    return ngettext("%d finding", "%d findings", findings) % findings
 
 
 def has_filter(options: dict[str, Any]) -> bool:
@@ -271,7 +279,7 @@ def chosen_action(options: dict[str, Any]) -> FindingAction | None:
     asked = [
         name for name in (*ACTIONS_BY_OPTION, "run_plan") if options[name] not in (None, False)
     ]
-    refuse_if(len(asked) > 1, "Ask for one thing at a time.")
+    refuse_if(len(asked) > 1, "Choose one action at a time.")
     return ACTIONS_BY_OPTION.get(asked[0]) if asked else None
 
 
@@ -286,17 +294,17 @@ def decision_json(decision: Decision) -> dict[str, Any]:
 
 def decision_lines(decision: Decision, here: bool) -> Iterator[str]:
     if decision.is_preview:
-        yield f"Findings that would be dealt with: {decision.done}. Nothing was changed."
+        yield f"Would act on {count_text(decision.done)}. Nothing was changed."
     elif decision.done or not decision.cleanups:
-        yield f"Findings dealt with: {decision.done}."
+        yield f"Settled {count_text(decision.done)}."
     for result in decision.results[:KEYS_SHOWN]:
         yield f"  {printable_text(result.key)} -> {printable_text(result.result)}"
     for cleanup in decision.cleanups:
         yield from cleanup_lines(cleanup, here)
     for left in decision.skipped[:KEYS_SHOWN]:
-        yield f"  left: {printable_text(left.key)}: {printable_text(left.reason)}"
+        yield f"  skipped: {printable_text(left.key)}: {printable_text(left.reason)}"
     if (more := max(len(decision.skipped), len(decision.results)) - KEYS_SHOWN) > 0:
-        yield f"  and {more} more; --json tells of all."
+        yield f"  and {more} more; --json shows all"
 
 
 def cleanup_lines(cleanup: Cleanup, here: bool) -> Iterator[str]:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime, parse_duration
 
-from storage_audit.management.scan_command import ScanCommand, size_text
+from storage_audit.management.scan_command import ScanCommand, scanned_text
 from storage_audit.redaction import printable_text
 from storage_audit.scan.models import BucketScan
 
@@ -23,20 +23,21 @@ def parse_since(text: str) -> datetime:
         moment = None
     if moment is None:
         raise ArgumentTypeError(
-            f"“{printable_text(text)}” is no time. Write 2026-11-26T12:00:00Z, or how long ago it"
-            " was: '2 00:00:00' for two days"
+            f"“{printable_text(text)}” is not a time. Write 2026-11-26T12:00:00Z, or how long ago:"
+            " '2 00:00:00' for two days"
         )
     if moment > now:
-        raise ArgumentTypeError(f"“{printable_text(text)}” is still to come")
+        raise ArgumentTypeError(f"“{printable_text(text)}” is in the future")
     return moment
 
 
 class Command(ScanCommand):
     purpose = BucketScan.Purpose.RECONCILE
     help = (
-        "Compares the bucket with the tracking table, both to their end, and writes no row: what is"
-        " untracked, changed, missing, orphaned, misnamed or unclear becomes a finding, on which"
-        " you decide. Deletes no object. Safe to repeat, and beside uploads and cleanups."
+        "Compares the bucket with the tracked objects and reports each difference as a finding, on"
+        " which you decide: untracked, changed, missing, left over, misnamed, or of an unclear"
+        " owner. Tracks and deletes nothing. Safe to repeat, and to run during uploads and"
+        " cleanups."
     )
     epilog = """
     examples:
@@ -45,17 +46,17 @@ class Command(ScanCommand):
       python manage.py reconcile_r2 --project proj_1 --json
       python manage.py reconcile_r2 --since '1 00:00:00'
 
-    A scan that did not reach its end goes on where it was with --resume and its id. After an
-    hour it starts again from the beginning, and after a day you begin a new one.
+    To continue a scan that did not finish, use --resume with its ID within a day of its start.
+    After an hour without activity it starts over.
 
     exit codes:
-      0    both reached their end, whatever was found
-      1    they did not: the store failed, or the bucket is not connected; or it showed far fewer
-           objects than there should be; or it took as many requests as it may
-      2    wrong use, or it would take more requests than it may
-      130  interrupted with Ctrl-C; nothing is concluded
+      0    the scan is complete, whatever it found
+      1    it is not: the store failed, the bucket is not connected, the bucket showed far fewer
+           objects than expected, or the request limit was reached
+      2    wrong use, or the scan would need more requests than the limit
+      130  interrupted with Ctrl-C; no findings were saved
 
-    Next: manage.py findings lists what was found, and carries out what you decide.
+    Next: manage.py findings lists what was found, and acts on it.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -64,12 +65,10 @@ class Command(ScanCommand):
             "--since",
             type=parse_since,
             metavar="TIME",
-            help="look up only the objects of rows that were written since then: cheap, and"
-            " partial, so it is shown and nothing follows from it; without it, all is listed",
+            help="check only objects tracked since then: cheap, but partial, so it saves no"
+            " findings"
+            " (default: list everything)",
         )
 
     def summary(self, scan: BucketScan) -> str:
-        return (
-            f"{scan.listed} objects ({size_text(scan)}) in bucket {scan.bucket}: {scan.unchanged}"
-            " as the table says."
-        )
+        return f"{scanned_text(scan)}: {scan.unchanged} as tracked."

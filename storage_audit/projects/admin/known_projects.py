@@ -1,13 +1,20 @@
 """The list of all ids that ever belonged to a project."""
 
+from typing import Any
+
 from django.contrib import admin
+from django.http import HttpRequest
+from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.cleanup import end_deletions
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
+from storage_audit.roles import refusal_reason
 from storage_audit.ui.links import lookup_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin
 
@@ -34,6 +41,11 @@ EVIDENCE_MEANINGS = {
         "A person said that the project is deleted, and a cleanup of its files followed."
     ),
 }
+# What people decided, or still can, about a deletion.
+KEPT_MEANINGS: dict[str, Any] = {
+    KnownProject.KeptFor.HOLD: gettext_lazy("You can still undo the deletion: “Why?” leads there."),
+    KnownProject.KeptFor.CANCELLED: gettext_lazy("A person cancelled the cleanup: its files stay."),
+}
 
 
 @admin.register(KnownProject)
@@ -54,8 +66,27 @@ class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
     def lookup_link(self, known: KnownProject) -> SafeString:
         return format_html('<a href="{}">{}</a>', lookup_url(known.pk), _("Why?"))
 
+    def get_fields(self, request: HttpRequest, obj: KnownProject | None = None) -> tuple[str, ...]:
+        may_undo = not refusal_reason(request, "undo_cleanup")
+        is_undoable = obj and may_undo and find_undoable(obj)
+        return (*self.fields, "undo_link") if is_undoable else self.fields
+
+    @admin.display(description=gettext_lazy("undo"))
+    def undo_link(self, known: KnownProject) -> SafeString | None:
+        if (cleanup := find_undoable(known)) is None:
+            return None
+        url = reverse("admin:storage_audit_undo_deletion", args=[cleanup.pk])
+        return format_html('<a href="{}">{}</a>', url, _("Undo deletion"))
+
     @admin.display(description=gettext_lazy("what that means"))
     def meaning(self, known: KnownProject) -> str:
-        return str(EVIDENCE_MEANINGS[KnownProject.Evidence(known.evidence)])
+        meaning = EVIDENCE_MEANINGS[KnownProject.Evidence(known.evidence)]
+        return f"{meaning} {KEPT_MEANINGS.get(known.kept_for, '')}".strip()
 
     sortable_by = ("id",)
+
+
+def find_undoable(known: KnownProject) -> Cleanup | None:
+    """A cleanup of the deletion, while that can be undone."""
+    deletion = Cleanup.objects.of_deletion(known.pk, known.deleted_at).undoable().first()
+    return deletion if deletion and not end_deletions.undo_obstacle(deletion) else None

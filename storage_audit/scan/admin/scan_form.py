@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
 from storage_audit.scan.models import BucketScan
+from storage_audit.scan.start import NOT_A_PROJECT_TEXT, ONE_SCOPE_TEXT
 
 
 class ScanForm(forms.Form):
@@ -21,8 +22,8 @@ class ScanForm(forms.Form):
         choices=BucketScan.Purpose,
         widget=AdminRadioSelect(attrs={"class": "radiolist inline"}),
         help_text=_(
-            "Both compare the bucket with the table, and what differs becomes findings. A backfill"
-            " also writes rows for objects that have none. Neither deletes an object."
+            "Both compare the bucket with the tracked files and report findings. A backfill also"
+            " tracks new files. Neither deletes anything."
         ),
     )
     beginning = forms.CharField(
@@ -31,37 +32,37 @@ class ScanForm(forms.Form):
         strip=False,
         required=False,
         widget=AdminTextInputWidget,
-        help_text=_("Such as projects/proj_1/. Empty: the whole bucket."),
+        help_text=_("For example projects/proj_1/. Leave empty for the whole bucket."),
     )
     project_id = forms.CharField(
         label=_("Only files of the project"),
         required=False,
         widget=AdminTextInputWidget,
-        help_text=_("Its id. Empty: of all."),
+        help_text=_("A project ID. Leave empty for all projects."),
     )
     dry_run = forms.BooleanField(
         label=_("Dry run"),
         required=False,
-        help_text=_("The same figures, and no row and no finding is written."),
+        help_text=_("Shows the same figures, but saves no findings and tracks no files."),
     )
     max_requests = forms.IntegerField(
-        label=_("Requests that it may take"),
+        label=_("Maximum requests"),
         min_value=0,
         max_value=2**63 - 1,
         required=False,
         widget=AdminIntegerFieldWidget,
-        help_text=_("Empty: as many as the setting SCAN_MAX_REQUESTS says."),
+        help_text=_("Leave empty to use the setting SCAN_MAX_REQUESTS."),
     )
 
     def clean_project_id(self) -> str:
         project_id: str = self.cleaned_data["project_id"]
         if project_id and not get_key_formats().is_project_id(project_id):
-            raise forms.ValidationError(_("%s is no id of a project.") % printable_text(project_id))
+            raise forms.ValidationError(NOT_A_PROJECT_TEXT % printable_text(project_id))
         return project_id
 
     def clean(self) -> None:
         if self.cleaned_data.get("beginning") and self.cleaned_data.get("project_id"):
-            raise forms.ValidationError(_("Give the beginning of keys or a project, not both."))
+            raise forms.ValidationError(ONE_SCOPE_TEXT)
 
     @property
     def scope(self) -> dict[str, Any]:

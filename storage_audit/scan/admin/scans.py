@@ -12,7 +12,6 @@ from django.shortcuts import redirect
 from django.template.defaultfilters import filesizeformat
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.utils.formats import localize
 from django.utils.html import format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
@@ -20,18 +19,23 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
-from storage_audit.findings.finding_text import KIND_TEXTS
+from storage_audit.display_formats import format_utc
+from storage_audit.findings.finding_text import KIND_TEXTS, kind_count
 from storage_audit.findings.models import Kind
 from storage_audit.redaction import printable_text
 from storage_audit.roles import refusal_reason
 from storage_audit.scan.admin.scan_form import ScanForm
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.models.scan import BucketScanQuerySet
-from storage_audit.scan.scan_text import explain_scan
+from storage_audit.scan.scan_text import RESUME_TEXT, explain_scan
 from storage_audit.scan.start import (
+    NO_WORKERS_TEXT,
+    QUEUED_TEXT,
     RESUMED_TEXTS,
+    STOPPED_TEXT,
     ScanTooExpensive,
     estimate_scan,
+    other_bucket_reason,
     refuse_second_scan,
     send_workers,
     start_scan,
@@ -42,8 +46,8 @@ from storage_audit.ui.model_admin import ReadOnlyAdmin, admin_action
 SECOND = timedelta(seconds=1)
 Purpose, Status = BucketScan.Purpose, BucketScan.Status
 START_BUTTONS = (
-    (Purpose.RECONCILE, gettext_lazy("Compare now")),
-    (Purpose.BACKFILL, gettext_lazy("Backfill")),
+    (Purpose.RECONCILE, gettext_lazy("Start a scan")),
+    (Purpose.BACKFILL, gettext_lazy("Start a backfill")),
 )
 
 
@@ -127,7 +131,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
-            "title": _("Begin a scan"),
+            "title": _("Start a scan"),
             "opts": self.opts,
             "media": self.media,
             "form": form,
@@ -153,8 +157,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             form.add_error(None, str(error))
             return None
         send_workers(scan, 1)
-        text = _("The scan is begun: a worker takes it up next.")
-        self.message_user(request, text, messages.SUCCESS)
+        self.message_user(request, QUEUED_TEXT, messages.SUCCESS)
         if not self.has_view_permission(request):
             return redirect("admin:index")
         return redirect("admin:storage_audit_bucketscan_change", scan.pk)
@@ -163,22 +166,16 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     def stop(self, request: HttpRequest, queryset: BucketScanQuerySet) -> None:
         stopped = 0
         for scan in queryset.running():
-            scan.stop(_("Stopped by %s. Resume it to go on.") % request.user.get_username())
+            scan.stop(STOPPED_TEXT % request.user.get_username())
             if scan.status == Status.STOPPED:
                 self.log_change(request, scan, _("Stopped."))
                 stopped += 1
         if not stopped:
-            text = _("Nothing was stopped: only a scan that is running can be.")
+            text = _("No scan was stopped: only running scans can be stopped.")
             self.message_user(request, text, messages.WARNING)
             return
-        text = ngettext(
-            "%d scan is stopped, and nothing is concluded from it. You can resume it for a day:"
-            " within an hour it goes on where it was, later it starts again.",
-            "%d scans are stopped, and nothing is concluded from them. You can resume them for a"
-            " day: within an hour they go on where they were, later they start again.",
-            stopped,
-        )
-        self.message_user(request, text % stopped, messages.SUCCESS)
+        text = ngettext("Stopped %d scan.", "Stopped %d scans.", stopped) % stopped
+        self.message_user(request, f"{text} {RESUME_TEXT}", messages.SUCCESS)
 
     @admin_action("conduct", gettext_lazy("Resume"))
     def resume(self, request: HttpRequest, queryset: BucketScanQuerySet) -> None:
@@ -220,27 +217,27 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             project = printable_text(scan.project_id)
             where = _("%(where)s, project %(project)s") % {"where": where, "project": project}
         if scan.since:
-            since = localize(timezone.localtime(scan.since))
-            where = _("%(where)s, only rows since %(since)s") % {"where": where, "since": since}
+            words = {"where": where, "since": format_utc(scan.since)}
+            where = _("%(where)s, only files tracked since %(since)s") % words
         return where
 
     @admin.display(description=gettext_lazy("message"))
     def shown_message(self, scan: BucketScan) -> str:
         return printable_text(scan.message)
 
-    @admin.display(description=gettext_lazy("far fewer objects than expected"))
+    @admin.display(description=gettext_lazy("if many files are missing"))
     def fewer_objects(self, scan: BucketScan) -> str:
         if scan.accept_fewer:
-            return _("It is believed all the same, as a person said.")
-        return _("Then it is not believed, and fails.")
+            return _("accept the result")
+        return _("fail the scan")
 
-    @admin.display(description=gettext_lazy("order of the listing"))
+    @admin.display(description=gettext_lazy("listing order"))
     def listing_order(self, scan: BucketScan) -> str:
         if scan.in_key_order:
-            return _("By key, as R2 lists: several workers can share it.")
-        return _("The store’s own. What is missing is known once all keys are listed.")
+            return _("By key, so several workers can share the scan.")
+        return _("The store’s own. Missing files are found at the end.")
 
-    @admin.display(description=gettext_lazy("bytes"), ordering="listed_bytes")
+    @admin.display(description=gettext_lazy("total size"), ordering="listed_bytes")
     def shown_size(self, scan: BucketScan) -> str:
         return filesizeformat(scan.listed_bytes)
 
@@ -248,15 +245,15 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     def shown_duration(self, scan: BucketScan) -> str:
         return format_duration(scan_duration(scan) / SECOND)
 
-    @admin.display(description=gettext_lazy("objects a second"))
+    @admin.display(description=gettext_lazy("files per second"))
     def rate(self, scan: BucketScan) -> int:
         return round(scan.listed / max(scan_duration(scan) / SECOND, 0.001))
 
-    @admin.display(description=gettext_lazy("differences"))
+    @admin.display(description=gettext_lazy("found"))
     def finding_counts(self, scan: BucketScan) -> str:
-        counts = [(getattr(scan, kind), kind.label) for kind in Kind]
-        told = [(count, label) for count, label in counts if count]
-        return format_html_join(mark_safe("<br>"), "{} {}", told) or _("none")
+        counts = [(kind, getattr(scan, kind)) for kind in Kind]
+        shown = [(kind_count(kind, count),) for kind, count in counts if count]
+        return format_html_join(mark_safe("<br>"), "{}", shown) or _("nothing")
 
 
 def has_written_findings(scan: BucketScan) -> bool:
@@ -301,19 +298,18 @@ def start_refusal(request: HttpRequest) -> str:
 def refusal_without_workers() -> str:
     if not conf().sync:
         return ""
-    return _("With the setting CLEANUP_SYNC there are no workers: use manage.py reconcile_r2.")
+    return str(NO_WORKERS_TEXT)
 
 
 def refuse_running(scan: BucketScan) -> None:
     """The second of two people who resume a scan waits for the first, and finds it running."""
     if BucketScan.objects.select_for_update().get(pk=scan.pk).status == Status.RUNNING:
-        raise IllegalTransition(_("Scan %s is running already.") % scan.pk)
+        raise IllegalTransition(_("Scan %s is already running.") % scan.pk)
 
 
 def require_resumable(scan: BucketScan) -> None:
     """Raise IllegalTransition where no worker could go on with it."""
     if reason := refusal_without_workers():
         raise IllegalTransition(reason)
-    if scan.bucket != conf().bucket:
-        text = _("Scan %(id)s is of bucket %(bucket)s, and the settings name another.")
-        raise IllegalTransition(text % {"id": scan.pk, "bucket": scan.bucket})
+    if reason := other_bucket_reason(scan):
+        raise IllegalTransition(reason)

@@ -76,8 +76,8 @@ class BucketScan(models.Model):
     with what the table says was written lately."""
 
     class Purpose(models.TextChoices):
-        BACKFILL = "backfill", _("backfill: write rows")
-        RECONCILE = "reconcile", _("reconcile: compare only")
+        BACKFILL = "backfill", _("backfill: track new files")
+        RECONCILE = "reconcile", _("reconcile: report only")
 
     class Status(models.TextChoices):
         RUNNING = "running", _("running")
@@ -92,30 +92,30 @@ class BucketScan(models.Model):
     )
     prefix = BytewiseTextField(_("prefix"), blank=True)
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
-    since = models.DateTimeField(_("only what was written since"), null=True, blank=True)
+    since = models.DateTimeField(_("only files tracked since"), null=True, blank=True)
     dry_run = models.BooleanField(_("dry run"), default=False)
-    accept_fewer = models.BooleanField(_("fewer objects accepted"), default=False)
-    max_requests = models.PositiveBigIntegerField(_("requests allowed"), null=True, blank=True)
+    accept_fewer = models.BooleanField(_("fewer files accepted"), default=False)
+    max_requests = models.PositiveBigIntegerField(_("request limit"), null=True, blank=True)
     requested_by = models.TextField(_("requested by"), blank=True)
     status = models.CharField(_("status"), max_length=10, choices=Status, default=Status.RUNNING)
     message = models.TextField(_("message"), blank=True)
-    in_key_order = models.BooleanField(_("listed in the order of keys"), default=True)
+    in_key_order = models.BooleanField(_("listed in key order"), default=True)
     # False where the store cannot list them, None before the end.
-    uploads_listed = models.BooleanField(_("unfinished uploads looked for"), null=True)
+    uploads_listed = models.BooleanField(_("unfinished uploads checked"), null=True)
     requests = models.PositiveBigIntegerField(_("requests"), default=0)
-    listed = models.PositiveBigIntegerField(_("listed"), default=0)
-    listed_bytes = models.PositiveBigIntegerField(_("bytes listed"), default=0)
-    added = models.PositiveBigIntegerField(_("rows added"), default=0)
-    updated = models.PositiveBigIntegerField(_("rows updated"), default=0)
-    unchanged = models.PositiveBigIntegerField(_("rows unchanged"), default=0)
-    orphaned = models.PositiveBigIntegerField(_("orphaned"), default=0)
+    listed = models.PositiveBigIntegerField(_("files"), default=0)
+    listed_bytes = models.PositiveBigIntegerField(_("bytes"), default=0)
+    added = models.PositiveBigIntegerField(_("files tracked"), default=0)
+    updated = models.PositiveBigIntegerField(_("records updated"), default=0)
+    unchanged = models.PositiveBigIntegerField(_("files unchanged"), default=0)
+    orphaned = models.PositiveBigIntegerField(_("leftover"), default=0)
     missing = models.PositiveBigIntegerField(_("missing"), default=0)
     untracked = models.PositiveBigIntegerField(_("untracked"), default=0)
     changed = models.PositiveBigIntegerField(_("changed"), default=0)
-    ambiguous = models.PositiveBigIntegerField(_("ambiguous"), default=0)
+    ambiguous = models.PositiveBigIntegerField(_("unclear owner"), default=0)
     unrecognised = models.PositiveBigIntegerField(_("unrecognised"), default=0)
-    misnamed = models.PositiveBigIntegerField(_("misnamed"), default=0)
-    unstorable = models.PositiveBigIntegerField(_("cannot be stored"), default=0)
+    misnamed = models.PositiveBigIntegerField(_("old name"), default=0)
+    unstorable = models.PositiveBigIntegerField(_("unsupported name"), default=0)
     unfinished = models.PositiveBigIntegerField(_("unfinished uploads"), default=0)
     # The marker that vouches for all that was written, and when it was seen last.
     marker = models.TextField(blank=True, editable=False)
@@ -180,7 +180,7 @@ class BucketScan(models.Model):
         trusted = BucketScan.objects.trusted_with(marker, now)
         if not self._update_counts(trusted, figures, marker=marker, marker_seen_at=now):
             raise PassBroken(
-                _now("The bucket marker has changed, or nobody has seen it for more than an hour.")
+                _now("The bucket marker changed, or was last seen more than an hour ago.")
             )
         self.marker, self.marker_seen_at = marker, now
 
@@ -230,7 +230,10 @@ class BucketScan(models.Model):
         if accept_fewer:
             values["accept_fewer"] = True
         if not self.shards.exists() or not young.update(**values):
-            text = _now("Scan %s is complete, or older than a day. Start a new one.")
+            text = _now(
+                "Scan %s can't be resumed: it is complete, older than a day, or replaced by a newer"
+                " scan. Start a new one."
+            )
             raise IllegalTransition(text % self.pk)
         self.refresh_from_db()
         return starts_again

@@ -20,6 +20,7 @@ from storage_audit.display_formats import (
     format_amount,
     format_bucket_key,
     format_key_list,
+    format_projects,
 )
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import printable_text
@@ -34,19 +35,19 @@ RowState = R2Object.State
 # What the state of a tracking row means, and what a person does where it stays so.
 STATE_TEXTS = {
     RowState.UPLOADING: gettext_lazy(
-        "The application is uploading it. Should it stay so for hours, whatever uploaded it has"
-        " died: upload it again."
+        "The application is uploading this file. If that takes hours, the upload has died: upload"
+        " the file again."
     ),
     RowState.STORED: gettext_lazy(
-        "It was seen in the bucket, as its size and ETag here say. Nothing needs to be done."
+        "The file was in the bucket when we last checked, with this size and ETag."
     ),
     RowState.UPLOAD_FAILED: gettext_lazy(
-        "Its upload ended with an error, so most likely there is no object. Upload it again, or"
-        " delete the row."
+        "The upload failed, so the file is probably not in the bucket. Upload it again, or delete"
+        " it here."
     ),
     RowState.DELETING: gettext_lazy(
-        "It is being deleted, and nothing may be uploaded to its key meanwhile. The row goes once"
-        " the object is gone. Should it stay so, “Why?” tells what stands in the way."
+        "The file is being deleted, and uploads to its name are refused. This entry disappears"
+        " when the file is gone. If that takes long, “Why?” shows the reason."
     ),
 }
 KEYS_SHOWN = 50
@@ -59,7 +60,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
     linked_lookups = ("project_id",)
     search_fields = ("key",)
     search_help_text = gettext_lazy(
-        "The beginning of a key, such as projects/proj_1/. Case counts."
+        "Start of a file name, such as projects/proj_1/. Case-sensitive."
     )
     prefix_field = "key"
     ordering = ("key", "pk")
@@ -107,7 +108,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
     def shown_size(self, row: R2Object) -> str | None:
         return None if row.size is None else filesizeformat(row.size)
 
-    @admin.display(description=gettext_lazy("what that means"))
+    @admin.display(description=gettext_lazy("meaning"))
     def state_meaning(self, row: R2Object) -> str:
         return str(STATE_TEXTS[R2Object.State(row.state)])
 
@@ -134,7 +135,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
             protected,
         )
 
-    @admin_action("delete", gettext_lazy("Untrack, and keep the objects"))
+    @admin_action("delete", gettext_lazy("Untrack, keep the files"))
     def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
         selection = self.read_selection(request, queryset)
         if not selection:
@@ -142,7 +143,7 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         if not selection.is_confirmed:
             return self.confirm_untracking(request, selection)
         chosen: R2ObjectQuerySet = selection.rows
-        note = _("Untracked: the object was kept.")
+        note = _("Untracked. The file stays in the bucket.")
         try:
             with transaction.atomic():
                 # Read once: another row may become stable while we check what keeps these.
@@ -154,18 +155,18 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
                 count = rows.delete_without_signals()
         except IntegrityError:
             text = _(
-                "Nothing was untracked: rows of another table point at these objects. Change or"
+                "Nothing was untracked: rows of another table refer to these files. Change or"
                 " delete those rows first."
             )
             self.message_user(request, text, messages.ERROR)
             return None
         if kept:
-            text = ngettext("%d row was kept:", "%d rows were kept:", len(kept)) % len(kept)
+            text = ngettext("%d file stays tracked:", "%d files stay tracked:", len(kept))
+            text %= len(kept)
             self.message_user(request, format_key_list(text, kept.values()), messages.WARNING)
         text = ngettext(
-            "%d row is forgotten; its object is still in R2. A backfill would track it again.",
-            "%d rows are forgotten; their objects are still in R2. A backfill would track them"
-            " again.",
+            "Untracked %d file. It is still in R2, and a backfill would track it again.",
+            "Untracked %d files. They are still in R2, and a backfill would track them again.",
             count,
         )
         if count or not kept:
@@ -174,27 +175,28 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
 
     def confirm_untracking(self, request: HttpRequest, selection: Selection) -> HttpResponse:
         rows: R2ObjectQuerySet = selection.rows
+        count, size = rows.totals()
+        projects = set(rows.order_by().values_list("project_id", flat=True).distinct())
         return self.render_confirmation(
             request,
             selection,
             action="untrack",
-            title=_("Untrack objects?"),
+            title=ngettext("Untrack %d file?", "Untrack %d files?", count) % count,
             sentences=(
+                f"{format_amount(count, size)}. {format_projects(projects)}",
                 _(
-                    "%s: the rows are forgotten, the objects stay in R2. Only a backfill can"
-                    " track them again, and it cannot bring back what an upload recorded."
-                )
-                % format_amount(*rows.totals()),
+                    "The files stay in R2. A backfill can track them again, but what their uploads"
+                    " recorded is lost."
+                ),
                 _(
-                    "A later cleanup judges these keys by their names alone. Rows with an upload"
-                    " or a deletion under way are kept. So are rows of ignored files, and rows"
-                    " without which a cleanup, or a follow-up check that is due, could delete the"
-                    " file."
+                    "Later cleanups then decide about these files by their names alone. Files"
+                    " that a cleanup could delete because of that stay tracked. So do ignored"
+                    " files, and files being uploaded or deleted."
                 ),
             ),
-            heads=(_("Key"),),
+            heads=(_("File"),),
             rows=[(key,) for key in key_lines(rows)],
-            button=_("Yes, untrack"),
+            button=ngettext("Untrack %d file", "Untrack %d files", count) % count,
         )
 
 

@@ -31,5 +31,5 @@ def lines_in_use(
         if (more := len(used.rows) - FILES_SHOWN) > 0:
             lines.append(ngettext("… and %d more", "… and %d more", more) % more)
         for field in used.unreadable:
-            lines.append(_("Its rows may use some files, and cannot be read: %s.") % field)
+            lines.append(_("Can't be read, so its rows may use some of these files: %s.") % field)
     return lines

@@ -1,0 +1,122 @@
+"""People find a deleted project by its title, for as long as the deletion can be undone."""
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from pytest_django.fixtures import Settings
+
+from storage_audit.cleanup import end_deletions
+from storage_audit.cleanup.admin.project_names import find_by_name
+from storage_audit.cleanup.models import Cleanup, SnapshotName
+from storage_audit.models import KnownProject, Project
+from storage_audit.ui.links import lookup_url
+from tests.admin_client import (
+    admin_url,
+    client_for,
+    page_text,
+    staff_client,
+    superuser_client,
+    url_of_cleanup,
+)
+from tests.held import grant_grace
+from tests.real_bucket import Bucket
+
+pytestmark = pytest.mark.database
+NAME = "Summer sale (proj_1)"
+
+
+@pytest.fixture
+def held(bucket: Bucket, settings: Settings) -> Cleanup:
+    grant_grace(settings)
+    Project.objects.create(pk="proj_1", title="Summer sale")
+    Project.objects.get().delete()
+    return Cleanup.objects.get()
+
+
+def listed(client: Client, text: str) -> str:
+    return page_text(client.get(admin_url("cleanup"), {"q": text}))
+
+
+def looked_up(client: Client, text: str) -> str:
+    return page_text(client.get(lookup_url(text)))
+
+
+@pytest.mark.parametrize("text", ["Summer sale", "summer", " SALE "])
+def test_list_and_lookup_find_a_deleted_project_by_its_title(held: Cleanup, text: str) -> None:
+    client = superuser_client()
+    assert NAME in listed(client, text)
+    found = looked_up(client, text)
+    assert "Summer sale" in found and url_of_cleanup(held) in found
+    assert "Held until" in found and f"/cleanup/{held.pk}/undo/" in found
+    assert NAME in page_text(client.get(url_of_cleanup(held)))
+
+
+def test_other_searches_find_what_they_found(held: Cleanup) -> None:
+    client = superuser_client()
+    assert NAME in listed(client, "proj_1") and NAME in listed(client, "")
+    assert NAME in listed(client, str(held.pk))
+    assert NAME not in listed(client, "winter")
+    assert "We have no record of this file." in looked_up(client, "winter")
+    assert not find_by_name(" ") and not find_by_name("\0")
+
+
+def test_titles_are_for_those_who_may_view_projects(held: Cleanup) -> None:
+    user = User.objects.create_user("eve", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename="view_cleanup"))
+    client = client_for(user)
+    assert "Summer" not in listed(client, "proj_1")
+    assert "0 cleanups" in listed(client, "Summer")
+    assert str(held.pk) not in looked_up(client, "Summer")
+
+
+def test_lookup_offers_undo_to_those_who_may(held: Cleanup) -> None:
+    found = looked_up(staff_client(), "Summer")
+    assert "Summer sale" in found and "/undo/" not in found
+
+
+@pytest.mark.parametrize("decide", [end_deletions.cancel_deletion, end_deletions.erase_deletion])
+def test_title_is_forgotten_with_the_copy_of_the_rows(held: Cleanup, decide: object) -> None:
+    assert callable(decide)
+    decide(held, "a reason")
+    assert not SnapshotName.objects.exists()
+    client = superuser_client()
+    assert "Summer" not in listed(client, "proj_1")
+    assert str(held.pk) not in looked_up(client, "Summer")
+
+
+def test_project_whose_name_cannot_be_read_is_deleted_all_the_same(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(project: Project) -> str:
+        raise Project.DoesNotExist
+
+    grant_grace(settings)
+    project = Project.objects.create(pk="proj_1", title="Summer sale")
+    monkeypatch.setattr(Project, "__str__", fail)
+    project.delete()
+    assert Cleanup.objects.held().exists() and not SnapshotName.objects.exists()
+
+
+def test_list_of_names_takes_as_many_queries_for_many_rows(held: Cleanup) -> None:
+    client = superuser_client()
+    with CaptureQueriesContext(
+        connection,
+    ) as one:
+        listed(client, "sale")
+    for n in range(2, 9):
+        Project.objects.create(pk=f"proj_{n}", title="A sale")
+        Project.objects.get().delete()
+    with CaptureQueriesContext(connection) as many:
+        assert "A sale (proj_8)" in listed(client, "sale")
+    assert len(many) == len(one)
+
+
+def test_page_of_a_known_id_says_whether_its_files_are_kept(held: Cleanup) -> None:
+    client, url = superuser_client(), admin_url("knownproject", "change", "proj_5F1")
+    assert "You can still undo the deletion" in page_text(client.get(url))
+    end_deletions.cancel_deletion(held, "")
+    assert "A person cancelled the cleanup: its files stay." in page_text(client.get(url))
+    KnownProject.objects.update(kept_for="")
+    assert "its files stay" not in page_text(client.get(url))

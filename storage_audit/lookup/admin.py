@@ -122,7 +122,7 @@ def access_of(request: HttpRequest) -> LookupAccess:
     return LookupAccess(
         may("storage_audit.view_r2object"),
         may("storage_audit.view_finding"),
-        may_view_projects(request.user),
+        may_view_projects(request),
     )
 
 

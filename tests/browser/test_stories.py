@@ -160,7 +160,7 @@ def test_at_night_all_is_paused_one_deletion_is_cancelled_and_the_rest_resumed(
             page.goto(path("cleanup", "change", waiting.pk))
             reload_until(page, "No file is deleted until a person resumes it.")
             page.get_by_role("link", name="Resume…").click()
-            due = "delete at most 1 object, 4"
+            due = "delete at most 1 file, 4"
             expect(page.get_by_text(f"1 cleanup waits. It will {due}")).to_be_visible()
             page.get_by_role("button", name=f"Resume, {due}").click()
             expect(page.get_by_text("Deletions are resumed.")).to_be_visible()
@@ -208,7 +208,7 @@ def test_undo_pause_cancel_and_resume_need_no_scripts(
         page.goto(path("cleanup", "change", second.pk))
         page.get_by_role("button", name="Clean up again").click()
         page.get_by_label("Reason").fill("After all")
-        page.get_by_role("button", name="Delete 1 object, 4").click()
+        page.get_by_role("button", name="Delete 1 file, 4").click()
         expect(page.get_by_text("A new cleanup of proj_2 is queued.")).to_be_visible()
         page.goto(path("project", "delete", "proj_1"))
         page.get_by_text("Erase now, no undo").click()

@@ -57,7 +57,7 @@ def test_page_and_list_say_until_when_it_is_held(held: Cleanup) -> None:
     assert f'<span class="audit-status audit-held">{text}</span>' in page
     assert "No file is deleted before that." in page
     listed = page_text(client.get(admin_url("cleanup"), {"needs": "held"}))
-    assert text in listed and "3 objects" in listed
+    assert text in listed and "3 files" in listed
     sentence = live_progress.progress_values(held, timezone.now())["sentence"]
     assert sentence.startswith("The hold ends in 2")
     assert cleanup_text.status_label(held) == text
@@ -108,7 +108,7 @@ def test_each_decision_asks_first_with_files_and_project(held: Cleanup, action: 
     shown = run_action(superuser_client(), "cleanup", action, held.pk)
     held.refresh_from_db()
     assert held.is_held() and not held.decided_at
-    assert "proj_1" in shown and "3 objects" in shown and 'name="reason"' in shown
+    assert "proj_1" in shown and "3 files" in shown and 'name="reason"' in shown
 
 
 def test_undo_brings_the_project_back(held: Cleanup, bucket: Bucket) -> None:
@@ -178,7 +178,7 @@ def test_several_deletions_are_undone_each_by_itself(
 def test_erase_needs_a_reason_and_says_what_goes(held: Cleanup, bucket: Bucket) -> None:
     client = staff_client("erase_cleanup")
     shown = confirm_action(client, "cleanup", "erase_deletion", held.pk)
-    assert "Erase 3 objects" in shown and "This field is required." in shown
+    assert "Erase 3 files" in shown and "This field is required." in shown
     held.refresh_from_db()
     assert held.is_held()
     shown = confirm_action(client, "cleanup", "erase_deletion", held.pk, reason="asked for it")

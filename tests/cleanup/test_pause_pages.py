@@ -91,7 +91,7 @@ def test_cleanups_page_pauses_it_alone(bucket: Bucket) -> None:
     run_until_idle(cleanup)
     resume = f"{RESUME}?cleanup={cleanup.pk}"
     asked = page_text(client.get(resume))
-    assert "1 cleanup waits." in asked and "Resume, delete at most 1 object" in asked
+    assert "1 cleanup waits." in asked and "Resume, delete at most 1 file" in asked
     client.post(resume, {"figures": read_figures(asked)})
     assert run_until_idle(cleanup).status == Status.CLEAN
 
@@ -111,7 +111,7 @@ def test_resume_asks_with_the_figures_and_again_when_they_change(
 ) -> None:
     client = superuser_client()
     asked = page_text(client.get(RESUME))
-    assert "1 cleanup waits." in asked and "3 objects" in asked
+    assert "1 cleanup waits." in asked and "3 files" in asked
     bucket.upload("proj_2")
     run_until_idle(request_cleanup("proj_2"))
     again = page_text(client.post(RESUME, {"figures": read_figures(asked)}))
@@ -157,7 +157,7 @@ def test_commands_pause_and_resume(bucket: Bucket) -> None:
     assert "files are missing" in out and "Requests that may still be under way: 0." in out
     cleanup = run_until_idle(request_cleanup("proj_1"))
     out, _err, code = run_command("resume_cleanups")
-    assert code == 0 and "cleanups: 1; 2 objects" in out
+    assert code == 0 and "cleanups: 1; 2 files" in out
     assert DeletionPause.objects.exists()
     found = re.search(r"--confirm (\S+)", out)
     assert found

@@ -24,7 +24,7 @@ DELETION_TRIGGERS = ("deleted", "forced")
 # Of each of these one worker may have had one batch under way.
 INTERRUPTION_STEPS = ("takeover", "retrying", "failed", "blocked")
 # From so many kills on there was time for everything that people do.
-MANY_KILLS = 20
+MANY_KILLS = 50
 # A worker looks each second for a pause while calls are under way; and a slow machine takes its
 # time between the last look and the signature. Later none may leave at all.
 PAUSE_DELAY_SECONDS = 10.0  # seconds

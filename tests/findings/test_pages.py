@@ -361,10 +361,8 @@ def test_unfinished_uploads_are_aborted(bucket: Bucket, monkeypatch: pytest.Monk
         superuser_client(), "finding", "abort_uploads", *pks(found), **confirmation_fields(asked)
     )
     assert "Nothing was done: your selection changed" in again
-    assert "not listed any more" in run_action(
-        superuser_client(), "finding", "abort_uploads", *pks(found)
-    )
-    assert "1 finding is resolved." in decide("abort_uploads", found)
+    assert "already gone" in run_action(superuser_client(), "finding", "abort_uploads", *pks(found))
+    assert "1 unfinished upload is gone:" in decide("abort_uploads", found)
     assert read_states() == {KEY: "resolved"}
 
 

@@ -273,12 +273,12 @@ def test_object_written_again_with_the_same_content_is_not_renamed(
 
 def test_object_that_is_gone_is_not_renamed(bucket: Bucket, misnamed: Finding) -> None:
     bucket.r2.remove(A)
-    assert "not there any more" in refused(misnamed)
+    assert "not in the bucket any more" in refused(misnamed)
 
 
 def test_key_with_a_row_is_not_taken(bucket: Bucket, misnamed: Finding) -> None:
     track_key(bucket, A_NEW, "proj_1", source="backfill")
-    assert "tracked already" in refused(misnamed)
+    assert "The new name is taken" in refused(misnamed)
     assert_kept(bucket, misnamed)
 
 
@@ -354,7 +354,7 @@ def test_finding_of_another_kind_is_refused(bucket: Bucket, misnamed: Finding) -
 def test_resolved_finding_is_refused(bucket: Bucket, misnamed: Finding) -> None:
     Finding.objects.all().resolve("gone")
     misnamed.refresh_from_db()
-    assert "resolved already: gone" in refused(misnamed)
+    assert "Already resolved: gone" in refused(misnamed)
 
 
 def test_other_bucket_is_not_touched(bucket: Bucket, misnamed: Finding) -> None:
@@ -462,7 +462,7 @@ def test_upload_that_takes_the_new_key_keeps_it(
 
     after(monkeypatch, rename, "copy_objects", overwrite)
     [one] = rename_findings(misnamed)
-    assert "tracked already" in one.objection
+    assert "The new name is taken" in one.objection
     assert_kept(bucket, misnamed, A, A_NEW)
     assert bucket.r2.read(A) == CONTENT and bucket.r2.read(A_NEW) == b"mine"
 
@@ -501,9 +501,9 @@ def test_old_object_stays_while_the_new_one_is_another(
     rename_findings(misnamed)
     monkeypatch.undo()
     bucket.put(A_NEW, body=b"other")
-    assert "both stay" in rename_findings(misnamed)[0].objection
+    assert "Both files are kept" in rename_findings(misnamed)[0].objection
     bucket.r2.remove(A_NEW)
-    assert "both stay" in rename_findings(misnamed)[0].objection
+    assert "Both files are kept" in rename_findings(misnamed)[0].objection
     assert bucket.r2.read(A) == CONTENT
     assert not Cleanup.objects.exists()
 

@@ -42,7 +42,7 @@ class Clip(LibraryRow):
 
 
 class Still(LibraryRow):
-    """No key format reads its keys."""
+    """No key format matches its keys."""
 
     project = models.ForeignKey(Project, models.CASCADE, null=True, related_name="+")
     file = models.FileField(upload_to="stills/", max_length=1024, db_index=True)

@@ -442,10 +442,10 @@ def test_file_field_in_the_setting_is_read_with_its_location(
     "entry, why",
     [
         ("library.Copy.nothing", "no such field"),
-        ("library.Copy.data", "no text"),
+        ("library.Copy.data", "not a text field"),
         ("library.Nothing.file", "no such function"),
         ("tests.library.models.Nothing", "no such function"),
-        ("tests.library.models.__name__", "no function"),
+        ("tests.library.models.__name__", "not a function"),
         ("nothing", "no such function"),
     ],
 )
@@ -516,7 +516,7 @@ def test_files_that_only_rows_named_are_said_and_kept(
 ) -> None:
     create_projects("proj_1", "proj_2")
     key, other = still("proj_1"), still("proj_2", "b.png")
-    assert f"No key format reads {key}" in caplog.text
+    assert f"No key format matches {key}" in caplog.text
     library_rows("Still").create(project_id="proj_1", file="stills/gone.png")
     library_rows("Still").create(project_id="proj_1")
     library_rows("Clip").create(project_id="proj_1", file=library.upload("proj_1"))

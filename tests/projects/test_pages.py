@@ -81,7 +81,7 @@ def test_confirmation_with_100000_objects_takes_no_more_queries(db: None) -> Non
     R2Object.objects.all().delete_without_signals()
     track_files("proj_1", 100_000)
     assert count_queries(client, url) == one
-    assert "100000 objects" in page_text(client.get(url))
+    assert "100000 files" in page_text(client.get(url))
 
 
 def test_deletion_links_to_its_cleanup_which_empties_the_bucket(bucket: Bucket) -> None:

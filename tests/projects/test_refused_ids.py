@@ -206,7 +206,7 @@ def test_check_names_refused_ids_and_says_what_to_do() -> None:
     create_projects("proj_1", "proj_2")
     past_all_checks("proj_proj_1", "a\x1b[2J")
     warning = run_system_checks(databases=["default"])["storage_audit.W007"]
-    assert warning.msg.endswith("these projects: a\\x1b[2J, proj_proj_1.")
+    assert warning.msg.endswith("these project IDs: a\\x1b[2J, proj_proj_1.")
     assert warning.hint is not None and "PROJECT_ID_PATTERN" in warning.hint
     Project.objects.filter(pk__startswith="a").delete()
     Project.objects.get(pk="proj_proj_1").delete()

@@ -444,7 +444,7 @@ def test_a_scan_that_is_interrupted_says_so_and_can_be_repeated(bucket: Bucket) 
     steps.close()
     found.refresh_from_db()
     assert (found.status, found.added) == ("stopped", 1)
-    assert "resume" in found.message
+    assert "Resume the scan" in found.message
     assert figures(backfill()) == (1, 0, 0, 1)
 
 

@@ -226,7 +226,7 @@ COMPARING = {"Compare with the bucket": "operator"}
     [
         ("project", {"Add project": "operator"}, COMPARING | {"Delete": "operator"}),
         ("finding", DECIDING | {"Delete leftover files": "admin"}, DECIDING),
-        ("bucketscan", {"Compare now": "operator", "Stop": "operator"}, {"Resume": "operator"}),
+        ("bucketscan", {"Start a scan": "operator", "Stop": "operator"}, {"Resume": "operator"}),
         ("healthreport", REPORT_BUTTONS, REPORT_BUTTONS),
     ],
 )

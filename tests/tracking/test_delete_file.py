@@ -483,7 +483,7 @@ def test_cleanup_says_that_it_keeps_a_young_file_without_a_row(
     bucket.put(NAME)
     cleanup = run_until_idle(delete_without_answer(store, NAME))
     assert cleanup.status == "clean_with_kept"
-    assert f"{NAME}: cleanup {cleanup.pk} goes on" in caplog.text
+    assert f"{NAME}: cleanup {cleanup.pk} continues" in caplog.text
     assert "No row says when this file was written" in read_reason(cleanup, NAME)
     assert cleanup.items.get().owner_evidence == "the application deleted the file"
     assert bucket.keys() == {NAME}
@@ -521,7 +521,7 @@ def test_file_goes_once_its_deletion_is_committed(
         assert bucket.keys() == {NAME}
         assert not caplog.records
     cleanup = Cleanup.objects.get()
-    assert f"{NAME}: cleanup {cleanup.pk} goes on" in caplog.text
+    assert f"{NAME}: cleanup {cleanup.pk} continues" in caplog.text
     assert (bucket.keys() == set()) is sync
     assert run_until_idle(cleanup).status == "clean"
     assert (bucket.keys(), R2Object.objects.count()) == (set(), 0)

@@ -84,7 +84,7 @@ def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None)
     across = {"select_across": "1", "index": "0"}
     shown = run_action(client, "r2object", "delete_selected", "all", **across)
     assert "… and 150 more" in shown
-    assert "R2 objects: 200 objects" in shown
+    assert "R2 objects: 200 files" in shown
     assert shown.count("_selected_action") == 1
 
 

@@ -91,9 +91,7 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Cleanup]:
         # A hundred kilobytes, at worst, which only the page of a plan shows.
         cleanups: Any = super().get_queryset(request).defer("plan_summary")
-        found: QuerySet[Cleanup] = (
-            cleanups.with_names() if may_view_projects(request.user) else cleanups
-        )
+        found: QuerySet[Cleanup] = cleanups.with_names() if may_view_projects(request) else cleanups
         return found
 
     def get_urls(self) -> list[URLPattern]:
@@ -126,7 +124,7 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         found = starts_with("project_id", search_term)
         with suppress(ValueError):
             found |= Q(pk=UUID(search_term))
-        if may_view_projects(request.user) and (named := find_by_name(search_term)):
+        if may_view_projects(request) and (named := find_by_name(search_term)):
             found |= Q(pk__in=named)
         return queryset.filter(found), False
 

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib.auth import get_permission_codename
+from django.http import HttpRequest
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
@@ -13,10 +14,11 @@ from storage_audit.cleanup.models import Cleanup
 MAX_FOUND = 100
 
 
-def may_view_projects(user: Any) -> bool:
+def may_view_projects(request: HttpRequest) -> bool:
     """Titles are shown to nobody else."""
+    user: Any = getattr(request, "user", None)
     meta = project_model.get_model()._meta
-    return bool(user.has_perm(f"{meta.app_label}.{get_permission_codename('view', meta)}"))
+    return bool(user and user.has_perm(f"{meta.app_label}.{get_permission_codename('view', meta)}"))
 
 
 def find_by_name(text: str) -> list[UUID]:

@@ -212,6 +212,8 @@ def page_addresses(states: dict[str, Cleanup]) -> dict[str, str]:
         "why-kept": lookup_url(AMBIGUOUS_KEY),
         "why-gone": lookup_url(f"projects/{DELETED_PROJECT}/scenes/s1/media/take.mp4"),
         "why-project": lookup_url(DELETED_PROJECT),
+        "why-matches": lookup_url("take.mp4"),
+        "why-unknown": lookup_url("https://media.example.com/nothing.bin"),
         "why-held": lookup_url(HELD_PROJECT),
         "leftovers": reverse("admin:storage_audit_leftovers"),
         "certificate": reverse("admin:storage_audit_certificate", args=[told.pk]),

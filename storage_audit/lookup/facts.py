@@ -45,16 +45,17 @@ class LookupAccess(NamedTuple):
 
     rows: bool = True
     findings: bool = True
+    project_titles: bool = True
 
 
 FULL_ACCESS = LookupAccess()
 
 
 class ProjectState(TextChoices):
-    ALIVE = "alive", gettext_lazy("it lives")
-    DELETED = "deleted", gettext_lazy("it was deleted")
-    VANISHED = "vanished", gettext_lazy("it is gone, and nobody said that it was deleted")
-    UNKNOWN = "unknown", gettext_lazy("no project of this id was ever known")
+    ALIVE = "alive", gettext_lazy("exists")
+    DELETED = "deleted", gettext_lazy("deleted")
+    VANISHED = "vanished", gettext_lazy("missing, no deletion reported")
+    UNKNOWN = "unknown", gettext_lazy("never known here")
 
 
 class ProjectStatus(NamedTuple):
@@ -112,7 +113,7 @@ class ObjectFacts:
 
     @property
     def is_partial(self) -> bool:
-        return self.access != FULL_ACCESS
+        return not (self.access.rows and self.access.findings)
 
     @property
     def is_known(self) -> bool:

@@ -2,6 +2,7 @@
 counts as gone."""
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from itertools import chain
 from typing import TypeVar
 
@@ -300,6 +301,29 @@ def find_deleted_owner_of_row(facts: ObjectFacts) -> object:
     return item and not facts.listed and find_deleted_owner(facts)
 
 
+# Cards
+
+
+def shows_object(facts: ObjectFacts) -> bool:
+    """Whether the latest that we know shows the object in the bucket."""
+    finding, item, row = facts.finding, facts.remaining_item, facts.row
+    if facts.listed or not finding or finding.kind == Kind.UNFINISHED:
+        is_compared = item and item.cleanup.kind == Cleanup.Kind.VERIFY
+        # A verification also has what is tracked and not in the bucket.
+        is_item = item and not (is_compared and item.found_in == CleanupItem.FoundIn.TRACKED)
+        is_row = row and row.state in (R2Object.State.STORED, R2Object.State.DELETING)
+        return bool(facts.listed or is_item or is_row)
+    return finding.kind != Kind.MISSING
+
+
+def confirmed_gone_at(facts: ObjectFacts) -> datetime | None:
+    """When a complete listing last showed that it is gone."""
+    if facts.live_result and facts.is_confirmed_gone:
+        return facts.live_result.checked_at
+    item = find_settled_item(facts)
+    return item.changed_at if item else None
+
+
 # Caveats
 
 
@@ -308,20 +332,12 @@ def maybe_changed_text(facts: ObjectFacts) -> str:
     if not facts.is_partial or facts.is_confirmed_gone:
         return ""
     if facts.listed:
-        return _("Whether it is so still, you may not see: ask somebody who may see all.")
-    return _("Whether it is so still, you may not see: look into the bucket.")
+        return _("You can’t see all records, so this may have changed. Ask somebody who can.")
+    return _("You can’t see all records, so this may have changed. Check the bucket.")
 
 
 def maybe_back_text(facts: ObjectFacts) -> str:
     """The row of a later upload leaves no trace once somebody untracks it."""
     if facts.is_confirmed_gone:
         return ""
-    return maybe_changed_text(facts) or _("It may have come back since: look into the bucket.")
-
-
-def maybe_there_text(facts: ObjectFacts) -> str:
-    if facts.is_known or facts.listed:
-        return ""
-    if facts.is_partial:
-        return _("Nothing that you may see tells whether it is there: look into the bucket.")
-    return _("Nothing here tells whether it is there: look into the bucket.")
+    return maybe_changed_text(facts) or _("To rule out a later upload, check the bucket.")

@@ -1,12 +1,14 @@
-"""Why an object is still there, or when it went: the first rule that fits gives the answer."""
+"""Why an object is still there, or when it was deleted: the first rule that fits answers."""
 
 from typing import Any
 
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.lookup import find_evidence as evidence
+from storage_audit.lookup.cards import About, Card, Situation, write_reply
 from storage_audit.lookup.facts import ObjectFacts, ProjectState
 from storage_audit.lookup.find_evidence import (
     find_latest_item,
@@ -23,23 +25,43 @@ Outcome, Status = CleanupItem.Outcome, Cleanup.Status
 OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
     Rule("own_object", lambda f: f.key.startswith(OWN_PREFIX)),
     Rule("being_uploaded", restrict_finder(lambda f: f.row, lambda row: row.is_being_uploaded)),
-    Rule("gone", evidence.find_settled_item, evidence.maybe_back_text),
+    Rule("gone", evidence.find_settled_item, evidence.maybe_back_text, card=Card.GONE),
     # All rules below may say that it is still there.
     Rule(
         "gone_before_its_cleanup",
         lambda f: f.is_confirmed_gone and evidence.find_deleting_cleanup(f),
+        card=Card.GONE,
     ),
-    Rule("gone_but_tracked", lambda f: f.is_confirmed_gone and f.row and [f.row, f.finding]),
-    Rule("gone_in_partial_view", lambda f: f.is_confirmed_gone and f.is_partial and [f.finding]),
-    Rule("gone_unexplained", lambda f: f.is_confirmed_gone and [f.finding]),
+    Rule(
+        "gone_but_tracked",
+        lambda f: f.is_confirmed_gone and f.row and [f.row, f.finding],
+        card=Card.GONE,
+    ),
+    Rule(
+        "gone_in_partial_view",
+        lambda f: f.is_confirmed_gone and f.is_partial and [f.finding],
+        card=Card.GONE,
+        situation=Situation.ABSENT,
+    ),
+    Rule(
+        "gone_unexplained",
+        lambda f: f.is_confirmed_gone and [f.finding],
+        card=Card.GONE,
+        situation=Situation.ABSENT,
+    ),
     Rule(
         "blocked",
         restrict_finder(evidence.find_deleting_cleanup, lambda one: one.status == Status.BLOCKED),
+        situation=Situation.WAITING,
     ),
-    Rule("being_deleted", evidence.find_deleting_cleanup),
+    Rule("being_deleted", evidence.find_deleting_cleanup, situation=Situation.DELETING),
     Rule("uploaded_again", evidence.find_new_upload),
-    Rule("back_in_partial_view", lambda f: not f.access.rows and evidence.find_returned_item(f)),
-    Rule("back", evidence.find_returned_item),
+    Rule(
+        "back_in_partial_view",
+        lambda f: not f.access.rows and evidence.find_returned_item(f),
+        card=Card.STILL_THERE,
+    ),
+    Rule("back", evidence.find_returned_item, card=Card.STILL_THERE),
     Rule(
         "failed_and_ended",
         restrict_finder(
@@ -51,9 +73,10 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
         "failed_and_retried",
         restrict_finder(evidence.find_failed_item, lambda item: item.cleanup.next_attempt_at),
         evidence.maybe_changed_text,
+        situation=Situation.DELETING,
     ),
     Rule("failed", evidence.find_failed_item, evidence.maybe_changed_text),
-    Rule("cancelled", evidence.find_cancelled_owner),
+    Rule("cancelled", evidence.find_cancelled_owner, situation=Situation.KEPT),
     Rule(
         "kept",
         restrict_finder(evidence.find_kept_item, lambda item: item.cleanup.is_deletion),
@@ -91,7 +114,12 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
             lambda f: find_latest_item(f, Outcome.TO_DELETE), lambda item: item.cleanup.dry_run
         ),
     ),
-    Rule("of_live_project", evidence.find_living_owner_of_row, needs_rows=True),
+    Rule(
+        "of_live_project",
+        evidence.find_living_owner_of_row,
+        needs_rows=True,
+        situation=Situation.IN_USE,
+    ),
     Rule("maybe_of_live_project", evidence.find_possible_living_owners, needs_rows=True),
     Rule(
         "of_vanished_project",
@@ -101,8 +129,19 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
     ),
     Rule("not_in_plan", lambda f: f.is_tracked_or_listed and evidence.find_plan_without(f)),
     Rule("not_in_plan_if_there", evidence.find_plan_without),
-    Rule("covered", evidence.find_covering_cleanup, needs_rows=True),
-    Rule("row_left_over", evidence.find_deleted_owner_of_row, needs_rows=True, declares=True),
+    Rule(
+        "covered",
+        evidence.find_covering_cleanup,
+        needs_rows=True,
+        situation=Situation.DELETING,
+    ),
+    Rule(
+        "row_left_over",
+        evidence.find_deleted_owner_of_row,
+        needs_rows=True,
+        declares=True,
+        card=Card.UNKNOWN,
+    ),
     Rule("left_over", evidence.find_deleted_owner, needs_rows=True, declares=True),
     Rule(
         "other_spelling_gone", lambda f: not f.listed and f.other_spellings and f.other_spellings[0]
@@ -115,11 +154,11 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
         needs_rows=True,
     ),
     Rule(
-        "no_key_format",
-        lambda f: not f.parsed_keys and not f.projects,
-        evidence.maybe_there_text,
+        "no_record",
+        lambda f: not (f.parsed_keys or f.projects or f.is_known or f.listed),
         needs_rows=True,
     ),
+    Rule("no_key_format", lambda f: not f.parsed_keys and not f.projects, needs_rows=True),
     Rule(
         "of_unknown_project",
         lambda f: f.is_tracked_or_listed and [True, *f.projects.values()],
@@ -130,207 +169,223 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
     Rule("unknown_in_partial_view", lambda f: f.is_partial),
     Rule("unknown", lambda f: True),
 )
+
+
+def no_record_text(facts: ObjectFacts) -> str:
+    seen = (
+        gettext("You can see no record of this file.")
+        if facts.is_partial
+        else gettext("We have no record of this file.")
+    )
+    text = gettext(
+        "The name matches no known key format. Check the bucket, or look up a link to the file or"
+        " its project’s ID."
+    )
+    return f"{seen} {text}"
+
+
+# A function where the sentence depends on more.
 OBJECT_TEXTS: dict[str, Any] = {
     "own_object": _(
-        "It is an object of this application itself, such as the marker by which it knows its"
-        " bucket. Leave it where it is."
+        "This is one of the app’s own files, such as its bucket marker. Leave it in place."
     ),
     "being_uploaded": _(
-        "An upload to it is under way since %(updated_at)s, and until %(busy_until)s no cleanup"
-        " touches it. Look again when it is over."
+        "An upload to this name began on %(updated_at)s. No cleanup deletes the file before"
+        " %(busy_until)s. Check again after that."
     ),
     "gone": "%(went)s",
     "gone_before_its_cleanup": _(
-        "It is not in the bucket now. Cleanup %(cleanup)s was to delete it, and is %(status)s:"
-        " once that cleanup goes on, it records that the file is gone."
+        "Not in the bucket now. The cleanup that was to delete it is %(status)s. When that cleanup"
+        " continues, it records the file as gone."
     ),
     "gone_but_tracked": _(
-        "It is not in the bucket now, and its row is all there is. The next scan calls it"
-        " missing, and the row can be removed there; or upload it again."
+        "Not in the bucket now, but still recorded here. Upload the file again, or remove the"
+        " record once a scan reports it as missing."
     ),
     "gone_in_partial_view": _(
-        "It is not in the bucket now, and nothing that you may see tells what became of it. Ask"
-        " somebody who may see all."
+        "Not in the bucket now. The records that you can see don’t say why. Ask somebody who can"
+        " see all records."
     ),
-    "gone_unexplained": _(
-        "It is not in the bucket now, and nothing here tells what became of it. If it ever was"
-        " there, something else took it."
-    ),
+    "gone_unexplained": _("Not in the bucket now. We have no record of what happened to it."),
     "blocked": _(
-        "Cleanup %(cleanup)s is to delete it, and is blocked: %(message)s Once that is settled,"
-        " approve it on its page."
+        "A cleanup needs approval before it deletes this file. Approve or cancel it on its page."
+        " Reason: %(message)s"
     ),
     "being_deleted": _(
-        "Cleanup %(cleanup)s is to delete it, and is %(status)s. Its page says how far it is,"
-        " and when it goes on."
+        "A cleanup is going to delete this file. It is %(status)s now; its page shows the progress."
     ),
-    "uploaded_again": _(
-        "It was uploaded again on %(created_at)s for %(project)s. Before: %(went)s"
-    ),
+    "uploaded_again": _("Uploaded again on %(created_at)s for %(project)s. Before that: %(went)s"),
     "back_in_partial_view": _(
-        "It is in the bucket again, by the latest that you may see. Before: %(went)s"
+        "Back in the bucket, according to the latest record that you can see. Before that: %(went)s"
     ),
     "back": _(
-        "It is in the bucket again, by the latest that we know, and not by an upload through"
-        " this application. Verify the cleanup that deleted it. Before: %(went)s"
+        "Back in the bucket according to our latest record, but not uploaded through this app."
+        " Verify the cleanup that deleted it. Before that: %(went)s"
     ),
     "failed_and_ended": _(
-        "Cleanup %(cleanup)s could not delete it: %(reason)s That cleanup was ended, and is not"
-        " tried again: verify the project to see."
+        "A cleanup could not delete this file, and that cleanup has ended. Verify the project to"
+        " see what is left. Reason: %(reason)s"
     ),
     "failed_and_retried": _(
-        "Cleanup %(cleanup)s could not delete it: %(reason)s It is tried again on"
-        " %(retried_at)s; its page says what stands in the way."
-    ),
-    "failed": _(
-        "Cleanup %(cleanup)s could not delete it: %(reason)s Its page says what stands in the"
-        " way, and lets you try again."
-    ),
-    "cancelled": _(
-        "A person cancelled cleanup %(cleanup)s, so the files of project %(project)s stay. To"
-        " delete them, choose Clean up again on that cleanup's page."
-    ),
-    "kept": _(
-        "Cleanup %(cleanup)s kept it: %(reason)s Once that is settled, verify that cleanup, or"
-        " clean up after its project again."
-    ),
-    "would_be_kept_of_deleted": _(
-        "A cleanup would keep it, says cleanup %(cleanup)s: %(reason)s Once that is settled,"
-        " clean up after the project again."
-    ),
-    "would_be_kept": _(
-        "A cleanup would keep it, says cleanup %(cleanup)s: %(reason)s Settle that before the"
-        " project is deleted."
-    ),
-    "differs": _(
-        "Verification %(cleanup)s said on %(settled_at)s: %(reason)s Look into the bucket, to"
-        " see whether that is still so."
-    ),
-    "ignored": _(
-        "%(who)s said on %(decided_at)s that it may stay: %(note)s Reopen the finding to decide"
-        " anew."
-    ),
-    Kind.ORPHANED: _(
-        "Its project is no more, and no cleanup took it; a scan found it on %(seen_at)s. Delete"
-        " the orphan from its finding, or assign it to a project."
-    ),
-    Kind.MISSING: _(
-        "A row tells of it, but the scan of %(seen_at)s did not show it. Look into the bucket;"
-        " if it is not there, remove the row from its finding."
-    ),
-    Kind.UNTRACKED: _(
-        "It is in the bucket by the scan of %(seen_at)s, which saw no row that tracks it,"
-        " though its project lives. Track it from its finding, or begin a backfill."
-    ),
-    Kind.CHANGED: _(
-        "It is another object than its row says, by the scan of %(seen_at)s. Track it from its"
-        " finding."
-    ),
-    "ambiguous_in_partial_view": _(
-        "It could be several projects’; a scan found it on %(seen_at)s. Its finding says what"
-        " can be done."
-    ),
-    "ambiguous_of_vanished": _(
-        "It could be several projects’, and nobody said that %(project)s was deleted, so no"
-        " cleanup may touch it; a scan found it on %(seen_at)s. If that project was meant to"
-        " go, clean up after it as a deleted project."
-    ),
-    "ambiguous_of_deleted": _(
-        "It could be several projects’, none of which lives; a scan found it on %(seen_at)s. A"
-        " cleanup of one of them takes it: clean up after %(project)s as a deleted project."
-    ),
-    "ambiguous_and_doubtful": _(
-        "It could be several projects’, none of which lives; a scan found it on %(seen_at)s."
+        "A cleanup could not delete this file yet. It tries again on %(retried_at)s. Reason:"
         " %(reason)s"
     ),
+    "failed": _(
+        "A cleanup could not delete this file. Open the cleanup to see the problem and retry."
+        " Reason: %(reason)s"
+    ),
+    "cancelled": _(
+        "A person cancelled the cleanup of project %(project)s, so the project’s files stay. To"
+        " delete them, open the cleanup and choose Clean up again."
+    ),
+    "kept": _(
+        "A cleanup kept this file. %(reason)s Once that is resolved, verify the cleanup, or clean"
+        " up the project again."
+    ),
+    "would_be_kept_of_deleted": _(
+        "According to a check, a cleanup would keep this file. %(reason)s Once that is resolved,"
+        " clean up the project again."
+    ),
+    "would_be_kept": _(
+        "According to a check, a cleanup would keep this file. %(reason)s Resolve that before you"
+        " delete the project."
+    ),
+    "differs": _(
+        "A verification reported on %(settled_at)s: %(reason)s Check the bucket to see whether that"
+        " is still true."
+    ),
+    "ignored": _(
+        "%(who)s chose on %(decided_at)s to keep this file, with the note “%(note)s”. To change"
+        " that, reopen its finding."
+    ),
+    Kind.ORPHANED: _(
+        "Its project no longer exists, and no cleanup covers this file. A scan found it on"
+        " %(seen_at)s. Delete it from its finding, or assign it to a project."
+    ),
+    Kind.MISSING: _(
+        "Recorded here, but the scan of %(seen_at)s did not find it. Check the bucket. If the file"
+        " is not there, remove the record from its finding."
+    ),
+    Kind.UNTRACKED: _(
+        "The scan of %(seen_at)s found this file, but no record of it. Its project exists. Track"
+        " the file from its finding, or run a backfill."
+    ),
+    Kind.CHANGED: _(
+        "The scan of %(seen_at)s found a different file than the one recorded here. Track the new"
+        " file from its finding."
+    ),
+    "ambiguous_in_partial_view": _(
+        "The name fits more than one project. A scan found the file on %(seen_at)s. Open its"
+        " finding to see what you can do."
+    ),
+    "ambiguous_of_vanished": _(
+        "The name fits more than one project, and no deletion of %(project)s was reported. No"
+        " cleanup deletes this file. A scan found it on %(seen_at)s. If %(project)s was deleted on"
+        " purpose, clean up its files."
+    ),
+    "ambiguous_of_deleted": _(
+        "The name fits several projects, and none of them exists any more. A scan found the file on"
+        " %(seen_at)s. To delete it, clean up the files of %(project)s."
+    ),
+    "ambiguous_and_doubtful": _(
+        "The name fits several projects, and none of them exists any more. A scan found the file on"
+        " %(seen_at)s. %(reason)s"
+    ),
     Kind.AMBIGUOUS: _(
-        "It could be several projects’, so no cleanup may touch it; a scan found it on"
-        " %(seen_at)s. Assign it to the one that it belongs to."
+        "The name fits more than one project, so no cleanup deletes this file. A scan found it on"
+        " %(seen_at)s. Assign it to the right project."
     ),
     Kind.UNRECOGNISED: _(
-        "No key format reads this key, so no cleanup may touch it; a scan found it on"
-        " %(seen_at)s. Ignore it, assign it to a project, or add its key format."
+        "The name matches no known key format, so we can’t tell whose file it is. A scan found it"
+        " on %(seen_at)s. Ignore it, assign it to a project, or add its key format."
     ),
     Kind.MISNAMED: _(
-        "Its key has the prefix of ids twice, by an old mistake; a scan found it on"
-        " %(seen_at)s. Rename it from its finding. It goes with its project all the same."
+        "An old name: the project’s prefix appears twice. A scan found the file on %(seen_at)s."
+        " Rename it from its finding. It is still deleted with its project."
     ),
     Kind.UNSTORABLE: _(
-        "No request can name this key, so nothing here can delete it; a scan found it on"
+        "No request can name this key, so we can’t delete the file. A scan found it on"
         " %(seen_at)s. Delete it in the Cloudflare dashboard."
     ),
     Kind.UNFINISHED: _(
-        "It is no object but an upload that nobody completed, found on %(seen_at)s. Abort it"
+        "Not a complete file: a scan found an unfinished upload on %(seen_at)s. Abort the upload"
         " from its finding."
     ),
     "upload_not_ended": _(
-        "Its last upload did not end well, on %(updated_at)s, so there may be no object. Look"
-        " into the bucket; upload it again, or delete its row."
+        "The last upload, on %(updated_at)s, did not finish, so the file may not exist. Check the"
+        " bucket. Then upload it again, or delete its record."
     ),
     "dry_run": _(
-        "Dry run %(cleanup)s found it and deleted nothing. Running that plan deletes it, once"
-        " its project is deleted."
+        "A preview found this file; it deleted nothing. Once the project is deleted, you can run"
+        " the preview’s plan to delete the file."
     ),
     "of_live_project": _(
-        "It belongs to the live project %(project)s (%(evidence)s), and stays as long as that"
-        " lives. To delete it alone, delete its row."
+        "Belongs to project %(project)s, which still exists (%(evidence)s). The file is kept as"
+        " long as the project exists. To delete only this file, delete its record."
     ),
     "maybe_of_live_project": _(
-        "It may belong to the live project %(project)s, so no cleanup of another touches it. No"
-        " row says whose it is: begin a backfill, or assign it."
+        "May belong to project %(project)s, which still exists, so no cleanup of another project"
+        " deletes it. Run a backfill, or assign the file to a project."
     ),
     "of_vanished_project": VANISHED_TEXT,
     "not_in_plan": _(
-        "Cleanup %(cleanup)s of project %(project)s is %(status)s, and its plan does not have"
-        " this, so it does not delete it. Once that cleanup is over, clean up after the project"
-        " again."
+        "A cleanup of project %(project)s is %(status)s, but its plan does not include this file."
+        " When that cleanup is over, clean up the project again."
     ),
     "not_in_plan_if_there": _(
-        "Cleanup %(cleanup)s of project %(project)s is %(status)s, and its plan does not have"
-        " this. Look into the bucket: if it is there now, clean up after the project again once"
-        " that cleanup is over."
+        "A cleanup of project %(project)s is %(status)s, but its plan does not include this file."
+        " Check the bucket. If the file is there, clean up the project again when that cleanup is"
+        " over."
     ),
     "covered": "%(reason)s",
     "row_left_over": _(
-        "Its project %(project)s was deleted on %(deleted_at)s. The object was not there any"
-        " more when it was looked for, and the row alone is left: clean up after the project"
-        " again, and the row goes."
+        "Project %(project)s was deleted on %(deleted_at)s. When we looked for the file, it was"
+        " already gone; only its record is left. To remove the record, clean up the project again."
     ),
     "left_over": _(
-        "Its project %(project)s was deleted on %(deleted_at)s, and this is a leftover file: no"
-        " cleanup is under way that would take it. Verify the project’s last cleanup, or clean"
-        " up after it again."
+        "A leftover file: project %(project)s was deleted on %(deleted_at)s, and no cleanup is"
+        " going to delete this file. Verify the project’s last cleanup, or clean up the project"
+        " again."
     ),
     "other_spelling_gone": _(
-        "Cleanup %(cleanup)s tells of a key that looks the same and is spelled with other code"
-        " points. Some stores, R2 among them, take the two for one object: look into the"
-        " bucket."
+        "A cleanup handled a name that looks the same but uses different Unicode characters. Some"
+        " stores, R2 among them, treat the two as one file. Check the bucket."
     ),
     "archived": _(
-        "Cleanup %(cleanup)s of project %(project)s is long over, and its items are in the file"
-        " %(archive)s: that says whether this was one. Or look into the bucket."
+        "The cleanup of project %(project)s was archived. Its list of files is in %(archive)s. Look"
+        " there, or check the bucket."
     ),
     "not_found": _(
-        "Cleanup %(cleanup)s of the deleted project %(project)s found no such object. Look into"
-        " the bucket: if it is there now, clean up after the project again."
+        "The cleanup of the deleted project %(project)s did not find this file. Check the bucket."
+        " If the file is there, clean up the project again."
     ),
     "too_many_owners": "%(reason)s",
+    "no_record": no_record_text,
     "no_key_format": _(
-        "No key format reads this key, so no cleanup may touch it. Ignore it, assign it to a"
-        " project, or add its key format."
+        "The name matches no known key format, so we can’t tell whose file it is. No cleanup"
+        " deletes it. Ignore it, assign it to a project, or add its key format."
     ),
     "of_unknown_project": _(
-        "It is there by all that we know, and no project that it may belong to was ever known:"
-        " %(project)s. A scan makes it a finding; assign it to a project there, or delete it."
+        "In the bucket according to our records, but we know no project that it could belong to:"
+        " %(project)s. Run a scan. Then assign or delete the file from its finding."
     ),
     "there_in_partial_view": _(
-        "It is in the bucket, and nothing that you may see tells why. Ask somebody who may see all."
+        "In the bucket. The records that you can see don’t say why. Ask somebody who can see all"
+        " records."
     ),
-    "unknown_in_partial_view": _("Nothing that you may see tells of it. Look into the bucket."),
-    "unknown": _("We know nothing of this key. Look into the bucket."),
+    "unknown_in_partial_view": _(
+        "The records that you can see don’t mention this file. Check the bucket."
+    ),
+    "unknown": _("We have no record of this file. Check the bucket."),
 }
 
 
 def explain_object(facts: ObjectFacts) -> Explanation:
     may_say = (rule for rule in OBJECT_RULES if facts.access.rows or not rule.needs_rows)
-    return apply_rules(may_say, OBJECT_TEXTS, facts)
+    answer = apply_rules(may_say, OBJECT_TEXTS, facts)
+    card = answer.card or (Card.STILL_THERE if evidence.shows_object(facts) else Card.UNKNOWN)
+    name = facts.key.rpartition("/")[2] or facts.key
+    at = evidence.confirmed_gone_at(facts) if card is Card.GONE else None
+    return answer._replace(
+        card=card, reply=write_reply(About.FILE, name, card, answer.situation, at)
+    )

@@ -1,12 +1,14 @@
-"""What a text may mean that a person pasted: a deletion, a project, keys. Asks no database."""
+"""What a text may mean that a person pasted: a deletion, a project, keys, a file's name, a title.
+Asks no database."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import unquote, unquote_to_bytes, urlencode
 from uuid import UUID
 
+from django.contrib.admin.utils import unquote as unquote_admin_id
 from django.utils.encoding import uri_to_iri
 from django.utils.translation import gettext as _
 
@@ -18,6 +20,7 @@ from storage_audit.redaction import FOREIGN_SECRET, REDACTED, redact_secrets
 
 # Once it stands in an address, of which many web servers take 4,094 bytes.
 MAX_ENCODED_CHARS = 3900
+MAX_TITLE_LENGTH = 200
 # The most characters that are read: a signed address with a long key has about 6,000.
 MAX_PASTED_CHARS = 8192
 # An ordinary address takes two or three. Each round undoes one layer of percent-encoding.
@@ -53,6 +56,15 @@ QUERY_START, PERCENT, AFTER_PATH = (
 )
 OPENING_CHARS = " \t\r\n" + "".join(CLOSING_QUOTES)
 ENCODED_CHAR = re.compile("%([2-7][0-9a-f])", re.IGNORECASE)
+# What Cloudflare's image and video transformations put before the address of the file.
+TRANSFORMATION = re.compile(
+    r"/?cdn-cgi/(?:image|media)/[^/]*/(?:https?:/{1,2}[^/]*/|/*)", re.IGNORECASE
+)
+WORD_END = re.compile(r"[\s/?#&=]+")
+PUNCTUATION = OPENING_CHARS + "".join(CLOSING_QUOTES.values()) + ".,;:!?"
+FILE_NAME = re.compile(r"[^/\\]{1,200}\.[a-z0-9]{1,10}", re.IGNORECASE)
+# Of the words of a text, so many may be ids.
+MAX_IDS = 20
 # As `printable_text` writes what cannot be seen.
 ESCAPE_SEQUENCE = re.compile(r"\\(?:[tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U000[0-9a-f]{5})")
 
@@ -82,6 +94,10 @@ class ParsedQuery(NamedTuple):
     deletion_id: UUID | None
     project_id: str | None
     keys: list[KeyCandidate]
+    # Words of a sentence, or parts of a page's address, that may be ids of projects.
+    possible_ids: Sequence[str] = ()
+    file_name: str = ""
+    title: str = ""
 
 
 def remove_secrets(text: str) -> str:
@@ -186,12 +202,40 @@ def remove_secret_query(key: str) -> str:
 def parse_text(text: str, buckets: Collection[str]) -> ParsedQuery:
     """`text` is without secrets; `buckets` are those that we know."""
     stripped = text.strip()
-    is_id = is_storable(stripped) and get_key_formats().is_project_id(stripped)
+    words = list(dict.fromkeys(find_words(stripped)))
     return ParsedQuery(
-        parse_deletion_id(stripped),
-        stripped if is_id else None,
+        next(filter(None, map(parse_deletion_id, [stripped, *words])), None),
+        stripped if is_project_id(stripped) else None,
         list(unique_candidates(find_candidates(text, buckets))),
+        list(filter(is_project_id, words))[:MAX_IDS],
+        parse_file_name(stripped),
+        parse_title(stripped),
     )
+
+
+def is_project_id(text: str) -> bool:
+    return is_storable(text) and get_key_formats().is_project_id(text)
+
+
+def find_words(text: str) -> Iterator[str]:
+    """The words and the parts of addresses, each also as the admin's addresses spell it."""
+    for part in WORD_END.split(text):
+        word = unquote(part).strip(PUNCTUATION)
+        if word:
+            yield word
+            yield unquote_admin_id(word)
+
+
+def parse_file_name(text: str) -> str:
+    """Also the last part of an address, which may be that of another CDN."""
+    name = unquote(text).rpartition("/")[2].strip(PUNCTUATION)
+    return name if is_storable(name) and FILE_NAME.fullmatch(name) else ""
+
+
+def parse_title(text: str) -> str:
+    title = text.strip(PUNCTUATION)
+    is_title = is_storable(title) and len(title) <= MAX_TITLE_LENGTH
+    return title if is_title and not URL_PATTERN.match(text) else ""
 
 
 def parse_deletion_id(text: str) -> UUID | None:
@@ -215,13 +259,18 @@ def find_candidates(text: str, buckets: Collection[str]) -> Iterator[KeyCandidat
         yield from (KeyCandidate(form, bucket) for form in written_forms(key))
     elif address := URL_PATTERN.match(text):
         host, path = address.groups()
-        yield from candidates_in_path(path, buckets, bucket_of_host(host, buckets))
+        bucket = bucket_of_host(host, buckets)
+        yield from candidates_in_path(path, buckets, bucket)
+        if len(words := path.split()) > 1:
+            # Or the sentence goes on after the address.
+            yield from candidates_in_path(words[0], buckets, bucket)
     else:
         yield from candidates_without_scheme(text, buckets)
 
 
 def candidates_without_scheme(text: str, buckets: Collection[str]) -> Iterator[KeyCandidate]:
     yield from map(KeyCandidate, written_forms(text))
+    yield from map(KeyCandidate, paths_in_sentence(text))
     for form in written_forms(text):
         bucket, _slash, key = form.partition("/")
         if bucket in buckets:
@@ -231,6 +280,13 @@ def candidates_without_scheme(text: str, buckets: Collection[str]) -> Iterator[K
         yield from candidates_in_path(path, buckets, bucket_of_host(host, buckets))
     elif text.startswith("/"):
         yield from candidates_in_path(text, buckets, "")
+
+
+def paths_in_sentence(text: str) -> Iterator[str]:
+    """What may be keys in it, unless it is a key itself."""
+    words = text.split()
+    if len(words) > 1 and not get_key_formats().parse_key(text.strip()):
+        yield from (word.strip(PUNCTUATION) for word in words if "/" in word)
 
 
 def written_forms(key: str) -> Iterator[str]:
@@ -251,6 +307,8 @@ def unescape_match(match: re.Match[str]) -> str:
 
 def candidates_in_path(path: str, buckets: Collection[str], bucket: str) -> Iterator[KeyCandidate]:
     """Keys in an address: some paths begin with the bucket, and some keys with a bucket's name."""
+    if changed := TRANSFORMATION.match(path):
+        yield from candidates_in_path(path[changed.end() :], buckets, bucket)
     key = unquote_to_bytes(path.removeprefix("/")).decode("utf-8", "surrogateescape")
     head, _slash, rest = key.partition("/")
     if head in buckets:

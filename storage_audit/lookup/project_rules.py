@@ -2,17 +2,27 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit import project_model
 from storage_audit.cleanup.cleanup_text import explain_status
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.clocks import time_after_outer
 from storage_audit.fields import starts_with_any, unicode_spellings
-from storage_audit.findings.models import Finding
+from storage_audit.findings.models import KINDS_WITHOUT_OBJECT, Finding
+from storage_audit.lookup.cards import (
+    COMPLETE_STATUSES,
+    About,
+    Card,
+    Situation,
+    situation_of_cleanup,
+    write_reply,
+)
 from storage_audit.lookup.facts import (
     LookupAccess,
     ProjectState,
@@ -20,13 +30,11 @@ from storage_audit.lookup.facts import (
     project_statuses,
 )
 from storage_audit.lookup.rules import VANISHED_TEXT, Explanation, Rule, apply_rules, format_time
-from storage_audit.models import KnownProject, R2Object
+from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership.ownership_rule import get_key_formats
 
 State = ProjectState
 MAX_ROWS = 20
-# Statuses of cleanups that listed everything and failed at nothing.
-COMPLETE_STATUSES = (Cleanup.Status.CLEAN, Cleanup.Status.CLEAN_WITH_KEPT)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class ProjectFacts:
     kept_reason: str
     findings: Sequence[Finding]
     access: LookupAccess
+    title: str = ""
 
     @property
     def cleanup(self) -> Cleanup | None:
@@ -80,13 +89,25 @@ def collect_project_facts(
         first_kept_reason(last) if last else "",
         findings_of(project_id, buckets) if access.findings else (),
         access,
+        find_title(project_id, cleanup) if access.project_titles else "",
     )
+
+
+def find_title(project_id: str, cleanup: Cleanup | None) -> str:
+    """Of a project of ours, as a model of the site's own may have none; or what a deleted project
+    was called, while its deletion can be undone."""
+    title = ""
+    if project_model.get_model() is Project:
+        titles = Project.objects.filter(pk=project_id).values_list("title", flat=True)
+        title = titles.first() or ""
+    return title or getattr(cleanup, "project_name", None) or ""
 
 
 def last_cleanup_per_bucket(project_id: str) -> Iterable[Cleanup]:
     cleanups = Cleanup.objects.requested_deletions().filter(project_id=project_id)
     later = cleanups.filter(time_after_outer("created_at", "created_at"), bucket=OuterRef("bucket"))
-    return cleanups.filter(~Exists(later)).order_by("-created_at")
+    last = cleanups.filter(~Exists(later)).order_by("-created_at")
+    return last.with_names().select_related("snapshot")
 
 
 def last_check_per_bucket(project_id: str) -> dict[str, Cleanup]:
@@ -156,12 +177,37 @@ def find_failed_check(facts: ProjectFacts) -> object:
     return last and last.failed and not last.is_deletion and [last, facts.project]
 
 
+def find_files_since(facts: ProjectFacts) -> object:
+    """Files that are recorded, or that a scan saw, since the cleanup left none."""
+    last = facts.last_check
+    if not last or last.status not in COMPLETE_STATUSES or count_left(last):
+        return None
+    ended = last.finished_at or last.created_at
+    seen = [
+        finding
+        for finding in facts.findings
+        if finding.kind not in KINDS_WITHOUT_OBJECT and finding.last_seen_at > ended
+    ]
+    return (seen or facts.objects) and [facts.project, last, *seen[:1]]
+
+
+def find_confirmed_end(facts: ProjectFacts) -> datetime | None:
+    """When a complete listing showed none of the project's files, if the last check did."""
+    last = facts.last_check
+    is_over = facts.cleanup and facts.cleanup.status in COMPLETE_STATUSES
+    if facts.project.state in (State.ALIVE, State.VANISHED):
+        return None
+    if not is_over or not last or last.status not in COMPLETE_STATUSES or count_left(last):
+        return None
+    return last.finished_at
+
+
 def living_text(facts: ProjectFacts) -> str:
     text = ngettext(
-        "Project %(id)s lives, and its %(count)d tracked object stays as long as it does. Delete"
-        " the project, and its files go.",
-        "Project %(id)s lives, and its %(count)d tracked objects stay as long as it does. Delete"
-        " the project, and its files go.",
+        "Project %(id)s exists, and so does its %(count)d recorded file. To delete the file, delete"
+        " the project.",
+        "Project %(id)s exists, and so do its %(count)d recorded files. To delete the files, delete"
+        " the project.",
         facts.objects,
     )
     return text % {"id": facts.project.project_id, "count": facts.objects}
@@ -170,7 +216,7 @@ def living_text(facts: ProjectFacts) -> str:
 def deletion_text(facts: ProjectFacts) -> str:
     cleanup, deleted_at = facts.cleanup, facts.project.deleted_at
     if not deleted_at:
-        return _("No project %s was ever known here.") % facts.project.project_id
+        return _("We have no deletion date for project %s.") % facts.project.project_id
     words = {"id": facts.project.project_id, "at": format_time(deleted_at)}
     if cleanup and cleanup.requested_by:
         text = _("Project %(id)s was deleted on %(at)s by %(who)s.")
@@ -188,11 +234,12 @@ def running_text(facts: ProjectFacts) -> str:
 
 
 def nothing_found_text(facts: ProjectFacts) -> str:
-    text = ngettext(
-        "Its cleanup found no objects. Look up a key of one that you miss.",
-        "Its cleanups found no objects. Look up a key of one that you miss.",
-        len(facts.last_cleanups),
-    )
+    text = _("The cleanup found no files. Do you miss one? Look up a link to it.")
+    return f"{deletion_text(facts)} {text}"
+
+
+def files_since_text(facts: ProjectFacts) -> str:
+    text = _("The cleanup left no files, but there are some again. Clean up the project once more.")
     return f"{deletion_text(facts)} {text}"
 
 
@@ -207,8 +254,8 @@ def deleted_text(cleanup: Cleanup) -> list[str]:
     if not cleanup.finished_at:
         return []
     text = ngettext(
-        "%(count)d object was seen gone on %(at)s.",
-        "%(count)d objects were seen gone on %(at)s.",
+        "%(count)d file is gone, confirmed on %(at)s.",
+        "%(count)d files are gone, confirmed on %(at)s.",
         count,
     )
     return [text % {"count": count, "at": format_time(cleanup.finished_at)}] if count else []
@@ -220,26 +267,21 @@ def remaining_text(facts: ProjectFacts, cleanup: Cleanup) -> list[str]:
     if not count:
         return none_left_text(cleanup, later) if later else []
     text = ngettext(
-        "%(count)d object stays: %(reason)s",
-        "%(count)d objects stay, the first because: %(reason)s",
+        "%(count)d file is left: %(reason)s",
+        "%(count)d files are left. The first one’s reason: %(reason)s",
         count,
     )
     words = [text % {"count": count, "reason": facts.kept_reason or last.message}]
     if later:
-        words.insert(0, _("By the last check, which ended on %s:") % ended_text(later))
+        words.insert(0, _("The last check ended on %s.") % ended_text(later))
     if last.kept:
         words.append(
-            _(
-                "Decide on each that was kept from its finding; where it has none, the next scan"
-                " makes one."
-            )
+            _("Decide on each kept file from its finding. A new scan adds missing findings.")
         )
     if last.failed and last.is_deletion:
-        words.append(
-            _("The cleanup’s page says what stands in the way of what could not be deleted.")
-        )
+        words.append(_("Open the cleanup to see why it could not delete some files."))
     elif last.failed:
-        words.append(_("Clean up after the project again."))
+        words.append(_("Clean up the project again."))
     return words
 
 
@@ -247,10 +289,8 @@ def none_left_text(cleanup: Cleanup, later: Cleanup) -> list[str]:
     if not cleanup.kept:
         return []
     text = ngettext(
-        "%(count)d object was kept then, and none is left by the last check, which ended on"
-        " %(at)s.",
-        "%(count)d objects were kept then, and none is left by the last check, which ended on"
-        " %(at)s.",
+        "%(count)d file was kept at first. The last check, on %(at)s, found none left.",
+        "%(count)d files were kept at first. The last check, on %(at)s, found none left.",
         cleanup.kept,
     )
     return [text % {"count": cleanup.kept, "at": ended_text(later)}]
@@ -264,17 +304,30 @@ PROJECT_RULES: tuple[Rule[ProjectFacts], ...] = (
     Rule(
         "live_in_partial_view",
         lambda f: (f.project.state is State.ALIVE) and not f.access.rows and f.project,
+        card=Card.STILL_THERE,
+        situation=Situation.IN_USE,
     ),
-    Rule("live", lambda f: (f.project.state is State.ALIVE) and f.project),
+    Rule(
+        "live",
+        lambda f: (f.project.state is State.ALIVE) and f.project,
+        card=Card.STILL_THERE,
+        situation=Situation.IN_USE,
+    ),
     Rule(
         "vanished",
         lambda f: (f.project.state is State.VANISHED) and [f.project, f.cleanup],
         declares=True,
     ),
     Rule("running", lambda f: f.cleanup if f.cleanup and not has_listed(f.cleanup) else None),
-    Rule("cancelled", find_cancelled_cleanup),
+    Rule("files_since", find_files_since, declares=True, card=Card.STILL_THERE),
+    Rule(
+        "cancelled",
+        find_cancelled_cleanup,
+        card=Card.STILL_THERE,
+        situation=Situation.KEPT,
+    ),
     Rule("nothing_found", find_cleanup_without_objects),
-    Rule("left_by_check", find_failed_check, declares=True),
+    Rule("left_by_check", find_failed_check, declares=True, card=Card.STILL_THERE),
     Rule("over", lambda f: f.last_check if f.last_check and f.last_check.failed else f.cleanup),
     Rule("no_cleanup", lambda f: f.project.deleted_at and f.project, declares=True),
     Rule("unknown", lambda f: f.project, declares=True),
@@ -282,26 +335,50 @@ PROJECT_RULES: tuple[Rule[ProjectFacts], ...] = (
 # A function where the sentences depend on more.
 PROJECT_TEXTS: dict[str, Any] = {
     "live_in_partial_view": gettext_lazy(
-        "Project %(project)s lives, and its objects stay as long as it does. Delete the project,"
-        " and its files go."
+        "Project %(project)s exists, and so do its files. To delete the files, delete the project."
     ),
     "live": living_text,
     "vanished": VANISHED_TEXT,
     "running": running_text,
+    "files_since": files_since_text,
     "cancelled": running_text,
     "nothing_found": nothing_found_text,
     "left_by_check": finished_text,
     "over": finished_text,
     "no_cleanup": gettext_lazy(
-        "Project %(project)s was deleted on %(deleted_at)s. No cleanup of it is on record. Clean up"
-        " after it as a deleted project."
+        "Project %(project)s was deleted on %(deleted_at)s, but we have no record of a cleanup."
+        " Clean up its files."
     ),
     "unknown": gettext_lazy(
-        "No project %(project)s was ever known here. If it left files, clean up after it as a"
-        " deleted project."
+        "We never knew a project %(project)s. If it left files behind, clean them up."
     ),
 }
 
 
 def explain_project(facts: ProjectFacts) -> Explanation:
-    return apply_rules(PROJECT_RULES, PROJECT_TEXTS, facts)
+    answer = apply_rules(PROJECT_RULES, PROJECT_TEXTS, facts)
+    at = find_confirmed_end(facts)
+    card = answer.card or default_card(facts, is_gone=bool(at))
+    situation = answer.situation
+    if situation is Situation.IN_REVIEW and facts.cleanup and card is Card.STILL_THERE:
+        situation = situation_of_cleanup(facts.cleanup)
+    if situation is Situation.PARTLY_GONE and facts.cleanup:
+        at = facts.cleanup.finished_at
+    name = facts.title or facts.project.project_id
+    return answer._replace(
+        card=card,
+        situation=situation,
+        reply=write_reply(About.PROJECT, name, card, situation, at),
+    )
+
+
+def default_card(facts: ProjectFacts, *, is_gone: bool) -> Card:
+    """Of a project that has no row any more. A cleanup that is not over may have files to delete,
+    unless another took its place."""
+    if is_gone:
+        return Card.GONE
+    cleanup, last = facts.cleanup, facts.last_check
+    is_open = cleanup and cleanup.status not in (*COMPLETE_STATUSES, Cleanup.Status.SUPERSEDED)
+    seen = any(finding.kind not in KINDS_WITHOUT_OBJECT for finding in facts.findings)
+    left = bool(last and count_left(last))
+    return Card.STILL_THERE if is_open or facts.objects or seen or left else Card.UNKNOWN

@@ -5,33 +5,38 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_utc
 from storage_audit.findings.models import Finding
+from storage_audit.lookup.cards import Card, Situation
 from storage_audit.lookup.facts import ProjectStatus
 from storage_audit.models import R2Object
 from storage_audit.ownership.ownership_rule import row_provenance
 
 F = TypeVar("F")
 VANISHED_TEXT = gettext_lazy(
-    "Project %(project)s is gone, and nobody said that it was deleted, so its objects are kept. If"
-    " it was meant to go, clean up after it as a deleted project."
+    "Project %(project)s is missing from the database, and no deletion was reported. Its files are"
+    " kept. If the project was deleted on purpose, clean up its files."
 )
 
 
 class Explanation(NamedTuple):
     """An answer with the next step. `project_to_declare` is the project to declare deleted, if that
-    is the step."""
+    is the step. `card` is missing where the facts decide it and not the rule."""
 
     code: str
     text: str
+    card: Card | None = None
+    situation: Situation = Situation.IN_REVIEW
     cleanup: Cleanup | None = None
     finding: Finding | None = None
     project_to_declare: str = ""
+    # For the customer.
+    reply: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class Rule(Generic[F]):
     needs_rows: bool = False
     # Whether the next step is to declare the project deleted.
     declares: bool = False
+    card: Card | None = None
+    situation: Situation = Situation.IN_REVIEW
 
 
 def apply_rules(rules: Iterable[Rule[F]], texts: Mapping[str, Any], facts: F) -> Explanation:
@@ -59,6 +66,8 @@ def apply_rules(rules: Iterable[Rule[F]], texts: Mapping[str, Any], facts: F) ->
     return Explanation(
         rule.code,
         f"{text} {caveat}".rstrip(),
+        rule.card,
+        rule.situation,
         next((one if isinstance(one, Cleanup) else one.cleanup for one in of_cleanups), None),
         next((one for one in evidence if isinstance(one, Finding)), None),
         words["project"] if rule.declares else "",
@@ -89,7 +98,7 @@ def evidence_words(evidence: Sequence[object]) -> dict[str, Any]:
             words |= {
                 "seen_at": format_time(one.last_seen_at),
                 "decided_at": format_time(one.decided_at or one.last_seen_at),
-                "who": one.decided_by or _("Somebody"),
+                "who": one.decided_by or _("an unknown person"),
                 "note": one.note,
             }
         elif isinstance(one, R2Object):
@@ -98,7 +107,7 @@ def evidence_words(evidence: Sequence[object]) -> dict[str, Any]:
                 "created_at": format_time(one.created_at),
                 "updated_at": format_time(one.updated_at),
                 "busy_until": format_time(one.updated_at + conf().upload_timeout),
-                "evidence": row_provenance(one) or _("a backfill read it so"),
+                "evidence": row_provenance(one) or _("according to its name"),
             }
         elif isinstance(one, str):
             words["reason"] = one
@@ -110,22 +119,19 @@ def evidence_words(evidence: Sequence[object]) -> dict[str, Any]:
 
 def gone_text(item: CleanupItem) -> str:
     if item.outcome == CleanupItem.Outcome.DELETED:
-        text = _(
-            "Deleted by cleanup %(cleanup)s, and seen gone on %(at)s by a complete listing of"
-            " %(place)s."
-        )
+        text = _("Deleted, and confirmed gone on %(at)s by a full listing of %(place)s.")
     else:
         text = _(
-            "It was not there any more when cleanup %(cleanup)s looked: confirmed gone on %(at)s"
-            " by a complete listing of %(place)s."
+            "Already gone when the cleanup looked for it: confirmed on %(at)s by a full listing of"
+            " %(place)s."
         )
-    prefixes, place = item.cleanup.listed_prefixes, _("its place")
+    prefixes, place = item.cleanup.listed_prefixes, _("its folder")
     if item.range_index is not None and item.range_index < len(prefixes):
         place = prefixes[item.range_index]
-    words = {"cleanup": item.cleanup_id, "at": format_time(item.changed_at), "place": place}
+    words = {"at": format_time(item.changed_at), "place": place}
     # Such as a row that still names it.
     return f"{text % words} {item.reason}".rstrip()
 
 
 def format_time(at: datetime | None) -> str:
-    return f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S}" if at else ""
+    return format_utc(at) if at else ""

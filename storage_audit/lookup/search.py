@@ -1,6 +1,6 @@
-"""Looks up what a person pasted: a key, an address, a project, a deletion."""
+"""Looks up what a person pasted: a key, an address, a project, a deletion, a title, a name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -15,6 +15,12 @@ from storage_audit.lookup.facts import (
     ObjectFacts,
     collect_object_facts,
 )
+from storage_audit.lookup.find_matches import (
+    Matches,
+    find_files_by_name,
+    find_projects_by_id,
+    find_projects_by_title,
+)
 from storage_audit.lookup.parse_query import ParsedQuery, parse_text
 from storage_audit.lookup.project_rules import ProjectFacts
 from storage_audit.models import R2Object
@@ -22,7 +28,7 @@ from storage_audit.redaction import REDACTED
 
 
 class SearchResult(NamedTuple):
-    """What is known of all that the text may mean. If nothing is known, all that was tried; that is
+    """What is known of all that the text may mean. If nothing is known, what was tried; that is
     nothing where a part of the text is redacted."""
 
     query: ParsedQuery
@@ -31,6 +37,10 @@ class SearchResult(NamedTuple):
     project: ProjectFacts | None
     objects: Sequence[ObjectFacts]
     is_redacted: bool = False
+    # Where it may mean several things, of which a person has to choose one.
+    matches: Matches | None = None
+    # The name of a file that was searched for in vain.
+    searched_name: str = ""
 
 
 def look_up(text: str, access: LookupAccess = FULL_ACCESS) -> SearchResult:
@@ -47,7 +57,32 @@ def look_up(text: str, access: LookupAccess = FULL_ACCESS) -> SearchResult:
     if REDACTED in text and not (known and known.is_known):
         # Nobody asked about a key with this word in it.
         return told._replace(project=None, objects=[], is_redacted=True)
-    return known or told
+    return known or look_up_named(told, buckets, access)
+
+
+def look_up_named(
+    result: SearchResult, buckets: Collection[str], access: LookupAccess
+) -> SearchResult:
+    """The same of a page's address, a sentence, a title or a file's name. A file of this name may
+    be another project's, so a person has to choose it even if there is only one."""
+    query = result.query
+    by_id = find_projects_by_id(query)
+    named = by_id if by_id.projects else find_projects_by_title(query.title, access)
+    if one := named.only_project:
+        facts = project_rules.collect_project_facts(one.status.project_id, buckets, access)
+        return result._replace(is_known=facts.is_known, project=facts, objects=[])
+    matches = named if named.projects else find_files_by_name(query.file_name, access)
+    if matches.projects or matches.files:
+        return result._replace(is_known=True, objects=[], matches=matches)
+    return result._replace(searched_name=query.file_name)
+
+
+def most_likely_objects(result: SearchResult) -> Sequence[ObjectFacts]:
+    """Without those that a text about nothing known could mean, too, and that no listing shows."""
+    listed = [one for one in result.objects if one.listed]
+    if result.is_known or any(one.parsed_keys for one in result.objects):
+        return result.objects
+    return listed or result.objects[:1]
 
 
 def known_buckets(access: LookupAccess) -> set[str]:

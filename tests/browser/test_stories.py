@@ -89,9 +89,9 @@ def test_project_that_was_deleted_two_days_ago_is_found_by_its_title_and_restore
     page.goto(DASHBOARD)
     page.get_by_role("searchbox", name="Why?").fill("summer")
     page.get_by_role("button", name="Why?").click()
-    expect(page.get_by_role("link", name="Summer sale (proj_1)")).to_be_visible()
+    expect(page.get_by_role("heading", name="Summer sale proj_1")).to_be_visible()
     expect(page.get_by_text("Winter sale")).to_have_count(0)
-    page.get_by_role("link", name="Undo…").click()
+    page.get_by_role("link", name="Undo the deletion…").click()
     page.get_by_role("button", name="Undo 1 deletion").click()
     expect(page.get_by_text("Deletion of proj_1 undone.")).to_be_visible()
     assert 0 < page.evaluate(CLICKS) <= 4

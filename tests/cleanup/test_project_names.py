@@ -48,7 +48,7 @@ def test_list_and_lookup_find_a_deleted_project_by_its_title(held: Cleanup, text
     client = superuser_client()
     assert NAME in listed(client, text)
     found = looked_up(client, text)
-    assert f'<a href="{url_of_cleanup(held)}">{NAME}</a>' in found
+    assert "Summer sale" in found and url_of_cleanup(held) in found
     assert "Held until" in found and f"/cleanup/{held.pk}/undo/" in found
     assert NAME in page_text(client.get(url_of_cleanup(held)))
 
@@ -58,7 +58,7 @@ def test_other_searches_find_what_they_found(held: Cleanup) -> None:
     assert NAME in listed(client, "proj_1") and NAME in listed(client, "")
     assert NAME in listed(client, str(held.pk))
     assert NAME not in listed(client, "winter")
-    assert "Nothing here tells of" in looked_up(client, "winter")
+    assert "We have no record of this file." in looked_up(client, "winter")
     assert not find_by_name(" ") and not find_by_name("\0")
 
 
@@ -73,7 +73,7 @@ def test_titles_are_for_those_who_may_view_projects(held: Cleanup) -> None:
 
 def test_lookup_offers_undo_to_those_who_may(held: Cleanup) -> None:
     found = looked_up(staff_client(), "Summer")
-    assert NAME in found and "/undo/" not in found
+    assert "Summer sale" in found and "/undo/" not in found
 
 
 @pytest.mark.parametrize("decide", [end_deletions.cancel_deletion, end_deletions.erase_deletion])

@@ -163,7 +163,7 @@ def test_files_of_a_cancelled_project_are_no_leftover_files(bucket: Bucket) -> N
     shown = page_text(client.get(lookup_url("proj_1")))
     assert "A person cancelled this cleanup." in shown and "Cancelled by anna on" in shown
     shown = page_text(client.get(lookup_url(keys[0])))
-    assert f"A person cancelled cleanup {cleanup.pk}, so the files of project proj_1 stay." in shown
+    assert "A person cancelled the cleanup of project proj_1, so the project’s files stay." in shown
 
 
 def test_files_that_a_verification_found_before_are_no_leftover_files(bucket: Bucket) -> None:

@@ -1,4 +1,4 @@
-"""Why?: one sentence for each state that an object or a project can be in, with the next step."""
+"""Why?: an answer for each state that an object or a project can be in, with the next step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,9 @@ from pytest_django import Settings
 
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.display_formats import format_utc
 from storage_audit.findings.models import Finding
+from storage_audit.lookup.cards import Card
 from storage_audit.lookup.facts import FULL_ACCESS, LiveResult, LookupAccess
 from storage_audit.lookup.object_rules import OBJECT_RULES, OBJECT_TEXTS, explain_object
 from storage_audit.lookup.parse_query import KeyCandidate
@@ -32,7 +34,9 @@ KEY = "projects/proj_1/scenes/s1/media/a.mp4"
 # Could be proj_1's, and proj_1_x's.
 SHARED = "proj_1_x_s1_media.mp4"
 AGO, LONG_AGO = timezone.now() - timedelta(hours=1), timezone.now() - timedelta(days=2)
-SCAN = "2026-08-21 10:00:00"
+SCANNED_AT = "2026-08-21 10:00:00"
+SCAN = "21 Aug 2026, 10:00 UTC"
+AGO_TEXT = format_utc(AGO)
 # Could be the key of more projects than are judged.
 OF_TOO_MANY = "proj_1_s" + "_a" * MAX_WAYS + "_media.mp4"
 
@@ -49,7 +53,7 @@ def item(key: str = KEY, cleanup: Cleanup | None = None, **facts: Any) -> None:
 
 def finding(key: str = KEY, **facts: Any) -> None:
     scan = BucketScan.objects.create(bucket="tests")
-    seen = {"first_scan": scan, "last_scan": scan, "last_seen_at": f"{SCAN}+00:00"}
+    seen = {"first_scan": scan, "last_scan": scan, "last_seen_at": f"{SCANNED_AT}+00:00"}
     Finding.objects.create(**{"bucket": "tests", "key": key, **seen, **facts})
 
 
@@ -243,7 +247,7 @@ def of_nobody_ever_known() -> None:
 # The rule that answers, and what its sentence says of this world.
 CASES: list[tuple[Callable[[], None], str, str, list[str]]] = [
     (nothing, KEY, "unknown", []),
-    (nothing, "stranger", "no_key_format", ["Nothing here tells whether it is there"]),
+    (nothing, "stranger", "no_record", ["We have no record of this file."]),
     (nothing, OF_TOO_MANY, "too_many_owners", []),
     (nothing, ".storage_audit/installation.json", "own_object", []),
     (being_uploaded, KEY, "being_uploaded", []),
@@ -252,24 +256,29 @@ CASES: list[tuple[Callable[[], None], str, str, list[str]]] = [
     (blocked_with_another_plan, KEY, "not_in_plan_if_there", ["of project proj_1 is blocked"]),
     (uploaded_after_the_plan, KEY, "not_in_plan", ["of project proj_1 is blocked"]),
     (being_deleted, KEY, "being_deleted", ["is running"]),
-    (gone, KEY, "gone", ["Deleted by", f"on {AGO:%Y-%m-%d %H:%M:%S}", "of projects/proj_1/."]),
-    (gone_and_confirmed, KEY, "gone", ["Deleted by", "of projects/proj_1/."]),
-    (gone_by_itself, KEY, "gone", ["not there any more when cleanup", "of its place."]),
-    (uploaded_again, KEY, "uploaded_again", ["for proj_1.", "Before: Deleted by"]),
-    (back_by_other_means, KEY, "back", ["Before: Deleted by"]),
-    (tracked_again_by_a_backfill, KEY, "back", ["Before: Deleted by"]),
+    (gone, KEY, "gone", ["Deleted, and", f"on {AGO_TEXT}", "of projects/proj_1/."]),
+    (gone_and_confirmed, KEY, "gone", ["Deleted, and", "of projects/proj_1/."]),
+    (gone_by_itself, KEY, "gone", ["Already gone when the cleanup", "of its folder."]),
+    (uploaded_again, KEY, "uploaded_again", ["for proj_1.", "Before that: Deleted"]),
+    (back_by_other_means, KEY, "back", ["Before that: Deleted"]),
+    (tracked_again_by_a_backfill, KEY, "back", ["Before that: Deleted"]),
     (refused, KEY, "failed", ["Still in the bucket."]),
-    (tried_again_soon, KEY, "failed_and_retried", [f"on {AGO:%Y-%m-%d %H:%M:%S};", "No answer."]),
+    (tried_again_soon, KEY, "failed_and_retried", [f"on {AGO_TEXT}.", "No answer."]),
     (ended_after_it_was_sent, KEY, "failed_and_ended", ["Sent before the id lived again."]),
     (kept, SHARED, "kept", ["It could also belong to the live project proj_1_x."]),
     (would_be_kept, SHARED, "would_be_kept", ["In doubt."]),
     (would_be_kept_of_the_deleted, SHARED, "would_be_kept_of_deleted", ["In doubt."]),
     (left_by_a_verification, KEY, "differs", ["In the bucket, but not tracked."]),
     (planned, KEY, "dry_run", []),
-    (ignored, "stranger", "ignored", ["anna said on", "Ours."]),
+    (ignored, "stranger", "ignored", ["anna chose on", "“Ours.”"]),
     (upload_failed, KEY, "upload_not_ended", []),
     (upload_that_never_ended, KEY, "upload_not_ended", []),
-    (of_the_living, KEY, "of_live_project", ["project proj_1 (uploaded for proj_1"]),
+    (
+        of_the_living,
+        KEY,
+        "of_live_project",
+        ["which still exists (uploaded for proj_1"],
+    ),
     (named_like_the_living, KEY, "maybe_of_live_project", ["project proj_1,"]),
     (kept_for_a_project_that_lives_again, KEY, "maybe_of_live_project", ["project proj_1,"]),
     (vanished, KEY, "of_vanished_project", ["Project proj_1 "]),
@@ -306,21 +315,25 @@ def test_each_rule_has_its_text() -> None:
     "sight", [LookupAccess(False, True), LookupAccess(True, False), LookupAccess(False, False)]
 )
 @pytest.mark.parametrize("world", [world for world, *_ in CASES], ids=lambda world: world.__name__)
-def test_sentence_tells_nothing_of_what_the_person_may_not_see(
+def test_card_tells_nothing_of_what_the_person_may_not_see(
     db: None, world: Callable[[], None], sight: LookupAccess
 ) -> None:
     world()
     for key in (KEY, SHARED, "stranger"):
-        before = sentences_of(key, sight)
+        before = cards_of(key, sight)
         with undone():
             if not sight.rows:
                 R2Object.objects.all().delete_without_signals()
             if not sight.findings:
                 Finding.objects.all().delete()
-            assert sentences_of(key, sight) == before
-        for said in before:
-            assert "nothing of this key" not in said and "Nothing here" not in said
-            assert sight.rows or "No row" not in said
+            assert cards_of(key, sight) == before
+        for said, _card, _reply in before:
+            assert "We have no record" not in said
+            assert sight.rows or "no record of it" not in said
+
+
+def cards_of(key: str, sight: LookupAccess) -> list[tuple[str, Card | None, str]]:
+    return [(said.text, said.card, said.reply) for said in explanations_of(key, sight)]
 
 
 @pytest.mark.parametrize("table", ["rows", "findings"])
@@ -336,7 +349,7 @@ def test_name_of_a_bucket_is_known_only_by_what_the_person_may_see(db: None, tab
     assert KeyCandidate(KEY, "other") in seen and KeyCandidate(KEY, "other") not in hidden
 
 
-STILL = "Whether it is so still, you may not see: "
+MAYBE_CHANGED = "You can’t see all records, so this may have changed."
 
 
 @pytest.mark.parametrize(
@@ -350,10 +363,10 @@ def test_last_word_is_not_called_the_latest_to_whom_may_not_see_later_ones(
 ) -> None:
     world()
     by_tables, gone_items, there = sentences_of(key, sight)
-    assert by_tables.endswith(f" {STILL}look into the bucket.")
-    assert STILL not in gone_items and STILL not in why(key)
-    is_back = there.startswith("It is in the bucket again")
-    assert is_back or there.endswith(f" {STILL}ask somebody who may see all.")
+    assert by_tables.endswith(f" {MAYBE_CHANGED} Check the bucket.")
+    assert MAYBE_CHANGED not in gone_items and MAYBE_CHANGED not in why(key)
+    is_back = there.startswith("Back in the bucket")
+    assert is_back or there.endswith(f" {MAYBE_CHANGED} Ask somebody who can.")
     [facts] = look_up(key, sight).objects
     in_vain = replace(facts, live_result=LiveResult(AGO, error="No answer."))
     assert explain_object(in_vain).text == by_tables
@@ -415,18 +428,16 @@ def test_an_object_of_projects_none_of_which_lives_is_not_to_be_assigned(db: Non
     record_deleted_projects("proj_1")
     KnownProject.objects.create(pk="proj_1_x", evidence="saved")
     said = answer(SHARED)
-    assert SCAN in said.text and "nobody said that proj_1_x was deleted" in said.text
+    assert SCAN in said.text and "no deletion of proj_1_x was reported" in said.text
     assert said.project_to_declare == "proj_1_x" and said.finding
     KnownProject.objects.filter(pk="proj_1_x").update(evidence="deleted", deleted_at=AGO)
     said = answer(SHARED)
-    assert (
-        SCAN in said.text and f"clean up after {said.project_to_declare} as a deleted" in said.text
-    )
+    assert SCAN in said.text and f"clean up the files of {said.project_to_declare}" in said.text
     assert said.project_to_declare in ("proj_1", "proj_1_x")
     Finding.objects.update(last_modified=timezone.now())
     said = answer(SHARED)
-    assert SCAN in said.text and "none of which lives" in said.text and not said.project_to_declare
-    assert "is newer than the deletion. Run a scan" in said.text
+    assert SCAN in said.text and "none of them exists any more" in said.text
+    assert "is newer than the deletion. Run a scan" in said.text and not said.project_to_declare
 
 
 def test_file_kept_as_younger_than_the_deletion_is_not_said_to_go_with_the_next_cleanup(
@@ -448,7 +459,7 @@ def test_without_rows_nothing_is_promised_of_an_object_of_projects_none_of_which
     KnownProject.objects.filter(pk="proj_1").update(evidence=evidence)
     [facts] = look_up(SHARED, LookupAccess(rows=False)).objects
     said = explain_object(facts)
-    assert f"It could be several projects’; a scan found it on {SCAN}. Its finding" in said.text
+    assert f"A scan found the file on {SCAN}. Open its finding" in said.text
     assert said.finding and not said.project_to_declare
 
 
@@ -457,8 +468,8 @@ def test_an_object_is_called_untracked_by_the_scan_that_saw_no_row(db: None) -> 
     finding(kind="untracked")
     create_row(KEY, project_id="proj_1")
     [facts] = look_up(KEY, LookupAccess(rows=False)).objects
-    assert f"by the scan of {SCAN}, which saw no row" in explain_object(facts).text
-    assert "saw no row" not in why()
+    assert f"The scan of {SCAN} found this file, but no record of it" in explain_object(facts).text
+    assert "no record of it" not in why()
 
 
 @pytest.mark.parametrize("world", [vanished, leftover, row_alone_left, never_found])
@@ -467,7 +478,7 @@ def test_whoever_is_to_clean_up_after_a_project_is_told_which(
 ) -> None:
     world()
     said = answer()
-    assert "clean up after" in said.text and said.project_to_declare == "proj_1"
+    assert "clean up" in said.text and said.project_to_declare == "proj_1"
 
 
 def test_what_needs_no_declaration_leads_to_none(db: None) -> None:
@@ -486,17 +497,18 @@ def test_gone_is_said_of_nothing_that_no_verification_has_settled(
 ) -> None:
     world()
     for key in (KEY, SHARED, "stranger"):
-        now, _mark, _before = why(key).partition("Before:")
-        assert not any(word in now for word in ("seen gone", "confirmed gone", "Deleted by"))
+        now, _mark, _before = why(key).partition("Before that:")
+        assert not any(word in now for word in ("confirmed gone", "Already gone", "Deleted"))
+        assert answer(key).card is not Card.GONE
 
 
 def test_a_newer_row_or_listing_takes_the_word_gone_back(db: None) -> None:
     gone()
-    assert "seen gone" in why()
+    assert "confirmed gone" in why()
     finding(kind="untracked", last_seen_at=AGO - timedelta(minutes=1))
-    assert "seen gone" in why()
+    assert "confirmed gone" in why()
     Finding.objects.update(last_seen_at=AGO + timedelta(minutes=1))
-    assert why().startswith("It is in the bucket again")
+    assert why().startswith("Back in the bucket")
     Finding.objects.all().delete()
     create_row(KEY, project_id="proj_1", created_at=LONG_AGO)
     assert not why().startswith("Deleted")
@@ -507,7 +519,7 @@ def test_file_that_was_tracked_and_untracked_since_is_not_called_gone(db: None) 
     gone()
     finding(kind="untracked", last_seen_at=AGO + timedelta(minutes=1))
     Finding.objects.all().resolve("tracked", "zoe")
-    assert why().startswith("It is in the bucket again")
+    assert why().startswith("Back in the bucket")
     Finding.objects.update(state="open")
     Finding.objects.all().resolve("A later complete scan did not find it again.")
     assert why().startswith("Deleted")
@@ -520,18 +532,18 @@ def test_only_a_bucket_check_says_that_a_file_is_still_gone(
     """The row of a later upload may have been untracked."""
     world()
     by_tables, gone_items, _there = sentences_of(KEY, FULL_ACCESS)
-    assert by_tables == f"{gone_items} It may have come back since: look into the bucket."
+    assert by_tables == f"{gone_items} To rule out a later upload, check the bucket."
 
 
 @pytest.mark.parametrize("kinds", list(permutations(["orphaned", "unfinished"])))
 def test_an_upload_seen_beside_an_object_does_not_hide_it(db: None, kinds: tuple[str, ...]) -> None:
     for kind in kinds:
         finding(kind=kind)
-    assert "Delete the orphan" in why()
-    item(outcome="deleted", changed_at=f"{SCAN}+00:00")
-    assert "seen gone" in why()
+    assert "Delete it from its finding" in why()
+    item(outcome="deleted", changed_at=f"{SCANNED_AT}+00:00")
+    assert "confirmed gone" in why()
     Finding.objects.update(last_seen_at=timezone.now())
-    assert why().startswith("It is in the bucket again")
+    assert why().startswith("Back in the bucket")
 
 
 @pytest.mark.parametrize("escaped", [True, False])
@@ -541,13 +553,13 @@ def test_an_object_that_is_shown_as_another_is_called_is_told_apart(
     key = r"projects/proj_1/scenes/s1/media/a\xff.mp4"
     item(key, outcome="already_gone", escaped=escaped)
     [facts] = look_up(key).objects
-    assert facts.candidate.escaped == escaped and "confirmed gone" in explain_object(facts).text
+    assert facts.candidate.escaped == escaped and "Already gone" in explain_object(facts).text
     finding(key, kind="unstorable" if not escaped else "orphaned", escaped=not escaped)
     named, unnamed = look_up(key).objects
     assert unnamed.candidate.key == "projects/proj_1/scenes/s1/media/a\udcff.mp4"
     gone, there = (unnamed, named) if escaped else (named, unnamed)
-    assert "confirmed gone" in explain_object(gone).text and not gone.findings
-    assert "a scan found it" in explain_object(there).text and not there.items
+    assert "Already gone" in explain_object(gone).text and not gone.findings
+    assert "scan found it" in explain_object(there).text and not there.items
 
 
 @pytest.mark.parametrize("outcome", ["deleted", "already_gone"])
@@ -560,11 +572,11 @@ def test_gone_is_said_of_the_same_spelling_unless_the_bucket_folds_them(
     item(other, outcome="failed", reason="No answer.", changed_at=LONG_AGO)
     assert "No answer." in why(composed)
     item(other, outcome=outcome)
-    assert "by a complete listing" in why(other)
-    assert "that looks the same and is spelled with other" in why(composed)
-    assert "look into the bucket" in why(composed)
+    assert "by a full listing" in why(other)
+    assert "that looks the same but uses different Unicode" in why(composed)
+    assert "Check the bucket" in why(composed)
     item(other, outcome=outcome, identity=composed)
-    assert "by a complete listing" in why(composed)
+    assert "by a full listing" in why(composed)
 
 
 def test_a_plan_that_has_the_key_in_another_spelling_is_not_said_to_be_without_it(
@@ -575,12 +587,12 @@ def test_a_plan_that_has_the_key_in_another_spelling_is_not_said_to_be_without_i
     record_deleted_projects("proj_1")
     cleanup = create_cleanup("running", project_id="proj_1", step="verify", planned_at=AGO)
     item(composed, cleanup, outcome="deleted")
-    assert "that looks the same and is spelled with other" in why(other)
+    assert "that looks the same but uses different Unicode" in why(other)
     [facts] = look_up(other).objects
     there = replace(facts, live_result=LiveResult(AGO, ListedObject(other, 1, "e", AGO)))
-    assert "its plan does not have this, so" in explain_object(there).text
+    assert "its plan does not include this file. When" in explain_object(there).text
     create_row(other, project_id="proj_1")
-    assert "its plan does not have this, so" in why(other)
+    assert "its plan does not include this file. When" in why(other)
 
 
 def test_the_latest_evidence_counts_whichever_cleanup_is_older(db: None) -> None:
@@ -590,7 +602,7 @@ def test_the_latest_evidence_counts_whichever_cleanup_is_older(db: None) -> None
     look = create_cleanup("differs", project_id="proj_1", kind="verify")
     item(cleanup=look, outcome="failed", reason="In the bucket.", changed_at=LONG_AGO)
     item(cleanup=older, outcome="deleted")
-    assert why().startswith(f"Deleted by cleanup {older.pk}")
+    assert why().startswith("Deleted, and") and answer().cleanup == older
     look.items.update(changed_at=timezone.now())
     assert "In the bucket." in why()
 
@@ -615,7 +627,7 @@ def totals_of(**figures: int) -> dict[str, Any]:
 
 def test_a_live_project_keeps_its_objects(db: None) -> None:
     of_the_living()
-    assert "Project proj_1 lives, and its 1 tracked object stays" in why_project()
+    assert "Project proj_1 exists, and so does its 1 recorded file." in why_project()
 
 
 def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> None:
@@ -624,29 +636,31 @@ def test_a_deleted_project_says_by_whom_what_went_and_what_stays(db: None) -> No
     cleanup = create_cleanup("clean_with_kept", project_id="proj_1", requested_by="anna", **figures)
     item(SHARED, cleanup, outcome="kept", reason="In doubt.")
     sentence = why_project()
-    assert "proj_1 was deleted on" in sentence and " by anna. 12 objects were seen gone" in sentence
-    assert f"on {AGO:%Y-%m-%d %H:%M:%S}. 1 object stays: In doubt. Decide on each" in sentence
-    assert "from its finding" in sentence and "the cleanup’s page" not in sentence
+    assert (
+        "proj_1 was deleted on" in sentence and " by anna. 12 files are gone, confirmed" in sentence
+    )
+    assert f"on {AGO_TEXT}. 1 file is left: In doubt. Decide on each" in sentence
+    assert "from its finding" in sentence and "Open the cleanup" not in sentence
 
 
 def test_results_of_a_later_check_count_for_what_stays(db: None) -> None:
     record_deleted_projects("proj_1")
     first = create_cleanup("clean_with_kept", project_id="proj_1", **totals_of(deleted=3, kept=2))
     item(SHARED, first, outcome="kept", reason="Too young.")
-    assert "2 objects stay, the first because: Too young." in why_project()
+    assert "2 files are left. The first one’s reason: Too young." in why_project()
     later = {"parent": first, **totals_of(kept=1, deleted=1)}
     look = create_cleanup("clean_with_kept", project_id="proj_1", **later)
     Cleanup.objects.filter(pk=look.pk).update(finished_at=AGO + timedelta(minutes=1))
     item(SHARED, look, outcome="kept", reason="In doubt.")
     sentence = why_project()
-    assert "By the last check, which ended on " in sentence
-    assert "1 object stays: In doubt. Decide on each" in sentence and "Too young" not in sentence
+    assert "The last check ended on " in sentence
+    assert "1 file is left: In doubt. Decide on each" in sentence and "Too young" not in sentence
     look = create_cleanup("clean", project_id="proj_1", parent=first, **totals_of(deleted=1))
     Cleanup.objects.filter(pk=look.pk).update(finished_at=AGO + timedelta(minutes=2))
     sentence = why_project()
-    assert "2 objects were kept then, and none is left by the last check" in sentence
-    assert "3 objects were seen gone" in sentence
-    assert "stays" not in sentence and "Decide" not in sentence
+    assert "2 files were kept at first. The last check, on " in sentence
+    assert "3 files are gone, confirmed" in sentence
+    assert "left:" not in sentence and "Decide" not in sentence
     create_cleanup("clean_with_kept", project_id="proj_1", bucket="other", **totals_of(kept=4))
     assert "In bucket other:" in why_project()
 
@@ -654,9 +668,9 @@ def test_results_of_a_later_check_count_for_what_stays(db: None) -> None:
 @pytest.mark.parametrize(
     ("status", "look", "next_step"),
     [
-        ("differs", {"kind": "verify", "next_attempt_at": None}, "Clean up after the project"),
-        ("retrying", {}, "The cleanup’s page says what stands in the way"),
-        ("failed", {}, "The cleanup’s page says what stands in the way"),
+        ("differs", {"kind": "verify", "next_attempt_at": None}, "Clean up the project again."),
+        ("retrying", {}, "Open the cleanup to see why"),
+        ("failed", {}, "Open the cleanup to see why"),
     ],
 )
 @pytest.mark.parametrize("figures", [{"kept": 2}, {"deleted": 3}, {}], ids=str)
@@ -673,12 +687,12 @@ def test_leftovers_of_a_later_check_are_reported_though_the_cleanup_is_over(
         if left:
             item(cleanup=later, outcome="failed", reason="In the bucket.")
             said = answer_of("proj_1")
-            assert "By the last check, which ended on " in said.text and next_step in said.text
-            assert "2 objects stay, the first because: In the bucket." in said.text
-            assert "none is left" not in said.text and "found no" not in said.text
+            assert "The last check ended on " in said.text and next_step in said.text
+            assert "2 files are left. The first one’s reason: In the bucket." in said.text
+            assert "none left" not in said.text and "found no" not in said.text
             assert said.cleanup == later and bool(said.project_to_declare) == (look != {})
         else:
-            assert "2 objects stay" not in why_project()
+            assert "2 files are left" not in why_project()
 
 
 def test_partial_verification_does_not_count_for_the_project(db: None) -> None:
@@ -698,7 +712,7 @@ def test_partial_verification_does_not_count_for_the_project(db: None) -> None:
             **given,
         }
         create_cleanup(project_id="proj_1", **later)
-        assert "2 objects stay, the first because:" in why_project()
+        assert "2 files are left. The first one’s reason:" in why_project()
 
 
 def test_a_cleanup_that_is_not_over_says_what_it_waits_for(db: None) -> None:
@@ -712,16 +726,16 @@ def test_a_cleanup_has_found_nothing_only_once_it_has_listed_everything(db: None
     cleanup = create_cleanup("retrying", project_id="proj_1", **trouble)
     assert "found no" not in why_project() and "could not be listed." in why_project()
     Cleanup.objects.update(status="clean", planned_at=AGO)
-    assert "Its cleanup found no objects." in why_project()
+    assert "The cleanup found no files." in why_project()
     create_cleanup("clean", project_id="proj_1", bucket="other", **totals_of())
-    assert "Its cleanups found no objects." in why_project()
+    assert "The cleanup found no files." in why_project()
     create_cleanup("clean", project_id="proj_1", bucket="third", **totals_of(deleted=2))
-    assert "In bucket third: 2 objects were seen gone" in why_project()
+    assert "In bucket third: 2 files are gone, confirmed" in why_project()
     create_cleanup(
         "failed", project_id="proj_1", bucket="fourth", **totals_of(failed=5), message="No answer."
     )
     assert (
-        "In bucket fourth: 5 objects stay, the first because: No answer. The cleanup’s page says"
+        "In bucket fourth: 5 files are left. The first one’s reason: No answer. Open the cleanup"
         in why_project()
     )
     assert "from its finding" not in why_project()
@@ -732,12 +746,12 @@ def test_a_cleanup_has_found_nothing_only_once_it_has_listed_everything(db: None
 
 
 def test_a_project_without_a_signal_or_a_cleanup_says_so(db: None) -> None:
-    assert "No project proj_1 was ever known here." in why_project()
+    assert "We never knew a project proj_1." in why_project()
     assert answer_of("proj_1").project_to_declare == "proj_1"
     KnownProject.objects.create(pk="proj_1", evidence="seen")
-    assert "nobody said that it was deleted" in why_project()
+    assert "no deletion was reported" in why_project()
     assert answer_of("proj_1").project_to_declare == "proj_1"
     KnownProject.objects.all().delete()
     record_deleted_projects("proj_1")
-    assert "No cleanup of it is on record." in why_project()
+    assert "we have no record of a cleanup" in why_project()
     assert answer_of("proj_1").project_to_declare == "proj_1"

@@ -127,9 +127,34 @@ IN_TESTS = KeyCandidate(SPACED, "tests")
         ("k%3Fpart%3D1", [KeyCandidate("k%3Fpart%3D1")]),
         ("a.mp4%2Fb", [KeyCandidate("a.mp4%2Fb")]),
         ("h.example%2Fk", [KeyCandidate("h.example%2Fk")]),
-        ("notes/Bearer of news.txt", [KeyCandidate("notes/Bearer of news.txt")]),
+        (
+            "notes/Bearer of news.txt",
+            [KeyCandidate("notes/Bearer of news.txt"), KeyCandidate("notes/Bearer")],
+        ),
+        (
+            f"Is {KEY} gone?",
+            [KeyCandidate(f"Is {KEY} gone?"), KeyCandidate(KEY)],
+        ),
+        (
+            f"https://cdn.example.com/{KEY} still opens",
+            [KeyCandidate(f"{KEY} still opens"), KeyCandidate(KEY)],
+        ),
+        (
+            f"https://example.com/cdn-cgi/image/width=400,fit=cover/{ENCODED}",
+            [KeyCandidate(SPACED), KeyCandidate(f"cdn-cgi/image/width=400,fit=cover/{SPACED}")],
+        ),
+        (
+            f"https://example.com/cdn-cgi/image/w=4/https://tests.{ENDPOINT}/{ENCODED}?{SIGNED}",
+            [
+                KeyCandidate(SPACED),
+                KeyCandidate(f"cdn-cgi/image/w=4/https://tests.{ENDPOINT}/{SPACED}"),
+            ],
+        ),
         ("access_key/secret%3F.mp4", [KeyCandidate("access_key/secret%3F.mp4")]),
-        ("notes/password: none.txt", [KeyCandidate("notes/password: none.txt")]),
+        (
+            "notes/password: none.txt",
+            [KeyCandidate("notes/password: none.txt"), KeyCandidate("notes/password")],
+        ),
         ("user:x@localhost/k", [KeyCandidate("//localhost/k"), KeyCandidate("k")]),
         (
             r"a\x01b\u202ec\nd",
@@ -229,7 +254,7 @@ def test_text_with_a_hidden_part_is_not_searched(db: None, settings: Settings, t
     settings.SECRET_KEY_FALLBACKS = ["planted-word"]
     shown = ask(text)
     assert "We did not look up" in shown and REDACTED in shown
-    assert "Look into the bucket now" not in shown and "Nothing here tells of" not in shown
+    assert "Check the bucket now" not in shown and "audit-card" not in shown
     create_row(text.replace("planted-word", REDACTED))
     assert "We did not look up" not in ask(text.replace("planted-word", REDACTED))
 
@@ -344,10 +369,10 @@ def test_each_possible_owner_tells_what_its_cleanup_would_do(db: None) -> None:
     record_deleted_projects("proj_1")
     shown = ask("proj_1_x_s1_media.mp4")
     for project_id, life, would in (
-        ("proj_1", "It was deleted", "would keep it"),
-        ("proj_1_x", "It lives", "would delete it"),
+        ("proj_1", "Deleted", "Keeps it"),
+        ("proj_1_x", "Exists", "Deletes it"),
     ):
-        cells = shown.split("What a cleanup would do")[1].split(f">{project_id}</a>")[1]
+        cells = shown.split("What a cleanup of each project does")[1].split(f">{project_id}</a>")[1]
         assert life in cells.split("</tr>")[0] and would in cells.split("</tr>")[0]
     assert "It could also belong to the live project proj_1_x." in shown
     assert "scene: x_s1" in shown and "scene: s1" in shown
@@ -358,8 +383,8 @@ def test_what_is_too_much_to_show_is_counted(db: None) -> None:
     [facts] = look_up(key).objects
     assert len(facts.parsed_keys) > 20 and len(facts.verdicts) > 20
     shown = ask(key)
-    head, _mark, rest = shown.partition("What a cleanup would do")
-    assert f"… and {len(facts.parsed_keys) - 20} more" in head.split("How the key reads")[1]
+    head, _mark, rest = shown.partition("What a cleanup of each project does")
+    assert f"… and {len(facts.parsed_keys) - 20} more" in head.split("What the key says")[1]
     assert f"… and {len(facts.verdicts) - 20} more" in rest
     for _n in range(22):
         add_items(create_cleanup("clean", project_id="proj_1"), 1, key=KEY, identity=KEY)
@@ -390,7 +415,7 @@ def test_form_that_cleans_up_after_a_project_is_a_click_away(db: None) -> None:
     KnownProject.objects.create(pk="proj_1", evidence="saved")
     client = superuser_client()
     for text in ("proj_1", KEY):
-        [url] = re.findall('<a href="([^"]*)">Clean up after it…', ask(text, client))
+        [url] = re.findall('href="([^"]*)">Clean up proj_1…', ask(text, client))
         assert 'name="project_id" value="proj_1"' in page_text(client.get(url))
     assert not Cleanup.objects.exists()
     assert KnownProject.objects.get().deleted_at is None
@@ -400,15 +425,16 @@ def test_who_may_not_clean_up_after_a_project_is_told_whom_to_ask(db: None) -> N
     KnownProject.objects.create(pk="proj_1", evidence="saved")
     shown = ask("proj_1", staff_client())
     assert reverse("admin:storage_audit_declare_deleted") not in shown
-    [said] = re.findall('value="Clean up after it…" disabled> <small>(.*?)</small>', shown)
+    [said] = re.findall('value="Clean up proj_1…" disabled> <small>(.*?)</small>', shown)
     assert "add you to the group “Storage admin”" in said
 
 
 def test_unknown_text_is_called_unknown_and_can_be_searched_in_the_bucket(bucket: Bucket) -> None:
     bucket.put("stranger")
     shown = ask("stranger")
-    assert "Nothing here tells of" in shown
-    assert "Seen in the bucket at" in ask_bucket("stranger")
+    assert "We can’t tell" in shown and "We have no record of this file." in shown
+    shown = ask_bucket("stranger")
+    assert "Still there" in shown and "Found in the bucket on" in shown
 
 
 @pytest.mark.parametrize("key", [HOSTILE, f"{HOSTILE}\n", "a\0b", "\udcff", " a ", ".." * 500])
@@ -477,15 +503,14 @@ def seeing(*models: str) -> Client:
 def test_what_a_scan_found_is_not_told_to_whom_may_not_see_findings(db: None) -> None:
     decided = {"state": "ignored", "decided_by": "anna", "note": "Ours."}
     Finding.objects.filter(pk=create_finding("stranger").pk).update(**decided)
-    hint = "What scans found is not shown to you"
+    hint = "This answer leaves out the findings of scans."
     shown = ask("stranger")
-    assert "anna said on" in shown and hint not in shown
+    assert "anna chose on" in shown and hint not in shown
     shown = ask("stranger", seeing("r2object"))
-    assert "anna said" not in shown and "Ours." not in shown and "Findings" not in shown
+    assert "anna chose" not in shown and "Ours." not in shown and "<h3>Findings" not in shown
     said = shown.split(hint)[1].split("</p>")[0]
     assert "add you to the group “Storage viewer”" in said
-    assert "Nothing that you may see tells of <code" in shown
-    assert "Nothing that you may see tells whether it is there" in sentences(shown)[0]
+    assert sentences(shown)[0].startswith("You can see no record of this file.")
 
 
 def test_what_rows_tell_is_not_told_to_whom_may_not_see_rows(db: None) -> None:
@@ -493,14 +518,16 @@ def test_what_rows_tell_is_not_told_to_whom_may_not_see_rows(db: None) -> None:
     create_row(KEY, project_id="proj_1", size=1000)
     client = seeing("finding")
     shown = ask(KEY, client)
-    assert "The rows of objects are not shown to you" in shown and "uploaded for" not in shown
-    assert "What a cleanup would do" not in shown
-    assert sentences(shown) == ["Nothing that you may see tells of it. Look into the bucket."]
+    assert "This answer leaves out the records of files." in shown and "uploaded for" not in shown
+    assert "What a cleanup of each project does" not in shown
+    assert sentences(shown) == [
+        "The records that you can see don’t mention this file. Check the bucket."
+    ]
     shown = ask("proj_1", client)
-    assert "Tracked" not in shown and "1 object" not in shown
-    assert "Project proj_1 lives, and its objects stay" in sentences(shown)[0]
+    assert "Recorded" not in shown and "1 object" not in shown and "1 recorded" not in shown
+    assert "Project proj_1 exists, and so do its files" in sentences(shown)[0]
     shown = ask("proj_1")
-    assert "1 file, 1000 bytes" in shown and "its 1 tracked object stays" in shown
+    assert "1 file, 1000 bytes" in shown and "so does its 1 recorded file" in shown
 
 
 def test_rows_and_findings_are_shown_to_those_who_may_see_them(db: None) -> None:
@@ -522,7 +549,7 @@ def test_pages_of_rows_and_findings_lead_here(db: None) -> None:
     ):
         [link] = re.findall(r'href="([^"]*/lookup/\?q=[^"]*)"', page_text(client.get(url)))
         shown = page_text(client.get(link.replace("&amp;", "&")))
-        assert "Nothing here tells of" not in shown
+        assert "no record of this file" not in shown
         assert r"a b\n?#%25&amp;\x01.mp4" in shown
 
 
@@ -531,16 +558,17 @@ def test_pages_of_rows_and_findings_lead_here(db: None) -> None:
 
 def test_answer_follows_an_object_from_its_upload_to_its_end_and_back(bucket: Bucket) -> None:
     key, client = bucket.upload("proj_1"), superuser_client()
-    assert "stays as long as that lives" in sentences(ask_bucket(key, client))[0]
+    assert "kept as long as the project exists" in sentences(ask_bucket(key, client))[0]
     cleanup = clean_up_project("proj_1")
     shown = ask_bucket(f"https://cdn.example.com/{quote(key)}", client)
-    assert f"Deleted by cleanup {cleanup.pk}, and seen gone on" in sentences(shown)[0]
-    assert "A complete listing of its place does not show it, as of" in shown
+    assert sentences(shown)[0].startswith("Deleted, and confirmed gone on")
+    assert admin_url("cleanup", "change", cleanup.pk) in shown
+    assert "A full listing of its folder on" in shown and "does not show the file" in shown
     bucket.put(key, body=b"something else")
-    assert "seen gone" in sentences(ask(key, client))[0]
+    assert "confirmed gone" in sentences(ask(key, client))[0]
     shown = ask_bucket(key, client)
-    assert sentences(shown)[0].startswith("It is in the bucket again")
-    assert "14 bytes, ETag" in shown
+    assert sentences(shown)[0].startswith("Back in the bucket")
+    assert ": 14 bytes, last modified" in shown
 
 
 @pytest.mark.parametrize("folds", [True, False])
@@ -551,11 +579,11 @@ def test_bucket_check_tells_whether_another_spelling_is_the_same_object(
     key, other = (f"projects/proj_1/scenes/s1/media/{normalize(f, 'é')}.mp4" for f in FORMS)
     cleanup = create_cleanup("clean", project_id="proj_1", bucket=bucket.name)
     add_items(cleanup, 1, key=other, identity=other, outcome="deleted")
-    client, note = superuser_client(), "Of a key spelled with other code points"
+    client, note = superuser_client(), "For a key with different Unicode characters"
     shown = ask(key, client)
     assert admin_url("cleanup", "change", cleanup.pk) in shown and note in shown
     shown = ask_bucket(key, client)
-    assert (f"Deleted by cleanup {cleanup.pk}" in sentences(shown)[0]) == folds
+    assert sentences(shown)[0].startswith("Deleted, and confirmed gone on") == folds
     assert (note in shown) != folds
 
 
@@ -567,18 +595,18 @@ def test_object_that_no_request_can_name_is_not_called_gone(bucket: Bucket, name
     shown = page_text(client.get(admin_url("finding", "change", finding.pk)))
     [link] = re.findall(r'href="[^"]*/lookup/(\?q=[^"]*)"', shown)
     shown = page_text(client.post(LOOKUP + link, {"check": "Check"}))
-    assert "No request can name this key." in shown and "does not show it" not in shown
+    assert "No request can name this key." in shown and "does not show the file" not in shown
     [sentence] = sentences(shown)
-    assert sentence.startswith("No request can name this key, so nothing here can delete it")
+    assert sentence.startswith("No request can name this key, so we can’t delete the file")
 
 
 def test_object_that_is_not_there_is_not_called_deleted(bucket: Bucket) -> None:
     track_key(bucket, KEY, "proj_1")
     shown = ask_bucket(KEY)
     [sentence] = sentences(shown)
-    assert "A complete listing of its place does not show it, as of" in shown
-    assert sentence.startswith("It is not in the bucket now")
-    assert "the row can be removed" in sentence
+    assert "does not show the file" in shown
+    assert sentence.startswith("Not in the bucket now")
+    assert "remove the record" in sentence
     assert "gone" not in sentence and "eleted" not in sentence
 
 
@@ -586,11 +614,11 @@ def test_blocked_plan_without_the_object_is_not_to_be_approved_for_it(bucket: Bu
     record_deleted_projects("proj_1")
     create_cleanup("blocked", project_id="proj_1", bucket=conf().bucket, planned_at=timezone.now())
     [sentence] = sentences(ask_bucket(KEY))
-    assert sentence.startswith("It is not in the bucket now") and "approve" not in sentence
+    assert sentence.startswith("Not in the bucket now") and "pprove" not in sentence
     bucket.put(KEY)
     [sentence] = sentences(ask_bucket(KEY))
-    assert "its plan does not have this, so it does not delete it" in sentence
-    assert "clean up after the project again" in sentence and "approve" not in sentence
+    assert "its plan does not include this file." in sentence
+    assert "clean up the project again" in sentence and "pprove" not in sentence
 
 
 @pytest.mark.parametrize("fault", ["access-denied", "reset-before", "html"])
@@ -598,15 +626,15 @@ def test_store_that_cannot_be_asked_has_said_nothing(store: FaultyStore, fault: 
     create_row(KEY, bucket=conf().bucket, project_id="proj_1")
     store.rules.append(rule_for(is_listing, FAULT_KINDS[fault].answer))
     shown = ask_bucket(KEY)
-    assert "The bucket could not be looked at, so nothing is said of it." in shown
-    assert "does not show it" not in shown
+    assert "We could not check the bucket, so this answer uses our records only." in shown
+    assert "does not show the file" not in shown
 
 
 def test_bucket_without_the_marker_is_not_believed(bucket: Bucket) -> None:
     track_key(bucket, KEY, "proj_1")
     bucket.wipe()
     shown = ask_bucket(KEY)
-    assert "holds no marker of this database" in shown and "does not show it" not in shown
+    assert "holds no marker of this database" in shown and "does not show the file" not in shown
 
 
 def test_bucket_is_asked_only_when_a_person_says_so(store: FaultyStore) -> None:
@@ -620,7 +648,7 @@ def test_bucket_check_needs_the_permission_to_verify(bucket: Bucket) -> None:
     bucket.put("stranger")
     client = staff_client()
     shown = ask("stranger", client)
-    button = '<input type="submit" value="Look into the bucket now" disabled>'
+    button = '<input type="submit" value="Check the bucket now" disabled>'
     assert button in shown and "Storage operator" in shown
     assert client.post(url_of("stranger"), {"check": "Check"}).status_code == 403
 
@@ -631,7 +659,7 @@ def test_bucket_check_takes_one_of_the_slots(bucket: Bucket) -> None:
         for _place in range(conf().api_concurrency):
             all_places.enter_context(acquire_slot())
         shown = ask_bucket("stranger")
-    assert "Too many requests here are waiting" in shown and "Seen in the bucket" not in shown
+    assert "Too many requests here are waiting" in shown and "Found in the bucket" not in shown
 
 
 # Titles
@@ -666,11 +694,12 @@ def test_a_file_that_a_later_cleanup_has_to_delete_is_not_called_gone(bucket: Bu
     bucket.put(key)
     first = clean_up_project("proj_1")
     [gone] = look_up(key).objects
-    assert "seen gone on" in explain_object(gone).text
+    assert "confirmed gone on" in explain_object(gone).text
     create_projects("proj_1")
     bucket.put(key)
     later = request_cleanup("proj_1")
     complete_reconcile()
     [told] = look_up(key).objects
-    assert explain_object(told).text.startswith(f"Cleanup {later.pk} is to delete it")
+    assert explain_object(told).text.startswith("A cleanup is going to delete this file.")
+    assert explain_object(told).cleanup == later
     assert first.status == "clean"

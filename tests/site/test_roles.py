@@ -256,7 +256,7 @@ def test_alerts_and_answers_show_what_a_person_may_not_do_with_whom_to_ask(
     for url, buttons in (
         (admin_url("alert"), {"Send a test message": "admin"}),
         (lookup_url("proj_1"), COMPARING),
-        (lookup_url(key), {"Look into the bucket now": "operator"}),
+        (lookup_url(key), {"Check the bucket now": "operator"}),
     ):
         assert_told_whom_to_ask(page_text(client.get(url)), role, buttons)
 

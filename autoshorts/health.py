@@ -39,13 +39,13 @@ def health_response(find_problems: Callable[[], list[str]]) -> JsonResponse:
     try:
         problems = find_problems()
     except Error:
-        logger.exception("The health check could not ask the database.")
-        problems = ["The database does not answer. The web server's log says why."]
+        logger.exception("The health check could not query the database.")
+        problems = ["The database does not respond. The web server's log has the details."]
     content = {"healthy": not problems, "problems": problems}
     return JsonResponse(content, status=503 if problems else 200)
 
 
 def web_problems() -> list[str]:
     if missing_migrations():
-        return ["The database lacks migrations. Run: manage.py migrate"]
+        return ["Migrations are missing. Run manage.py migrate."]
     return []

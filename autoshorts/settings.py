@@ -29,8 +29,10 @@ def read_secret(name: str, default: str | None = None, *, hint: str) -> str:
     return value
 
 
-SECRET_KEY = read_secret("SECRET_KEY", hint="a long random text that you keep to yourself")
-SECRET_KEY_FALLBACKS = env.items("SECRET_KEY_FALLBACKS", "", hint="former keys, or leave it unset")
+SECRET_KEY = read_secret("SECRET_KEY", hint="a long, random, secret text")
+SECRET_KEY_FALLBACKS = env.items(
+    "SECRET_KEY_FALLBACKS", "", hint="previous keys, or leave it unset"
+)
 DEBUG = env.flag("DEBUG", False)
 ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", hint="the host names of this site, such as a.example")
 CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS", "")
@@ -129,8 +131,8 @@ def database_settings(url: str) -> dict[str, Any]:
     engine = str(settings.get("ENGINE", "")).rpartition(".")[2]
     if engine not in ("sqlite3", "postgresql") or not settings["NAME"]:
         env.problems.append(
-            "DATABASE_URL is malformed. Set it to postgres://USER:PASSWORD@HOST:PORT/NAME"
-            " or sqlite:////absolute/path.sqlite3."
+            "DATABASE_URL is invalid. Set it to postgres://USER:PASSWORD@HOST:PORT/NAME or"
+            " sqlite:////absolute/path.sqlite3."
         )
         return {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}
     if engine == "sqlite3":
@@ -185,13 +187,13 @@ def read_endpoint_url() -> str:
     if url:
         if not is_http_url(url):
             # Not shown, as it may hold a password.
-            env.problems.append(f"R2_ENDPOINT_URL is malformed. Set it to {URL_HINT}.")
+            env.problems.append(f"R2_ENDPOINT_URL is invalid. Set it to {URL_HINT}.")
         return url
     if len(account) != 32 or not (account.isascii() and account.isalnum()):
         env.problems.append(
-            "Neither R2_ENDPOINT_URL nor a valid R2_ACCOUNT_ID is set. Set R2_ACCOUNT_ID to the"
-            " 32 letters and digits of your Cloudflare account, or R2_ENDPOINT_URL to the address"
-            " of any S3 store."
+            "Neither R2_ENDPOINT_URL nor a valid R2_ACCOUNT_ID is set. Set R2_ACCOUNT_ID to"
+            " your Cloudflare account ID (32 letters and digits), or R2_ENDPOINT_URL to the"
+            " address of any S3 store."
         )
     if jurisdiction not in ("", "eu", "fedramp", "us"):
         env.problems.append(
@@ -204,7 +206,7 @@ def read_endpoint_url() -> str:
 def read_url(name: str, default: str) -> str:
     url = env.text(name, default)
     if url and not is_http_url(url):
-        env.problems.append(f"{name} is malformed. Set it to {URL_HINT}.")
+        env.problems.append(f"{name} is invalid. Set it to {URL_HINT}.")
     return url
 
 
@@ -225,7 +227,7 @@ NOTIFY_WEBHOOK_URL = read_url("NOTIFY_WEBHOOK_URL", "")
 
 STORAGE_AUDIT = {
     "ENDPOINT_URL": read_endpoint_url(),
-    "ACCESS_KEY_ID": env.text("R2_ACCESS_KEY_ID", hint="the access key id of your R2 API token"),
+    "ACCESS_KEY_ID": env.text("R2_ACCESS_KEY_ID", hint="the access key ID of your R2 API token"),
     "SECRET_ACCESS_KEY": read_secret(
         "R2_SECRET_ACCESS_KEY", hint="the secret access key of your R2 API token"
     ),
@@ -244,7 +246,7 @@ STORAGE_AUDIT = {
         "CLEANUP_LIMIT_SHARE",
         0.05,
         float,
-        hint="a share above 0 and up to 1, such as 0.05",
+        hint="a number above 0, at most 1, such as 0.05",
         accept=lambda share: 0 < share <= 1,
     ),
     "LIMIT_MULTIPLE": env.number(
@@ -258,7 +260,7 @@ STORAGE_AUDIT = {
         "CLEANUP_LIMIT_MISSING",
         0.5,
         float,
-        hint="a share above 0 and up to 1, such as 0.5",
+        hint="a number above 0, at most 1, such as 0.5",
         accept=lambda share: 0 < share <= 1,
     ),
     "LIMIT_VANISHED": env.count("CLEANUP_LIMIT_VANISHED", 10),
@@ -281,7 +283,7 @@ STORAGE_AUDIT = {
     "NOTIFY_WEBHOOK_SECRET": env.text(
         "NOTIFY_WEBHOOK_SECRET",
         None if NOTIFY_WEBHOOK_URL else "",
-        hint="whsec_ and the base64 of 24 to 64 random bytes",
+        hint="whsec_ followed by 24 to 64 random bytes in base64",
     ),
     "NOTIFY_SITE_URL": read_url("NOTIFY_SITE_URL", ""),
     "NOTIFY_OVERDUE": read_hours("NOTIFY_OVERDUE_HOURS", 12),
@@ -294,7 +296,7 @@ STORAGE_AUDIT = {
 DEFAULT_FROM_EMAIL = env.text(
     "DEFAULT_FROM_EMAIL",
     None if NOTIFY_EMAILS else "webmaster@localhost",
-    hint="the address that mails come from",
+    hint="the sender's e-mail address",
 )
 EMAIL_SUBJECT_PREFIX = "[AutoShorts storage] "
 MAIL_SSL = env.flag("EMAIL_USE_SSL", False)

@@ -52,7 +52,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
     try:
         get_key_formats()
     except (ImproperlyConfigured, KeyFormatError) as error:
-        hint = "Mend the entry of STORAGE_AUDIT in the settings."
+        hint = "Correct this entry of STORAGE_AUDIT in the settings."
         return [Error(str(error), hint=hint, id="storage_audit.E001")]
     return check_project_field()
 
@@ -62,8 +62,8 @@ def check_project_field() -> list[CheckMessage]:
     if is_unique_field(name) and isinstance(project_model.id_field(), project_model.ID_FIELD_TYPES):
         return []
     hint = (
-        "Name a field of whole numbers, text or UUIDs that no two rows share, that is never null"
-        " and never changes; or leave the entry out for the primary key."
+        "Name a unique, non-null field of integers, text or UUIDs that never changes. Or"
+        " leave the entry out to use the primary key."
     )
     text = f"STORAGE_AUDIT['PROJECT_ID_FIELD'] is {name!r}, which is no such field of {owner}."
     return [Error(text, hint=hint, id="storage_audit.E004")]
@@ -82,7 +82,7 @@ def is_unique_field(name: str) -> bool:
 def check_use_tz(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     if settings.USE_TZ:
         return []
-    hint = "Set it to True: the store's times have a zone, and are kept and compared as they are."
+    hint = "Set it to True. The store's times have a time zone."
     return [Error("USE_TZ is not True.", hint=hint, id="storage_audit.E005")]
 
 
@@ -104,9 +104,9 @@ def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
     if not elsewhere:
         return []
     hint = (
-        'Have DATABASE_ROUTERS return "default" for the app label "storage_audit", for reads too,'
-        " and for writes of the project model. A replica that is behind hides files and limits"
-        " from cleanups."
+        'Make DATABASE_ROUTERS return "default" for reads and writes of the app label'
+        ' "storage_audit", and for writes of the project model. A replica that lags hides'
+        " files and limits from cleanups."
     )
     names = ", ".join(dict.fromkeys(elsewhere))
     text = f"DATABASE_ROUTERS send {names} to another database than the default one."
@@ -124,8 +124,8 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     middleware = "storage_audit.request_origin.OriginMiddleware"
     hint = f'Add "{middleware}" to MIDDLEWARE, after AuthenticationMiddleware.'
     text = (
-        "Requests do not record who asked for a deletion. Deletions of many projects stop, as"
-        " nobody's permissions can be looked up."
+        "Requests do not record who asked for a deletion. Deletions of many projects"
+        " stop, because nobody's permissions can be checked."
     )
     return [Warning(text, hint=hint, id="storage_audit.W010")]
 
@@ -137,10 +137,10 @@ def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
     waiting = cluster.get("queue_limit", workers**2) / workers
     found: list[CheckMessage] = []
     if not cluster.get("timeout") or cluster.get("retry", 60) <= cluster["timeout"] * (waiting + 1):
-        hint = "Set retry above timeout * (queue_limit / workers + 1): a task is run twice else."
+        hint = "Set retry above timeout * (queue_limit / workers + 1). Otherwise tasks run twice."
         found.append(Error("Q_CLUSTER's retry is too short.", hint=hint, id="storage_audit.E002"))
     if cluster.get("bulk", 1) != 1:
-        hint = "Set bulk to 1: one task that cannot be read stops those fetched with it."
+        hint = "Set bulk to 1. Otherwise one unreadable task stops those fetched with it."
         found.append(Error("Q_CLUSTER's bulk is not 1.", hint=hint, id="storage_audit.E003"))
     return found
 
@@ -158,12 +158,17 @@ def check_notifications(
         return []  # `check_settings` says it.
     found: list[CheckMessage] = []
     if (told.notify_emails or told.notify_webhook_url) and not told.notify_site_url:
-        hint = "Set STORAGE_AUDIT['NOTIFY_SITE_URL'] to this site's, such as https://a.example."
-        text = "Notifications have no whole links."
+        hint = (
+            "Set STORAGE_AUDIT['NOTIFY_SITE_URL'] to this site's address, such as"
+            " https://a.example."
+        )
+        text = "Links in alerts are incomplete."
         found.append(Warning(text, hint=hint, id="storage_audit.W004"))
     if told.notify_emails and NON_SENDING_BACKENDS & {*mail_backend().split(".")}:
-        hint = "Set Django's EMAIL_BACKEND or, from 6.1 on, MAILERS to one that sends."
-        text = "STORAGE_AUDIT['NOTIFY_EMAILS'] is set, and no mail is sent."
+        hint = (
+            "Set Django's EMAIL_BACKEND (MAILERS from Django 6.1) to a backend that sends e-mail."
+        )
+        text = "STORAGE_AUDIT['NOTIFY_EMAILS'] is set, but the e-mail backend sends nothing."
         found.append(Warning(text, hint=hint, id="storage_audit.W005"))
     return found
 
@@ -192,11 +197,15 @@ def check_schedule(
     except ImproperlyConfigured:
         return []  # `check_settings` says it.
     if not scheduled:
-        hint = "Run manage.py migrate, which makes it, or sweep_cleanups from cron every minute."
-        found.append(Warning("No sweep is scheduled.", hint=hint, id="storage_audit.W001"))
+        hint = "Run manage.py migrate, or run manage.py sweep_cleanups from cron every minute."
+        found.append(
+            Warning(
+                "The worker's regular check is not scheduled.", hint=hint, id="storage_audit.W001"
+            )
+        )
     if pause != wanted:
-        hint = "Run manage.py migrate, which mends it."
-        text = "The schedule of scans is not as STORAGE_AUDIT['RECONCILE_EVERY'] says."
+        hint = "Run manage.py migrate."
+        text = "The schedule of scans does not match STORAGE_AUDIT['RECONCILE_EVERY']."
         found.append(Warning(text, hint=hint, id="storage_audit.W003"))
     return found
 
@@ -212,7 +221,7 @@ def check_sqlite(
     wrong = [what for what, right in sqlite_settings().items() if not right]
     if not wrong:
         return []
-    hint = "Set OPTIONS of the database and workers of Q_CLUSTER so, or use PostgreSQL."
+    hint = "Change the database's OPTIONS and the workers of Q_CLUSTER, or use PostgreSQL."
     text = f"SQLite is not safe for several processes. It needs {'; '.join(wrong)}."
     return [Warning(text, hint=hint, id="storage_audit.W002")]
 
@@ -245,9 +254,9 @@ def check_pooler(
     if connection.settings_dict["DISABLE_SERVER_SIDE_CURSORS"] or not has_pooler():
         return []
     hint = (
-        "If it pools transactions, forms of the admin fail at random. Set"
-        " DISABLE_SERVER_SIDE_CURSORS of the database to True; in DATABASE_URL, add"
-        " ?disable_server_side_cursors=true."
+        "If it pools transactions, admin forms fail at random. Set the database's"
+        " DISABLE_SERVER_SIDE_CURSORS to True, or add ?disable_server_side_cursors=true"
+        " to DATABASE_URL."
     )
     text = "The database is behind a connection pooler, and server-side cursors are enabled."
     return [Warning(text, hint=hint, id="storage_audit.W008")]
@@ -280,12 +289,13 @@ def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     meta: Any = R2Object._meta
     relations: Any = get_candidate_relations_to_delete(meta)
     hint = (
-        "Keep the key in a text field and name that in STORAGE_AUDIT['REFERENCES'], which also"
-        " keeps the file. Or set db_constraint=False."
+        "Store the key in a text field and name that field in"
+        " STORAGE_AUDIT['REFERENCES'], which also keeps the file. Or set"
+        " db_constraint=False."
     )
     text = (
-        "{} points at R2 objects with a constraint: it would stop the cleanup of such a file, or"
-        " delete your rows with it."
+        "{} has a foreign key constraint on R2 objects. It would stop the file's cleanup,"
+        " or delete your rows with the file."
     )
     return [
         Error(text.format(field), hint=hint, id="storage_audit.E008")
@@ -308,10 +318,10 @@ def check_indexes(
         return []  # Other checks say it.
     except DatabaseError:
         return []  # Whatever needs the database says it.
-    text = "{} may name files of the bucket, and its column has no index."
+    text = "{} may name files in the bucket, but has no index."
     hint = (
-        "A cleanup looks there just before it deletes only with an index. Add db_index=True, or"
-        " run: {};"
+        "Cleanups check this column just before a deletion only if it has an index. Add"
+        " db_index=True, or run: {};"
     )
     return [
         Warning(
@@ -339,8 +349,8 @@ def check_project_ids(
     if not refused:
         return []
     hint = (
-        "Give these projects other ids, or change PROJECT_ID_PATTERN so that it accepts them. Until"
-        " then files that could be theirs are kept, and their own files cannot be cleaned up."
+        "Change these projects' IDs or PROJECT_ID_PATTERN. Until then files that may"
+        " belong to them are kept, and these projects can't be cleaned up."
     )
     return [Warning(refused_ids_text(refused), hint=hint, id="storage_audit.W007")]
 
@@ -354,8 +364,11 @@ def check_upload_keys(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
         }
     except (ImproperlyConfigured, KeyFormatError):
         return []  # `check_settings` says it.
-    hint = "Build the key with storage_audit.storage.key_for, or add its format to KEY_FORMATS."
-    text = "No key format reads the keys of {}, such as {}. Its files stay when a project goes."
+    hint = "Build keys with storage_audit.storage.key_for, or add the format to KEY_FORMATS."
+    text = (
+        "No key format matches the keys of {}, such as {}. Its files are kept when a"
+        " project is deleted."
+    )
     return [
         Warning(text.format(column.label, key), hint=hint, id="storage_audit.W009")
         for column, key in unread.items()
@@ -375,10 +388,10 @@ def check_file_deleting_apps(
     except ImproperlyConfigured:
         return []  # `check_settings` says it.
     hint = (
-        "Remove the app, as cleanups delete the files of projects, or exclude the models that go"
-        " with a project from it. Or set GRACE to 0."
+        "Remove that app, exclude the models that are deleted with a project, or set"
+        " GRACE to 0. Cleanups delete projects' files already."
     )
-    text = "{} deletes files with their rows, so Undo would restore rows without their files."
+    text = "{} deletes files together with their rows, so Undo would restore rows without files."
     return [
         Warning(text.format(name), hint=hint, id="storage_audit.W011")
         for name in FILE_DELETING_APPS

@@ -31,9 +31,7 @@ def acquire_slot() -> Iterator[None]:
     with _semaphore_lock:  # Else the first two threads would each make a semaphore.
         ours = slot_semaphore()
     if not ours.acquire(blocking=False):
-        text = _(
-            "Too many requests here are waiting, or asking the store. Try again in %s seconds."
-        )
+        text = _("Too many requests at once. Try again in %s seconds.")
         raise Busy(text % Busy.retry_after)
     try:
         yield

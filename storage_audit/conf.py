@@ -143,7 +143,7 @@ class Conf:
             re.compile(self.project_id_pattern)
         except re.error as error:
             raise ImproperlyConfigured(
-                f"STORAGE_AUDIT['PROJECT_ID_PATTERN'] is no regular expression: {error}"
+                f"STORAGE_AUDIT['PROJECT_ID_PATTERN'] is not a valid regular expression: {error}"
             ) from error
 
     def _check_addresses_and_secrets(self) -> None:
@@ -185,13 +185,13 @@ class Conf:
     def _check_times(self) -> None:
         if self.deletion_timeout < MIN_DELETION_TIMEOUT:
             raise ImproperlyConfigured(
-                "STORAGE_AUDIT['DELETION_TIMEOUT'] must be at least 31 minutes: the store obeys a"
-                " call for 15 minutes, and clocks may be wrong by 15 minutes."
+                "STORAGE_AUDIT['DELETION_TIMEOUT'] must be at least 31 minutes. The store accepts"
+                " a request for 15 minutes, and clocks may be off by 15 minutes."
             )
         # An item says until when the store may obey a call that got no answer.
         if self.retention < max(timedelta(days=1), self.deletion_timeout):
             raise ImproperlyConfigured(
-                "STORAGE_AUDIT['RETENTION'] must be at least one day, and DELETION_TIMEOUT."
+                "STORAGE_AUDIT['RETENTION'] must be at least one day and at least DELETION_TIMEOUT."
             )
         for name in ("orphan_gap", "orphan_age", "notify_overdue"):
             if getattr(self, name) <= timedelta(0):
@@ -209,12 +209,12 @@ class Conf:
             try:
                 validate_email(address)
             except ValidationError as error:
-                text = "STORAGE_AUDIT['NOTIFY_EMAILS'] must hold addresses such as a@example.com."
+                text = "STORAGE_AUDIT['NOTIFY_EMAILS'] must list addresses such as a@example.com."
                 raise ImproperlyConfigured(text) from error
         if self.notify_webhook_url and not 24 <= len(self.webhook_key) <= 64:
             raise ImproperlyConfigured(
-                "STORAGE_AUDIT['NOTIFY_WEBHOOK_SECRET'] must be whsec_ and the base64 of 24 to 64"
-                " random bytes."
+                "STORAGE_AUDIT['NOTIFY_WEBHOOK_SECRET'] must be whsec_ followed by 24 to 64"
+                " random bytes in base64."
             )
 
     @property

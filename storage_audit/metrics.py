@@ -77,7 +77,7 @@ def build_info_metric() -> Metric:
         "python": platform.python_version(),
         "database": connection.vendor,
     }
-    return InfoMetricFamily(METRIC_PREFIX + "build", "What runs here.", facts)
+    return InfoMetricFamily(METRIC_PREFIX + "build", "The version that is running.", facts)
 
 
 def cleanup_metrics() -> Iterator[Metric]:
@@ -99,7 +99,7 @@ def cleanup_metrics() -> Iterator[Metric]:
 
 def status_metric(rows: list[dict[str, Any]]) -> Metric:
     family = GaugeMetricFamily(
-        METRIC_PREFIX + "cleanups", "Cleanups by their state.", labels=["kind", "status"]
+        METRIC_PREFIX + "cleanups", "Cleanups by state.", labels=["kind", "status"]
     )
     numbers = Counter[tuple[str, str]]()
     for row in rows:
@@ -116,7 +116,7 @@ def outcome_metrics(ended: list[dict[str, Any]]) -> Iterator[Metric]:
     for unit, suffix in (("objects", ""), ("bytes", "_bytes")):
         family = CounterMetricFamily(
             f"{METRIC_PREFIX}cleaned_{unit}",
-            f"What cleanups are done with, in {unit}: deleted, already gone, or kept.",
+            f"Results of ended cleanups, in {unit}: deleted, already gone, or kept.",
             labels=["outcome"],
             unit=unit,
         )
@@ -142,7 +142,7 @@ def oldest_deletion_metric(now: datetime) -> Metric:
     oldest = deletions.aggregate(at=Min("asked_at"))["at"]
     return GaugeMetricFamily(
         METRIC_PREFIX + "oldest_open_deletion_age",
-        "Time since the oldest deletion was asked for that has not ended; 0 when all have.",
+        "Time since the request of the oldest deletion that has not ended; 0 if all have ended.",
         seconds_since(oldest or now, now),
         unit="seconds",
     )
@@ -151,19 +151,20 @@ def oldest_deletion_metric(now: datetime) -> Metric:
 def worker_metrics(now: datetime) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         METRIC_PREFIX + "queue_tasks",
-        "Tasks that no worker has taken yet.",
+        "Tasks waiting for a worker.",
         queue.count_ready_tasks(now),
     )
     yield GaugeMetricFamily(
         METRIC_PREFIX + "queue_oldest_task_age",
-        "Time that the oldest task waits for a worker; 0 when none does.",
+        "Waiting time of the oldest task in the queue; 0 if none waits.",
         seconds_since(queue.oldest_task_at() or now, now),
         unit="seconds",
     )
     due = queue.sweep_due_at()
     yield GaugeMetricFamily(
         METRIC_PREFIX + "sweep_lateness",
-        "The worker's heartbeat: how long its next sweep is overdue; infinite without a schedule.",
+        "The worker's heartbeat: how long its next regular check is overdue; infinite"
+        " without a schedule.",
         seconds_since(due, now) if due else inf,
         unit="seconds",
     )
@@ -172,7 +173,7 @@ def worker_metrics(now: datetime) -> Iterator[Metric]:
 def store_request_metric() -> Metric:
     family = CounterMetricFamily(
         METRIC_PREFIX + "store_requests",
-        "Requests to the store, each attempt, by kind and by ok or the error.",
+        "Requests to the store, counting each attempt, by kind and result (ok or the error).",
         labels=["kind", "result"],
     )
     for kind, result, number in RequestCount.objects.values_list("request", "result", "count"):
@@ -186,7 +187,7 @@ def last_scan_metrics(now: datetime) -> Iterator[Metric]:
     latest = last_complete_scan()
     family = GaugeMetricFamily(
         METRIC_PREFIX + "last_scan_age",
-        "Time since a scan of the whole bucket was complete; infinite when none ever was.",
+        "Time since the last complete scan of the whole bucket; infinite if there was none.",
         labels=["bucket"],
         unit="seconds",
     )
@@ -195,14 +196,14 @@ def last_scan_metrics(now: datetime) -> Iterator[Metric]:
     yield family
     family = GaugeMetricFamily(
         METRIC_PREFIX + "last_scan_duration",
-        "Time that it took; 0 when none ever was complete.",
+        "Duration of that scan; 0 if there was none.",
         labels=["bucket"],
         unit="seconds",
     )
     family.add_metric([bucket], seconds_since(latest.started_at, ended) if latest and ended else 0)
     yield family
     family = GaugeMetricFamily(
-        METRIC_PREFIX + "last_scan_figures", "What it found.", labels=["bucket", "figure"]
+        METRIC_PREFIX + "last_scan_figures", "Findings of that scan.", labels=["bucket", "figure"]
     )
     for name in ("requests", *COUNT_FIELDS):
         family.add_metric([bucket, name], getattr(latest, name) if latest else 0)
@@ -210,9 +211,7 @@ def last_scan_metrics(now: datetime) -> Iterator[Metric]:
 
 
 def finding_metric() -> Metric:
-    family = GaugeMetricFamily(
-        METRIC_PREFIX + "findings_open", "Findings that nobody decided on.", labels=["kind"]
-    )
+    family = GaugeMetricFamily(METRIC_PREFIX + "findings_open", "Open findings.", labels=["kind"])
     groups = Finding.objects.open().order_by().values("kind").annotate(n=Count("*"))
     numbers = dict(groups.values_list("kind", "n"))
     for kind in Finding.Kind.values:

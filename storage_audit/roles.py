@@ -232,5 +232,5 @@ def role_for(permission: str) -> str | None:
 def permission_advice(permission: str, app: str = "storage_audit") -> str:
     role = role_for(permission) if app == "storage_audit" else None
     if role is None:
-        return _("You may not do this. Ask an administrator for the permission.")
-    return _("You may not do this. Ask an administrator to add you to the group “%s”.") % role
+        return _("You need permission. Ask an administrator for it.")
+    return _("You need permission. Ask an administrator to add you to the group “%s”.") % role

@@ -99,13 +99,13 @@ def update_daily_figures() -> None:
     try:
         daily_figures.take_figures()
     except Exception:
-        logger.exception("The day's figures were not taken; the next sweep tries again.")
+        logger.exception("Could not record the day's figures. The next sweep tries again.")
 
 
 def resume_scans(now: datetime) -> None:
     """Send workers for scans that lost theirs, and give up those that are too old for it."""
     for scan in BucketScan.objects.abandoned():
-        scan.fail(_("Nobody went on with it for a day."))
+        scan.fail(_("The scan made no progress for a day."))
         logger.warning("Scan %s: %s", scan.pk, scan.message)
     if queue.count_own_ready_tasks(now) < MAX_READY_TASKS:
         for scan in BucketScan.objects.forgotten(now - REQUEUE_AFTER):
@@ -131,7 +131,7 @@ def update_alerts() -> None:
         alert_rules.update_alerts(daily_figures.latest_refused_ids())
         request_notifications(timezone.now())
     except Exception:
-        logger.exception("Nobody could be told of what needs a person; the next sweep tries again.")
+        logger.exception("Could not send alerts. The next sweep tries again.")
 
 
 def request_notifications(now: datetime) -> None:
@@ -174,7 +174,9 @@ def reconcile() -> str:
     except IllegalTransition:
         return "another scan is running"
     except ScanTooExpensive as error:
-        text = "No scan was begun: %s Run reconcile_r2 --max-requests, or raise SCAN_MAX_REQUESTS."
+        text = (
+            "No scan was started: %s Run reconcile_r2 --max-requests, or raise SCAN_MAX_REQUESTS."
+        )
         logger.error(text, error)
         return "too costly"
     send_workers(scan, 1)
@@ -200,7 +202,8 @@ def diagnose(run: str, asked_at: datetime) -> str:
     late = timezone.now() - asked_at
     if late > WORKER_ANSWERS_WITHIN:
         logger.warning(
-            "Too late for the health check: asked %s ago, or this machine's clock is wrong.", late
+            "Skipped the health check: it was requested %s ago, or this machine's clock is wrong.",
+            late,
         )
         return "too late"
     return str(run_probes(HealthReport.Context.WORKER, UUID(run)))

@@ -20,9 +20,9 @@ api = Api(
     title="Storage audit",
     version="1.0.0",
     description=(
-        "Deletes projects with their files, follows each deletion to the proof, and says why files"
-        " stay; scans the bucket, and decides about what was found. Every error is a problem detail"
-        " (RFC 9457)."
+        "Delete projects with their files, follow each deletion to its proof, and see why"
+        " files stay. Scan the bucket and settle what was found. Errors are problem"
+        " details (RFC 9457)."
     ),
     urls_namespace="storage_audit_api",
     auth=[BearerToken(), StaffSession()],

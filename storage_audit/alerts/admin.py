@@ -10,18 +10,23 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
-from django.utils.formats import localize
 from django.utils.timesince import timesince
-from django.utils.timezone import localtime, now
+from django.utils.timezone import now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.alerts import deliver
 from storage_audit.alerts.alert_rules import list_recipients
-from storage_audit.alerts.alert_text import ALERT_MEANINGS
+from storage_audit.alerts.alert_text import (
+    alert_headline,
+    alert_meaning,
+    ended_text,
+    requester_text,
+)
 from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_utc
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
 from storage_audit.redaction import printable_text
@@ -37,7 +42,7 @@ class AlertStateFilter(admin.SimpleListFilter):
     parameter_name = "over"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
-        return [("0", _("open")), ("1", _("over"))]
+        return [("0", _("open")), ("1", _("resolved"))]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Alert]) -> QuerySet[Alert] | None:
         chosen = {"0": True, "1": False}.get(self.value() or "")
@@ -46,7 +51,7 @@ class AlertStateFilter(admin.SimpleListFilter):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnlyAdmin[Alert]):
-    list_display = ("kind_label", "project_label", "began_at", "ended_label", "delivery_summary")
+    list_display = ("kind_label", "project_label", "began_label", "ended_label", "delivery_summary")
     list_filter = (AlertStateFilter, "kind")
     list_select_related = ("cleanup",)
     ordering = ("-began_at", "pk")
@@ -78,15 +83,19 @@ class AlertAdmin(ReadOnlyAdmin[Alert]):
     def project_label(self, alert: Alert) -> str | None:
         return printable_text(alert.cleanup.subject) if alert.cleanup else None
 
-    @admin.display(description=gettext_lazy("over"), ordering="ended_at")
-    def ended_label(self, alert: Alert) -> str:
-        return localize(localtime(alert.ended_at)) if alert.ended_at else _("open")
+    @admin.display(description=gettext_lazy("opened"), ordering="began_at")
+    def began_label(self, alert: Alert) -> str:
+        return format_utc(alert.began_at)
 
-    @admin.display(description=gettext_lazy("told"))
+    @admin.display(description=gettext_lazy("resolved"), ordering="ended_at")
+    def ended_label(self, alert: Alert) -> str:
+        return format_utc(alert.ended_at) if alert.ended_at else _("open")
+
+    @admin.display(description=gettext_lazy("messages"))
     def delivery_summary(self, alert: Alert) -> str:
         found = [delivery for _about, delivery in deliveries_of(alert)]
         if not found:
-            return _("nobody")
+            return _("none")
         sent = sum(delivery.is_sent for delivery in found)
         return _("%(sent)d of %(all)d messages sent") % {"sent": sent, "all": len(found)}
 
@@ -103,9 +112,10 @@ class AlertAdmin(ReadOnlyAdmin[Alert]):
     ) -> HttpResponse:
         alert = context["original"]
         context |= {
-            "title": _("Alert: %s") % alert,
-            "subtitle": self.project_label(alert),
-            "meaning": ALERT_MEANINGS[Alert.Kind(alert.kind)],
+            "title": alert_headline(alert),
+            "lasted": ended_text(alert) if alert.ended_at else "",
+            "requester": requester_text(alert),
+            "meaning": alert_meaning(alert),
             "summary": printable_text(alert.summary),
             "findings": changelist_url(
                 "finding", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN
@@ -144,7 +154,7 @@ class AlertAdmin(ReadOnlyAdmin[Alert]):
                 }
                 self.message_user(request, text, messages.ERROR)
             else:
-                text = _("Sent to %s. Look whether it has arrived.") % who
+                text = _("Sent to %s. Check that it arrived.") % who
                 self.message_user(request, text, messages.SUCCESS)
         may_look = self.has_view_permission(request)
         return redirect("admin:storage_audit_alert_changelist" if may_look else "admin:index")
@@ -153,11 +163,7 @@ class AlertAdmin(ReadOnlyAdmin[Alert]):
 def thresholds_text() -> str:
     """When the settings raise an alert."""
     moment, findings = now(), conf().notify_findings
-    text = ngettext(
-        "Overdue after %(time)s; more than %(findings)d finding.",
-        "Overdue after %(time)s; more than %(findings)d findings.",
-        findings,
-    )
+    text = _("Deletions are overdue after %(time)s. The findings limit is %(findings)d.")
     return text % {"time": timesince(moment - conf().notify_overdue, moment), "findings": findings}
 
 
@@ -169,11 +175,24 @@ def recipient_name(recipient: tuple[str, str]) -> str:
 def deliveries_of(alert: Alert) -> Iterator[tuple[str, Delivery]]:
     """Each delivery, and whether it is about the beginning or the end."""
     for about, notification in (
-        (_("it began"), alert.begin_notification),
-        (_("it is over"), alert.end_notification),
+        (_("opened"), alert.begin_notification),
+        (_("resolved"), alert.end_notification),
     ):
         for delivery in notification.deliveries.all() if notification else ():
             yield about, delivery
+
+
+def delivery_time_text(delivery: Delivery) -> str:
+    if delivery.sent_at:
+        return format_utc(delivery.sent_at)
+    if delivery.next_attempt_at:
+        text = ngettext(
+            "%(count)d attempt, next at %(at)s",
+            "%(count)d attempts, next at %(at)s",
+            delivery.attempts,
+        )
+        return text % {"count": delivery.attempts, "at": format_utc(delivery.next_attempt_at)}
+    return ngettext("%d attempt", "%d attempts", delivery.attempts) % delivery.attempts
 
 
 def delivery_context(about: str, delivery: Delivery) -> dict[str, Any]:
@@ -185,8 +204,6 @@ def delivery_context(about: str, delivery: Delivery) -> dict[str, Any]:
         "badge": {State.SENT: "ok", State.GIVEN_UP: "wrong"}.get(
             State(delivery.state), "warning" if delivery.error else ""
         ),
-        "attempts": delivery.attempts,
-        "sent_at": delivery.sent_at,
-        "next_attempt_at": delivery.next_attempt_at,
+        "when": delivery_time_text(delivery),
         "error": printable_text(delivery.error),
     }

@@ -127,7 +127,7 @@ def summary_of_cleanup(cleanup: Cleanup) -> str:
     status = cleanup.get_status_display()
     text = (
         printable_text(redact_secrets(cleanup.message))
-        or _("It is %s, and tells of no trouble.") % status
+        or _("It is %s and reports no error.") % status
     )
     return text if len(text) <= MAX_SUMMARY_CHARS else f"{text[: MAX_SUMMARY_CHARS - 1]}…"
 
@@ -146,7 +146,7 @@ def findings_summary() -> str:
     groups = Finding.objects.open().order_by().values_list("kind").annotate(n=Count("pk"))
     counts = sorted(((n, Finding.Kind(kind).label) for kind, n in groups), reverse=True)
     kinds = ", ".join(f"{n} {label}" for n, label in counts)
-    text = _("%(count)d findings are open, more than %(limit)d: %(kinds)s.")
+    text = _("%(count)d open findings (limit %(limit)d): %(kinds)s.")
     total = sum(n for n, _label in counts)
     return text % {"count": total, "limit": conf().notify_findings, "kinds": kinds}
 

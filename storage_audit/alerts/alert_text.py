@@ -1,92 +1,113 @@
 """The texts of a notification: a mail's subject and body, and what a program gets."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from django.db.models import QuerySet
+from django.template.defaultfilters import filesizeformat
 from django.urls import NoReverseMatch, reverse
 from django.utils import timezone
+from django.utils.text import Truncator, capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext, ngettext_lazy
 
 from storage_audit.alerts.models import Alert, Notification
+from storage_audit.cleanup.limits import planned_size
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_utc
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
-from storage_audit.redaction import printable_text
+from storage_audit.redaction import printable_text, redact_secrets
 
 Kind = Alert.Kind
 # Alerts of each kind that one message lists; it counts the others.
 MAX_ALERTS_LISTED = 20
+# Of a reason in a message about one alert, and of a project's name in a subject. The pages that
+# the message links to have all of it.
+MAX_REASON_CHARS, MAX_NAME_CHARS = 200, 60
 COUNT_TEXTS = {
-    Kind.BLOCKED: ngettext_lazy("%d deletion is blocked", "%d deletions are blocked"),
-    Kind.FAILED: ngettext_lazy("%d deletion has failed", "%d deletions have failed"),
+    Kind.BLOCKED: ngettext_lazy("%d deletion needs approval", "%d deletions need approval"),
+    Kind.FAILED: ngettext_lazy("%d deletion failed", "%d deletions failed"),
     Kind.OVERDUE: ngettext_lazy("%d deletion is overdue", "%d deletions are overdue"),
     Kind.LOST: ngettext_lazy(
-        "%d deletion took a file that a row still names",
-        "%d deletions took files that rows still name",
+        "%d deletion removed a file in use", "%d deletions removed files in use"
     ),
-    Kind.WORKER: ngettext_lazy(
-        "the queue worker is gone or stuck", "the queue worker is gone or stuck"
-    ),
-    Kind.FINDINGS: ngettext_lazy("many findings are open", "many findings are open"),
+    Kind.WORKER: ngettext_lazy("queue worker stopped or stuck", "queue worker stopped or stuck"),
+    Kind.FINDINGS: ngettext_lazy("many open findings", "many open findings"),
     Kind.IDS: ngettext_lazy(
-        "project ids are not accepted by PROJECT_ID_PATTERN",
-        "project ids are not accepted by PROJECT_ID_PATTERN",
+        "project IDs rejected by PROJECT_ID_PATTERN", "project IDs rejected by PROJECT_ID_PATTERN"
     ),
-    Kind.PAUSED: ngettext_lazy("deletions are paused", "deletions are paused"),
+    Kind.PAUSED: ngettext_lazy(
+        "deletions paused for more than a day", "deletions paused for more than a day"
+    ),
+}
+# A subject about one deletion.
+SUBJECTS = {
+    Kind.BLOCKED: gettext_lazy("Needs approval: deletion of %s"),
+    Kind.FAILED: gettext_lazy("Failed: deletion of %s"),
+    Kind.OVERDUE: gettext_lazy("Overdue: deletion of %s"),
+    Kind.LOST: gettext_lazy("File in use deleted: deletion of %s"),
 }
 # What it means, and the next step.
 ALERT_MEANINGS = {
     Kind.BLOCKED: gettext_lazy(
-        "Nothing is deleted until a person decides. Open the deletion: it says what stopped it,"
-        " with the figures. Once that is settled, choose Force-delete to approve it."
+        "No files are deleted until a person decides. Open it to approve or cancel."
     ),
     Kind.FAILED: gettext_lazy(
-        "Something remains after hours of trying, or cannot be done at all. It is tried again once"
-        " a day. Open the deletion: the message and the items say what stands in the way."
+        "Some files are still there. We retry once a day; open it to see what to fix."
     ),
     Kind.OVERDUE: gettext_lazy(
-        "It was asked for long ago, goes on by itself, and is not over. Open the deletion: its"
-        " timeline says what it waits for. When many are overdue, look at the queue worker."
+        "It is taking longer than expected and is still being retried. Open it to see why."
     ),
     Kind.LOST: gettext_lazy(
-        "A row was saved with a file's name after the cleanup had looked for such rows. The file is"
-        " deleted. Open the deletion: its timeline names the row. Upload the file again, or"
-        " delete the row; the alert then ends."
+        "A record started using the file during the deletion, and the file is gone. Upload the"
+        " file again or delete the record; the timeline names it."
     ),
     Kind.WORKER: gettext_lazy(
-        "Deletions are recorded and none is lost, but none gets on until a worker runs. Read the"
-        " worker's log, and start it again."
+        "Deletions are saved but not carried out. Check the worker's log and restart the worker."
     ),
     Kind.FINDINGS: gettext_lazy(
-        "Complete scans saw more differences between the bucket and the table than you want to be"
-        " told of. Open the findings and decide on them: delete orphans, track, or ignore."
+        "Scans found more issues than your limit. Open the findings to delete, track or ignore"
+        " them."
     ),
     Kind.IDS: gettext_lazy(
-        "Files that could belong to these projects are kept, and their own files cannot be cleaned"
-        " up. Give the projects other ids, or change the setting PROJECT_ID_PATTERN so that it"
-        " accepts them. The alert ends within an hour."
+        "Files that may belong to these projects are kept, and these projects can't be cleaned up."
+        " Change their IDs or PROJECT_ID_PATTERN. The alert ends within an hour."
     ),
     Kind.PAUSED: gettext_lazy(
-        "Deletions have been paused for more than a day, so no files are deleted. Find out whether"
-        " the reason still holds. Then choose Resume deletions, which shows what would be deleted."
+        "No files are deleted while deletions are paused. If the reason no longer applies, choose"
+        " Resume deletions."
     ),
 }
 
+VANISHED_MEANING = gettext_lazy(
+    "No files of these projects are deleted. Restore the projects, or approve to delete their"
+    " files."
+)
+
 
 def mail_subject(notification: Notification) -> str:
-    """Only our own words and numbers: nothing that a stranger wrote gets into a mail's header."""
-    told = [
+    """What happened, to which project and how much of it, if it is one; else how many of each."""
+    if alert := only_alert(notification):
+        return alert_headline(alert)
+    texts = [
         COUNT_TEXTS[kind] % number
         for kind, number in count_by_kind(notification.begun_alerts.all())
     ]
     if ended := notification.ended_alerts.count():
-        told.append(ngettext("%d alert is over", "%d alerts are over", ended) % ended)
-    text = "; ".join(map(str, told))
-    return text[:1].upper() + text[1:]
+        texts.append(ngettext("%d alert resolved", "%d alerts resolved", ended) % ended)
+    return capfirst("; ".join(map(str, texts)))
+
+
+def only_alert(notification: Notification) -> Alert | None:
+    """The one that the notification is about, unless there are several."""
+    begun, ended = (
+        list(alerts.select_related("cleanup")[:2])
+        for alerts in (notification.begun_alerts.all(), notification.ended_alerts.all())
+    )
+    return [*begun, *ended][0] if len(begun) + len(ended) == 1 else None
 
 
 def count_by_kind(alerts: QuerySet[Alert]) -> list[tuple[Kind, int]]:
@@ -94,7 +115,63 @@ def count_by_kind(alerts: QuerySet[Alert]) -> list[tuple[Kind, int]]:
     return [(kind, kinds.count(kind)) for kind in Kind if kind in kinds]
 
 
+def alert_headline(alert: Alert) -> str:
+    """In one line. Others wrote a project's name, so it is shortened, without secrets, and holds
+    no character that could begin another header."""
+    text = _("Resolved: %s") % ended_name(alert) if alert.ended_at else open_headline(alert)
+    return printable_text(redact_secrets(text))
+
+
+def ended_name(alert: Alert) -> str:
+    if alert.cleanup is None:
+        return str(COUNT_TEXTS[Kind(alert.kind)] % 1)
+    return _("deletion of %s") % subject_text(alert.cleanup)
+
+
+def open_headline(alert: Alert) -> str:
+    cleanup = alert.cleanup
+    if cleanup is None:
+        text = alert.summary if alert.kind == Kind.FINDINGS else COUNT_TEXTS[Kind(alert.kind)] % 1
+        return capfirst(str(text).removesuffix("."))
+    if cleanup.kind == Cleanup.Kind.VANISHED:
+        count = len(cleanup.vanished_ids)
+        text = ngettext(
+            "Needs a decision: %d project disappeared",
+            "Needs a decision: %d projects disappeared",
+            count,
+        )
+        return text % count
+    text, amount = SUBJECTS[Kind(alert.kind)] % subject_text(cleanup), amount_text(alert)
+    return f"{text} ({amount})" if amount else text
+
+
+def subject_text(cleanup: Cleanup) -> str:
+    # Redacted first: a part of a secret would not be found any more.
+    return Truncator(redact_secrets(cleanup.subject)).chars(MAX_NAME_CHARS)
+
+
+def amount_text(alert: Alert) -> str:
+    """How much waits for approval or could not be deleted, where that is known."""
+    cleanup = alert.cleanup
+    if cleanup is None:
+        return ""
+    if alert.kind == Kind.BLOCKED:
+        planned = planned_size(cleanup)
+        return format_files(planned["n"], planned["size"]) if planned["n"] else ""
+    if alert.kind == Kind.FAILED and cleanup.failed:
+        return format_files(cleanup.failed, cleanup.failed_bytes)
+    return ""
+
+
+def format_files(count: int, size: int) -> str:
+    text = ngettext("%(count)d file, %(size)s", "%(count)d files, %(size)s", count)
+    # A mail is plain text, so no space needs to be kept from breaking.
+    return text % {"count": count, "size": filesizeformat(size).replace("\xa0", " ")}
+
+
 def message_text(notification: Notification) -> str:
+    if alert := only_alert(notification):
+        return "\n\n".join([alert_headline(alert), *detail_lines(alert)]) + "\n"
     parts = [
         part
         for kind, number in count_by_kind(notification.begun_alerts.all())
@@ -102,19 +179,18 @@ def message_text(notification: Notification) -> str:
     ]
     if ended := notification.ended_alerts.count():
         listed = "\n".join(map(ended_entry, newest_alerts(notification.ended_alerts.all())))
-        parts += [_("What is over:"), listed, *remainder_text(ended)]
+        parts += [_("Resolved:"), listed, *remainder_text(ended)]
     if overview := admin_url("alert_changelist"):
         parts.append(_("All alerts: %s") % overview)
-    parts.append(_("Each is told once when it begins and once when it is over."))
     return "\n\n".join(parts) + "\n"
 
 
 def begun_paragraphs(notification: Notification, kind: Kind) -> Iterator[str]:
     mine = notification.begun_alerts.filter(kind=kind)
     number = mine.count()
-    head = str(COUNT_TEXTS[kind] % number)
-    yield f"{head[:1].upper()}{head[1:]}. {ALERT_MEANINGS[kind]}"
-    yield from map(alert_entry, newest_alerts(mine))
+    yield f"{capfirst(str(COUNT_TEXTS[kind] % number))}. {ALERT_MEANINGS[kind]}"
+    for alert in newest_alerts(mine):
+        yield "\n  ".join([f"- {alert_headline(alert)}", *detail_lines(alert, meaning=False)])
     yield from remainder_text(number)
 
 
@@ -128,39 +204,51 @@ def remainder_text(number: int) -> list[str]:
     )
 
 
-def alert_entry(alert: Alert) -> str:
-    lines = [
-        _("%(what)s, since %(when)s")
-        % {"what": alert_name(alert), "when": format_time(alert.began_at)}
-    ]
+def detail_lines(alert: Alert, *, meaning: bool = True) -> Iterator[str]:
+    """Who asked for it, what it means, why, and the next step."""
     if alert.ended_at:
-        lines[0] += " " + _("(over since %s)") % format_time(alert.ended_at)
-    return "\n  ".join([f"- {lines[0]}", alert.summary, alert_url(alert)])
+        yield ended_text(alert)
+    else:
+        if who := requester_text(alert):
+            yield who
+        if meaning:
+            yield alert_meaning(alert)
+        if alert.kind != Kind.FINDINGS:
+            yield _("Reason: %s") % Truncator(alert.summary).chars(MAX_REASON_CHARS)
+    if url := alert_url(alert):
+        yield _("Open: %s") % url
 
 
-def ended_entry(alert: Alert) -> str:
-    text = _("%(what)s: %(kind)s from %(began)s to %(ended)s.") % {
-        "what": alert_name(alert),
-        "kind": alert.get_kind_display(),
-        "began": format_time(alert.began_at),
-        "ended": format_time(alert.ended_at or timezone.now()),
+def alert_meaning(alert: Alert) -> str:
+    if alert.cleanup and alert.cleanup.kind == Cleanup.Kind.VANISHED:
+        return str(VANISHED_MEANING)
+    return str(ALERT_MEANINGS[Kind(alert.kind)])
+
+
+def requester_text(alert: Alert) -> str:
+    cleanup = alert.cleanup
+    if cleanup is None:
+        return ""
+    text = _("Requested by %(user)s, %(when)s.") if cleanup.requested_by else _("Since %(when)s.")
+    return text % {
+        "user": printable_text(redact_secrets(cleanup.requested_by)),
+        "when": format_utc(cleanup.created_at),
+    }
+
+
+def ended_text(alert: Alert) -> str:
+    text = _("%(kind)s from %(began)s to %(ended)s.") % {
+        "kind": capfirst(alert.get_kind_display()),
+        "began": format_utc(alert.began_at),
+        "ended": format_utc(alert.ended_at or timezone.now()),
     }
     if alert.cleanup:
         text += " " + _("The deletion is now: %s.") % alert.cleanup.get_status_display()
-    return f"- {text}\n  {alert_url(alert)}"
+    return text
 
 
-def alert_name(alert: Alert) -> str:
-    if alert.cleanup is None:
-        return str(COUNT_TEXTS[Kind(alert.kind)] % 1)
-    return _("%(project)s, deletion %(id)s") % {
-        "project": printable_text(alert.cleanup.subject),
-        "id": alert.cleanup.pk,
-    }
-
-
-def format_time(moment: datetime) -> str:
-    return f"{timezone.localtime(moment):%Y-%m-%d %H:%M %Z}"
+def ended_entry(alert: Alert) -> str:
+    return "\n  ".join([f"- {alert_headline(alert)}", *detail_lines(alert)])
 
 
 def alert_url(alert: Alert) -> str:

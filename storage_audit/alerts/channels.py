@@ -39,7 +39,7 @@ def send_webhook(message_id: str, content: dict[str, Any]) -> None:
     body = json.dumps(content).encode()
     status = post_webhook(body, webhook_headers(message_id, int(time()), body))
     if not 200 <= status < 300:
-        text = _("The webhook's receiver answers %d.") % status
+        text = _("The webhook answered with status %d.") % status
         raise DeliveryFailed(text, permanent=status == HTTP_GONE)
 
 
@@ -64,7 +64,7 @@ def post_webhook(body: bytes, request_headers: dict[str, str]) -> int:
     try:
         return status.result(WEBHOOK_TIMEOUT_SECONDS)
     except (OSError, HTTPException) as error:
-        text = _("The webhook's receiver cannot be reached, or breaks off: %s")
+        text = _("Can't reach the webhook: %s")
         raise DeliveryFailed(text % error_name(error)) from error
 
 
@@ -113,7 +113,7 @@ def send_mail(recipient: str, message_id: str, subject: str, text: str) -> None:
         message.send()
     except SMTPResponseException as error:
         answer = f"{error.smtp_code} {force_str(error.smtp_error, errors='replace')}"
-        raise DeliveryFailed(_("The mail server answers: %s") % answer) from error
+        raise DeliveryFailed(_("The mail server refused the message: %s") % answer) from error
     except (SMTPException, OSError) as error:
         reason = str(error) or type(error).__name__
-        raise DeliveryFailed(_("The mail server does not take it: %s") % reason) from error
+        raise DeliveryFailed(_("Can't send through the mail server: %s") % reason) from error

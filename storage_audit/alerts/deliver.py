@@ -53,13 +53,13 @@ def send_delivery(delivery: Delivery) -> None:
 
 
 def unexpected_error_text(error: Exception) -> str:
-    return _("It could not be sent (%s): the log says why.") % type(error).__name__
+    return _("Sending failed (%s). The log has the details.") % type(error).__name__
 
 
 def hand_to_channel(delivery: Delivery) -> None:
     notification = delivery.notification
     if (delivery.channel, delivery.recipient) not in list_recipients():
-        raise DeliveryFailed(_("The settings do not name it any more."), permanent=True)
+        raise DeliveryFailed(_("Removed from the settings."), permanent=True)
     if delivery.channel == Channel.WEBHOOK:
         send_webhook(str(notification.pk), alert_text.webhook_content(notification))
     else:
@@ -69,8 +69,8 @@ def hand_to_channel(delivery: Delivery) -> None:
 
 def send_test_messages() -> Iterator[tuple[str, str]]:
     """Send a test message to each recipient; gives each, and the error if it did not arrive."""
-    subject = _("Test: these notifications arrive")
-    text = _("A person asked for this message to see whether it arrives. Nothing is wrong.")
+    subject = _("Test message: alerts reach you")
+    text = _("This is a test of the storage alerts. Nothing is wrong.")
     for channel, who in list_recipients():
         name = who or str(Channel(channel).label)
         message_id = str(uuid4())

@@ -18,8 +18,8 @@ LATE_AFTER = timedelta(minutes=10)
 # A bulk job waits in the queue between its turns.
 BULK_JOB_LATE_AFTER = timedelta(hours=1)
 IDS_SHOWN = 5
-RESTART_ADVICE = gettext_lazy("Read the worker's log, and start the worker again.")
-BUSY_ADVICE = gettext_lazy("Workers get on with other work; wait, or have more of them.")
+RESTART_ADVICE = gettext_lazy("Check the worker's log and restart the worker.")
+BUSY_ADVICE = gettext_lazy("The workers are busy. Wait, or start more workers.")
 
 
 class Delay(NamedTuple):
@@ -80,12 +80,17 @@ def idle_cleanups() -> Delay | None:
     if not oldest:
         return None
     ids = ", ".join(str(cleanup.pk) for cleanup in oldest)
-    text = _("Cleanups due and not worked on: %(count)d, the first for %(late)s (%(ids)s).") % {
-        "count": idle.count(),
+    count = idle.count()
+    text = ngettext(
+        "%(count)d cleanup is waiting for a worker, for %(late)s (%(ids)s).",
+        "%(count)d cleanups are waiting for a worker, the first for %(late)s (%(ids)s).",
+        count,
+    ) % {
+        "count": count,
         "late": minutes_text(now - (oldest[0].next_attempt_at or now)),
         "ids": ids,
     }
-    timer = _("Have a timer run: manage.py sweep_cleanups")
+    timer = _("Run manage.py sweep_cleanups from a timer.")
     return Delay(text, timer if conf().sync else waiting_advice())
 
 
@@ -96,8 +101,13 @@ def stalled_bulk_jobs() -> list[Delay]:
     oldest = list(late.order_by("moved_at").values_list("pk", "moved_at")[:IDS_SHOWN])
     if not oldest:
         return []
-    text = _("Bulk jobs without progress: %(count)d, the first for %(late)s (%(ids)s).") % {
-        "count": late.count(),
+    count = late.count()
+    text = ngettext(
+        "%(count)d bulk job has made no progress for %(late)s (%(ids)s).",
+        "%(count)d bulk jobs have made no progress, the first for %(late)s (%(ids)s).",
+        count,
+    ) % {
+        "count": count,
         "late": minutes_text(now - oldest[0][1]),
         "ids": ", ".join(str(pk) for pk, _moved_at in oldest),
     }
@@ -107,12 +117,12 @@ def stalled_bulk_jobs() -> list[Delay]:
 def late_sweep() -> Delay | None:
     now, due = timezone.now(), queue.sweep_due_at()
     if due is None:
-        return Delay(_("No sweep is scheduled."), _("Run: manage.py migrate"))
+        return Delay(_("The worker's regular check is not scheduled."), _("Run manage.py migrate."))
     late = now - due
     if -late > LATE_AFTER and queue.delayed_sweeps(now):
-        text = _("The next sweep is %s away: a clock was ahead when it was scheduled.")
-        return Delay(text % minutes_text(-late), _("Run: manage.py migrate"))
-    text = _("No worker runs: the sweep is %s late.") % minutes_text(late)
+        text = _("The worker's next regular check is %s away, because a clock was wrong.")
+        return Delay(text % minutes_text(-late), _("Run manage.py migrate."))
+    text = _("No worker is running. Its regular check is %s late.") % minutes_text(late)
     return Delay(text, str(RESTART_ADVICE)) if late > LATE_AFTER else None
 
 

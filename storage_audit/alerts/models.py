@@ -80,13 +80,13 @@ class Alert(models.Model):
     over."""
 
     class Kind(models.TextChoices):
-        BLOCKED = "blocked", _("blocked")
+        BLOCKED = "blocked", _("needs approval")
         FAILED = "failed", _("failed")
         OVERDUE = "overdue", _("overdue")
         LOST = "lost", _("file in use deleted")
-        WORKER = "worker", _("worker gone")
-        FINDINGS = "findings", _("many findings")
-        IDS = "ids", _("ids not accepted")
+        WORKER = "worker", _("worker stopped")
+        FINDINGS = "findings", _("many open findings")
+        IDS = "ids", _("project IDs rejected")
         PAUSED = "paused", _("deletions paused")
 
     kind = models.CharField(_("kind"), max_length=10, choices=Kind)
@@ -97,9 +97,9 @@ class Alert(models.Model):
         null=True,
         related_name="alerts",
     )
-    summary = models.TextField(_("what was seen"))
-    began_at = models.DateTimeField(_("began"), default=timezone.now, db_index=True)
-    ended_at = models.DateTimeField(_("over"), null=True)
+    summary = models.TextField(_("reason"))
+    began_at = models.DateTimeField(_("opened"), default=timezone.now, db_index=True)
+    ended_at = models.DateTimeField(_("resolved"), null=True)
     begin_notification = models.ForeignKey(
         Notification, models.PROTECT, null=True, related_name="begun_alerts"
     )

@@ -24,7 +24,9 @@ class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscripta
     def clean_expires_at(self) -> datetime | None:
         expires_at: datetime | None = self.cleaned_data["expires_at"]
         if expires_at and expires_at <= timezone.now():
-            raise forms.ValidationError(_("This moment is over. Leave it empty for no end."))
+            raise forms.ValidationError(
+                _("This time is in the past. Leave the field empty for no expiry.")
+            )
         return expires_at
 
 
@@ -94,9 +96,9 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
         if token.revoked_at:
             return _("revoked")
         if token.expires_at and token.expires_at <= timezone.now():
-            return _("out of date")
+            return _("expired")
         if token.is_suspended:
-            return _("rests: %s may not sign in") % token.user
+            return _("suspended: %s can't sign in") % token.user
         return _("valid")
 
     def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
@@ -112,7 +114,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
-            "title": _("Token made: %s") % obj,
+            "title": _("Token created: %s") % obj,
             "opts": self.opts,
             "media": self.media,
             "token": vars(obj)["text"],
@@ -131,21 +133,24 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
             for token in revoked:
                 self.log_change(request, token, _("Revoked."))
         text = ngettext(
-            "%d token is revoked: no program can use it from now on.",
-            "%d tokens are revoked: no program can use them from now on.",
+            "%d token revoked. Programs can't use it any more.",
+            "%d tokens revoked. Programs can't use them any more.",
             len(revoked),
         )
         self.message_user(request, text % len(revoked), messages.SUCCESS)
         return None
 
     def confirm_revocation(self, request: HttpRequest, selection: Selection) -> HttpResponse:
+        count = len(selection.rows)
         return self.render_confirmation(
             request,
             selection,
             action="revoke",
             title=_("Revoke tokens?"),
-            sentences=(_("Programs that use them are refused at once, and for good."),),
+            sentences=(
+                _("Programs that use these tokens stop working at once. You can't undo this."),
+            ),
             heads=(_("Token"), _("Acts as"), _("State")),
             rows=[(str(token), token.user, self.state(token)) for token in selection.rows],
-            button=_("Yes, revoke"),
+            button=ngettext("Revoke %d token", "Revoke %d tokens", count) % count,
         )

@@ -21,12 +21,15 @@ class BearerToken(HttpBearer):
         row = valid.filter(digest=token_digest(token)).first()
         if row is None or row.is_suspended:
             # A request with a token never falls back to the session.
-            text = _("This token is unknown, revoked or out of date. Staff make them in the admin.")
+            text = _(
+                "This token is unknown, revoked or expired. Create one in the admin under API"
+                " tokens."
+            )
             header = {"WWW-Authenticate": f'{AUTH_CHALLENGE}, error="invalid_token"'}
             raise Problem("unauthenticated", text, header)
         row.record_use()
         if request.method not in SAFE_METHODS and not row.may_write:
-            raise Problem("read-only-token", _("Use a token that may write."))
+            raise Problem("read-only-token", _("Use a token with write access."))
         request.user = row.user
         vars(request)["came_by"] = f"api token {row}"
         return row
@@ -42,14 +45,14 @@ class StaffSession(APIKeyCookie):
 
     def authenticate(self, request: HttpRequest, key: str | None) -> AbstractBaseUser | None:
         if not getattr(request.user, "is_staff", False):
-            raise Problem("forbidden", _("Only staff may use this."))
+            raise Problem("forbidden", _("Only staff may use the API."))
         return request.user if isinstance(request.user, AbstractBaseUser) else None
 
 
 def require_permission(request: HttpRequest, permission: str) -> None:
     """Such as storage_audit.delete_project. Raises Problem."""
     if not request.user.has_perm(permission):
-        raise Problem("forbidden", _("It needs the permission %s.") % permission)
+        raise Problem("forbidden", _("You need the permission %s.") % permission)
 
 
 def log_action(request: HttpRequest, row: Model, action: int, message: str) -> None:

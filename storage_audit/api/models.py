@@ -83,7 +83,7 @@ class ApiToken(models.Model):
             with atomic_with_timeout():
                 type(self).objects.filter(pk=self.pk).update(last_used_at=now)
         except Error as error:
-            logger.warning("That API token %s is used could not be noted: %s", self.pk, error)
+            logger.warning("Could not record that API token %s was used: %s", self.pk, error)
 
     def revoke(self) -> bool:
         """False when it was revoked before."""

@@ -21,8 +21,8 @@ RESPONSE_HEADERS = {
     503: ("Retry-After", "integer"),
 }
 SESSION_DESCRIPTION = (
-    "Of staff who are signed in at the admin. What changes something also needs the header"
-    " X-CSRFToken, with the value of the CSRF cookie."
+    "For staff who are signed in to the admin. Requests that change something also"
+    " need the header X-CSRFToken with the value of the CSRF cookie."
 )
 # Statuses that any request may get.
 COMMON_STATUSES = (400, 401, 403, 422, 429, 500, 503)

@@ -32,26 +32,26 @@ AUTH_CHALLENGE = 'Bearer realm="storage_audit"'
 
 # The status and the title of each.
 PROBLEM_KINDS: dict[str, tuple[int, Any]] = {
-    "bad-request": (400, gettext_lazy("The request cannot be read")),
-    "unauthenticated": (401, gettext_lazy("Who are you?")),
-    "csrf": (403, gettext_lazy("The CSRF token is missing or wrong")),
-    "forbidden": (403, gettext_lazy("You may not do this")),
-    "read-only-token": (403, gettext_lazy("This token can only read")),
-    "not-found": (404, gettext_lazy("There is no such thing")),
-    "method-not-allowed": (405, gettext_lazy("Nothing answers to this method here")),
-    "in-use": (409, gettext_lazy("Something else needs it")),
-    "project-exists": (409, gettext_lazy("The project exists")),
-    "wrong-state": (409, gettext_lazy("It is in no state for this")),
-    "cannot-restore": (409, gettext_lazy("The project can’t be restored")),
-    "refused": (409, gettext_lazy("It was not done")),
-    "invalid-values": (422, gettext_lazy("Some values are not valid")),
+    "bad-request": (400, gettext_lazy("Bad request")),
+    "unauthenticated": (401, gettext_lazy("Authentication required")),
+    "csrf": (403, gettext_lazy("CSRF token missing or invalid")),
+    "forbidden": (403, gettext_lazy("Permission denied")),
+    "read-only-token": (403, gettext_lazy("Read-only token")),
+    "not-found": (404, gettext_lazy("Not found")),
+    "method-not-allowed": (405, gettext_lazy("Method not allowed")),
+    "in-use": (409, gettext_lazy("In use")),
+    "project-exists": (409, gettext_lazy("Project exists")),
+    "wrong-state": (409, gettext_lazy("Not possible in this state")),
+    "cannot-restore": (409, gettext_lazy("Project can’t be restored")),
+    "refused": (409, gettext_lazy("Refused")),
+    "invalid-values": (422, gettext_lazy("Invalid values")),
     "too-many-requests": (429, gettext_lazy("Too many requests")),
-    "internal-error": (500, gettext_lazy("Something is broken here")),
-    "store-refused": (502, gettext_lazy("The store did not do what it was asked")),
-    "bucket-not-ours": (503, gettext_lazy("Bucket and database do not belong together")),
+    "internal-error": (500, gettext_lazy("Internal server error")),
+    "store-refused": (502, gettext_lazy("Store refused the request")),
+    "bucket-not-ours": (503, gettext_lazy("Bucket belongs to another database")),
     "database-unavailable": (503, gettext_lazy("The database does not answer")),
-    "store-unavailable": (503, gettext_lazy("The store does not answer")),
-    "too-slow": (504, gettext_lazy("The store did not get ready in time")),
+    "store-unavailable": (503, gettext_lazy("Store unavailable")),
+    "too-slow": (504, gettext_lazy("Request took too long")),
 }
 
 
@@ -77,13 +77,16 @@ PUBLIC_ERRORS: dict[type[Exception], str] = {
 }
 # Errors whose messages may say what only the log should hold.
 PRIVATE_ERRORS: dict[type[Exception], tuple[str, Any]] = {
-    Throttled: ("too-many-requests", gettext_lazy("Wait as long as Retry-After says, in seconds.")),
+    Throttled: (
+        "too-many-requests",
+        gettext_lazy("Wait for the number of seconds in the Retry-After header."),
+    ),
     DeadlinePassed: (
         "too-slow",
-        gettext_lazy("It would take too long here: use a command instead."),
+        gettext_lazy("This takes too long for a request. Use a command instead."),
     ),
-    Http404: ("not-found", gettext_lazy("Nothing has this id.")),
-    HttpError: ("bad-request", gettext_lazy("Mend the request's body.")),
+    Http404: ("not-found", gettext_lazy("There is nothing with this ID.")),
+    HttpError: ("bad-request", gettext_lazy("The request body is invalid.")),
     **dict.fromkeys(
         (SuspiciousOperation, BadRequest, MultiPartParserError),
         ("bad-request", gettext_lazy("The request is too large or malformed.")),
@@ -98,13 +101,15 @@ def to_problem(error: Exception) -> Problem:
         case Problem():
             return error
         case AuthenticationError():
-            text = _("Sign in at the admin, or send a token: Authorization: Bearer TOKEN.")
+            text = _("Sign in to the admin, or send the header Authorization: Bearer TOKEN.")
             return Problem("unauthenticated", text, {"WWW-Authenticate": AUTH_CHALLENGE})
         case ValidationError():
             wrong = [{"where": each["loc"], "message": each["msg"]} for each in error.errors]
-            return Problem("invalid-values", _("See “errors”."), errors=wrong)
+            return Problem("invalid-values", _("“errors” lists each invalid value."), errors=wrong)
         case HttpError(status_code=403):
-            return Problem("csrf", _("Send the value of the CSRF cookie as X-CSRFToken."))
+            return Problem(
+                "csrf", _("Send the value of the CSRF cookie in the header X-CSRFToken.")
+            )
     for cause in type(error).__mro__:
         if cause in PRIVATE_ERRORS:
             return Problem(*PRIVATE_ERRORS[cause])
@@ -113,7 +118,7 @@ def to_problem(error: Exception) -> Problem:
             headers = {"Retry-After": str(math.ceil(wait))} if wait else {}
             text = getattr(error, "messages", error.args)[0]
             return Problem(PUBLIC_ERRORS[cause], redact_secrets(str(text)), headers)
-    return Problem("internal-error", _("The web server's log says what."))
+    return Problem("internal-error", _("The web server's log has the details."))
 
 
 def problem_response(request: HttpRequest, error: Any) -> HttpResponse:
@@ -147,13 +152,13 @@ def refuse_unknown_input(request: HttpRequest, *known: str) -> None:
     is_chunked = "Transfer-Encoding" in request.headers
     has_body = is_chunked or request.headers.get("Content-Length", "0") not in ("", "0")
     if has_body or set(request.GET) - set(known):
-        text = _("Send %s in the query, and nothing else.") % ", ".join(known)
-        nothing = _("Send no query and no body: there is no dry run of it.")
+        text = _("Only these query parameters are allowed: %s.") % ", ".join(known)
+        nothing = _("Send no query and no body. A dry run is not available here.")
         raise Problem("bad-request", f"{text if known else nothing} " + _("Nothing was done."))
 
 
 def refuse_unknown_address(request: HttpRequest) -> HttpResponse:
-    raise Problem("not-found", _("There is no such address. /api/docs shows those that there are."))
+    raise Problem("not-found", _("There is no such endpoint. See /api/docs for all endpoints."))
 
 
 def report_problems(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:

@@ -17,7 +17,7 @@ Limit = Annotated[int, Query(ge=1, le=200)]
 
 def reject_boolean(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError(_("This is no number."))
+        raise ValueError(_("This is not a number."))
     return value
 
 
@@ -39,13 +39,13 @@ class StrictSchema(Schema):
 class ProblemDetails(Schema):
     """https://www.rfc-editor.org/rfc/rfc9457"""
 
-    type: str = Field(description="Which problem: urn:storage-audit: and its name.")
+    type: str = Field(description="The kind of problem: urn:storage-audit: and its name.")
     title: str
     status: int
     detail: str = Field(description="What happened, and what to do.")
-    instance: str = Field(description="The address that was asked.")
+    instance: str = Field(description="The path of the request.")
     deletion_id: UUID | None = None
-    errors: list[dict[str, Any]] = Field([], description="Each value that is not valid: why.")
+    errors: list[dict[str, Any]] = Field([], description="Each invalid value, and why.")
 
 
 def first_rows(rows: Any, limit: int) -> tuple[list[Any], bool]:

@@ -46,18 +46,18 @@ def read_frame(body: bytes, schema: AnswerSchema) -> Fields:
     try:
         root = ElementTree.fromstring(body, ElementTree.XMLParser(encoding="utf-8"))
     except ElementTree.ParseError as error:
-        raise InvalidResponse(f"The store's answer is unreadable: {error}") from error
+        raise InvalidResponse(f"Can't read the store's answer: {error}") from error
     if local_name(root) != schema.root:
         raise InvalidResponse(f"The store's answer is not a {schema.root}.")
     space = root.tag.removesuffix(schema.root)
     fields: dict[str, str] = {}
     around = [root.text, *(element.tail for element in root)]
     if any(text and not text.isspace() for text in around):
-        raise InvalidResponse("The store's answer has text between its elements.")
+        raise InvalidResponse("The store's answer is invalid: text between its elements.")
     for element in root:
         name = local_name(element)[:100]
         if element.tag != space + name:
-            raise InvalidResponse(f"The {name} of the store's answer is of another namespace.")
+            raise InvalidResponse(f"The store's answer is invalid: {name} is in another namespace.")
         if name in schema.entries:
             check_entry(element, schema.entries[name])
         elif name in fields or len(element):
@@ -82,7 +82,7 @@ def check_entry(entry: ElementTree.Element, needed: Iterable[str]) -> None:
     leaves = {name for name, part in by_name.items() if not len(part)}
     if len(by_name) < len(parts) or not leaves.issuperset(needed):
         raise InvalidResponse(
-            "An entry of the store's answer lacks an element, or has it more than once."
+            "The store's answer is invalid: an entry lacks an element or repeats it."
         )
 
 
@@ -107,7 +107,9 @@ def check_frame(
     for name, fitting in numbers.items():
         given = fields.get(name, str(fitting.start))
         if not NUMBER_PATTERN.fullmatch(given) or int(given) not in fitting:
-            raise InvalidResponse(f"The {name} of the store's answer does not fit its entries.")
+            raise InvalidResponse(
+                f"The store's answer is invalid: {name} does not match its entries."
+            )
     # Stores need not repeat on later pages where the first one began.
     optional = {"StartAfter"} if asked.get("ContinuationToken") else set()
     wanted = [name for name, value in asked.items() if value and name not in optional]
@@ -139,9 +141,11 @@ def next_token(fields: Fields) -> str | None:
     token = fields.get("NextContinuationToken") or None
     if is_truncated(fields):
         if not token:
-            raise InvalidResponse("The listing is cut short and does not say how to go on.")
+            raise InvalidResponse("The listing is incomplete and has no next page.")
     elif token:
-        raise InvalidResponse("The listing is complete, and yet says how to go on.")
+        raise InvalidResponse(
+            "The listing contradicts itself: it is complete and also has a next page."
+        )
     return token
 
 

@@ -41,11 +41,11 @@ def setup_problem() -> str:
     """Why Cloudflare's API cannot be asked, and what to do about it; nothing when it can."""
     if not conf().api_token:
         return _(
-            "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Read, if"
-            " the bucket is at Cloudflare."
+            "If the bucket is on Cloudflare, set CLOUDFLARE_API_TOKEN to a token with the"
+            " permission Workers R2 Storage: Read."
         )
     if not conf().account_id:
-        return _("Set CLOUDFLARE_ACCOUNT_ID to the 32 letters and digits of your account.")
+        return _("Set CLOUDFLARE_ACCOUNT_ID to your account ID (32 letters and digits).")
     if find_spec("cloudflare") is None:
         return _("Install its SDK: pip install cloudflare.")
     return ""
@@ -74,14 +74,14 @@ _client_lock = threading.Lock()
 def cloudflare_client() -> "Cloudflare":
     """The shared client: safe between threads, not between processes. Raises StoreError."""
     if reason := setup_problem():
-        raise Refused(_("Cloudflare's API cannot be asked. %s") % reason)
+        raise Refused(_("Can't use Cloudflare's API. %s") % reason)
     with _client_lock:
         try:
             return _build_api_client(conf(), os.getpid())
         except Exception as error:  # noqa: BLE001 - it reads the proxies of the environment
             text = _(
-                "Cloudflare's API cannot be asked: there is no client for it (%s). Check"
-                " HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
+                "Can't create a client for Cloudflare's API (%s). Check HTTPS_PROXY, HTTP_PROXY,"
+                " ALL_PROXY and NO_PROXY."
             )
             # Its own text is left out, as it quotes these, and with them passwords.
             name = type(error).__name__
@@ -105,12 +105,10 @@ def list_api_page(
     answer = request_page(bucket, prefix=prefix, per_page=PAGE_SIZE, **where)
     try:
         if answer["success"] is not True or answer.get("errors"):
-            raise InvalidResponse(
-                _("Cloudflare's API says neither that it failed nor that it did not.")
-            )
+            raise InvalidResponse(_("Cloudflare's API did not say whether the request succeeded."))
         entries, info = answer["result"], answer["result_info"]
         if not isinstance(entries, list) or len(entries) > PAGE_SIZE or info.get("delimited"):
-            raise InvalidResponse(_("Cloudflare's API answered another request than ours."))
+            raise InvalidResponse(_("Cloudflare's API answered a different request."))
         return Page([parse_entry(entry) for entry in entries], next_cursor(info, len(entries)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable_answer(error) from error
@@ -126,13 +124,13 @@ def request_page(bucket: str, **parameters: Any) -> Any:
     except APIStatusError as error:
         raise translate_api_error(error) from error
     except UnicodeEncodeError as error:
-        text = _("CLOUDFLARE_API_TOKEN has characters that no token has. Set it anew.")
+        text = _("CLOUDFLARE_API_TOKEN contains invalid characters. Set it again.")
         raise Refused(text) from error
     except APIConnectionError as error:
         reason = error.__cause__ or error
         request_stats.count_request(REQUEST_NAME, type(error).__name__)
         raise Unavailable(
-            _("Cloudflare's API cannot be reached: %s") % reason, type(reason).__name__
+            _("Can't reach Cloudflare's API: %s") % reason, type(reason).__name__
         ) from error
     request_stats.count_request(REQUEST_NAME, request_stats.OK)
     try:
@@ -145,13 +143,14 @@ def translate_api_error(error: "APIStatusError") -> StoreError:
     status, (number, message) = error.status_code, first_error(error.body)
     code = ERROR_NAMES.get(number, str(status))
     request_stats.count_request(REQUEST_NAME, request_stats.result_name(code, status))
-    text = _("Cloudflare's API answers %(status)s: %(message)s (code %(number)s).")
+    text = _("Cloudflare's API answered %(status)s: %(message)s (code %(number)s).")
     text %= {"status": status, "message": message.rstrip("."), "number": number}
     kind = classify_error(code, status)
     if issubclass(kind, Refused):
         text += " " + _(
-            "Look at CLOUDFLARE_API_TOKEN, whether it is valid and has the permission Workers R2"
-            " Storage: Read, at CLOUDFLARE_ACCOUNT_ID, R2_BUCKET_NAME and R2_JURISDICTION."
+            "Check that CLOUDFLARE_API_TOKEN is valid and has the permission Workers R2"
+            " Storage: Read. Also check CLOUDFLARE_ACCOUNT_ID, R2_BUCKET_NAME and"
+            " R2_JURISDICTION."
         )
     asked = error.response.headers.get("retry-after", "")
     return kind(
@@ -167,7 +166,7 @@ def first_error(content: object) -> tuple[int, str]:
 
 
 def unreadable_answer(error: Exception) -> InvalidResponse:
-    return InvalidResponse(_("The answer of Cloudflare's API is unreadable: %r") % error)
+    return InvalidResponse(_("Can't read the answer of Cloudflare's API: %r") % error)
 
 
 def parse_entry(entry: dict[str, Any]) -> ListedObject:
@@ -187,8 +186,10 @@ def next_cursor(info: dict[str, Any], count: int) -> str | None:
         raise InvalidResponse(_("The listing does not say whether it is complete."))
     if not more:
         if cursor:
-            raise InvalidResponse(_("The listing says that it is complete and how to go on."))
+            raise InvalidResponse(
+                _("The listing contradicts itself: it is complete and also has a next page.")
+            )
         return None
     if not cursor:
-        raise InvalidResponse(_("The listing is cut short and does not say how to go on."))
+        raise InvalidResponse(_("The listing is incomplete and has no next page."))
     return cursor

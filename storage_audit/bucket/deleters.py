@@ -25,9 +25,8 @@ Lane = Sequence[list[str]]
 UNSAFE_IN_XML = re.compile("[\0-\x1f\x7f\ufffe\uffff]")
 PLAIN_KEY = re.compile("[!-~]+")
 UNDELETABLE_MESSAGE = (
-    "no S3 call can name this key: a control character, or a space at an end, needs a single"
-    " delete, and a '.' or '..' segment breaks a single delete's signature. Delete it in the"
-    " Cloudflare dashboard."
+    "S3 can't delete this name: it has a '.' or '..' segment, and a control character"
+    " or a space at an end. Delete the file in the Cloudflare dashboard."
 )
 
 

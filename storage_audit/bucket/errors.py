@@ -26,7 +26,7 @@ class StoreError(Exception):
     when it is a network that gives up, the store may still be at it; `advice` what happens next.
     """
 
-    advice: str | Promise = gettext_lazy("It is tried again by itself.")
+    advice: str | Promise = gettext_lazy("We retry automatically.")
 
     def __init__(
         self, message: str, code: str = "", *, retry_after: float = 0, answered: bool = False
@@ -38,13 +38,13 @@ class StoreError(Exception):
 class Unavailable(StoreError):
     """It may work later: no connection, an internal error."""
 
-    advice = gettext_lazy("It may be the network's trouble too. It is tried again by itself.")
+    advice = gettext_lazy("This may be a network problem. We retry automatically.")
 
 
 class Overloaded(Unavailable):
     """It will work later, if less is asked at a time."""
 
-    advice = gettext_lazy("The store has too much to do. It is tried again by itself, for less.")
+    advice = gettext_lazy("The store is overloaded. We retry automatically, with smaller requests.")
 
 
 class Refused(StoreError):
@@ -55,9 +55,9 @@ class BucketForbidden(Refused):
     """No request to this bucket will work until somebody changes something."""
 
     advice = gettext_lazy(
-        "The bucket as a whole refuses us. Look at R2_BUCKET_NAME, at the access key and whether"
-        " its token was revoked, is out of date or may not write to this bucket. Then force-delete"
-        " this cleanup, which tries again at once; by itself it is tried daily."
+        "The bucket refuses all requests. Check R2_BUCKET_NAME, and that the access key's"
+        " token is valid and may write to this bucket. Then force-delete this cleanup to"
+        " retry now. Otherwise we retry once a day."
     )
 
 

@@ -85,13 +85,13 @@ def check_pages(
         keys = [after, *page.keys]
         if not is_in_order(keys, prefix):
             other = escape_key(first_misplaced_key(keys, prefix))
-            raise ListingOutOfOrder(f"The listing shows {other!r} where it cannot be.")
+            raise ListingOutOfOrder(f"The listing shows {other!r} out of order.")
         after = keys[-1]
         yield page.objects
         if page.next_token is None:
             return
         if page.next_token == token or not page.objects:
-            raise InvalidResponse("The listing does not get on.")
+            raise InvalidResponse("The listing makes no progress.")
         token = page.next_token
         del page, keys  # They would be kept as long as the next page takes.
 
@@ -145,12 +145,12 @@ def unordered_pages(bucket: str, prefix: str, after: str = "") -> Iterator[Entri
             raise InvalidResponse("The listing shows a key twice.")
         for key in page.keys:
             if not key.startswith(prefix):
-                raise InvalidResponse(f"The listing shows {escape_key(key)!r} where it cannot be.")
+                raise InvalidResponse(f"The listing shows {escape_key(key)!r} outside its prefix.")
         yield page.objects
         if page.next_token is None:
             return
         if page.next_token == token or not page.objects:
-            raise InvalidResponse("The listing does not get on.")
+            raise InvalidResponse("The listing makes no progress.")
         token = page.next_token
 
 
@@ -215,7 +215,7 @@ def check_folder_listed(bucket: str, folder: str) -> None:
     that. A listing of the folder `a//` alone shows nothing there. Raises StoreError,
     InvalidResponse among them."""
     if not next(object_pages(bucket, folder)):
-        raise InvalidResponse(f"The listing shows {escape_key(folder)!r} now and then.")
+        raise InvalidResponse(f"The listing shows {escape_key(folder)!r} only sometimes.")
 
 
 def find_spellings(

@@ -48,7 +48,7 @@ def upload_pages(page: UploadPage, bucket: str, prefix: str) -> Iterator[list[Mu
             return
         page = list_upload_page(bucket, prefix, markers)
         if page[1] == markers:
-            raise InvalidResponse("The listing of multipart uploads does not get on.")
+            raise InvalidResponse("The listing of unfinished uploads makes no progress.")
 
 
 def list_upload_page(bucket: str, prefix: str, markers: Markers) -> UploadPage:
@@ -75,7 +75,7 @@ def next_markers(fields: answer_schema.Fields, decoded: Callable[[str], str]) ->
     key, upload_id = fields.get("NextKeyMarker"), fields.get("NextUploadIdMarker")
     if not key or not upload_id:
         raise InvalidResponse(
-            "The listing of multipart uploads is cut short and does not say how to go on."
+            "The listing of unfinished uploads is incomplete and has no next page."
         )
     return {"KeyMarker": decoded(key), "UploadIdMarker": upload_id}
 
@@ -88,15 +88,17 @@ def refuse_misplaced_uploads(
     keys = [markers.get("KeyMarker", ""), *(upload.key for upload in found)]
     keys += [following["KeyMarker"]] if following else []
     if (markers or following) and keys != sorted(keys, key=key_bytes):
-        raise InvalidResponse("The listing of multipart uploads is out of order.")
+        raise InvalidResponse("The listing of unfinished uploads is out of order.")
     if len({(upload.key, upload.upload_id) for upload in found}) < len(found):
-        raise InvalidResponse("The listing of multipart uploads shows one twice.")
+        raise InvalidResponse("The listing of unfinished uploads shows an upload twice.")
     if any(is_too_long(upload.key, upload.upload_id) for upload in found):
         raise InvalidResponse(
-            "The listing of multipart uploads shows one whose key and ID are too long."
+            "The listing of unfinished uploads shows a key and ID that are too long."
         )
     if not all(upload.key.startswith(prefix) for upload in found):
-        raise InvalidResponse("The listing of multipart uploads shows one outside its prefix.")
+        raise InvalidResponse(
+            "The listing of unfinished uploads shows an upload outside its prefix."
+        )
 
 
 def abort_multipart(bucket: str, upload: MultipartUpload) -> None:

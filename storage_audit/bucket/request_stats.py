@@ -118,6 +118,6 @@ def save_counts() -> bool:
                 RequestCount.objects.add(new)
     except Error:
         _not_before = monotonic() + RETRY_PAUSE_SECONDS
-        logger.warning("Calls to the store could not be noted yet.", exc_info=True)
+        logger.warning("Could not record requests to the store. We try again later.", exc_info=True)
         return True
     return bool(new)

@@ -89,7 +89,7 @@ class Answer:
 
 DELETED = Answer("Deleted")
 NOT_MENTIONED = Answer(UNANSWERED, "the store's answer does not mention this key", is_open=True)
-WRONG_KEYS = Answer(UNANSWERED, "the store answered a request for other keys", is_open=True)
+WRONG_KEYS = Answer(UNANSWERED, "the store answered a request for different keys", is_open=True)
 
 
 def client_config(attempts: int, timeout_seconds: int = 12) -> Config:
@@ -200,7 +200,7 @@ def send_deadline(moment: float) -> Iterator[None]:
 
 def check_send_deadline(**kwargs: Any) -> None:
     if monotonic_seconds() > _send_until.get():
-        raise DeadlinePassed(_("Not sent: the check before it is too old by now."))
+        raise DeadlinePassed(_("Not sent: the check before it is too old."))
 
 
 def forbid_overwrite(params: dict[str, Any], **kwargs: Any) -> None:
@@ -283,8 +283,8 @@ def is_bucket_forbidden(bucket: str, error: StoreError) -> bool:
 
 
 BAD_ADDRESS_MESSAGE = (
-    "The store cannot be reached: an address cannot be read ({}). Check R2_ENDPOINT_URL,"
-    " HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY."
+    "Can't reach the store: invalid address ({}). Check R2_ENDPOINT_URL, HTTPS_PROXY,"
+    " HTTP_PROXY, ALL_PROXY and NO_PROXY."
 )
 # botocore's parser has no error of its own for an element that comes twice or has others in it.
 UNREADABLE_ERRORS = (
@@ -308,10 +308,10 @@ def translate_errors() -> Iterator[None]:
             # Its own text is left out, as it quotes parts of the address, and so of passwords.
             name = type(cause).__name__
             raise Unavailable(BAD_ADDRESS_MESSAGE.format(name), name) from None
-        raise Unavailable(f"The store cannot be reached: {error}", type(error).__name__) from error
+        raise Unavailable(f"Can't reach the store: {error}", type(error).__name__) from error
     except UNREADABLE_ERRORS as error:
         raise InvalidResponse(
-            f"The store's answer is unreadable: {error}", type(error).__name__
+            f"Can't read the store's answer: {error}", type(error).__name__
         ) from error
 
 
@@ -375,7 +375,7 @@ def listed_object(entry: Entry) -> ListedObject:
         moment = datetime.fromisoformat(entry.last_modified)
     except ValueError as error:
         raise InvalidResponse(
-            f"The store's answer is unreadable: {error}", type(error).__name__
+            f"Can't read the store's answer: {error}", type(error).__name__
         ) from error
     return ListedObject(entry.key, entry.size, entry.etag, moment)
 
@@ -442,8 +442,8 @@ def refused_answer(code: str, message: str, kind: type[StoreError]) -> Answer:
     """The answer for a key that the store would not delete, with what to do where we know it."""
     if code == LOCKED:
         message = _(
-            "a lock rule of the bucket keeps this object. Remove or shorten the rule, or wait"
-            " until its time is over; then try again. The store says: %s"
+            "a lock rule of the bucket protects this file. Remove or shorten the rule, or"
+            " wait until it expires; then try again. The store says: %s"
         ) % (message or code)
     # Without any text it would count as no answer, and the key would be sent again and again.
     return Answer(code or "Error", redact_secrets(message), may_still_delete(kind))

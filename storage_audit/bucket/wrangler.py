@@ -132,7 +132,7 @@ def wrangler_version(until: float = inf) -> str:
     path = program_path()
     with _version_lock:
         if monotonic_seconds() > until:
-            raise DeadlinePassed(_("Not started: the check before it is too old by now."))
+            raise DeadlinePassed(_("Not started: the check before it is too old."))
         # Not the time of its content, which npm sets to 1985 for all files of all versions.
         return _read_version(path, os.stat(path).st_ctime_ns)
 
@@ -233,18 +233,18 @@ def undeletable_reason(key: str) -> str:
     https://developers.cloudflare.com/rules/normalization/how-it-works/
     """
     if any("\ud800" <= char <= "\udfff" for char in key):
-        return _("wrangler cannot name this key: it is not UTF-8. The strategy batch can.")
+        return _("wrangler can't delete this file: its name is not UTF-8. Use the strategy batch.")
     if not 0 < len(key.encode()) <= MAX_KEY_BYTES:
-        return _("no object can have this key: it must have 1 to 1024 bytes.")
+        return _("invalid name: it must have 1 to 1024 bytes.")
     if any(segment in (".", "..") for segment in key.split("/")):
         return _(
-            "wrangler would delete another object, or in another bucket: it takes '.' and '..'"
-            " between slashes for folders. The strategy batch can delete it."
+            "wrangler could delete a different file: it reads '.' and '..' between slashes as"
+            " folders. Use the strategy batch."
         )
     if key.startswith("/") or "//" in key or "\\" in key:
         return _(
-            "wrangler might delete another object: on its way a slash at the start, two in a row"
-            " and a backslash may become one slash. The strategy batch can delete it."
+            "wrangler could delete a different file: it may change a leading slash, a double"
+            " slash or a backslash. Use the strategy batch."
         )
     return ""
 
@@ -259,7 +259,7 @@ def delete_object(bucket: str, key: str, *, until: float, on_command: CommandCal
     if reason := undeletable_reason(key):
         raise Refused(reason, "Undeletable", answered=True)
     if not BUCKET_PATTERN.fullmatch(bucket):
-        raise Unusable(_("R2 has no bucket of such a name: %r. Set R2_BUCKET_NAME.") % bucket)
+        raise Unusable(_("%r is not a valid R2 bucket name. Correct R2_BUCKET_NAME.") % bucket)
     require_account()
     wrangler_version(until)
     wait_for_start(until)
@@ -279,8 +279,8 @@ def delete_object(bucket: str, key: str, *, until: float, on_command: CommandCal
     if not REMOTE_PATTERN.search(said.stdout):
         raise InvalidResponse(
             _(
-                "wrangler does not say that it deleted in the bucket, and not in its local"
-                " simulator: see what it said in the timeline."
+                "wrangler did not confirm that it deleted from the real bucket and not its local"
+                " simulator. Its output is in the timeline."
             )
         )
     return DELETED
@@ -289,7 +289,7 @@ def delete_object(bucket: str, key: str, *, until: float, on_command: CommandCal
 def require_account() -> None:
     """wrangler would ask for the accounts before each call, and take the only one."""
     if not conf().account_id:
-        raise Unusable(_("Whose bucket it is, is not known to wrangler. Set R2_ACCOUNT_ID."))
+        raise Unusable(_("wrangler needs the bucket's account. Set R2_ACCOUNT_ID."))
 
 
 def read_text(bucket: str, key: str, *, until: float, on_command: CommandCallback) -> str | None:
@@ -318,7 +318,7 @@ def wait_for_start(until: float) -> None:
     with _start_lock:
         start = max(monotonic_seconds(), _next_start)
         if start + MIN_CALL_SECONDS > until:
-            raise DeadlinePassed(_("Not started: the check before it is too old by now."))
+            raise DeadlinePassed(_("Not started: the check before it is too old."))
         _next_start = start + START_INTERVAL_SECONDS
     sleep(max(0.0, start - monotonic_seconds()))
 
@@ -336,7 +336,7 @@ def program_path() -> str:
     found = shutil.which(conf().wrangler_path)
     if found is None:
         raise Unusable(
-            _("wrangler is missing: there is no program %r.") % conf().wrangler_path
+            _("wrangler is not installed: can't find %r.") % conf().wrangler_path
             + " "
             + _("Install it (npm install -g wrangler; it needs Node 22.12 or newer), or set")
             + " "
@@ -351,7 +351,7 @@ def child_environment() -> dict[str, str]:
     settings = conf()
     if not TOKEN_PATTERN.fullmatch(settings.api_token):
         # Node would quote it in its error.
-        raise Unusable(_("CLOUDFLARE_API_TOKEN has characters that no token has. Set it anew."))
+        raise Unusable(_("CLOUDFLARE_API_TOKEN contains invalid characters. Set it again."))
     ours = {
         "CLOUDFLARE_API_TOKEN": settings.api_token,
         "CLOUDFLARE_ACCOUNT_ID": settings.account_id,
@@ -398,7 +398,10 @@ def run_wrangler(*arguments: str, until: float, on_command: CommandCallback) -> 
     on_command(Command(shown, exit_code, out, err, round(monotonic_seconds() - started, 2)))
     if exit_code is None:
         raise Unavailable(
-            _("wrangler did not end in time, and was killed: whether it still asked is unknown."),
+            _(
+                "wrangler took too long and was stopped. We don't know whether its request was"
+                " carried out."
+            ),
             "TimeoutExpired",
         )
     return RunOutput(exit_code, stdout, stderr)

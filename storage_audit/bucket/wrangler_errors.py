@@ -47,9 +47,9 @@ class Unusable(BucketForbidden):
     """No call of wrangler will work until somebody changes something."""
 
     advice = gettext_lazy(
-        "Mend that, and look with `python manage.py r2_doctor`; then force-delete this cleanup,"
-        " which tries again at once; by itself it is tried daily. Or ask for another cleanup with"
-        " the strategy batch, which needs no wrangler: this cleanup then sees that all is gone."
+        "Fix that and run `python manage.py r2_doctor`. Then force-delete this cleanup to"
+        " retry now; otherwise we retry once a day. Or start another cleanup with the"
+        " strategy batch, which needs no wrangler."
     )
 
 
@@ -99,15 +99,15 @@ def unanswered_failure(gist: str, text: str) -> StoreError:
 
 def _login_advice() -> str:
     return _(
-        "Look at CLOUDFLARE_API_TOKEN: whether it was revoked, is out of date, or may not write to"
-        " R2; and whether R2_ACCOUNT_ID is its account."
+        "Check that CLOUDFLARE_API_TOKEN is valid and may write to R2, and that"
+        " R2_ACCOUNT_ID is its account."
     )
 
 
 def start_failure(error: OSError) -> StoreError:
-    text = _("wrangler cannot be started: %s.") % error
+    text = _("Can't start wrangler: %s.") % error
     if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
-        return Unusable(text + " " + _("Set WRANGLER_PATH to a program that runs."))
+        return Unusable(text + " " + _("Set WRANGLER_PATH to an executable program."))
     return Unavailable(text, type(error).__name__)
 
 
@@ -115,5 +115,5 @@ def shorten_output(text: str, max_length: int) -> str:
     left_out = len(text) - max_length
     if left_out <= 0:
         return text
-    note = _("[... %s characters left out ...]") % left_out
+    note = _("[... %s characters omitted ...]") % left_out
     return f"{text[: max_length // 2]}\n{note}\n{text[-(max_length - max_length // 2) :]}"

@@ -140,7 +140,7 @@ def unchanged_items(cleanup: Cleanup, head: Facts) -> Iterator[Facts]:
     cleanup.refresh_from_db()
     if reckoning.totals != head["totals"] or certificate_head(cleanup) != head:
         raise CertificateOutdated(
-            _("Cleanup %s changed while its certificate was written.") % cleanup.pk
+            _("Cleanup %s changed while its certificate was created. Try again.") % cleanup.pk
         )
 
 
@@ -151,7 +151,7 @@ class Certificate:
         """Raises OSError, and NotACertificate."""
         self.path = path
         if not next(self.lines(), b"").startswith(HEAD_PREFIX.encode()):
-            raise NotACertificate(_("It is no certificate of ours."))
+            raise NotACertificate(_("This file is not a deletion certificate."))
         self.head: Facts = {}
 
     def read(self) -> None:
@@ -164,7 +164,7 @@ class Certificate:
             elif part.name != "item":
                 ending[part.name] = part.value
         if not self.head or ending.keys() != set(Ending._fields):
-            raise MalformedCertificate(_("Its end is missing."))
+            raise MalformedCertificate(_("The end of the file is missing."))
         self.ending = Ending(**ending)
 
     def lines(self) -> Iterator[bytes]:
@@ -181,7 +181,7 @@ class Certificate:
                     yield check_part(part)
             # Also for invalid UTF-8, and for what cannot be written again.
             except (ValueError, RecursionError) as error:
-                raise MalformedCertificate(_("Line %s is not as we write it.") % number) from error
+                raise MalformedCertificate(_("Line %s was changed.") % number) from error
 
     def items(self) -> Iterator[Facts]:
         return (part.value for part in self.parts() if part.name == "item")

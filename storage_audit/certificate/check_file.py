@@ -63,18 +63,18 @@ def find_flaws(certificate: Certificate) -> Iterator[str]:
     for number, (ours, theirs) in enumerate(zip_longest(written, certificate.lines()), 1):
         strange = strange or number * (ours != theirs)
     if strange:
-        yield _("Line %s is not as we write it.") % strange
+        yield _("Line %s was changed.") % strange
     if reckoning.misplaced_key is not None:
-        text = _("Its items are not in their order, or one is there twice: %s")
+        text = _("Files are out of order or listed twice: %s")
         yield text % reckoning.misplaced_key
     if reckoning.totals != certificate.head["totals"]:
-        yield _("Its items do not add up to the figures that it gives.")
+        yield _("The files do not add up to the totals.")
     if digests != [certificate.ending.digest]:
-        yield _("Its digest is not that of what it says: it was altered after it was issued.")
+        yield _("The digest does not match the content: the file was changed after it was issued.")
     if not all(is_signed(digest, certificate.ending.signature) for digest in digests):
         yield _(
-            "Its signature is not ours: it was altered, or issued with a SECRET_KEY that is neither"
-            " the present one nor among SECRET_KEY_FALLBACKS."
+            "The signature is not valid. The file was changed, or issued with a SECRET_KEY"
+            " that is neither the current one nor in SECRET_KEY_FALLBACKS."
         )
 
 
@@ -83,14 +83,16 @@ def compare_with_database(certificate: Certificate) -> Comparison:
     head = certificate.head
     cleanup = Cleanup.objects.filter(pk=head["deletion_id"]).first()
     if cleanup is None:
-        text = _("This database knows no such deletion, so it was not asked whether it agrees.")
+        text = _("Not compared with the database: it has no such deletion.")
         return Comparison(text, iter(()))
     now = certificate_head(cleanup)
     if not head["finished"] and any(now[name] != head[name] for name in ("status", "finished_at")):
-        text = _("The deletion has gone on since this interim record, which shows how it was then.")
+        text = _(
+            "Not compared with the database: the deletion has continued since this interim record."
+        )
         return Comparison(text, iter(()))
     if cleanup.pruned_at:
-        text = _("Only its head was compared: the items are in the archive %s by now.")
+        text = _("Compared without the files: they are now in the archive %s.")
         return Comparison(text % cleanup.archive, head_differences(head, now, ignored="listings"))
     return Comparison("", find_differences(certificate, cleanup, now))
 
@@ -99,9 +101,9 @@ def find_differences(certificate: Certificate, cleanup: Cleanup, now: Facts) -> 
     yield from head_differences(certificate.head, now)
     for file, database in pair_items(certificate.items(), certificate_items(cleanup)):
         if file is None and database is not None:
-            yield _("%s: is missing in the certificate") % database["key"]
+            yield _("%s: missing from the certificate") % database["key"]
         elif database is None and file is not None:
-            yield _("%s: is in the certificate only") % file["key"]
+            yield _("%s: only in the certificate") % file["key"]
         elif file is not None and database is not None:
             yield from field_differences(file, database, f"{database['key']}: ")
 
@@ -115,7 +117,7 @@ def head_differences(file: Facts, database: Facts, ignored: str = "") -> Iterato
     looks = [comparable_verification(look) for look in database["later_looks"]]
     for look in file["later_looks"]:
         if is_over(look) and comparable_verification(look) not in looks:
-            yield _("a later check is not as it was: %s") % look
+            yield _("a follow-up check differs: %s") % look
 
 
 def field_differences(file: Facts, database: Facts, prefix: str = "") -> Iterator[str]:

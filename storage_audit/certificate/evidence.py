@@ -24,19 +24,20 @@ FORMAT_NAME = "storage_audit deletion certificate 1"
 # English in every file, so the same deletion has the same certificate for everyone.
 STATEMENTS = {
     Status.CLEAN: gettext_lazy(
-        "Finished. Complete listings of the bucket show none of these objects any more."
+        "Finished. All these files are gone, confirmed by complete listings of the bucket."
     ),
     Status.CLEAN_WITH_KEPT: gettext_lazy(
-        "Finished. Complete listings of the bucket show none of the objects any more that are"
-        " called deleted or already gone. The kept ones are still there; each says why."
+        "Finished. All files marked deleted or already gone are gone, confirmed by"
+        " complete listings of the bucket. Kept files are still there, each with its"
+        " reason."
     ),
     Status.RETRYING: gettext_lazy(
-        "Not finished: this is an interim record. Only what is called deleted or already gone"
-        " was seen gone; the rest is tried again."
+        "Not finished: this is an interim record. Only files marked deleted or already"
+        " gone are confirmed gone. We retry the rest."
     ),
     Status.FAILED: gettext_lazy(
-        "Not finished: this is an interim record. Only what is called deleted or already gone"
-        " was seen gone; the rest needs a person."
+        "Not finished: this is an interim record. Only files marked deleted or already"
+        " gone are confirmed gone. The rest needs a person."
     ),
 }
 FINISHED_STATUSES = (Status.CLEAN, Status.CLEAN_WITH_KEPT)
@@ -118,19 +119,22 @@ def was_certified(cleanup: Cleanup) -> bool:
 
 def why_never_certified(cleanup: Cleanup) -> str:
     if cleanup.kind == Kind.VANISHED:
-        return _("It lists projects. The cleanup of each has a certificate of its own.")
+        return _("This cleanup covers many projects. Each project's own cleanup has a certificate.")
     if cleanup.kind == Kind.VERIFY:
-        return _("A verification deletes nothing. Only a deletion has a certificate.")
+        return _("A verification deletes nothing, so it has no certificate.")
     if cleanup.dry_run:
-        return _("A dry run deletes nothing. Once its plan has been run, there is a certificate.")
+        return _("A dry run deletes nothing. There is a certificate once its plan has run.")
     if cleanup.status == Status.UNDONE:
         return _("The deletion was undone, so none of its files was deleted.")
     if cleanup.status == Status.CANCELLED:
-        return _("It was cancelled. Its page says what became of each object.")
+        return _("The cleanup was cancelled. Its page shows what happened to each file.")
     if cleanup.status == Status.SUPERSEDED:
-        return _("It was ended before it was done. Its page says what became of each object.")
+        return _("The cleanup ended before it was done. Its page shows what happened to each file.")
     if cleanup.status not in STATEMENTS:
-        return _("None yet. There is one once the deletion has ended or is being retried.")
+        return _(
+            "Not available yet. There is a certificate once the deletion has ended or is"
+            " being retried."
+        )
     return ""
 
 

@@ -52,7 +52,7 @@ class CommandResult(Schema):
     stdout: str
     stderr: str
     exit_code: int | None
-    reason: str = Field(description="Why there is no answer; empty when there is one.")
+    reason: str = Field(description="Why there is no answer; empty if there is one.")
 
 
 class WranglerLogin(CommandResult):
@@ -85,8 +85,8 @@ class Differences(Schema):
 
 class FilesFound(Schema):
     project_id: str
-    bucket: str = Field(description="That of the settings.")
-    buckets: list[str] = Field(description="Where it looked.")
+    bucket: str = Field(description="The bucket in the settings.")
+    buckets: list[str] = Field(description="The buckets that were listed.")
     files_found_by_app: list[str]
     files_found_by_script: list[str]
     differences: Differences
@@ -96,12 +96,12 @@ class FilesFound(Schema):
 
 class FilesRemaining(Schema):
     project_id: str
-    buckets: list[str] = Field(description="Where both looked, or could not.")
+    buckets: list[str] = Field(description="The buckets that both listed, or could not list.")
     files_remaining_wrangler: list[str] | None
     files_remaining_s3: list[str] | None
     is_clean_wrangler: bool | None
     is_clean_s3: bool | None
-    reason_wrangler: str = Field(description="Why it is null; empty when it is not.")
+    reason_wrangler: str = Field(description="Why the value is null; empty if it is not.")
     reason_s3: str
     counts: dict[str, int | None]
     is_cut: bool
@@ -114,7 +114,9 @@ class DebugCleanup(Schema):
     mode: str
     dry_run: bool
     result: DeletionDetails
-    deletion_ids: list[UUID] = Field(description="One for each bucket that has files of it.")
+    deletion_ids: list[UUID] = Field(
+        description="One for each bucket that has the project's files."
+    )
 
 
 @router.get("/wrangler-auth", response={200: WranglerLogin, **problem_responses()})
@@ -293,4 +295,4 @@ def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
 
 def require_project_id(project_id: str) -> None:
     if not get_key_formats().is_project_id(project_id):
-        raise Problem("not-found", _("%s is no id of a project.") % printable_text(project_id))
+        raise Problem("not-found", _("“%s” is not a project ID.") % printable_text(project_id))

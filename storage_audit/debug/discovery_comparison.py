@@ -46,38 +46,38 @@ class DiscoveryMethod(TextChoices):
     """How a key is found: by a row, by a cleanup, or by its own text."""
 
     TRACKED = "tracked", gettext_lazy("tracked")
-    LISTED = "listed", gettext_lazy("found by the application")
-    PARSED = "parsed", gettext_lazy("named by the key itself")
+    LISTED = "listed", gettext_lazy("found by a cleanup")
+    PARSED = "parsed", gettext_lazy("found by file name alone")
 
 
 class DifferenceReason(TextChoices):
-    NEVER_TRACKED = "never_tracked", gettext_lazy("No row tracks it: begin a backfill.")
-    NOBODYS_ROW = "nobodys_row", gettext_lazy("Its row names no project.")
+    NEVER_TRACKED = "never_tracked", gettext_lazy("Not tracked. Run a backfill.")
+    NOBODYS_ROW = "nobodys_row", gettext_lazy("Its record has no project.")
     OTHERS_ROW = (
         "others_row",
-        gettext_lazy("Its row belongs to another project, as a backfill read the key."),
+        gettext_lazy("A backfill read the name as another project's."),
     )
     LIVE_UPLOAD = "live_upload", gettext_lazy("Another live project uploaded it.")
     OTHERS_UPLOAD = (
         "others_upload",
-        gettext_lazy("A project that is no more uploaded it; that one's cleanup decides on it."),
+        gettext_lazy("A deleted project uploaded it. That project's cleanup handles it."),
     )
-    AMBIGUOUS = "ambiguous", gettext_lazy("It may be another project's, so a cleanup keeps it.")
-    OTHERS_KEY = "others_key", gettext_lazy("Its key names another project.")
-    NO_KEY_FORMAT = "no_key_format", gettext_lazy("No key format knows its key.")
+    AMBIGUOUS = "ambiguous", gettext_lazy("It may belong to another project, so cleanups keep it.")
+    OTHERS_KEY = "others_key", gettext_lazy("Its name belongs to another project.")
+    NO_KEY_FORMAT = "no_key_format", gettext_lazy("Its name matches no known key format.")
     OUTSIDE = (
         "outside",
-        gettext_lazy("It lies outside every prefix of the project: only its row leads to it."),
+        gettext_lazy("It is outside the project's folders. Only its record names the project."),
     )
     SPELLING = (
         "spelling",
-        gettext_lazy("Row and object differ in their Unicode spelling only."),
+        gettext_lazy("Record and file differ only in their Unicode spelling."),
     )
-    GONE = "gone", gettext_lazy("The object is gone from the bucket.")
-    NEVER_STORED = "never_stored", gettext_lazy("Its upload failed: there never was an object.")
+    GONE = "gone", gettext_lazy("The file is missing from the bucket.")
+    NEVER_STORED = "never_stored", gettext_lazy("The upload failed, so there never was a file.")
     IN_PROGRESS = (
         "in_hand",
-        gettext_lazy("An upload or a deletion of it was under way: compare again."),
+        gettext_lazy("The file was being uploaded or deleted. Compare again."),
     )
 
 
@@ -122,7 +122,7 @@ class Difference:
     def place(self) -> str:
         """Such as “only tracked”."""
         if not self.found:
-            return _("under the project's prefixes, and found by none of the three")
+            return _("in the project's folders, but found in none of the three ways")
         first, *others = (way.label for way in self.found)
         if not others:
             return _("only %s") % first
@@ -204,7 +204,7 @@ def compare_bucket(
     it takes longer than `seconds`) and CannotConclude, also for what is no project id.
     """
     if not get_key_formats().is_project_id(project_id):
-        text = _("%(id)s is no project id, so its files cannot be looked for. Ids match %(form)s.")
+        text = _("%(id)s is not a project ID, so we can't look for its files. IDs match %(form)s.")
         raise CannotConclude(text % {"id": project_id, "form": conf().project_id_pattern})
     with s3.send_deadline(monotonic_seconds() + seconds):
         look = BucketComparer.start(project_id, bucket or conf().bucket)

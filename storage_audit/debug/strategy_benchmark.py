@@ -116,7 +116,7 @@ def random_project_id() -> str:
 def obstacle_to_wrangler(objects: int) -> str:
     """Why wrangler cannot run here, or nothing if it is new enough and may list buckets."""
     if objects > conf().wrangler_limit:
-        return _("Wrangler is not started for more than %s objects.") % conf().wrangler_limit
+        return _("wrangler is limited to %s objects.") % conf().wrangler_limit
     try:
         wrangler.list_buckets(on_command=lambda command: None)
     except StoreError as error:
@@ -140,7 +140,7 @@ def require_unshared_keys(run: BenchmarkRun) -> None:
     for key in benchmark_keys(run.project_id, run.objects):
         owners = {parsed_key.project for parsed_key in get_key_formats().parse_key(key)}
         if owners != {run.project_id}:
-            text = _("%(key)s would not be read as a key of %(id)s alone, so nothing is written.")
+            text = _("Nothing was written: %(key)s would not belong to %(id)s alone.")
             raise BenchmarkImpossible(text % {"key": key, "id": run.project_id})
 
 

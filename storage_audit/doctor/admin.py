@@ -28,7 +28,7 @@ class HealthReportAdmin(ReadOnlyAdmin[HealthReport]):
     list_filter = ("context",)
     ordering = ("-at", "pk")
     sortable_by = ("at",)
-    tools = {"add_healthreport": gettext_lazy("Examine now")}
+    tools = {"add_healthreport": gettext_lazy("Check now")}
     change_list_template = "admin/storage_audit/healthreport/change_list.html"
     change_form_template = "admin/storage_audit/healthreport/change_form.html"
 
@@ -52,7 +52,7 @@ class HealthReportAdmin(ReadOnlyAdmin[HealthReport]):
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
-            "title": _("Examine"),
+            "title": _("Check now"),
             "opts": self.opts,
             "media": self.media,
         }
@@ -75,9 +75,9 @@ class HealthReportAdmin(ReadOnlyAdmin[HealthReport]):
             text = f"{reasons[-1]['summary']} {reasons[-1]['advice']}"
             self.message_user(request, text, messages.ERROR)
             return redirect("admin:storage_audit_healthreport_changelist")
-        self.log_addition(request, health_report, _("Examined."))
+        self.log_addition(request, health_report, _("Checked."))
         if not self.has_view_permission(request):
-            self.message_user(request, _("Examined: the report is kept."), messages.SUCCESS)
+            self.message_user(request, _("The health report is saved."), messages.SUCCESS)
             return redirect("admin:index")
         return redirect("admin:storage_audit_healthreport_change", health_report.pk)
 

@@ -35,7 +35,7 @@ class ProblemFound(Schema):
 class DifferenceFound(Schema):
     probe: str
     fact: str
-    values: list[str] = Field(description="In the order of the reports.")
+    values: list[str] = Field(description="In the same order as the reports.")
 
 
 class ProcessReport(Schema):
@@ -63,7 +63,9 @@ def get_health_check(request: HttpRequest) -> HealthCheck:
     require_permission(request, "storage_audit.view_healthreport")
     latest = HealthReport.objects.latest_first().first()
     if latest is None:
-        raise Problem("not-found", _("Nobody has asked the doctor yet: POST here."))
+        raise Problem(
+            "not-found", _("There is no health report yet. Send a POST request to create one.")
+        )
     return build_health_check(Comparison.of(latest))
 
 
@@ -76,7 +78,7 @@ def run_health_check(request: HttpRequest, response: HttpResponse) -> Status[Hea
         health_report = run_probes_everywhere(HealthReport.Context.WEB)
     # No report is kept if the database has trouble.
     if health_report.pk:
-        auth.log_action(request, health_report, ADDITION, _("Examined."))
+        auth.log_action(request, health_report, ADDITION, _("Checked."))
     response["Location"] = reverse("storage_audit_api:get_health_check")
     return Status(202, build_health_check(Comparison.of(health_report)))
 

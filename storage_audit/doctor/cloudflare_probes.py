@@ -17,58 +17,58 @@ from storage_audit.doctor.store_probes import OTHER_CAUSE, find_cause
 from storage_audit.ownership.bucket_marker import MARKER_KEY, find_marker
 from storage_audit.redaction import redact_secrets
 
-UNNEEDED_ADVICE = gettext_lazy("Nothing, as long as CLEANUP_STRATEGY is not wrangler.")
+UNNEEDED_ADVICE = gettext_lazy("Nothing, unless CLEANUP_STRATEGY is wrangler.")
 FALLBACK_ADVICE = gettext_lazy(
-    "Do as it says; or set CLEANUP_STRATEGY to batch, which needs no wrangler."
+    "Follow the message, or set CLEANUP_STRATEGY to batch, which needs no wrangler."
 )
 NO_TOKEN = Cause(
-    gettext_lazy("wrangler is not logged in: there is no token."),
+    gettext_lazy("wrangler is not logged in: no API token is set."),
     gettext_lazy(
-        "Set CLOUDFLARE_API_TOKEN to a token with the permission Workers R2 Storage: Edit, for this"
-        " process as well: a login made in a shell is only there for its user."
+        "Set CLOUDFLARE_API_TOKEN for this process, to a token with the permission"
+        " Workers R2 Storage: Edit. A login made in a shell works for its user only."
     ),
 )
 WRONG_TOKEN = Cause(
-    gettext_lazy("Cloudflare does not know the API token."),
+    gettext_lazy("Cloudflare rejects the API token."),
     gettext_lazy(
-        "Set CLOUDFLARE_API_TOKEN anew, from the dashboard, My profile, API tokens: it is mistyped,"
-        " was revoked or is out of date. It is no R2 access key, and no global API key."
+        "The token is mistyped, revoked or expired. Create one in the dashboard under My"
+        " profile, API tokens, and set CLOUDFLARE_API_TOKEN. An R2 access key or a global"
+        " API key does not work."
     ),
 )
 WRONG_ACCOUNT = Cause(
-    gettext_lazy("The API token is right, and opens nothing in the account that is set."),
+    gettext_lazy("The API token is valid, but has no access to this account."),
     gettext_lazy(
-        "Correct R2_ACCOUNT_ID or CLOUDFLARE_ACCOUNT_ID, if it is not the account of the token; or"
-        " give the token the permission Workers R2 Storage, for this account."
+        "Set R2_ACCOUNT_ID or CLOUDFLARE_ACCOUNT_ID to the token's account. Or give the"
+        " token the permission Workers R2 Storage for this account."
     ),
 )
 NO_ACCOUNT = Cause(
-    gettext_lazy("Cloudflare has no account of such an id."),
+    gettext_lazy("Cloudflare has no account with this ID."),
     gettext_lazy(
-        "Correct R2_ACCOUNT_ID or CLOUDFLARE_ACCOUNT_ID: the 32 letters and digits that the"
-        " dashboard shows, R2, at “Account ID”; no name and no address."
+        "Correct R2_ACCOUNT_ID or CLOUDFLARE_ACCOUNT_ID: copy the 32 letters and digits"
+        " from “Account ID” on the dashboard's R2 page."
     ),
 )
 NO_BUCKET = Cause(
-    gettext_lazy("Cloudflare sees no such bucket in this account and jurisdiction."),
+    gettext_lazy("Cloudflare finds no such bucket in this account and jurisdiction."),
     gettext_lazy(
-        "Correct R2_BUCKET_NAME, R2_ACCOUNT_ID or R2_JURISDICTION: the API needs to know where the"
-        " bucket is, also when R2_ENDPOINT_URL says it."
+        "Correct R2_BUCKET_NAME, R2_ACCOUNT_ID or R2_JURISDICTION. The API needs"
+        " R2_JURISDICTION even if R2_ENDPOINT_URL includes it."
     ),
 )
 NO_DELETION = Cause(
-    gettext_lazy("wrangler sees the bucket, and may not delete in it."),
+    gettext_lazy("wrangler may read the bucket, but not delete from it."),
     gettext_lazy(
-        "Give its token the permission Workers R2 Storage: Edit, instead of Read, for this account;"
-        " or set CLEANUP_STRATEGY to batch, which needs no wrangler."
+        "Give its token the permission Workers R2 Storage: Edit for this account. Or set"
+        " CLEANUP_STRATEGY to batch, which needs no wrangler."
     ),
 )
 WRANGLER_HANGS = Cause(
-    gettext_lazy("wrangler does not come to an end, and was killed."),
+    gettext_lazy("wrangler took too long and was stopped."),
     gettext_lazy(
-        "Run `wrangler whoami` as the user of this process, and look what it waits for: a proxy or"
-        " a firewall between this machine and api.cloudflare.com, a machine that has too much to"
-        " do, or another program at WRANGLER_PATH."
+        "Run `wrangler whoami` as the user of this process. Look for a proxy or firewall"
+        " before api.cloudflare.com, an overloaded machine, or a wrong WRANGLER_PATH."
     ),
 )
 CLOUDFLARE_CAUSES = {
@@ -141,13 +141,13 @@ def check_login(until: float) -> Result:
     if obstacle:
         return replace(obstacle, facts=facts | obstacle.facts)
     if not conf().api_token:
-        text = _("wrangler is logged in as the user of this process, without a token.")
+        text = _("wrangler is logged in with a user's login, not a token.")
         advice = _(
-            "Set CLOUDFLARE_API_TOKEN: such a login is a file in this user's home, which other"
-            " users, and services, do not have; and it is out of date some day."
+            "Set CLOUDFLARE_API_TOKEN. The login is a file in this user's home: other users"
+            " and services can't use it, and it expires."
         )
         return Result(Status.WARNING, text, advice, facts)
-    return Result(Status.OK, _("wrangler is logged in, and sees the bucket."), facts=facts)
+    return Result(Status.OK, _("wrangler is logged in and can see the bucket."), facts=facts)
 
 
 def ignore_command(command: wrangler.Command) -> None:
@@ -158,7 +158,7 @@ def account_problem(accounts: list[wrangler.Account]) -> Result | None:
     """Some tokens may not see their accounts."""
     if not accounts or conf().account_id in [account.id for account in accounts]:
         return None
-    text = _("The account %(ours)s is none of those that the login sees: %(theirs)s.")
+    text = _("wrangler's login has no access to account %(ours)s, only to %(theirs)s.")
     theirs = ", ".join(f"{name} ({id})" for id, name in sorted(accounts))
     where = {"ours": conf().account_id or _("(not set)"), "theirs": redact_secrets(theirs)}
     return Cause(text % where, WRONG_ACCOUNT.advice).to_result()
@@ -178,9 +178,9 @@ def bucket_problem(until: float) -> Result | None:
             return None
     except StoreError as error:
         return wrangler_error_result(error, KNOWN_TOKEN_CAUSES)
-    text = _("wrangler does not see bucket %(bucket)s, nor the marker in it, but %(others)s.")
+    text = _("wrangler can't see bucket %(bucket)s or its marker. It sees: %(others)s.")
     where = {"bucket": bucket, "others": ", ".join(names) or _("none")}
-    advice = _("If “marker” is wrong as well, mend that first.")
+    advice = _("If “marker” is wrong too, fix that first.")
     return Result(Status.WRONG, text % where, f"{NO_BUCKET.advice} {advice}")
 
 
@@ -200,8 +200,8 @@ def deletion_problem(until: float) -> Result | None:
 def wrangler_error_result(error: StoreError, causes: Mapping[str, Cause]) -> Result:
     """For wrangler's errors. One without a code is no answer of the API, and says what to do."""
     if isinstance(error, DeadlinePassed):
-        text = _("The calls of wrangler took all the time there is.")
-        advice = _("Look again when this machine has less to do.")
+        text = _("wrangler ran out of time.")
+        advice = _("Check again when this machine is less busy.")
         return Result(Status.NOT_CHECKED, text, advice)
     if not error.code:
         return Cause(str(error), FALLBACK_ADVICE).to_result()
@@ -217,12 +217,16 @@ def api_error_result(error: StoreError, causes: Mapping[str, Cause] = CLOUDFLARE
 def probe_api() -> Result:
     """Whether Cloudflare's API lists the bucket."""
     if reason := cloudflare_api.setup_problem():
-        return Result(Status.NOT_CHECKED, _("There is no second listing, past S3."), reason)
+        return Result(
+            Status.NOT_CHECKED,
+            _("Cloudflare's API is not set up, so it can't confirm what S3 lists."),
+            reason,
+        )
     try:
         cloudflare_api.list_api_page(conf().bucket, MARKER_KEY)
     except StoreError as error:
         return api_error_result(error)
-    return Result(Status.OK, _("Cloudflare's API lists the bucket too."))
+    return Result(Status.OK, _("Cloudflare's API can list the bucket."))
 
 
 def probe_same_bucket() -> Result:
@@ -238,6 +242,6 @@ def probe_same_bucket() -> Result:
     except StoreError as error:
         return find_cause(error).to_result(error)
     if ours != theirs:
-        text = _("S3 and Cloudflare's API do not look into the same bucket.")
+        text = _("S3 and Cloudflare's API show different buckets.")
         return Cause(text, NO_BUCKET.advice).to_result()
-    return Result(Status.OK, _("S3 and Cloudflare's API show the same."))
+    return Result(Status.OK, _("S3 and Cloudflare's API show the same bucket."))

@@ -174,13 +174,13 @@ def problem_of(result: JsonObject) -> Problem:
 
 def silent_worker_problem() -> Problem:
     text = _(
-        "No queue worker ran the probes within %d seconds: none is alive, all are busy, or its"
-        " clock is not ours."
+        "No queue worker answered within %d seconds. It is stopped, busy, or its clock is wrong."
     )
     seconds = WORKER_ANSWERS_WITHIN.total_seconds()
     advice = _(
-        "Look whether one runs (systemctl status autoshorts-worker), or start it with manage.py"
-        " qcluster; then look at its log, and whether its DATABASE_URL and SECRET_KEY are the same."
+        "Check the worker (systemctl status autoshorts-worker) or start one (manage.py"
+        " qcluster). Then check its log, and that it has the same DATABASE_URL and"
+        " SECRET_KEY."
     )
     return Problem(Status.WRONG, _("worker"), [], text % seconds, advice, {})
 

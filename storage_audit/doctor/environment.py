@@ -122,16 +122,16 @@ def probe_environment() -> Result:
     facts: Facts = {name: str(variable) for name, variable in found.items()}
     unread = [name for name, variable in found.items() if variable.source == ENV_FILE_UNREAD]
     if unread:
-        text = _("%(file)s sets what this process does not have: %(names)s.")
+        text = _("This process has not read these variables from %(file)s: %(names)s.")
         advice = _(
-            "The site reads .env when a process starts, and only the file next to manage.py."
-            " Restart the process if the file changed since. If the file is in another folder, move"
-            " it there. For a service, set the variables in its EnvironmentFile."
+            "A process reads .env when it starts, and only the file next to manage.py."
+            " Restart it if the file changed, or move the file there. For a service, set the"
+            " variables in its EnvironmentFile."
         )
         where = {"file": ENV_FILE.absolute(), "names": ", ".join(unread)}
         return Result(Status.WARNING, text % where, advice, facts)
     count = sum(variable.is_set for variable in found.values())
-    return Result(Status.OK, _("%d variables that matter are set.") % count, facts=facts)
+    return Result(Status.OK, _("%d variables are set.") % count, facts=facts)
 
 
 def probe_settings() -> Result:
@@ -158,26 +158,29 @@ def find_mistake(given: Conf) -> tuple[str, str] | None:
     """A mistake that can be seen without asking anybody, and what to do."""
     for name, variable in VARIABLE_BY_SETTING.items():
         if re.search(r"""\s|^["']|["']$""", getattr(given, name)):
-            text = _("%s has quotes or white space in it.") % variable
-            return text, _("Take them out: an EnvironmentFile and Docker's env-file keep them.")
+            text = _("%s contains quotes or spaces.") % variable
+            return text, _(
+                "Remove them. An EnvironmentFile and Docker's env-file keep them as part of the"
+                " value."
+            )
     url = urlsplit(given.endpoint_url)
     host = R2_HOST.fullmatch(url.hostname or "")
     if not host:
         return None
     if len(given.access_key_id) == 64 and len(given.secret_access_key) == 32:
-        return _("The access key id and the secret access key are swapped."), _(
-            "Swap R2_ACCESS_KEY_ID, which has 32 characters, and R2_SECRET_ACCESS_KEY, with 64."
+        return _("The access key ID and the secret access key are swapped."), _(
+            "Swap R2_ACCESS_KEY_ID (32 characters) and R2_SECRET_ACCESS_KEY (64 characters)."
         )
     if url.path.strip("/"):
-        return _("The store's address has a path."), _(
-            "Take the bucket's name out of R2_ENDPOINT_URL: it belongs into R2_BUCKET_NAME."
+        return _("The store's address contains a path."), _(
+            "Remove the bucket's name from R2_ENDPOINT_URL and set it as R2_BUCKET_NAME."
         )
     if given.account_id and host["account"] != given.account_id:
-        return _("The store's address is of another account than CLOUDFLARE_ACCOUNT_ID."), _(
-            "Set R2_ACCOUNT_ID and CLOUDFLARE_ACCOUNT_ID to the account that has the bucket."
-        )
+        return _(
+            "The store's address belongs to a different account than CLOUDFLARE_ACCOUNT_ID."
+        ), _("Set R2_ACCOUNT_ID and CLOUDFLARE_ACCOUNT_ID to the bucket's account.")
     if jurisdiction_of(given.endpoint_url) != given.jurisdiction:
-        return _("The store's address is of another jurisdiction than R2_JURISDICTION."), _(
-            "Set both to the one of the bucket, or leave R2_ENDPOINT_URL out."
-        )
+        return _(
+            "The store's address belongs to a different jurisdiction than R2_JURISDICTION."
+        ), _("Set both to the bucket's jurisdiction, or remove R2_ENDPOINT_URL.")
     return None

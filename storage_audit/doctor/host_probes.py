@@ -82,10 +82,15 @@ def probe_resources() -> Result:
     if files is not None and files > MAX_OPEN_FILES_SHARE * allowed:
         scarce.append(_("open files and connections"))
     if scarce:
-        text = _("Nearly used up: %s.") % ", ".join(scarce)
-        advice = _("Free some, or give this machine more; processes that run out of it fail.")
+        text = _("Running low: %s.") % ", ".join(scarce)
+        advice = _("Free some, or give this machine more. A process that runs out fails.")
         return Result(Status.WARNING, text, advice, facts, readings)
-    return Result(Status.OK, _("Enough is left."), facts=facts, readings=readings)
+    return Result(
+        Status.OK,
+        _("Memory, disk space and open files are sufficient."),
+        facts=facts,
+        readings=readings,
+    )
 
 
 def count_processors() -> int:
@@ -146,16 +151,16 @@ def probe_database() -> Result:
             facts["version"] = ".".join(map(str, connection.get_database_version()))
             lacking, used = missing_migrations(), share_of_connections()
     except Error as error:
-        text = _("The database cannot be asked: %s") % " ".join(str(error).split())
-        advice = _("Correct DATABASE_URL, or start the server: systemctl status postgresql.")
+        text = _("Can't query the database: %s") % " ".join(str(error).split())
+        advice = _("Correct DATABASE_URL, or start the database (systemctl status postgresql).")
         return Result(Status.WRONG, text, f"{advice} {DATABASE_LOCK_ADVICE}", facts)
     readings: Facts = {"took": took, "connections used": f"{used:.0%}"}
     if lacking:
-        text = _("The database lacks migrations: %s.") % ", ".join(lacking)
-        return Result(Status.WRONG, text, _("Run: manage.py migrate"), facts, readings)
+        text = _("Migrations are missing: %s.") % ", ".join(lacking)
+        return Result(Status.WRONG, text, _("Run manage.py migrate."), facts, readings)
     if used > MAX_CONNECTIONS_SHARE:
-        text = _("Of the connections that the server allows, %s are used.") % f"{used:.0%}"
-        advice = _("Stop who does not need them, or raise max_connections of PostgreSQL.")
+        text = _("%s of the database's connections are in use.") % f"{used:.0%}"
+        advice = _("Close connections that aren't needed, or raise PostgreSQL's max_connections.")
         return Result(Status.WARNING, text, advice, facts, readings)
     text = _("%(kind)s %(version)s answers in %(took)s; all migrations are applied.")
     return Result(Status.OK, text % (facts | {"took": took}), facts=facts, readings=readings)
@@ -208,8 +213,8 @@ def probe_queue() -> Result:
     # Tasks are signed with it: a task signed with another key is dropped.
     facts["SECRET_KEY"] = secret_fingerprint(settings.SECRET_KEY)
     if not given.get("orm"):
-        text = _("The queue is not in the database.")
-        advice = _("Set orm of Q_CLUSTER: how far behind other brokers are cannot be seen.")
+        text = _("The queue is not stored in the database.")
+        advice = _("Set orm in Q_CLUSTER. With other brokers we can't see what is late.")
         return Result(Status.WARNING, text, advice, facts)
     waiting = queue.count_ready_tasks(timezone.now())
     text = _("%d tasks wait in the queue.") % waiting
@@ -220,12 +225,18 @@ def probe_queue() -> Result:
 def probe_schedule() -> Result:
     due = queue.sweep_due_at()
     if due is None and not conf().sync:
-        text = _("No sweep is scheduled: what the queue loses would be forgotten.")
-        return Result(Status.WRONG, text, _("Run: manage.py migrate"))
+        text = _(
+            "The worker's regular check is not scheduled, so lost tasks would not be repeated."
+        )
+        return Result(Status.WRONG, text, _("Run manage.py migrate."))
     if due is None:
-        advice = _("See that a timer runs manage.py sweep_cleanups, each minute.")
-        return Result(Status.NOT_CHECKED, _("With SYNC the queue sweeps nothing."), advice)
-    return Result(Status.OK, _("The sweep is scheduled."), readings={"due": f"{due:%H:%M:%S}"})
+        advice = _("Make sure that a timer runs manage.py sweep_cleanups each minute.")
+        return Result(Status.NOT_CHECKED, _("With SYNC the queue has no regular check."), advice)
+    return Result(
+        Status.OK,
+        _("The worker's regular check is scheduled."),
+        readings={"due": f"{due:%H:%M:%S}"},
+    )
 
 
 @atomic_with_timeout()
@@ -238,10 +249,10 @@ def probe_worker() -> Result:
         advice = " ".join(dict.fromkeys(delay.advice for delay in late))
         return Result(Status.WRONG, text, advice, readings=readings)
     if conf().sync:
-        text = _("None is needed: with SYNC the work is done in the request.")
+        text = _("No worker is needed: with SYNC the request does the work.")
         return Result(Status.OK, text, readings=readings)
     if behind > SWEEP_LATE_AFTER:
-        text = _("The sweep is late, by %d seconds.") % behind.total_seconds()
-        advice = _("If no worker is being restarted just now, start one: manage.py qcluster")
+        text = _("The worker's regular check is %d seconds late.") % behind.total_seconds()
+        advice = _("Start a worker (manage.py qcluster), unless one is restarting right now.")
         return Result(Status.WARNING, text, advice, readings=readings)
-    return Result(Status.OK, _("The sweep comes in time."), readings=readings)
+    return Result(Status.OK, _("The worker is on time."), readings=readings)

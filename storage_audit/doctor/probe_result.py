@@ -18,9 +18,9 @@ Facts = dict[str, Any]
 # The reading that names the probe that this one waits for.
 WAITS_FOR = "waits for"
 DATABASE_LOCK_ADVICE = gettext_lazy(
-    "If something is locked, end the transaction that another process keeps open: PostgreSQL names"
-    " it in pg_stat_activity (SELECT pid, state, query FROM pg_stat_activity), and fuser names the"
-    " processes that have the file of SQLite open."
+    "If something is locked, end the other process's open transaction. Find it in"
+    " PostgreSQL with SELECT pid, state, query FROM pg_stat_activity; for SQLite,"
+    " fuser lists the processes that have the file open."
 )
 
 
@@ -80,8 +80,8 @@ def run_with_timeout(
         return results[0]
     text = f"{_('No answer within %d seconds.') % seconds} {leftover_hint}".rstrip()
     advice = _(
-        "Something swallows what is sent and does not answer: look for a firewall or a proxy in"
-        " between, and whether that service is up."
+        "There was no answer. Check whether the service is up, and look for a firewall or"
+        " a proxy in between."
     )
     return Result(Status.WRONG, text, advice)
 
@@ -90,10 +90,10 @@ def run_guarded(probe: Callable[[], Result]) -> Result:
     try:
         return probe()
     except OperationalError as error:
-        text = _("The database does not answer: %s") % " ".join(str(error).split())
+        text = _("The database does not respond: %s") % " ".join(str(error).split())
         return Result(Status.WRONG, text, str(DATABASE_LOCK_ADVICE))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other probes are to answer
-        advice = _("The probe itself failed, at something that it did not expect: read the error.")
+        advice = _("The check itself failed. Read the error.")
         return Result(Status.WRONG, f"{type(error).__name__}: {error}", advice)
     finally:
         connections.close_all()  # this thread's own

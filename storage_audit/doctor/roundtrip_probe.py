@@ -32,21 +32,21 @@ PROBE_KEY_PATTERN = re.compile(
 )
 MAX_PROBE_AGE = timedelta(hours=1)
 READ_ONLY = Cause(
-    gettext_lazy("The access key may read the bucket, and may not write to it."),
+    gettext_lazy("The access key may read the bucket, but not write to it."),
     gettext_lazy(
-        "Give its token “Object Read & Write” instead of “Object Read only”, in the dashboard, R2,"
-        " “Manage API tokens”: with this one no cleanup can delete anything."
+        "No cleanup can delete anything with it. In the dashboard, under R2, “Manage API"
+        " tokens”, give its token “Object Read & Write” instead of “Object Read only”."
     ),
 )
 CANNOT_DELETE = Cause(
-    gettext_lazy("The access key may write to the bucket, and may not delete."),
-    gettext_lazy("Give it the permission to delete: no cleanup can do anything without."),
+    gettext_lazy("The access key may write to the bucket, but not delete from it."),
+    gettext_lazy("Give it the permission to delete. Without it no cleanup can delete anything."),
 )
 CONTRADICTORY_STORE = Cause(
-    gettext_lazy("The store contradicts itself."),
+    gettext_lazy("The store's answers contradict each other."),
     gettext_lazy(
-        "Look for a cache or a proxy between this machine and the store. Until it is gone, cleanups"
-        " keep retrying: nothing that this store says can be believed."
+        "Look for a cache or a proxy between this machine and the store. Cleanups keep"
+        " retrying until it is removed, because the store's answers can't be trusted."
     ),
 )
 # By what was tried, and the store's error.
@@ -84,20 +84,20 @@ def probe_roundtrip() -> Result:
             result = CAUSES_BY_STEP.get((step, error.code), known).to_result(error)
             result = replace(result, facts={"failed to": step, **result.facts})
             return add_leftover_warning(result, delete_probe_objects(bucket, key))
-    text = _("An object can be written, listed, read and deleted, and is seen gone.")
+    text = _("A test file was written, listed, read, deleted and confirmed gone.")
     return Result(Status.OK, text)
 
 
 def check_listing(bucket: str, key: str, *, there: bool) -> None:
     if list_keys(bucket, key) != ([key] if there else []):
         raise Contradiction(
-            f"The listing is wrong of an object {'written' if there else 'deleted'}."
+            f"The listing is wrong about a file that was just {'written' if there else 'deleted'}."
         )
 
 
 def check_content(bucket: str, key: str) -> None:
     if s3.read_object(bucket, key) != PROBE_BODY:
-        raise Contradiction("The object that was read is not the one that was written.")
+        raise Contradiction("The file that was read differs from the one that was written.")
 
 
 def delete_old_probes(bucket: str) -> None:
@@ -121,8 +121,12 @@ def delete_probe_objects(bucket: str, *keys: str) -> str:
     try:
         stay = [key for key in keys if list_keys(bucket, key)]
     except StoreError:
-        return _("Maybe still in the bucket: %s.") % ", ".join(keys)
-    return _("Still in the bucket, delete it by hand: %s.") % ", ".join(stay) if stay else ""
+        return _("Test files may still be in the bucket: %s.") % ", ".join(keys)
+    return (
+        _("Test files are still in the bucket; delete them by hand: %s.") % ", ".join(stay)
+        if stay
+        else ""
+    )
 
 
 def probe_store_traits() -> Result:
@@ -141,7 +145,7 @@ def add_leftover_warning(result: Result, left: str) -> Result:
     if not left:
         return result
     status = Status.WARNING if result.status == Status.OK else result.status
-    advice = result.advice or _("Check again in an hour: the round trip deletes it then.")
+    advice = result.advice or _("Check again in an hour. The check “round trip” then deletes it.")
     return replace(result, status=status, summary=f"{result.summary} {left}", advice=advice)
 
 
@@ -152,25 +156,28 @@ def compare_traits(bucket: str, start: str, keys: list[str]) -> Result:
     lists_uploads = multipart.list_unfinished_uploads(bucket, OWN_PREFIX) is not None
     connected = (bucket_marker.read_marker(bucket) or {}).get("folds_unicode", folds)
     facts: Facts = {
-        "listings": _("in order of bytes") if in_order else _("in another order"),
+        "listings": _("in byte order") if in_order else _("in a different order"),
         "spellings of a key": _("one object") if folds else _("different objects"),
         "unfinished uploads": _("listed") if lists_uploads else _("not listed"),
     }
     if not in_order:
-        text = _("The store does not list keys in the order of their bytes.")
-        advice = _("Use R2 or another store that does: no listing of this one is believed.")
+        text = _("The store does not list keys in byte order.")
+        advice = _("Use R2 or another store that does. We can't rely on this store's listings.")
         return Result(Status.WRONG, text, advice, facts)
     if connected != folds:
-        text = _("The store takes spellings of a key otherwise than when the bucket was connected.")
-        return Result(Status.WRONG, text, _("Run: manage.py connect_bucket"), facts)
+        text = _(
+            "The store treats Unicode spellings of a key differently than when the bucket was"
+            " connected."
+        )
+        return Result(Status.WRONG, text, _("Run manage.py connect_bucket."), facts)
     if not lists_uploads:
         text = _("The store cannot list unfinished uploads.")
         advice = _(
-            "Nothing, with a store of your own: cleanups say that these were not checked. R2 can:"
-            " is the address that of R2?"
+            "If this should be R2, check the address: R2 can list them. With another store do"
+            " nothing; cleanups then say that unfinished uploads were not checked."
         )
         return Result(Status.WARNING, text, advice, facts)
-    return Result(Status.OK, _("All that cleanups rely on."), facts=facts)
+    return Result(Status.OK, _("The store behaves as cleanups need."), facts=facts)
 
 
 def is_listing_ordered(bucket: str, start: str, keys: list[str]) -> bool:
@@ -188,8 +195,9 @@ def probe_marker() -> Result:
         bucket_marker.check_bucket(bucket)
     except bucket_marker.CannotConclude as mismatch:
         advice = _(
-            "If this is the wrong bucket or the wrong database, correct R2_BUCKET_NAME or"
-            " DATABASE_URL; else do as it says. Until then every cleanup is blocked."
+            "If the bucket or the database is the wrong one, correct R2_BUCKET_NAME or"
+            " DATABASE_URL. Otherwise follow the message. Until then every cleanup is"
+            " blocked."
         )
         return Result(Status.WRONG, str(mismatch), advice)
     except StoreError as error:

@@ -43,7 +43,7 @@ KEPT_RUNS = 100
 # The entry that says why the report was not kept; it is no probe.
 REPORT_ENTRY = "report"
 LEFTOVER_HINT = gettext_lazy(
-    "An object of it may stay under .storage_audit/; the round trip deletes it an hour later."
+    "A test file may stay under .storage_audit/. The check “round trip” deletes it after an hour."
 )
 
 
@@ -91,7 +91,7 @@ def run_probes_everywhere(context: str) -> HealthReport:
             with atomic_with_timeout():
                 queue.send_task(queue.DIAGNOSE, *asked)
         except Error as error:
-            logger.warning("No worker could be asked for its health report: %s", error)
+            logger.warning("Could not ask a worker for its health report: %s", error)
             unasked = str(error)
     return run_probes(context, run, unasked)
 
@@ -113,7 +113,10 @@ def run_probes(context: str, run: UUID, queue_error: str = "") -> HealthReport:
         probes=[result.to_json(name) for name, result in results.items()],
     )
     if is_conclusive(results["database"]) and (reason := queue_error or save_report(health_report)):
-        text = _("The database takes nothing: this report is not kept, and no worker's is awaited.")
+        text = _(
+            "The database can't be written to, so this report is not saved and no worker's"
+            " report follows."
+        )
         readings = {"answer": " ".join(reason.split())}
         unsaved = Result(Status.WRONG, text, str(DATABASE_LOCK_ADVICE), readings=readings)
         health_report.probes.append(unsaved.to_json(REPORT_ENTRY))
@@ -125,12 +128,12 @@ def run_probe(probe: Probe, results: Mapping[str, Result], deadline: float) -> R
     left."""
     for name in probe.requires:
         if not is_conclusive(results[name]):
-            text, advice = _("It would tell nothing: see “%s”."), _("Mend what “%s” says first.")
+            text, advice = _("Skipped because of “%s”."), _("Fix “%s” first.")
             waits = {WAITS_FOR: name}
             return Result(Status.NOT_CHECKED, text % name, advice % name, readings=waits)
     if deadline - monotonic() < PROBE_TIMEOUT_SECONDS:
-        text = _("The probes before this one took all the time there is.")
-        return Result(Status.NOT_CHECKED, text, _("Mend what is wrong above, then look again."))
+        text = _("Skipped: the checks before it took too long.")
+        return Result(Status.NOT_CHECKED, text, _("Fix the problems above, then check again."))
     return run_with_timeout(probe.run, PROBE_TIMEOUT_SECONDS, str(probe.leftover_hint))
 
 
@@ -141,7 +144,7 @@ def save_report(health_report: HealthReport) -> str:
             health_report.save()
             HealthReport.objects.prune(KEPT_RUNS)
     except Error as error:
-        logger.warning("The report of the probes was not kept: %s", error)
+        logger.warning("Could not save the health report: %s", error)
         health_report.pk = None
         return str(error)
     return ""

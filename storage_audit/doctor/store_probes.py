@@ -16,17 +16,18 @@ from storage_audit.doctor.probe_result import Cause, Result, Status
 from storage_audit.redaction import redact_proxy_url
 
 WRONG_CLOCK = Cause(
-    gettext_lazy("The store refuses requests of this machine because its clock is wrong."),
+    gettext_lazy("The store refuses requests because this machine's clock is wrong."),
     gettext_lazy(
-        "Set the clock of this machine, and have it kept right: timedatectl set-ntp true. S3"
-        " refuses every request that is more than 15 minutes off."
+        "Correct this machine's clock and keep it synchronised: timedatectl set-ntp true."
+        " S3 refuses requests that are more than 15 minutes off."
     ),
 )
 UNKNOWN_KEY = Cause(
-    gettext_lazy("The store does not know the access key in this account."),
+    gettext_lazy("The store rejects the access key."),
     gettext_lazy(
-        "Compare R2_ACCESS_KEY_ID with the dashboard, R2, “Manage API tokens”: it is mistyped, its"
-        " token was deleted or is out of date, or R2_ACCOUNT_ID is not the account that it is of."
+        "Compare R2_ACCESS_KEY_ID with the dashboard, under R2, “Manage API tokens”. It"
+        " is mistyped, its token was deleted or expired, or R2_ACCOUNT_ID is a different"
+        " account."
     ),
 )
 # https://developers.cloudflare.com/r2/api/error-codes/
@@ -36,88 +37,83 @@ STORE_CAUSES = {
     "RequestTimeTooSkewed": WRONG_CLOCK,
     "ExpiredRequest": WRONG_CLOCK,
     "SignatureDoesNotMatch": Cause(
-        gettext_lazy("The secret access key is not the one of the access key id."),
+        gettext_lazy("The secret access key does not match the access key ID."),
         gettext_lazy(
-            "Set R2_SECRET_ACCESS_KEY again: it is shown only once, when the token is made. If it"
-            " is lost, make a new token and set both. Look for a missing or additional character."
+            "Set R2_SECRET_ACCESS_KEY again; check for a missing or extra character. It is"
+            " shown only once. If it is lost, create a new token and set both."
         ),
     ),
     "NotEntitled": Cause(
-        gettext_lazy("R2 is not switched on in this account."),
+        gettext_lazy("R2 is not enabled in this account."),
         gettext_lazy(
-            "Open R2 in the dashboard of the account and subscribe to it; or set R2_ACCOUNT_ID to"
-            " the account that has the bucket."
+            "Subscribe to R2 in the account's dashboard, or set R2_ACCOUNT_ID to the bucket's"
+            " account."
         ),
     ),
     "AccessDenied": Cause(
-        gettext_lazy("The access key is right, and may not do this in this bucket."),
+        gettext_lazy("The access key is valid, but may not do this in this bucket."),
         gettext_lazy(
-            "Give its token “Object Read & Write” for this bucket, in the dashboard, R2, “Manage"
-            " API tokens”; or correct R2_BUCKET_NAME or R2_JURISDICTION, if the token is for"
-            " another bucket."
+            "In the dashboard, under R2, “Manage API tokens”, give its token “Object Read &"
+            " Write” for this bucket. Or correct R2_BUCKET_NAME or R2_JURISDICTION."
         ),
     ),
     LOCKED: Cause(
-        gettext_lazy("A lock rule of the bucket keeps objects from being deleted."),
+        gettext_lazy("A lock rule of the bucket protects files from deletion."),
         gettext_lazy(
-            "Look at the bucket's lock rules in the dashboard, R2, the bucket, Settings. What they"
-            " cover can be deleted once its time is over: shorten or remove a rule that covers"
-            " what cleanups are to delete."
+            "Check the bucket's lock rules in the dashboard, under R2, the bucket, Settings."
+            " Remove or shorten a rule that covers files to be deleted, or wait until it"
+            " expires."
         ),
     ),
     "SSLError": Cause(
-        gettext_lazy("No secure connection to the store comes about (TLS)."),
+        gettext_lazy("Can't connect to the store securely (TLS)."),
         gettext_lazy(
-            "Is R2_ENDPOINT_URL right, where it is set? A store without TLS has an address that"
-            " begins with http://. Is R2_ACCOUNT_ID right? R2 has a certificate for each account"
-            " and breaks off for one that it does not know; a new account has to wait for half an"
-            " hour. Otherwise look at the error: a certificate that is not trusted is that of a"
-            " proxy in between, or of a store whose authority AWS_CA_BUNDLE has to name; one that"
-            " is out of date may also be the fault of this machine's clock."
+            "Check R2_ENDPOINT_URL: a store without TLS needs http://. Check R2_ACCOUNT_ID:"
+            " R2 breaks the connection for an unknown account, and for half an hour for a new"
+            " one. An untrusted certificate is a proxy's, or needs AWS_CA_BUNDLE. An expired"
+            " one may mean that this machine's clock is wrong."
         ),
     ),
     "ParamValidationError": Cause(
-        gettext_lazy("R2 has no bucket of such a name."),
+        gettext_lazy("R2_BUCKET_NAME is not a valid bucket name."),
         gettext_lazy(
-            "Correct R2_BUCKET_NAME: the name alone, as the dashboard, R2, shows it, without a path"
-            " and without s3://."
+            "Copy the bucket's name from the dashboard's R2 page, without a path and without s3://."
         ),
     ),
     "NoSuchBucket": Cause(
-        gettext_lazy("There is no such bucket in this account and jurisdiction."),
+        gettext_lazy("This account and jurisdiction have no such bucket."),
         gettext_lazy(
-            "Correct R2_BUCKET_NAME: the dashboard, R2, shows the buckets of the account. If it is"
-            " there, R2_ACCOUNT_ID or R2_JURISDICTION is that of another place: each jurisdiction"
-            " has an address of its own."
+            "Compare R2_BUCKET_NAME with the buckets on the dashboard's R2 page. If it is"
+            " listed there, correct R2_ACCOUNT_ID or R2_JURISDICTION."
         ),
     ),
 }
 UNREACHABLE = Cause(
-    gettext_lazy("The store gave no proper answer."),
+    gettext_lazy("The store is unreachable or its answer is invalid."),
     gettext_lazy(
-        "Is R2_ENDPOINT_URL right, where it is set: the host, the port, and whether a store runs"
-        " there? Look again in some minutes, and at https://www.cloudflarestatus.com. If it stays"
-        " so and other machines reach the store, look for a firewall before this one, or a proxy or"
-        " a sign-in page that answers in the store's place."
+        "Check the host and port of R2_ENDPOINT_URL, and"
+        " https://www.cloudflarestatus.com. Try again in a few minutes. If other machines"
+        " reach the store, look for a firewall, a proxy or a sign-in page before this"
+        " one."
     ),
 )
 NO_S3_STORE = Cause(
-    gettext_lazy("What answers is not an S3 store."),
+    gettext_lazy("The answer is not from an S3 store."),
     gettext_lazy(
-        "Open R2_ENDPOINT_URL in a browser of this network: a proxy or a sign-in page answers in"
-        " the store's place, or the address is not that of the S3 API."
+        "Open R2_ENDPOINT_URL in a browser on this network. A proxy or a sign-in page may"
+        " answer, or the address may not be an S3 API."
     ),
 )
 HEAD_REFUSED = Cause(
-    gettext_lazy("The access key lists the bucket, and HeadBucket is refused."),
+    gettext_lazy("The access key can list the bucket, but HeadBucket is refused."),
     gettext_lazy(
-        "Let its token, or the policy of a store of your own, allow HeadBucket too: with it the"
-        " bucket's place and the store's clock are looked at."
+        "Allow HeadBucket for its token or in your store's policy. We use it to check the"
+        " bucket's location and the store's clock."
     ),
 )
 OTHER_CAUSE = Cause(
-    gettext_lazy("The store refuses, for a reason of its own."),
-    gettext_lazy("Look the error up: https://developers.cloudflare.com/r2/api/error-codes/"),
+    gettext_lazy("The store refused the request."),
+    gettext_lazy("Look up the error: https://developers.cloudflare.com/r2/api/error-codes/"),
 )
 
 
@@ -141,8 +137,8 @@ def bucket_refusal_result(bucket: str, error: StoreError) -> Result:
 
 def jurisdiction_cause(name: str) -> Cause:
     where = {"right": name or _("none"), "wrong": conf().jurisdiction or _("none")}
-    text = _("The bucket is in another jurisdiction: in %(right)s, and not in %(wrong)s.")
-    advice = _("Set R2_JURISDICTION to %s, and leave R2_ENDPOINT_URL out.") % (name or '""')
+    text = _("The bucket is in jurisdiction %(right)s, not %(wrong)s.")
+    advice = _("Set R2_JURISDICTION to %s and remove R2_ENDPOINT_URL.") % (name or '""')
     return Cause(text % where, advice)
 
 
@@ -165,10 +161,13 @@ def probe_network() -> Result:
     try:
         addresses = connectivity.resolve_host(host)
     except OSError as error:
-        text = _("The name %(host)s is not known here: %(error)s.") % {"host": host, "error": error}
+        text = _("Can't resolve the host name %(host)s: %(error)s.") % {
+            "host": host,
+            "error": error,
+        }
         advice = _(
-            "Correct R2_ENDPOINT_URL, or the proxy in HTTPS_PROXY; if they are right, this"
-            " machine's DNS is not: look at /etc/resolv.conf."
+            "Correct R2_ENDPOINT_URL, or the proxy in HTTPS_PROXY. If both are right, check"
+            " this machine's DNS (/etc/resolv.conf)."
         )
         return Result(Status.WRONG, text, advice, facts)
     began = monotonic()
@@ -178,7 +177,7 @@ def probe_network() -> Result:
         result = find_cause(error).to_result(error)
         return replace(result, facts=facts | result.facts)
     took = f"{(monotonic() - began) * 1000:.0f} ms"
-    text = _("%(host)s answers in %(took)s.") % {"host": host, "took": took}
+    text = _("%(host)s answered in %(took)s.") % {"host": host, "took": took}
     return Result(Status.OK, text, facts=facts, readings={"took": took, "addresses": addresses})
 
 
@@ -188,15 +187,17 @@ def probe_clock() -> Result:
     theirs, refusal = connectivity.probe_bucket(conf().bucket)
     ended = timezone.now()
     if theirs is None:
-        text = _("The store does not say what time it is.")
-        advice = _("Nothing, with a store of your own: R2 says it. See that the clocks agree.")
+        text = _("The store does not tell its time.")
+        advice = _("R2 does. With another store, make sure that the clocks agree.")
         return Result(Status.NOT_CHECKED, text, advice)
     skew = began + (ended - began) / 2 - theirs
     readings = {"off by": f"{skew.total_seconds():+.0f} s"}
     if abs(skew) <= NOTICEABLE_SKEW:
-        return Result(Status.OK, _("It agrees with the store's."), readings=readings)
+        return Result(
+            Status.OK, _("This machine's clock agrees with the store's."), readings=readings
+        )
     status = Status.WARNING if abs(skew) < REFUSED_SKEW else Status.WRONG
-    text = _("The clock of this machine is off by %s.") % readings["off by"]
+    text = _("This machine's clock is off by %s.") % readings["off by"]
     return Result(status, text, str(WRONG_CLOCK.advice), readings=readings)
 
 
@@ -210,5 +211,5 @@ def probe_access() -> Result:
         return bucket_refusal_result(bucket, error)
     if refusal:
         return (HEAD_REFUSED if refusal.code == "403" else find_cause(refusal)).to_result(refusal)
-    text = _("The access key opens bucket %s, and lists it.") % bucket
+    text = _("The access key can open and list bucket %s.") % bucket
     return Result(Status.OK, text)

@@ -36,8 +36,8 @@ def probe_versions() -> Result:
     facts |= {"node": wrangler.node_version() or _("not on the PATH"), "code": LOADED_DIGEST}
     readings = {"code changed": f"{changed_at:%Y-%m-%d %H:%M:%S}"}
     if digest != LOADED_DIGEST:
-        text = _("The code was changed after this process had loaded it.")
-        advice = _("Restart it: it runs the old code, and others may run the new one.")
+        text = _("The code changed after this process loaded it.")
+        advice = _("Restart this process. It still runs the old code.")
         return Result(Status.WARNING, text, advice, facts, readings)
     text = _("Python %(Python)s, Django %(Django)s.") % facts
     return Result(Status.OK, text, facts=facts, readings=readings)

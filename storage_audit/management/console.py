@@ -15,6 +15,7 @@ from django.core.management.base import (
     CommandError,
     OutputWrapper,
 )
+from django.utils.translation import ngettext
 
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import is_storable
@@ -125,7 +126,7 @@ def item_lines(items: CleanupItemQuerySet) -> Iterator[str]:
         yield f"  {item.get_outcome_display()}: {': '.join(shown)}"
     more = items.count() - KEYS_SHOWN
     if more > 0:
-        yield f"  and {more} more; all are on the cleanup's page in the admin."
+        yield f"  and {more} more; the cleanup's page in the admin lists all."
 
 
 def plan_lines(cleanup: Cleanup) -> Iterator[str]:
@@ -149,11 +150,11 @@ def result_lines(cleanup: Cleanup) -> Iterator[str]:
     if hold := hold_text(cleanup):
         yield f"{hold}. To undo the deletion: manage.py undo_deletion {cleanup.pk}"
     elif cleanup.status == Status.PENDING:
-        yield "Another cleanup of this project is being worked on; this follows."
+        yield "Waiting for another cleanup of this project."
     if cleanup.status == Status.RUNNING and not cleanup.lease_until:
         yield (
-            "Files are missing, and no answer confirms their deletion. The cleanup looks for them"
-            " again in a minute: a worker goes on then, or run manage.py sweep_cleanups --sync"
+            "Files are gone, but the store has not confirmed their deletion. A worker checks again"
+            " in a minute. Without a worker, run manage.py sweep_cleanups --sync"
         )
     yield from item_lines(remaining_items(cleanup))
 
@@ -173,9 +174,8 @@ def require_finished(cleanups: list[Cleanup], stderr: OutputWrapper) -> None:
         raise CommandError(text, returncode=EXIT_FAILED)
     for cleanup in cleanups:
         if cleanup.status == Status.CLEAN_WITH_KEPT:
-            stderr.write(
-                f"Cleanup {cleanup.pk} kept {cleanup.kept} objects: a person must decide on them."
-            )
+            kept = ngettext("%d file", "%d files", cleanup.kept) % cleanup.kept
+            stderr.write(f"Cleanup {cleanup.pk} kept {kept} for you to decide on in the admin.")
 
 
 def cleanup_json(cleanup: Cleanup) -> dict[str, Any]:

@@ -1544,27 +1544,27 @@ class Migration(migrations.Migration):
                     "kind",
                     models.CharField(
                         choices=[
-                            ("blocked", "blocked"),
+                            ("blocked", "needs approval"),
                             ("failed", "failed"),
                             ("overdue", "overdue"),
                             ("lost", "file in use deleted"),
-                            ("worker", "worker gone"),
-                            ("findings", "many findings"),
-                            ("ids", "ids not accepted"),
+                            ("worker", "worker stopped"),
+                            ("findings", "many open findings"),
+                            ("ids", "project IDs rejected"),
                             ("paused", "deletions paused"),
                         ],
                         max_length=10,
                         verbose_name="kind",
                     ),
                 ),
-                ("summary", models.TextField(verbose_name="what was seen")),
+                ("summary", models.TextField(verbose_name="reason")),
                 (
                     "began_at",
                     models.DateTimeField(
-                        db_index=True, default=django.utils.timezone.now, verbose_name="began"
+                        db_index=True, default=django.utils.timezone.now, verbose_name="opened"
                     ),
                 ),
-                ("ended_at", models.DateTimeField(null=True, verbose_name="over")),
+                ("ended_at", models.DateTimeField(null=True, verbose_name="resolved")),
                 (
                     "cleanup",
                     models.ForeignKey(

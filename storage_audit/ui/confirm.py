@@ -60,7 +60,7 @@ class ConfirmingAdmin(AuditAdmin[M]):
         again; call this before reading what the page shows. None if no row is left."""
         pks, digest = self.keys_and_digest(queryset)
         if not pks:
-            text = _("None of the selected rows is there any more.")
+            text = _("The selected entries no longer exist.")
             self.message_user(request, text, messages.WARNING)
             return None
         if not self.is_confirmed(request, digest):

@@ -39,7 +39,7 @@ def file_response(
     name = f"{title}-{localdate()}.{file_format}"
     if file_format == "csv":
         lines = csv_lines(chain([columns], map(encode_nested, rows)))
-        text = _("INCOMPLETE: an error ended this list before its end. Export it again.")
+        text = _("INCOMPLETE: an error ended this export. Export it again.")
         ending = "".join(csv_lines([[text]])).encode()
     else:
         # Without its last bracket it is not JSON, so it cannot look whole.
@@ -64,6 +64,6 @@ def stream_lines(lines: Iterable[str], ending: bytes, name: str) -> Iterator[byt
     try:
         yield from byte_chunks(lines)
     except Exception:
-        logger.exception("The export %s broke off.", name)
+        logger.exception("The export %s ended with an error.", name)
         yield ending
         raise

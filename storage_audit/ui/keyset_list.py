@@ -120,7 +120,7 @@ class KeysetChangeList(ChangeList):
             for column, value in zip(self.columns, edge.values, strict=False):
                 column.field.to_python(value)
         except (signing.BadSignature, ValidationError):
-            text = _("That link leads to no page of this list any more. This is the first page.")
+            text = _("That page of the list no longer exists. This is the first page.")
             messages.warning(request, text)
             return FIRST_PAGE
         return edge

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -179,13 +179,13 @@ def test_what_is_blocked_is_told_once_and_its_end_once_however_often_it_is_swept
     for _each in range(3):
         sweep()
     assert len(receiver.posts) == len(mailed) == 1
-    assert mailed[0].subject.endswith("1 deletion is blocked")
+    assert mailed[0].subject.endswith("] Needs approval: deletion of proj_1")
     assert "1,200 objects are too many." in mailed[0].body and str(stopped.pk) in mailed[0].body
     change(stopped, status="clean")
     for _each in range(3):
         sweep()
     assert len(receiver.posts) == len(mailed) == 2
-    assert mailed[1].subject.endswith("1 alert is over")
+    assert mailed[1].subject.endswith("] Resolved: deletion of proj_1")
     assert "The deletion is now: clean." in mailed[1].body
     data = receiver.posts[1].content["data"]
     assert (data["began_count"], data["ended_count"]) == (0, 1)
@@ -238,9 +238,58 @@ def test_many_at_once_are_one_message_that_lists_the_first(mailed: list[Any]) ->
     make_cleanup(status="failed", next_attempt_at=timezone.now())
     sweep()
     (message,) = mailed
-    assert message.subject.endswith("30 deletions are blocked; 1 deletion has failed")
-    assert len(re.findall("^- proj_", message.body, re.M)) == alert_text.MAX_ALERTS_LISTED + 1
+    assert message.subject.endswith("30 deletions need approval; 1 deletion failed")
+    assert (
+        len(re.findall("^- .*: deletion of proj_", message.body, re.M))
+        == alert_text.MAX_ALERTS_LISTED + 1
+    )
     assert "… and 10 more." in message.body
+
+
+def test_message_about_one_deletion_says_who_what_and_how_much_in_80_words(
+    mailed: list[Any], settings: Settings
+) -> None:
+    """And shows no secret, whoever put it into a project's name."""
+    stopped = blocked(
+        project_id="proj_1 " + settings.SECRET_KEY,
+        requested_by="anna",
+        message="word " * 100,
+        created_at=datetime(2026, 11, 30, 20, 49, tzinfo=UTC),
+    )
+    for number, found_in in enumerate(["both", "listed", "listed", "tracked"]):
+        stopped.items.create(
+            key=f"k{number}",
+            identity=str(number),
+            found_in=found_in,
+            size=1024,
+            outcome="to_delete",
+        )
+    sweep()
+    (message,) = mailed
+    assert message.subject.endswith(
+        "Needs approval: deletion of proj_1 [redacted] (3 files, 3.0 KB)"
+    )
+    assert "Requested by anna, 30 Nov 2026, 20:49 UTC." in message.body
+    assert "approve or cancel" in message.body and f"/{stopped.pk}/" in message.body
+    assert len(message.body.split()) <= 80
+    change(stopped, status="failed", failed=1, failed_bytes=2048)
+    sweep()
+    assert mailed[1].subject.endswith("1 deletion failed; 1 alert resolved")
+
+
+def test_message_about_projects_that_disappeared_asks_for_a_decision(mailed: list[Any]) -> None:
+    blocked(kind="vanished", project_id=None, vanished_ids=["proj_1", "proj_2"])
+    sweep()
+    assert mailed[0].subject.endswith("] Needs a decision: 2 projects disappeared")
+    assert "Restore the projects, or approve" in mailed[0].body
+
+
+@pytest.mark.parametrize("kind", ["worker", "findings", "ids", "paused"])
+def test_message_about_one_problem_has_at_most_80_words(kind: str, mailed: list[Any]) -> None:
+    Alert.objects.create(kind=kind, summary="word " * 60)
+    made = alert_rules.create_notification()
+    assert made
+    assert len(alert_text.message_text(made).split()) <= 80
 
 
 def test_whoever_is_named_later_is_told_of_what_is_open_then(settings: Settings) -> None:
@@ -333,10 +382,10 @@ def test_a_dead_worker_is_told_of_by_the_command_and_is_over_once_it_runs_again(
     mailed: list[Any],
 ) -> None:
     Schedule.objects.update(next_run=timezone.now() - timedelta(minutes=14))
-    assert run_command("notify") == ("Alerts open: 1.\nMessages sent: 1.\n", "", 0)
-    assert "No worker runs: the sweep is 14 minutes late." in mailed[0].body
+    assert run_command("notify") == ("Open alerts: 1.\nMessages sent: 1.\n", "", 0)
+    assert "No worker is running. Its regular check is 14 minutes late." in mailed[0].body
     Schedule.objects.update(next_run=timezone.now())
-    assert run_command("notify") == ("Alerts open: 0.\nMessages sent: 1.\n", "", 0)
+    assert run_command("notify") == ("Open alerts: 0.\nMessages sent: 1.\n", "", 0)
     assert len(mailed) == 2
 
 
@@ -462,7 +511,7 @@ def test_what_is_late_is_told_in_the_language_of_the_reader(
         late += find_delays()
     assert len(late) == 6
     for text, advice in late:
-        assert text[0] + text[-1] == advice[0] + advice[-1] == "«»"
+        assert text[0] + text[-1] in ("«»", "<>") and advice[0] + advice[-1] == "«»"
         assert "<14 minutes>" in text or "minutes" not in text
 
 
@@ -475,9 +524,7 @@ def test_findings_are_told_of_above_the_threshold_only(settings: Settings) -> No
         assert kinds_open() == []
         Finding.objects.create(key=f"k{number}", kind=kind, **seen)
     alert_rules.update_alerts()
-    assert Alert.objects.get().summary == (
-        "6 findings are open, more than 5: 4 leftover, 2 missing."
-    )
+    assert Alert.objects.get().summary == "6 open findings (limit 5): 4 leftover, 2 missing."
     Finding.objects.filter(key="k5").ignore("ours", "anna")
     alert_rules.update_alerts()
     assert kinds_open() == ["findings"], "there may be one more at once"
@@ -532,7 +579,7 @@ def test_what_is_refused_is_tried_again_with_growing_pauses_for_a_day(receiver: 
         deliver.send_due_deliveries()
     delivery.refresh_from_db()
     assert (delivery.state, len(receiver.posts)) == (State.GIVEN_UP, 8)
-    assert delivery.error == "The webhook's receiver answers 500."
+    assert delivery.error == "The webhook answered with status 500."
 
 
 def test_a_receiver_that_is_gone_for_good_is_asked_once(receiver: Receiver) -> None:
@@ -668,7 +715,9 @@ def test_a_mail_server_gets_one_message_for_each_address_and_one_refusal_stops_n
     received = {str(message["To"]): message for message in mail_server.messages}
     assert set(received) == {"ann@example.com", "ben@example.com"}
     message = received["ann@example.com"]
-    assert message["Subject"] == "[AutoShorts storage] 1 deletion is blocked"
+    assert (
+        str(message["Subject"]).strip() == "[AutoShorts storage] Needs approval: deletion of proj_é"
+    )
     assert str(Notification.objects.get().pk) in message["Message-ID"]
     assert message["Auto-Submitted"] == "auto-generated"
     body = message.get_content()
@@ -679,7 +728,7 @@ def test_a_mail_server_gets_one_message_for_each_address_and_one_refusal_stops_n
     assert refused.recipient == "nobody@example.com"
     assert "550" in refused.error and "no such mailbox here" in refused.error
     shown = page_text(superuser_client().get(admin_url("alert", "change", Alert.objects.get().pk)))
-    assert "no such mailbox here" in shown and "tried 1 time, again from" in shown
+    assert "no such mailbox here" in shown and "1 attempt, next at" in shown
     assert "2 of 3 messages sent" in page_text(superuser_client().get(admin_url("alert")))
 
 
@@ -707,7 +756,9 @@ def test_what_strangers_wrote_adds_no_line_to_a_mail_and_no_element_to_a_page(
     sweep()
     (message,) = mail_server.messages
     assert message["Bcc"] is None
-    assert message["Subject"] == "[AutoShorts storage] 1 deletion is blocked"
+    subject = str(message["Subject"])
+    assert subject.startswith("[AutoShorts storage] Needs approval: deletion of proj_1\\r\\nBcc")
+    assert subject.isprintable() and len(subject) < 140
     assert "\nBcc" not in message.get_content() and "\x1b" not in message.get_content()
     client = superuser_client()
     for address in (admin_url("alert"), admin_url("alert", "change", Alert.objects.get().pk)):
@@ -741,7 +792,7 @@ def test_a_channel_that_fails_stops_neither_the_other_nor_the_sweep(
     blocked(project_id="proj_2")
     sweep()
     assert {each.error for each in Delivery.objects.filter(state="waiting")} == {
-        "It could not be sent (ValueError): the log says why."
+        "Sending failed (ValueError). The log has the details."
     }
     lost = create_lost_cleanup()
     monkeypatch.setattr(alert_rules, "update_alerts", break_down)
@@ -761,7 +812,7 @@ def test_who_is_not_named_any_more_gets_no_message_that_waited(
     deliver.send_due_deliveries()
     assert not mailed and not receiver.posts
     assert set(Delivery.objects.values_list("state", "error")) == {
-        ("given_up", "The settings do not name it any more.")
+        ("given_up", "Removed from the settings.")
     }
 
 
@@ -817,7 +868,7 @@ def test_host_of_the_webhook_is_not_shown_where_its_certificate_is_of_another(
     monkeypatch.setattr(channels, "fetch_status", refuse)
     blocked()
     sweep()
-    assert Delivery.objects.get().error.endswith("breaks off: SSLCertVerificationError 62")
+    assert Delivery.objects.get().error.endswith("the webhook: SSLCertVerificationError 62")
 
 
 def test_django_s_pages_about_an_error_do_not_show_the_webhook_s_address(
@@ -841,7 +892,7 @@ def test_the_button_sends_a_test_to_everybody_and_says_what_became_of_it(
     assert not mailed and not receiver.posts
     told = page_text(client.post("/admin/storage_audit/alert/test/", follow=True))
     assert "Sent to ann@example.com." in told
-    assert "Not sent to webhook. The webhook&#x27;s receiver answers 500." in told
+    assert "Not sent to webhook. The webhook answered with status 500." in told
     assert len(mailed) == len(receiver.posts) == 1
     assert receiver.posts[0].content["type"] == "storage_audit.test"
     assert not Notification.objects.exists()
@@ -860,8 +911,8 @@ def test_the_test_tells_of_a_channel_that_is_set_up_wrong(
         NOTIFY_WEBHOOK_URL=f"https://{'planted' * 10}.example.com/",
     )
     told = page_text(superuser_client().post("/admin/storage_audit/alert/test/", follow=True))
-    assert "Not sent to ann@example.com. It could not be sent (" in told
-    assert "Not sent to webhook. It could not be sent (" in told and "planted" not in told
+    assert "Not sent to ann@example.com. Sending failed (" in told
+    assert "Not sent to webhook. Sending failed (" in told and "planted" not in told
 
 
 def test_the_list_leads_to_a_page_that_asks_before_a_test_is_sent(mailed: list[Any]) -> None:
@@ -881,11 +932,11 @@ def test_everybody_who_sees_the_list_sees_who_is_told_and_from_when_on(
 ) -> None:
     client = staff_client("view_alert")
     shown = page_text(client.get(admin_url("alert")))
-    told = "Told: ann@example.com, webhook. Overdue after 12 hours; more than 100 findings."
+    told = "Alerts go to ann@example.com, webhook. Deletions are overdue after 12 hours."
     assert told in shown
     assert receiver.url not in shown and "planted" not in shown
     tell(settings, NOTIFY_OVERDUE=timedelta(hours=36), NOTIFY_FINDINGS=1, NOTIFY_EMAILS=())
-    told = "Told: webhook. Overdue after 1 day, 12 hours; more than 1 finding."
+    told = "Alerts go to webhook. Deletions are overdue after 1 day, 12 hours."
     assert told in page_text(client.get(admin_url("alert")))
 
 
@@ -902,8 +953,8 @@ def test_the_list_says_when_nobody_is_told() -> None:
     blocked()
     alert_rules.update_alerts()
     shown = page_text(superuser_client().get(admin_url("alert")))
-    assert "Nobody is told of these" in shown and "nobody" in shown
-    assert "Overdue after 12 hours; more than 100 findings." in shown
+    assert "No alerts are sent." in shown and "none" in shown
+    assert "Deletions are overdue after 12 hours. The findings limit is 100." in shown
 
 
 def test_the_list_costs_as_many_queries_for_one_as_for_many(mailed: list[Any]) -> None:
@@ -931,18 +982,18 @@ def test_the_command_says_what_was_sent_and_what_was_not(
     receiver: Receiver, mailed: list[Any], settings: Settings
 ) -> None:
     receiver.answers = [500, 500]
-    failure = "webhook: The webhook's receiver answers 500.\n"
+    failure = "webhook: The webhook answered with status 500.\n"
     assert run_command("notify", "--test") == (
         f"ann@example.com: sent\n{failure}",
-        "CommandError: Not every message was sent.\n",
+        "CommandError: Some messages were not sent.\n",
         1,
     )
     blocked()
     out, err, code = run_command("notify")
-    assert (out, code) == ("Alerts open: 1.\nMessages sent: 1.\n", 1)
+    assert (out, code) == ("Open alerts: 1.\nMessages sent: 1.\n", 1)
     assert err == f"CommandError: Not sent:\n{failure}"
     tell(settings, NOTIFY_EMAILS=(), NOTIFY_WEBHOOK_URL="")
-    assert "Nobody is told" in run_command("notify")[0]
+    assert "No recipients" in run_command("notify")[0]
     assert run_command("notify", "--test")[2] == 2
 
 

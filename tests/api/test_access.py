@@ -74,7 +74,7 @@ def spoilt(how: str) -> str:
             return token_digest(text)
         case "revoked":
             assert token.revoke()
-        case "out of date":
+        case "expired":
             ApiToken.objects.update(expires_at=timezone.now())
         case "of nobody on the staff":
             User.objects.update(is_staff=False)
@@ -90,7 +90,7 @@ def spoilt(how: str) -> str:
         "empty",
         "digest",
         "revoked",
-        "out of date",
+        "expired",
         "of nobody on the staff",
         "of somebody who left",
     ],

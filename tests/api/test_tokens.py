@@ -93,7 +93,7 @@ def test_a_superuser_may_make_one_for_others() -> None:
 def test_a_moment_that_is_over_is_refused() -> None:
     client = person("add_apitoken")
     past = {"expires_at_0": "2020-01-01", "expires_at_1": "0:0"}
-    assert "This moment is over" in normalized_text(client.post(ADD, {"name": "t", **past}))
+    assert "This time is in the past" in normalized_text(client.post(ADD, {"name": "t", **past}))
     assert not ApiToken.objects.exists()
 
 
@@ -132,7 +132,7 @@ def test_revoking_is_confirmed_and_ends_it() -> None:
     asked = run_action(client, "apitoken", "revoke", row.pk)
     assert "Revoke tokens?" in asked and "t\\x1b" in asked
     assert ApiClient(token).get("/deletions")
-    assert "1 token is revoked" in confirm_action(client, "apitoken", "revoke", row.pk)
+    assert "1 token revoked" in confirm_action(client, "apitoken", "revoke", row.pk)
     assert_problem(ApiClient(token).request("GET", "/deletions"), 401, "unauthenticated")
     assert ApiClient(other).get("/deletions")
     at = ApiToken.objects.get(pk=row.pk).revoked_at
@@ -160,7 +160,7 @@ def test_the_list_tells_which_are_valid() -> None:
     ApiToken.issue(name="revoked", user=staff)[0].revoke()
     assert states() == {
         "valid": "valid",
-        "late": "out of date",
+        "late": "expired",
         "idle": "rests: max may not sign in",
         "revoked": "revoked",
     }

@@ -30,4 +30,4 @@ def test_certificate_is_read_taken_along_and_held_to_what_it_said(
     file.write_text(file.read_text().replace("scenes/s1", "scenes/s2", 1))
     out, err, code = run_command("verify_certificate", str(file))
     assert code == 1, out + err
-    assert "Altered: Its digest is not that of what it says" in out
+    assert "Changed: The digest does not match the content" in out

@@ -43,7 +43,7 @@ def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: 
     log_in_as_superuser(page)
     page.goto(path("r2object"))
     run_row_action(page, "Delete selected R2 objects", gone)
-    expect(page.get_by_text("This deletes these very objects from R2")).to_be_visible()
+    expect(page.get_by_text("This deletes these files from R2")).to_be_visible()
     page.get_by_role("button", name="Yes, I’m sure").click()
     page.get_by_role("link", name="Follow it here").click()
     reload_until(page, CLEAN_MESSAGE)

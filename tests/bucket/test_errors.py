@@ -201,7 +201,7 @@ def test_bucket_that_refuses_as_a_whole_calls_for_a_person_at_the_second_attempt
     store.rules.append(rule_for(is_anything, answer))
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.RETRYING
-    assert "The bucket as a whole refuses us" in cleanup.message
+    assert "The bucket refuses all requests" in cleanup.message
     assert run_again(cleanup).status == Status.RETRYING, "a moment later"
     failed = run_later(cleanup)
     assert failed.status == Status.FAILED
@@ -297,7 +297,7 @@ def test_locked_object_is_sent_once_and_calls_for_a_person_at_the_second_attempt
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == dict.fromkeys(KEYS, "deleted") | {locked: "failed"}
     assert len(store.find_requests(is_delete_batch)) == 1
-    assert "a lock rule of the bucket keeps this object" in read_reason(cleanup, locked)
+    assert "a lock rule of the bucket protects this file" in read_reason(cleanup, locked)
     assert cleanup.status == Status.RETRYING
     failed = run_later(cleanup)
     assert failed.status == Status.FAILED

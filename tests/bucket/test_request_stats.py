@@ -212,7 +212,7 @@ def test_a_database_that_fails_loses_no_call_stops_nothing_and_is_left_alone_for
         request_stats.save_counts()
         request_stats.save_counts()
     assert len(tried) == 1
-    assert "could not be noted" in caplog.text
+    assert "Could not record requests" in caplog.text
     assert kept() == {}
     request_stats.count_request("k", "ok")
     monkeypatch.setattr(request_stats, "_not_before", 0.0)

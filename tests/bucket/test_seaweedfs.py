@@ -91,7 +91,7 @@ def test_project_out_of_order_keeps_all_and_says_why(bucket: Bucket, proxy: Faul
     cleanup = clean_up_project("proj_1")
     for _attempt in range(2):
         assert cleanup.status == Status.RETRYING
-        assert "where it cannot be" in cleanup.message
+        assert "out of order" in cleanup.message
         assert bucket.keys() == set(ONLY_IN_ITS_OWN)
         assert not proxy.find_requests(is_delete_batch)
         assert R2Object.objects.count() == len(ONLY_IN_ITS_OWN)

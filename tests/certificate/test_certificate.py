@@ -252,7 +252,7 @@ def test_one_that_is_not_finished_says_so_and_that_the_deletion_has_gone_on_sinc
     assert code == 0 and told["not_compared"] == ""
     Cleanup.objects.filter(pk=cleanup.pk).update(status="running", finished_at=None)
     told, code = verdict(path)
-    assert code == 0 and "gone on since" in told["not_compared"]
+    assert code == 0 and "has continued since" in told["not_compared"]
 
 
 def page_of(cleanup: Cleanup) -> str:
@@ -319,7 +319,7 @@ def test_more_items_cost_no_more_queries(certified: Cleanup) -> None:
     certified.refresh_from_db()
     assert queries(certified) == before
     shown = page_text(superuser_client().get(page_of(certified)))
-    assert "And 903 more objects" in shown and "too many objects to seal" in shown
+    assert "And 903 more objects" in shown and "too many files to sign" in shown
     assert shown.count('class="audit-key"') < 320
 
 
@@ -433,7 +433,7 @@ def test_an_alteration_is_found_whether_or_not_the_digest_is_made_to_fit(
     out, err, code = verify(path)
     assert (
         code == 1
-        and "Altered: Its signature" in out
+        and "Changed: The signature" in out
         and f"certificate of {opened(path).head['deletion_id']}" in err
     )
 
@@ -444,7 +444,7 @@ def test_the_order_is_checked_even_where_the_seal_fits(
 ) -> None:
     path = file(certified)
     rewrite(path, alter, signed_ending)
-    assert "Its items are not in their order" in found_in(path)[0]
+    assert "Files are out of order" in found_in(path)[0]
 
 
 def test_the_figures_are_added_up_even_where_the_seal_fits(
@@ -452,7 +452,7 @@ def test_the_figures_are_added_up_even_where_the_seal_fits(
 ) -> None:
     path = file(certified)
     rewrite(path, removed, signed_ending)
-    assert found_in(path) == ["Its items do not add up to the figures that it gives."]
+    assert found_in(path) == ["The files do not add up to the totals."]
 
 
 def test_no_byte_can_be_changed_left_out_or_added(
@@ -497,7 +497,7 @@ def test_whatever_any_value_is_changed_to_is_told_and_breaks_nothing(
             if path.read_bytes() != issued_file:
                 told, code = verdict(path)
                 assert code == 1 and told["flaws"] and not told["fine"], (place, strange)
-    assert "Altered" in "".join(verify(path)[:2])
+    assert "hanged" in "".join(verify(path)[:2])
 
 
 @pytest.mark.parametrize("levels", [30, 300, 980, 3000])
@@ -507,7 +507,7 @@ def test_what_is_nested_too_deeply_is_not_as_we_write_it(
     path = file(certified)
     deep = "[" * levels + "]" * levels
     path.write_text(path.read_text().replace('"later_looks":[', f'"later_looks":[{deep}', 1))
-    assert "Line 1 is not as we write it." in verify(path)[1]
+    assert "Line 1 was changed." in verify(path)[1]
 
 
 def places_in(value: Any) -> Iterator[list[Any]]:
@@ -548,7 +548,7 @@ def test_a_second_value_of_a_name_is_no_way_to_show_something_else(
     twice = path.read_text().replace('"attempts":1', '"attempts":2,"attempts":1', 1)
     assert json.loads(twice) == json.loads(path.read_text())
     path.write_text(twice)
-    assert found_in(path) == ["Line 3 is not as we write it."]
+    assert found_in(path) == ["Line 3 was changed."]
 
 
 def test_a_signature_with_an_older_key_counts_while_the_key_is_a_fallback(
@@ -556,7 +556,7 @@ def test_a_signature_with_an_older_key_counts_while_the_key_is_a_fallback(
 ) -> None:
     path, old = file(certified), settings.SECRET_KEY
     settings.SECRET_KEY = "another key"
-    assert ["Its signature is not ours" in flaw for flaw in found_in(path)] == [True]
+    assert ["The signature is not valid" in flaw for flaw in found_in(path)] == [True]
     settings.SECRET_KEY_FALLBACKS = [old]
     assert found_in(path) == []
 
@@ -571,8 +571,8 @@ def test_a_signature_with_an_older_key_counts_while_the_key_is_a_fallback(
             call_already_gone,
             f"{ALONE}: outcome is “already_gone” in the certificate, “deleted” in the",
         ),
-        (removed, f"{ONE}: is missing in the certificate"),
-        (added, f"{TWO}x: is in the certificate only"),
+        (removed, f"{ONE}: missing from the certificate"),
+        (added, f"{TWO}x: only in the certificate"),
         (other_asker, "requested_by is “nobody” in the certificate, “anna” in the database"),
     ],
 )
@@ -591,8 +591,8 @@ def test_a_deletion_that_the_database_does_not_know_is_judged_by_its_seal(
     path = file(certified)
     certified.delete()
     out, _err, code = verify(path)
-    assert code == 0 and "It is as it was issued." in out
-    assert "This database knows no such deletion" in out
+    assert code == 0 and "Unchanged since it was issued." in out
+    assert "Not compared with the database: it has no such deletion" in out
 
 
 def test_what_was_issued_before_the_database_was_moved_is_relied_on_as_before(
@@ -605,7 +605,7 @@ def test_what_was_issued_before_the_database_was_moved_is_relied_on_as_before(
     installed = opened(path).head["database"]
     assert installed != str(DatabaseIdentity.objects.get().pk), leased.getvalue()
     out, err, code = verify(path, "--bucket")
-    assert (code, err) == (0, "") and "The database says the same." in out
+    assert (code, err) == (0, "") and "The database agrees." in out
     rewrite(path, other_asker, signed_ending)
     assert verify(path)[2] == 1
 
@@ -620,7 +620,7 @@ def test_later_checks_that_ended_since_are_valid_and_changed_ones_are_not(
     path = file(certified)
     Cleanup.objects.filter(pk=look.pk).update(requested_by="other")
     answer, code = verdict(path)
-    assert code == 1 and "a later check is not as it was" in answer["differences"][0]
+    assert code == 1 and "a follow-up check differs" in answer["differences"][0]
 
 
 # The bucket
@@ -632,7 +632,7 @@ def test_the_bucket_is_asked_on_request_and_an_object_that_came_back_is_named(
     path = file(cleaned)
     bucket.put(f"{UNDER}other.mp4", "elsewhere/other.mp4")
     out, _err, code = verify(path, "--bucket")
-    assert code == 0 and "The bucket shows none of the objects that were seen gone." in out
+    assert code == 0 and "None of the deleted files is back in the bucket." in out
     bucket.put(TWO, ALONE)
     assert verify(path)[2] == 0
     answer, code = verdict(path, "--bucket")
@@ -663,7 +663,7 @@ def test_what_the_store_does_not_tell_is_unknown(
     assert verify(path, "--bucket")[2] == 0
     bucket.wipe()  # The marker too.
     out, _err, code = verify(path, "--bucket")
-    assert code == 1 and "Unknown whether it is still so: Bucket tests holds no marker" in out
+    assert code == 1 and "The bucket was not checked: Bucket tests holds no marker" in out
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": "http://127.0.0.1:9"}
     answer, code = verdict(path, "--bucket")
     assert code == 1 and answer["unknown"] and "back" not in answer
@@ -675,7 +675,7 @@ def test_of_an_altered_file_the_bucket_is_not_asked(
     path = file(certified)
     rewrite(path, other_asker, recomputed)
     answer, code = verdict(path, "--bucket")
-    assert code == 1 and "altered" in answer["unknown"]
+    assert code == 1 and "was changed" in answer["unknown"]
 
 
 # Who may have one, of what
@@ -702,11 +702,11 @@ def test_of_what_deletes_nothing_or_is_not_over_there_is_none_and_it_is_said_why
     none = dict.fromkeys(("found", "deleted", "found_bytes", "deleted_bytes"), 0)
     client = superuser_client()
     for values, why in (
-        ({"kind": "verify"}, "A verification deletes nothing."),
-        ({"kind": "vanished", "status": "blocked"}, "It lists projects."),
+        ({"kind": "verify"}, "A verification deletes nothing, so it has no certificate."),
+        ({"kind": "vanished", "status": "blocked"}, "This cleanup covers many projects."),
         ({"dry_run": True, "status": "planned"}, "A dry run deletes nothing."),
-        ({"status": "running"}, "None yet."),
-        ({"status": "superseded", "failed": 0}, "It was ended before it was done."),
+        ({"status": "running"}, "Not available yet."),
+        ({"status": "superseded", "failed": 0}, "The cleanup ended before it was done."),
     ):
         cleanup = made(**none | values)
         for url in (page_of(cleanup), admin_url("cleanup", "change", cleanup.pk)):
@@ -726,10 +726,10 @@ def test_one_that_was_pruned_says_where_its_items_are_and_an_old_file_is_compare
     pruned.refresh_from_db()
     client = superuser_client()
     shown = page_text(client.get(page_of(pruned)))
-    assert pruned.archive in shown and "anna" in shown and "Seal" not in shown
+    assert pruned.archive in shown and "anna" in shown and "Signature" not in shown
     assert client.get(address(pruned)).status_code == 404
     answer, code = verdict(path)
-    assert code == 0 and "Only its head was compared" in answer["not_compared"]
+    assert code == 0 and "Compared without the files" in answer["not_compared"]
     rewrite(path, other_asker, signed_ending)
     assert verdict(path)[1] == 1
 
@@ -742,7 +742,7 @@ def test_what_never_had_one_has_none_once_it_is_pruned(db: None, values: Facts) 
     archived = {"pruned_at": timezone.now(), "archive": "old.gz", "archive_digest": "d"}
     shown = page_text(superuser_client().get(page_of(made(**none | archived | values))))
     assert "No certificate:" in shown
-    assert "Finished." not in shown and "Who asked for what" not in shown
+    assert "Finished." not in shown and "Request" not in shown
 
 
 def test_the_bucket_is_not_asked_about_a_certificate_of_another_database(
@@ -766,5 +766,5 @@ def test_another_file_is_wrong_use(db: None, tmp_path: Path, content: bytes) -> 
     path = tmp_path / "other.json"
     path.write_bytes(content)
     out, err, code = verify(path)
-    assert (out, code) == ("", 2) and "no certificate of ours" in err
+    assert (out, code) == ("", 2) and "not a deletion certificate" in err
     assert verify(tmp_path / "none.json")[2] == 2

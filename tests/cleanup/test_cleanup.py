@@ -383,7 +383,7 @@ def test_strange_keys_end_each_with_an_exact_outcome_and_stop_no_other(bucket: B
         **{escape_key(UNDER + key): "failed" for key in NAMELESS},
     }
     for key in UNDELETABLE:
-        assert "no S3 call can name this key" in read_reason(cleanup, UNDER + key)
+        assert "S3 can't delete this name" in read_reason(cleanup, UNDER + key)
     for key in STUBBORN:
         assert "Still in the bucket" in read_reason(cleanup, UNDER + key)
     assert cleanup.items.filter(escaped=True).count() == len(NAMELESS)

@@ -367,7 +367,7 @@ def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket)
     [
         (
             {"kind": "vanished", "status": "blocked", "vanished_ids": []},
-            "It lists projects",
+            "This cleanup covers many projects",
         ),
         (
             {"status": "clean", "pruned_at": timezone.now(), "archive": "a", "archive_digest": "d"},

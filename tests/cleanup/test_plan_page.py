@@ -270,7 +270,7 @@ def test_plan_of_orphans_is_shown_run_and_told_of(bucket: Bucket, settings: Sett
 def test_who_may_not_run_it_sees_the_button_disabled_with_the_reason(db: None) -> None:
     text = page_text(staff_client().get(url_of_cleanup(create_cleanup("planned", dry_run=True))))
     assert f"{BUTTON} disabled" in text
-    assert "<small>You may not do this. Ask an administrator to add you" in text
+    assert "<small>You need permission. Ask an administrator to add you" in text
 
 
 def test_plan_of_a_live_project_shows_the_button_disabled_with_the_reason(db: None) -> None:

@@ -310,7 +310,7 @@ def test_wrangler_deletes_what_is_asked_for_and_nothing_else(
     with configured(LEASE_TIME=timedelta(hours=1), TURN_TIME=timedelta(minutes=30)):
         cleanup = declared("proj_1", *MODES[mode])
     assert read_outcomes(cleanup) == dict.fromkeys(plain, "deleted") | {BEYOND: "failed"}
-    assert "The strategy batch can delete it" in read_reason(cleanup, BEYOND)
+    assert "Use the strategy batch." in read_reason(cleanup, BEYOND)
     assert bucket.keys() == {*BESIDE, BEYOND, "other/objects/victim"}
     assert next_door.keys() == {"victim", BEYOND}
     look, *asked = cloudflare_api.requests
@@ -334,7 +334,7 @@ def test_without_wrangler_nothing_is_lost_and_the_message_says_what_to_do(bucket
         cleanup = declared("proj_1", *MODES["wrangler"])
     assert cleanup.status == Status.RETRYING
     assert "wrangler is missing" in cleanup.message
-    assert "ask for another cleanup with the strategy batch" in cleanup.message
+    assert "start another cleanup with the strategy batch" in cleanup.message
     assert "R2_BUCKET_NAME" not in cleanup.message
     assert bucket.keys() == {FLAT_KEY}
     goes_on = declared("proj_1", "both", "batch")

@@ -256,7 +256,7 @@ def test_cleanup_that_keeps_objects_exits_with_0_and_warns(bucket: Bucket) -> No
         "Found 2: 1 deleted, 0 already gone, 1 kept, 0 failed.\n"
         "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
         " It is deleted with that project.\n",
-        "Cleanup ID kept 1 objects: a person must decide on them.\n",
+        "Cleanup ID kept 1 file for you to decide on in the admin.\n",
         0,
     )
 
@@ -293,7 +293,7 @@ def test_cleanup_waits_while_another_one_of_the_project_is_worked_on(bucket: Buc
     with transaction.atomic():
         assert check.acquire_lease()
     out, err, code = run_command("cleanup_project", "proj_1", "--sync")
-    assert "Another cleanup of this project is being worked on; this follows." in out
+    assert "Waiting for another cleanup of this project." in out
     assert (err, code) == ("CommandError: Not finished: cleanup ID.\n", 1)
     assert bucket.keys() == set(OLD)
 

@@ -387,7 +387,9 @@ def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -
     Schedule.objects.update(next_run=timezone.now() - timedelta(hours=1))
     shown = page_text(client.get(DASHBOARD))
     figure, said = tile(shown, "Worker and queue")[1:]
-    assert figure == "late" and "No worker runs: the sweep is 60 minutes late." in said
+    assert (
+        figure == "late" and "No worker is running. Its regular check is 60 minutes late." in said
+    )
     assert "start the worker again" in shown
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     assert tile(page_text(client.get(DASHBOARD)), "Worker and queue")[1] == "none"
@@ -1115,5 +1117,5 @@ def test_a_count_that_fails_stops_nothing_else_and_is_logged(
     late.refresh_from_db()
     assert late.enqueued_at
     assert KnownProject.objects.filter(pk="proj_unseen").exists()
-    assert "The day's figures were not taken" in caplog.text
+    assert "Could not record the day's figures" in caplog.text
     assert not DailyFigures.objects.exists()

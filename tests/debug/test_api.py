@@ -337,9 +337,11 @@ def test_comparisons_and_health_checks_of_the_admin_need_a_slot_too(
         compared = client.get(reverse("admin:storage_audit_compare"), {"project_id": "proj_1"})
         examined = client.post(admin_url("healthreport", "add"), follow=True)
     for answer in (compared, examined):
-        assert "Too many requests here are waiting" in page_text(answer)
+        assert "Too many requests at once." in page_text(answer)
     assert not HealthReport.objects.exists()
-    assert "All three find the same" in page_text(client.get(compared.wsgi_request.get_full_path()))
+    assert "All three find the same files" in page_text(
+        client.get(compared.wsgi_request.get_full_path())
+    )
 
 
 def test_the_place_is_given_back(one_place: None, store: FaultyStore) -> None:

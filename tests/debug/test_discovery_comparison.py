@@ -269,7 +269,7 @@ def test_a_bucket_of_somebody_else_is_not_compared(bucket: Bucket) -> None:
     bucket.r2.remove(bucket_marker.MARKER_KEY, bucket.name)
     with pytest.raises(CannotConclude, match="no marker"):
         compare_bucket("proj_1")
-    with pytest.raises(CannotConclude, match="is no project id"):
+    with pytest.raises(CannotConclude, match="is not a project ID"):
         compare_bucket("p/../q")
 
 
@@ -295,22 +295,22 @@ def test_keys_of_several_buckets_are_counted_together(monkeypatch: pytest.Monkey
 def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     assert run_command("compare_discovery", "proj_1") == (
-        "proj_1 in bucket tests: 1 tracked, 1 found by the application, 1 named by the key"
-        " itself.\nAll three find the same.\n",
+        "proj_1 in bucket tests: 1 tracked, 1 found by a cleanup, 1 found by file name"
+        " alone.\nAll three find the same files.\n",
         "",
         0,
     )
     bucket.put("projects/proj_1/scenes/s1/media/evil\x1b[2J.mp4")
     track_key(bucket, FLAT_KEY, "proj_1", updated_at=MARK)
     assert run_command("compare_discovery", "proj_1") == (
-        "proj_1 in bucket tests: 2 tracked, 2 found by the application, 2 named by the key"
-        " itself.\n"
-        "1 only tracked: The object is gone from the bucket.\n"
+        "proj_1 in bucket tests: 2 tracked, 2 found by a cleanup, 2 found by file name"
+        " alone.\n"
+        "1 only tracked: The file is missing from the bucket.\n"
         f"  {FLAT_KEY} (upload)\n"
-        "1 found by the application and named by the key itself, but not tracked: No row tracks"
-        " it: begin a backfill.\n"
+        "1 found by a cleanup and found by file name alone, but not tracked: Not tracked. Run a"
+        " backfill.\n"
         "  projects/proj_1/scenes/s1/media/evil\\x1b[2J.mp4 (hierarchical: proj_1.)\n",
-        "CommandError: They differ; the reasons are above.\n",
+        "CommandError: The results differ. See the reasons above.\n",
         1,
     )
     facts, code = run_json("compare_discovery", "proj_1")
@@ -330,13 +330,13 @@ def test_the_page_of_a_project_leads_to_the_same(bucket: Bucket) -> None:
     client = staff_client("verify_cleanup")
     [address] = re.findall('href="(/[^"]*/compare/[^"]*)"', project_page(client))
     shown = page_text(client.get(address))
-    assert "They differ" in shown
-    assert "No row tracks it: begin a backfill." in shown and "The object is gone" in shown
+    assert "Differences found" in shown
+    assert "Not tracked. Run a backfill." in shown and "The file is missing" in shown
     assert "&lt;b&gt;evil\\x1b.mp4" in shown and "<b>" not in shown
     R2Object.objects.all().delete_without_signals()
     bucket.wipe()
     assert "holds no marker of this database" in page_text(client.get(address))
-    assert "They differ" not in page_text(client.get(address))
+    assert "Differences found" not in page_text(client.get(address))
     client.logout()
     assert client.get(address).status_code == 302
 
@@ -359,7 +359,7 @@ def test_the_page_lists_no_longer_than_a_person_waits(
     client, address = staff_client("verify_cleanup"), reverse("admin:storage_audit_compare")
     assert "is not a project id" in page_text(client.get(address, {"project_id": "p/../q"}))
     agreed = page_text(client.get(address, {"project_id": "proj_gone"}))
-    assert "All three find the same" in agreed
+    assert "All three find the same files" in agreed
     monkeypatch.setattr(comparison_page, "COMPARE_TIMEOUT_SECONDS", -1.0)
     shown = page_text(client.get(address, {"project_id": "proj_gone"}))
     assert "Run <code>manage.py compare_discovery proj_gone</code> instead" in shown

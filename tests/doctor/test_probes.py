@@ -60,7 +60,7 @@ from tests.run_command import run_command, run_json
 
 ProbeResults = dict[str, dict[str, Any]]
 WRANGLER = {"STRATEGY": "wrangler"}
-OPENS_NOTHING = "The API token is right, and opens nothing in the account that is set."
+OPENS_NOTHING = "The API token is valid, but has no access to this account."
 REFUSED = Reply(403, error_xml("AccessDenied"))
 TWENTY_MINUTES = timedelta(minutes=20)
 # Those of production, before `at_its_pace`.
@@ -172,13 +172,13 @@ def test_nothing_is_wrong_and_nothing_is_left(
 def test_no_token(bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"API_TOKEN": ""}
     told = probe_results()
-    assert with_status(told) == {"login": "wrangler is not logged in: there is no token."}
+    assert with_status(told) == {"login": "wrangler is not logged in: no API token is set."}
     assert "CLOUDFLARE_API_TOKEN" in told["login"]["advice"]
 
 
 def test_wrong_token(bucket: Bucket, cloudflare_api: CloudflareApi, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"API_TOKEN": "x" * 40}
-    text = "Cloudflare does not know the API token."
+    text = "Cloudflare rejects the API token."
     assert with_status(probe_results()) == {"login": text, "API": text}
 
 
@@ -187,7 +187,7 @@ def test_wrong_account(bucket: Bucket, cloudflare_api: CloudflareApi, settings: 
     wrong = with_status(probe_results())
     ours, theirs = "0" * 32, f"Local R2 ({cloudflare_api.account_id})"
     assert wrong == {
-        "login": f"The account {ours} is none of those that the login sees: {theirs}.",
+        "login": f"wrangler's login has no access to account {ours}, only to {theirs}.",
         "API": OPENS_NOTHING,
     }
 
@@ -216,7 +216,7 @@ def test_an_account_that_cannot_be(
 ) -> None:
     cloudflare_api.lists_accounts = False
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"ACCOUNT_ID": "mine"}
-    text = "Cloudflare has no account of such an id."
+    text = "Cloudflare has no account with this ID."
     told = probe_results()
     assert with_status(told) == {"login": text, "API": text}
     assert "R2_ACCOUNT_ID" in told["API"]["advice"]
@@ -232,7 +232,7 @@ def test_a_token_that_may_only_read(
     assert probe_results()["login"]["status"] == Status.OK
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER
     told = probe_results()
-    assert with_status(told) == {"login": "wrangler sees the bucket, and may not delete in it."}
+    assert with_status(told) == {"login": "wrangler may read the bucket, but not delete from it."}
     assert "Workers R2 Storage: Edit" in told["login"]["advice"]
 
 
@@ -249,7 +249,7 @@ def test_a_bucket_that_wrangler_does_not_list(
     assert with_status(probe_results()) == {}
     monkeypatch.setattr(cloudflare_api.r2, "buckets", others)
     told = probe_results()
-    text = f"wrangler does not see bucket {bucket.name}, nor the marker in it, but bucket-00, "
+    text = f"wrangler can't see bucket {bucket.name} or its marker. It sees: bucket-00, "
     assert with_status(told)["login"].startswith(text)
     assert "R2_BUCKET_NAME" in told["login"]["advice"]
 
@@ -257,9 +257,7 @@ def test_a_bucket_that_wrangler_does_not_list(
 def test_wrong_bucket(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "no-such-bucket"}
     told = probe_results()
-    assert with_status(told) == {
-        "access": "There is no such bucket in this account and jurisdiction."
-    }
+    assert with_status(told) == {"access": "This account and jurisdiction have no such bucket."}
     assert "R2_BUCKET_NAME" in told["access"]["advice"]
     assert {"round trip", "traits", "marker"} <= with_status(told, Status.NOT_CHECKED).keys()
 
@@ -274,7 +272,7 @@ def test_another_bucket_of_ours(bucket: Bucket, settings: Settings) -> None:
 def test_read_only_key(store: FaultyStore, bucket: Bucket) -> None:
     store.rules.append(rule_for(is_change, REFUSED))
     told = probe_results()
-    text = "The access key may read the bucket, and may not write to it."
+    text = "The access key may read the bucket, but not write to it."
     assert with_status(told) == {"round trip": text}
     assert "Object Read & Write" in told["round trip"]["advice"]
 
@@ -284,7 +282,7 @@ def test_no_wrangler(bucket: Bucket, settings: Settings, needed: bool) -> None:
     gone = {"WRANGLER_PATH": "no-such-program", "STRATEGY": "wrangler" if needed else "batch"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | gone
     told = with_status(probe_results(), Status.WRONG if needed else Status.NOT_CHECKED)
-    assert told["wrangler"].startswith("wrangler is missing: there is no program 'no-such-program'")
+    assert told["wrangler"].startswith("wrangler is not installed: can't find 'no-such-program'")
 
 
 def test_old_wrangler(bucket: Bucket, settings: Settings, tmp_path: Path) -> None:
@@ -312,7 +310,7 @@ def test_a_wrangler_that_hangs_is_ended(
     path = program(tmp_path, script)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | {"WRANGLER_PATH": path}
     told = probe_results()
-    hangs = {probe: "wrangler does not come to an end, and was killed."}
+    hangs = {probe: "wrangler took too long and was stopped."}
     assert with_status(told) == hangs
     assert "wrangler whoami" in told[probe]["advice"]
     with pytest.raises(ProcessLookupError):
@@ -327,8 +325,10 @@ def test_dead_worker(bucket: Bucket) -> None:
     Schedule.objects.update(next_run=timezone.now() - TWENTY_MINUTES)
     out, err, code = run_command("r2_doctor")
     assert code == 1
-    assert "WRONG: worker: No queue worker ran the probes within 0 seconds" in out
-    assert "WRONG: worker (shell): No worker runs: the sweep is 20 minutes late." in out
+    assert "WRONG: worker: No queue worker answered within 0 seconds" in out
+    assert (
+        "WRONG: worker (shell): No worker is running. Its regular check is 20 minutes late." in out
+    )
     assert "systemctl status autoshorts-worker" in out
     assert out.count("WRONG: ") == 2
     assert OrmQ.objects.count() == 1
@@ -340,12 +340,10 @@ def test_skewed_clock(store: FaultyStore, bucket: Bucket) -> None:
     with our_clock_back(TWENTY_MINUTES):
         told = probe_results()
     wrong = with_status(told)
-    assert wrong.pop("clock").startswith("The clock of this machine is off by -1")
+    assert wrong.pop("clock").startswith("This machine's clock is off by -1")
     # By our clock the next sweep is 20 minutes away.
     assert "a clock was ahead" in wrong.pop("worker")
-    assert wrong == {
-        "access": "The store refuses requests of this machine because its clock is wrong."
-    }
+    assert wrong == {"access": "The store refuses requests because this machine's clock is wrong."}
     assert told["access"]["facts"] == {"error": "RequestTimeTooSkewed"}
     assert "timedatectl" in told["clock"]["advice"]
 
@@ -364,8 +362,8 @@ def test_a_clock_that_is_a_little_off_is_a_warning(store: FaultyStore, bucket: B
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"ACCESS_KEY_ID": "0" * 32}, "does not know the access key in this account"),
-        ({"SECRET_ACCESS_KEY": "0" * 64}, "is not the one of the access key id"),
+        ({"ACCESS_KEY_ID": "0" * 32}, "rejects the access key"),
+        ({"SECRET_ACCESS_KEY": "0" * 64}, "does not match the access key ID"),
     ],
 )
 def test_wrong_keys_are_told_apart(
@@ -380,26 +378,36 @@ def test_wrong_keys_are_told_apart(
 
 REFUSALS: dict[str, tuple[Matches, Reply | Rule, str, str]] = {
     "a key for another bucket": (is_listing, REFUSED, "access", "may not do this in this bucket"),
-    "no R2": (is_listing, Reply(403, error_xml("NotEntitled")), "access", "R2 is not switched on"),
-    "a sign-in page": (is_listing, HTML_REPLY, "access", "The store gave no proper answer"),
-    "no S3": (is_listing, Reply(200), "access", "What answers is not an S3 store"),
-    "a website": (is_listing, Reply(404), "access", "What answers is not an S3 store"),
-    "no HeadBucket": (is_head, Reply(403), "access", "and HeadBucket is refused"),
+    "no R2": (is_listing, Reply(403, error_xml("NotEntitled")), "access", "R2 is not enabled"),
+    "a sign-in page": (
+        is_listing,
+        HTML_REPLY,
+        "access",
+        "The store is unreachable or its answer is invalid",
+    ),
+    "no S3": (is_listing, Reply(200), "access", "The answer is not from an S3 store"),
+    "a website": (is_listing, Reply(404), "access", "The answer is not from an S3 store"),
+    "no HeadBucket": (is_head, Reply(403), "access", "but HeadBucket is refused"),
     "an outage": (
         is_listing,
         Reply(503, error_xml("ServiceUnavailable")),
         "access",
-        "proper answer",
+        "its answer is invalid",
     ),
     "a lock": (
         is_delete_single,
         Reply(403, error_xml("ObjectLockedByBucketPolicy")),
         "round trip",
-        "A lock rule of the bucket keeps objects from being deleted",
+        "A lock rule of the bucket protects files from deletion",
     ),
-    "no deletion": (is_delete_single, REFUSED, "round trip", "may not delete"),
-    "a lie": (is_delete_single, Reply(204), "round trip", "The store contradicts itself"),
-    "another content": (is_of_probe(is_read), Reply(200, b"cached"), "round trip", "contradicts"),
+    "no deletion": (is_delete_single, REFUSED, "round trip", "but not delete from it"),
+    "a lie": (
+        is_delete_single,
+        Reply(204),
+        "round trip",
+        "The store's answers contradict each other",
+    ),
+    "another content": (is_of_probe(is_read), Reply(200, b"cached"), "round trip", "contradict"),
 }
 
 
@@ -417,7 +425,7 @@ def test_a_probe_object_that_cannot_be_deleted_is_named(store: FaultyStore, buck
     store.rules.append(rule_for(is_delete_single, REFUSED))
     summary = with_status(probe_results())["round trip"]
     (left,) = own_objects(bucket) - {bucket_marker.MARKER_KEY}
-    assert f"Still in the bucket, delete it by hand: {left}." in summary
+    assert f"Test files are still in the bucket; delete them by hand: {left}." in summary
 
 
 def test_no_probe_object_is_left_when_something_fails(store: FaultyStore, bucket: Bucket) -> None:
@@ -433,7 +441,7 @@ def test_what_two_objects_leave_is_named_and_one_does_not_keep_the_other(
     warning = with_status(probe_results(), Status.WARNING)["traits"]
     (left,) = own_objects(bucket) - {bucket_marker.MARKER_KEY}
     assert left.endswith("-b")
-    assert f"Still in the bucket, delete it by hand: {left}." in warning
+    assert f"Test files are still in the bucket; delete them by hand: {left}." in warning
 
 
 def test_of_two_spellings_one_does_not_keep_the_other(store: FaultyStore, bucket: Bucket) -> None:
@@ -464,15 +472,18 @@ def test_objects_of_ended_health_checks_are_deleted_an_hour_later(
 def test_a_broken_answer_is_no_wrong_order(store: FaultyStore, bucket: Bucket) -> None:
     store.rules.append(rule_for(is_of_probe(is_listing), HTML_REPLY))
     summary = roundtrip_probe.probe_store_traits().summary
-    expected = "The store gave no proper answer. Maybe still in the bucket: .storage_audit/doc"
+    expected = (
+        "The store is unreachable or its answer is invalid. Test files may still be in the bucket:"
+        " .storage_audit/doc"
+    )
     assert summary.startswith(expected)
 
 
 def test_a_name_that_no_bucket_has(bucket: Bucket, settings: Settings) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"BUCKET": "tests/media"}
     told = probe_results()
-    assert with_status(told) == {"network": "R2 has no bucket of such a name."}
-    assert "R2_BUCKET_NAME" in told["network"]["advice"]
+    assert with_status(told) == {"network": "R2_BUCKET_NAME is not a valid bucket name."}
+    assert "without s3://" in told["network"]["advice"]
 
 
 @pytest.mark.parametrize("code", ["NoSuchBucket", "AccessDenied"])
@@ -498,17 +509,15 @@ def test_another_jurisdiction(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": r2}
     store.rules.append(everywhere)
     told = probe_results()
-    assert with_status(told) == {
-        "access": "The bucket is in another jurisdiction: in eu, and not in none."
-    }
+    assert with_status(told) == {"access": "The bucket is in jurisdiction eu, not none."}
     assert "Set R2_JURISDICTION to eu" in told["access"]["advice"]
 
 
 def test_ways_that_lead_to_no_store(bucket: Bucket, settings: Settings) -> None:
     for address, text in (
-        (conf().endpoint_url.replace("http:", "https:"), "No secure connection to the store"),
-        ("http://no-such-store.invalid", "The name no-such-store.invalid is not known here"),
-        ("http://127.0.0.1:9", "The store gave no proper answer."),
+        (conf().endpoint_url.replace("http:", "https:"), "Can't connect to the store securely"),
+        ("http://no-such-store.invalid", "Can't resolve the host name no-such-store.invalid"),
+        ("http://127.0.0.1:9", "The store is unreachable or its answer is invalid."),
     ):
         settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"ENDPOINT_URL": address}
         told = probe_results()
@@ -525,19 +534,19 @@ def test_a_store_in_another_order(
     with faulty_network(seaweedfs):
         told = probe_results()
     assert told["round trip"]["status"] == Status.OK
-    assert "does not list keys in the order of their bytes" in with_status(told)["traits"]
+    assert "does not list keys in byte order" in with_status(told)["traits"]
     assert seaweedfs.keys() == before
 
 
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"ACCESS_KEY_ID": '"quoted"'}, "R2_ACCESS_KEY_ID has quotes"),
-        ({"BUCKET": "'tests'"}, "R2_BUCKET_NAME has quotes"),
+        ({"ACCESS_KEY_ID": '"quoted"'}, "R2_ACCESS_KEY_ID contains quotes"),
+        ({"BUCKET": "'tests'"}, "R2_BUCKET_NAME contains quotes"),
         ({"ACCESS_KEY_ID": "s" * 64, "SECRET_ACCESS_KEY": "k" * 32}, "are swapped"),
-        ({"ENDPOINT_URL": f"http://{'a' * 32}.r2.cloudflarestorage.com/media"}, "has a path"),
-        ({"ACCOUNT_ID": "b" * 32}, "of another account than CLOUDFLARE_ACCOUNT_ID"),
-        ({"JURISDICTION": "eu"}, "of another jurisdiction than R2_JURISDICTION"),
+        ({"ENDPOINT_URL": f"http://{'a' * 32}.r2.cloudflarestorage.com/media"}, "contains a path"),
+        ({"ACCOUNT_ID": "b" * 32}, "to a different account than CLOUDFLARE_ACCOUNT_ID"),
+        ({"JURISDICTION": "eu"}, "to a different jurisdiction than R2_JURISDICTION"),
     ],
 )
 def test_mistakes_that_can_be_seen_in_the_settings(
@@ -625,7 +634,7 @@ def test_a_login_that_only_this_user_has(
     told = probe_results()
     assert with_status(told) == {}
     warning = with_status(told, Status.WARNING)["login"]
-    assert warning == "wrangler is logged in as the user of this process, without a token."
+    assert warning == "wrangler is logged in with a user's login, not a token."
     assert told["login"]["facts"]["by"] == "OAuth Token"
 
 
@@ -635,7 +644,7 @@ def test_no_cleanup_goes_by_a_wrangler_that_would_have_to_guess_the_account(
     ours = {"WRANGLER_PATH": after_login(tmp_path)}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
     wrong = with_status(probe_results())
-    text = "Whose bucket it is, is not known to wrangler. Set R2_ACCOUNT_ID."
+    text = "wrangler needs the bucket's account. Set R2_ACCOUNT_ID."
     assert wrong == {"login": text}
 
 
@@ -647,7 +656,7 @@ def test_a_login_to_another_account_is_wrong_only_where_it_is_needed(
     ours = {"WRANGLER_PATH": path, "STRATEGY": "wrangler" if needed else "batch"}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | ours
     told = probe_results()
-    text = "The account (not set) is none of those that the login sees: Personal (b)."
+    text = "wrangler's login has no access to account (not set), only to Personal (b)."
     assert with_status(told) == ({"login": text} if needed else {})
     assert told["login"]["summary"] == text
     assert ("R2_ACCOUNT_ID" in told["login"]["advice"]) == needed
@@ -661,7 +670,7 @@ def test_a_refusal_without_a_code_is_one_too(
     )
     ours = {"WRANGLER_PATH": path, "ACCOUNT_ID": "a" * 32}
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | WRANGLER | ours
-    text = "wrangler sees the bucket, and may not delete in it."
+    text = "wrangler may read the bucket, but not delete from it."
     assert with_status(probe_results()) == {"login": text}
 
 
@@ -674,7 +683,7 @@ def test_calls_of_wrangler_that_took_all_the_time(
     told = probe_results()
     assert with_status(told) == {}
     late = with_status(told, Status.NOT_CHECKED)["login"]
-    assert late == "The calls of wrangler took all the time there is."
+    assert late == "wrangler ran out of time."
 
 
 def after_login(
@@ -696,7 +705,7 @@ def test_s3_and_the_api_use_different_buckets(
     store.rules.append(rule_for(is_listing_under(bucket_marker.MARKER_PREFIX), without))
     wrong = with_status(probe_results())
     assert wrong.keys() == {"marker", "same bucket"}
-    assert "do not look into the same bucket" in wrong["same bucket"]
+    assert "show different buckets" in wrong["same bucket"]
 
 
 def test_the_api_is_not_blamed_for_s3(
@@ -720,7 +729,7 @@ def test_code_that_is_newer_than_the_process(
     os.utime(module, ns=(before.st_atime_ns, before.st_mtime_ns))
     result = versions.probe_versions()
     assert result.status == Status.WARNING
-    assert result.advice.startswith("Restart it")
+    assert result.advice.startswith("Restart this process.")
     assert result.facts["code"] == loaded
 
 
@@ -737,7 +746,7 @@ def test_what_is_nearly_used_up(
     assert host_probes.probe_resources().status == Status.OK
     monkeypatch.setattr(host_probes, limit, value)
     result = host_probes.probe_resources()
-    assert (result.status, result.summary) == (Status.WARNING, f"Nearly used up: {text}.")
+    assert (result.status, result.summary) == (Status.WARNING, f"Running low: {text}.")
 
 
 @pytest.mark.only_on("sqlite")
@@ -772,8 +781,8 @@ def test_migrations_that_were_not_applied(bucket: Bucket) -> None:
     assert code == 1
     (problem,) = (each for each in facts["problems"] if each["status"] == "wrong")
     assert problem["probe"] == "database"
-    assert problem["summary"] == f"The database lacks migrations: storage_audit.{LATEST_MIGRATION}."
-    assert problem["advice"] == "Run: manage.py migrate"
+    assert problem["summary"] == f"Migrations are missing: storage_audit.{LATEST_MIGRATION}."
+    assert problem["advice"] == "Run manage.py migrate."
     assert not HealthReport.objects.exists()
 
 
@@ -794,7 +803,7 @@ def test_a_database_that_keeps_us_waiting_keeps_the_doctor_from_nothing(
     also = {"queue", "worker"} if where == "report" and table == "django_q_ormq" else set()
     assert wrong.keys() == {where, *also}
     for name in also:
-        assert wrong[name]["summary"].startswith("The database does not answer: ")
+        assert wrong[name]["summary"].startswith("The database does not respond: ")
     (report,) = facts["reports"]
     assert {each["name"]: each["status"] for each in report["probes"]}["round trip"] == "ok"
     assert not HealthReport.objects.exists()

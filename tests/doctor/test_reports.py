@@ -138,8 +138,7 @@ def test_a_worker_may_answer_for_a_while() -> None:
     late = answered("shell", at=timedelta(seconds=31))
     assert not late.awaits_worker
     assert [each.summary for each in late.problems] == [
-        "No queue worker ran the probes within 30 seconds: none is alive, all are busy,"
-        " or its clock is not ours."
+        "No queue worker answered within 30 seconds. It is stopped, busy, or its clock is wrong."
     ]
     assert not answered("shell", "worker", at=timedelta(seconds=31)).problems
 
@@ -170,8 +169,8 @@ def test_a_variable_says_where_it_comes_from(folder: Path, monkeypatch: pytest.M
     assert "OTHER" not in found
     result = probe_environment()
     assert result.status == Status.WARNING
-    assert f"{folder}/.env sets what this process does not have: CLOUDFLARE_AC" in result.summary
-    assert "Restart the process" in result.advice and "in another folder" in result.advice
+    assert f"not read these variables from {folder}/.env: CLOUDFLARE_AC" in result.summary
+    assert "Restart it" in result.advice and "move the file there" in result.advice
 
 
 def test_what_a_file_leaves_empty_is_as_if_it_were_not_in_it(
@@ -242,13 +241,13 @@ def test_the_button_runs_the_health_check_here_and_asks_a_worker(client: Client)
     assert "storage_audit.tasks.diagnose" in OrmQ.objects.get().func()
     assert LogEntry.objects.get().object_id == str(made.pk)
     shown = page_text(client.get(answer.headers["Location"]))
-    assert "The queue worker has been asked too." in shown
+    assert "Waiting for the queue worker's report." in shown
     assert '<meta http-equiv="refresh" content="3">' in shown
     assert tasks.diagnose(*OrmQ.objects.get().task["args"])
     shown = page_text(client.get(answer.headers["Location"]))
     assert "http-equiv" not in shown
     assert "Nothing is wrong." in shown
-    assert "Nowhere: what they see and may do is the same." in shown
+    assert "No differences." in shown
     assert DIFFERS not in shown
 
 
@@ -259,13 +258,13 @@ def test_a_worker_that_comes_too_late_goes_on_to_its_deletions(
     run, asked_at = OrmQ.objects.get().task["args"]
     late = asked_at - WORKER_ANSWERS_WITHIN
     assert tasks.diagnose(run, late) == "too late"
-    assert "Too late for the health check: asked 0:00:3" in caplog.text
+    assert "Skipped the health check: it was requested 0:00:3" in caplog.text
     assert HealthReport.objects.get().context == HealthReport.Context.SHELL
 
 
 def test_who_may_only_run_health_checks_is_told_that_it_is_done(bucket: Bucket) -> None:
     answer = staff_client("add_healthreport").post(admin_url("healthreport", "add"), follow=True)
-    assert "Examined: the report is kept." in page_text(answer)
+    assert "The health report is saved." in page_text(answer)
     assert HealthReport.objects.get().context == "web"
 
 
@@ -274,14 +273,14 @@ def test_viewers_have_a_button_that_says_whom_to_ask(bucket: Bucket) -> None:
     client = staff_client("view_healthreport")
     for url in (admin_url("healthreport"), admin_url("healthreport", "change", made.pk)):
         shown = page_text(client.get(url))
-        assert 'value="Examine now" disabled> <small>You may not do this.' in shown
-        assert shown.count("Examine now") == 1
+        assert 'value="Check now" disabled> <small>You need permission.' in shown
+        assert shown.count("Check now") == 1
     assert client.post(admin_url("healthreport", "add")).status_code == 403
     assert HealthReport.objects.count() == 1
 
 
 def test_opening_the_page_runs_no_health_check(client: Client) -> None:
-    assert "Examine now" in page_text(client.get(admin_url("healthreport", "add")))
+    assert "Check now" in page_text(client.get(admin_url("healthreport", "add")))
     assert not HealthReport.objects.exists()
 
 
@@ -308,7 +307,7 @@ def test_a_database_that_lacks_migrations_is_told_at_once(client: Client) -> Non
         answer = client.post(admin_url("healthreport", "add"), follow=True)
     finally:
         recorder.record_applied("storage_audit", LATEST_MIGRATION)
-    assert "The database lacks migrations" in page_text(answer)
+    assert "Migrations are missing" in page_text(answer)
 
 
 def test_a_report_that_the_database_does_not_take_is_told_at_once(
@@ -317,8 +316,8 @@ def test_a_report_that_the_database_does_not_take_is_told_at_once(
     with lock_table(monkeypatch, "storage_audit_healthreport"):
         answer = client.post(admin_url("healthreport", "add"))
     shown = page_text(client.get(answer.headers["Location"]))
-    assert "end the transaction that another process keeps open" in shown
-    assert ("this report is not kept" in shown) == (connection.vendor == "postgresql")
+    assert "end the other process&#x27;s open transaction" in shown
+    assert ("this report is not saved" in shown) == (connection.vendor == "postgresql")
 
 
 def test_the_shell_shows_a_table_the_worst_and_the_differences(
@@ -333,7 +332,7 @@ def test_the_shell_shows_a_table_the_worst_and_the_differences(
     assert err == "CommandError: Something is wrong: see above.\n"
     heads, table, *problems, differences = out.split("\n\n")
     assert re.fullmatch(
-        r"shell: process \d+ on \S+\nweb server: process 1 on a, its latest report, 5 minutes old",
+        r"shell: process \d+ on \S+\nweb server: process 1 on a, latest report, 5 minutes old",
         heads,
     )
     lines = table.splitlines()
@@ -341,7 +340,7 @@ def test_the_shell_shows_a_table_the_worst_and_the_differences(
     assert lines[1].split() == ["marker", "wrong"]
     assert "* settings          ok           ok" in lines
     assert problems[0].startswith("WRONG: marker (shell): Bucket empty holds no marker")
-    assert "\n  Do: If this is the wrong bucket" in problems[0]
+    assert "\n  Do: If the bucket or the database is the wrong one" in problems[0]
     assert (
         "  settings, BUCKET\n    shell: empty (settings)\n    web server: tests (settings)\n"
         in differences

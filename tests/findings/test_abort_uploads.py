@@ -407,7 +407,7 @@ def test_upload_is_not_aborted_by_a_process_that_was_stopped_after_its_listing(
     for module in (delete_pipeline, s3):
         monkeypatch.setattr(module, "monotonic_seconds", lambda: now[0])
     [told] = aborted(*findings(tree))
-    assert told.startswith("Not sent: the check before it is too old by now.")
+    assert told.startswith("Not sent: the check before it is too old.")
     assert not proxy.find_requests(is_abort) and there(tree) == [KEY]
     assert Finding.objects.get().state == "open"
 

@@ -659,7 +659,7 @@ def test_bucket_check_takes_one_of_the_slots(bucket: Bucket) -> None:
         for _place in range(conf().api_concurrency):
             all_places.enter_context(acquire_slot())
         shown = ask_bucket("stranger")
-    assert "Too many requests here are waiting" in shown and "Found in the bucket" not in shown
+    assert "Too many requests at once." in shown and "Found in the bucket" not in shown
 
 
 # Titles

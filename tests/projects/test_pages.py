@@ -61,7 +61,7 @@ def test_confirmation_of_a_deletion_says_what_will_go(db: None) -> None:
     track_files("proj_1", 3, size=1_000_000)
     shown = page_text(superuser_client().get(admin_url("project", "delete", "proj_1")))
     assert "3 files, 2.9 MB in bucket tests will be deleted from R2" in shown
-    assert "Every file of the project in R2 is deleted too" in shown
+    assert "This also deletes the project’s files from R2" in shown
 
 
 def test_confirmation_of_many_says_what_will_go(db: None) -> None:
@@ -69,7 +69,7 @@ def test_confirmation_of_many_says_what_will_go(db: None) -> None:
     track_files("proj_2", 2)
     shown = run_action(superuser_client(), "project", "delete_selected", "proj_1", "proj_2")
     assert "5 files, 4.9 KB in bucket tests will be deleted from R2" in shown
-    assert "Every file of these projects in R2 is deleted too" in shown
+    assert "This also deletes the projects’ files from R2" in shown
     assert Project.objects.count() == 2
 
 
@@ -153,7 +153,7 @@ def test_force_delete_needs_the_permission_to_delete_the_project(db: None) -> No
     assert "Storage admin" not in shown, "that group is for who may not force"
     client = superuser_client()
     shown = page_text(client.get(admin_url("project", "change", "proj_1")))
-    assert "You may not do this." not in shown
+    assert "You need permission." not in shown
 
 
 @pytest.mark.parametrize("data", [{}, {"post": "yes"}])
@@ -168,7 +168,7 @@ def test_force_delete_keeps_a_project_that_its_admin_does_not_let_anybody_delete
     track_files("proj_2", 1)
     client = superuser_client()
     shown = run_action(client, "project", "force_delete", "proj_1", "proj_2", **data)
-    assert "Nothing was deleted. You may not do this. Ask an administrator" in shown
+    assert "Nothing was deleted. You need permission. Ask an administrator" in shown
     assert Project.objects.count() == 2
     run_action(client, "project", "force_delete", "proj_2", post="yes")
     assert Project.objects.get().pk == "proj_1"

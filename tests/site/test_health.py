@@ -117,7 +117,10 @@ def test_cleanups_that_nobody_takes_are_named_with_their_delay() -> None:
     first = overdue(next_attempt_at=timezone.now() - LONG - LATE_AFTER)
     second = overdue()
     (told,) = ask(WORKER)
-    assert f"not worked on: 2, the first for 24 minutes ({first.pk}, {second.pk})." in told
+    assert (
+        f"2 cleanups are waiting for a worker, the first for 24 minutes ({first.pk}, {second.pk})."
+        in told
+    )
     assert ask(WEB) == []
 
 
@@ -162,7 +165,7 @@ def test_a_sweep_that_does_not_come_is_told() -> None:
     assert ask(WORKER) == []
     Schedule.objects.filter(func=queue.SWEEP).update(next_run=timezone.now() - LONG)
     (told,) = ask(WORKER)
-    assert "the sweep is 14 minutes late" in told
+    assert "Its regular check is 14 minutes late" in told
     assert ask(WEB) == []
 
 
@@ -170,7 +173,7 @@ def test_a_sweep_that_does_not_come_is_told() -> None:
 def test_a_sweep_that_nobody_scheduled_is_told() -> None:
     Schedule.objects.all().delete()
     (told,) = ask(WORKER)
-    assert "No sweep is scheduled" in told
+    assert "regular check is not scheduled" in told
 
 
 @pytest.mark.django_db
@@ -192,7 +195,7 @@ def test_bulk_job_without_progress_is_reported_though_workers_do_other_work(
     assert ask(WORKER) == []
     BulkJob.objects.update(moved_at=timezone.now() - lateness.BULK_JOB_LATE_AFTER - LATE_AFTER)
     (told,) = ask(WORKER)
-    assert f"Bulk jobs without progress: 1, the first for 70 minutes ({job.pk})." in told
+    assert f"1 bulk job has made no progress for 70 minutes ({job.pk})." in told
     alert_rules.update_alerts()
     assert told.startswith(Alert.objects.get().summary[:40])
     job.advance(1)
@@ -232,7 +235,7 @@ def test_a_database_that_is_new_then_migrated_then_stopped(tmp_path: Path) -> No
             database.close()
             for path in (WEB, WORKER, READY):
                 code, told = fetch_page(address + path)
-                assert (code, "The database does not answer" in told) == (503, True)
+                assert (code, "The database does not respond" in told) == (503, True)
                 assert "postgres" not in told
             assert fetch_page(address + ALIVE)[0] == 200
             program = {"X-Forwarded-Proto": "https", "Authorization": "Bearer sa_some"}
@@ -270,5 +273,5 @@ def test_a_database_that_is_silent_is_not_waited_for(tmp_path: Path) -> None:
         silent.setblocking(False)
         with pytest.raises(BlockingIOError):
             silent.accept()
-    assert (code, "The database does not answer" in told) == (503, True)
+    assert (code, "The database does not respond" in told) == (503, True)
     assert "hunter2" not in told + (tmp_path / "web.log").read_text()

@@ -41,7 +41,7 @@ def test_ten_failures_lock_the_name_at_this_address_for_a_quarter_of_an_hour() -
     assert guess("carla", 1) == 429
     refused = log_in("carla", RIGHT)
     assert refused.status_code == 429
-    assert "Wait 15 minutes" in normalized_text(refused)
+    assert "Try again in 15 minutes" in normalized_text(refused)
     assert "AutoShorts administration" in normalized_text(
         refused
     ) and "Django" not in normalized_text(refused)

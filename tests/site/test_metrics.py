@@ -337,7 +337,7 @@ def test_who_only_reads_is_served_while_nobody_can_write(
     with nobody_can_write():
         assert Client().get("/metrics", headers=headers).status_code == 200
     assert monotonic() - began < 10
-    assert "could not be noted" in caplog.text
+    assert "Could not record that API token" in caplog.text
     assert ApiToken.objects.get().last_used_at is None
     assert Client().get("/metrics", headers=headers).status_code == 200
     assert ApiToken.objects.get().last_used_at

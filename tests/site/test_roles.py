@@ -104,7 +104,7 @@ def test_no_group_of_ours_is_said_to_help_with_the_model_of_another_application(
     request.user = User.objects.create_user("ben", is_staff=True)
     monkeypatch.setattr(Project._meta, "app_label", "newsroom")
     told = dict(site.get_model_admin(Project).refused_actions(request, Project(pk="proj_1")))  # type: ignore[attr-defined]
-    assert told["Delete"] == "You may not do this. Ask an administrator for the permission."
+    assert told["Delete"] == "You need permission. Ask an administrator for it."
     assert told["Verify cleanup"].endswith("the group “Storage operator”.")
 
 
@@ -161,7 +161,7 @@ def test_a_superuser_whom_an_adopters_own_rule_refuses_is_told_so(
     monkeypatch.setattr(type(pages), "actions", [archive_as_editor])
     monkeypatch.setattr(type(pages), "has_archive_permission", lambda *_: False, raising=False)
     shown = page_text(superuser_client().get(admin_url("project")))
-    text = "You may not do this. Ask an administrator for the permission."
+    text = "You need permission. Ask an administrator for it."
     assert f'value="Archive these projects" disabled> <small>{text}' in shown
 
 
@@ -195,7 +195,7 @@ def test_what_a_person_may_not_do_is_shown_with_whom_to_ask(
     for url in (admin_url("project"), admin_url("project", "change", "proj_1")):
         shown = page_text(client.get(url))
         for action in ("Dry-run cleanup", "Verify cleanup", "Force-delete"):
-            disabled = f'value="{action}" disabled> <small>You may not do this. Ask'
+            disabled = f'value="{action}" disabled> <small>You need permission. Ask'
             assert (disabled in shown) == (action in asks_for or role == "Storage viewer"), action
         for action, more in asks_for.items():
             assert f'value="{action}" disabled' in shown
@@ -216,7 +216,7 @@ def make(model: str) -> object:
 
 
 DECIDING = {"Ignore": "operator", "Assign to a project": "admin"}
-REPORT_BUTTONS = {"Examine now": "operator"}
+REPORT_BUTTONS = {"Check now": "operator"}
 COMPARING = {"Compare with the bucket": "operator"}
 
 
@@ -264,7 +264,7 @@ def test_alerts_and_answers_show_what_a_person_may_not_do_with_whom_to_ask(
 @pytest.mark.parametrize(
     ("model", "tool", "role"),
     [
-        ("healthreport", "Examine now", "operator"),
+        ("healthreport", "Check now", "operator"),
         ("cleanup", "Compare with the bucket", "operator"),
         ("cleanup", "Clean up a deleted project", "admin"),
     ],
@@ -272,7 +272,7 @@ def test_alerts_and_answers_show_what_a_person_may_not_do_with_whom_to_ask(
 def test_a_tool_of_a_list_is_shown_with_whom_to_ask(model: str, tool: str, role: str) -> None:
     shown = page_text(member("Storage viewer").get(admin_url(model)))
     asked = f"Ask an administrator to add you to the group “Storage {role}”."
-    assert f'value="{tool}" disabled> <small>You may not do this. {asked}' in shown
+    assert f'value="{tool}" disabled> <small>You need permission. {asked}' in shown
     assert f'value="{tool}" disabled' not in page_text(
         member("Storage admin").get(admin_url(model))
     )

@@ -73,7 +73,7 @@ def test_list_and_page_show_hostile_keys_escaped(db: None) -> None:
 def test_confirmation_says_that_the_very_objects_go_with_count_and_bytes(db: None) -> None:
     rows = [create_row("a", size=1000), create_row("b", size=2000)]
     shown = run_action(superuser_client(), "r2object", "delete_selected", *[r.pk for r in rows])
-    assert "This deletes these very objects from R2, even if their project exists" in shown
+    assert "This deletes these files from R2, even if their project exists" in shown
     assert "2 files, 2.9 KB in bucket tests will be deleted from R2" in shown
     assert R2Object.objects.count() == 2
 

@@ -217,7 +217,7 @@ def test_upload_is_not_confirmed_by_an_answer_that_cannot_be_stored(
         return replace(reply, headers=(*others, *([(name, value)] if value else [])))
 
     store.rules.append(rule_for(lambda request: request.method == "HEAD", change))
-    with pytest.raises(InvalidResponse, match="The store's answer is unreadable"):
+    with pytest.raises(InvalidResponse, match="Can't read the store's answer"):
         overwriting().save(NAME, ContentFile(b"content"))
     assert read_row().state == State.UPLOAD_FAILED
     assert bucket.keys() == {NAME}

@@ -206,7 +206,7 @@ def test_selection_of_which_no_row_is_left_leads_back_to_the_list(
 ) -> None:
     pk = uuid4() if model == "cleanup" else "0"
     shown = run_action(superuser_client(), model, action, pk, **answer)
-    assert "None of the selected rows is there any more." in shown
+    assert "The selected entries no longer exist." in shown
     assert 'name="post"' not in shown and "Nothing was done" not in shown
 
 

@@ -445,9 +445,7 @@ def test_what_breaks_off_does_not_look_whole(
             sent += piece
     assert sent.count(b"proj_") >= 90
     if form == "csv":
-        assert sent.endswith(
-            b"INCOMPLETE: an error ended this list before its end. Export it again.\n"
-        )
+        assert sent.endswith(b"INCOMPLETE: an error ended this export. Export it again.\n")
     else:
         with pytest.raises(json.JSONDecodeError):
             json.loads(sent)

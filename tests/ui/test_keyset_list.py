@@ -36,7 +36,7 @@ from tests.builders import track_files
 
 NOW = timezone.now()
 SOME_ID = "b3ff6a2c-7c0e-4d3f-9a53-0d8a0f1a7f11"
-FIRST_INSTEAD = "That link leads to no page of this list any more. This is the first page."
+FIRST_INSTEAD = "That page of the list no longer exists. This is the first page."
 
 
 @pytest.fixture

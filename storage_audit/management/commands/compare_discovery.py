@@ -17,9 +17,9 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Lists the bucket and shows what a project has in three ways, and why they differ: what its"
-        " rows track, what a cleanup would find and take, and what the keys alone say, without the"
-        " database. For live, deleted and unknown projects. Changes nothing."
+        "Finds a project's files in three ways: by tracking records, as a cleanup would,"
+        " and by file names alone. Shows the differences and why. Works for live, deleted"
+        " and unknown projects. Changes nothing."
     )
     epilog = """
     examples:
@@ -27,12 +27,12 @@ class Command(DocumentedCommand):
       python manage.py compare_discovery proj_1 --json
 
     exit codes:
-      0  the three find the same
-      1  they differ, or the bucket could not be listed to its end
-      2  wrong use, also when this can be no project's id
+      0  all three find the same files
+      1  they differ, or the bucket could not be listed completely
+      2  wrong usage, also when this is not a project ID
 
-    Next: backfill_r2 tracks what no row tracks. What may be another project's, a cleanup keeps: its
-    cleanup's page in the admin shows each such key, and a person decides.
+    Next: backfill_r2 tracks files that are not tracked. Files that may belong to another project
+    are kept by cleanups: the cleanup's page in the admin lists them for your decision.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -40,7 +40,7 @@ class Command(DocumentedCommand):
             "project",
             metavar="PROJECT_ID",
             type=parse_project_id,
-            help="the id of a project, also of one that is deleted",
+            help="the ID of a live or deleted project",
         )
         parser.add_argument(
             "--json",
@@ -63,7 +63,7 @@ class Command(DocumentedCommand):
             for comparison in comparisons:
                 self.report(comparison)
         if not all(comparison.agrees for comparison in comparisons):
-            raise CommandError("They differ; the reasons are above.", returncode=EXIT_FAILED)
+            raise CommandError("The results differ. See the reasons above.", returncode=EXIT_FAILED)
 
     def report(self, comparison: Comparison) -> None:
         counts = ", ".join(

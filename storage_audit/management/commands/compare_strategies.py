@@ -23,9 +23,9 @@ from storage_audit.redaction import printable_text, redact_secrets
 DEFAULT_OBJECTS, MAX_OBJECTS = 50, 10_000
 THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 FOLLOW_UP_NOTE = (
-    "Each of these cleanups is looked after like any other: after 1 hour, 1 day and 8 days a"
-    " follow-up check lists the same prefixes again, and would delete what had arrived since. They"
-    " are cleanups in the admin. The made-up ids stay known as deleted ones."
+    "Each cleanup has its follow-up checks after 1 hour, 1 day and 8 days, which"
+    " delete any new files in the same prefixes. The cleanups appear in the admin."
+    " The test IDs stay known as deleted projects."
 )
 COST_NOTE = (
     f"Cost: an estimate, R2's prices of {prices.PRICES_DATE}: 4.50 US dollars for a million calls"
@@ -50,9 +50,9 @@ def parse_strategies(text: str) -> list[str]:
 
 class Command(DocumentedCommand):
     help = (
-        "Writes a made-up project for each strategy into the configured bucket, each with keys in"
-        " every key format, has each deleted by a cleanup of its own in its strategy's way, and"
-        " shows side by side how long that took, the calls, errors and cost, and what is left."
+        "Compares the strategies: writes a test project for each into the configured"
+        " bucket, in every key format, and deletes it with its own cleanup. Shows time,"
+        " calls, errors, cost and what is left."
     )
     epilog = """
     examples:
@@ -60,18 +60,17 @@ class Command(DocumentedCommand):
       python manage.py compare_strategies --objects 200 --strategies batch,parallel
       python manage.py compare_strategies --yes-write-to autoshorts-media --json
 
-    Nothing but the made-up projects is written or deleted. Their cleanups are on record before the
-    first object is written: if this is interrupted, or dies, a worker deletes what it wrote, after
-    15 minutes at the latest; without a worker, sweep_cleanups --sync does.
+    Only test projects are written and deleted. If the command is interrupted, a worker deletes the
+    test files within 15 minutes. Without a worker, run sweep_cleanups --sync.
 
     exit codes:
       0    each strategy that can run here left nothing
-      1    something was left or failed; or the bucket is not connected, or cannot be asked
-      2    wrong use, also when the store is not on this machine and --yes-write-to is missing
+      1    files are left, a strategy failed, or the bucket can't be used
+      2    wrong usage, also when the store is not on this machine and --yes-write-to is missing
       130  interrupted with Ctrl-C
 
-    Next: set CLEANUP_STRATEGY to the strategy of your choice. Each deletion id has a page in the
-    admin with its timeline. Follow-up checks come after 1 hour, 1 day and 8 days, and find nothing.
+    Next: set CLEANUP_STRATEGY to the strategy of your choice. Each deletion ID has a page in the
+    admin with its timeline.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -80,7 +79,7 @@ class Command(DocumentedCommand):
             type=parse_objects,
             default=DEFAULT_OBJECTS,
             metavar="N",
-            help=f"so many small objects for each strategy, at most {MAX_OBJECTS}"
+            help=f"number of small files for each strategy, at most {MAX_OBJECTS}"
             f" (default: {DEFAULT_OBJECTS})",
         )
         parser.add_argument(
@@ -94,8 +93,7 @@ class Command(DocumentedCommand):
             "--yes-write-to",
             metavar="BUCKET",
             default="",
-            help="the name of the configured bucket; without it, only a store on this machine is"
-            " written to",
+            help="the name of the configured bucket; without it, the store must be on this machine",
         )
         parser.add_argument(
             "--json", action="store_true", dest="as_json", help="print one JSON object"
@@ -117,7 +115,7 @@ class Command(DocumentedCommand):
                 runs = strategy_benchmark.prepare_runs(strategies, objects)
                 self.announce(runs, objects)
                 for run in strategy_benchmark.run_all(runs):
-                    self.stderr.write(f"{run.strategy}: over.", style_func=str)
+                    self.stderr.write(f"{run.strategy}: done.", style_func=str)
             except BenchmarkImpossible as error:
                 raise CommandError(printable_text(str(error)), returncode=EXIT_USAGE) from error
             except KeyboardInterrupt as error:
@@ -131,7 +129,9 @@ class Command(DocumentedCommand):
         else:
             self.report(runs)
         if not all(run.is_successful for run in runs):
-            raise CommandError("Something was left or failed: see above.", returncode=EXIT_FAILED)
+            raise CommandError(
+                "Files are left or a strategy failed. See above.", returncode=EXIT_FAILED
+            )
 
     def announce(self, runs: list[BenchmarkRun], objects: int) -> None:
         tried = [run for run in runs if not run.obstacle]
@@ -165,7 +165,7 @@ def require_consent(bucket: str) -> None:
         return
     raise CommandError(
         f"This writes objects into bucket {printable_text(conf().bucket)} at {store_address()}, and"
-        " deletes them again. If that is what you want, name the bucket: --yes-write-to"
+        " deletes them again. To agree, name the bucket: --yes-write-to"
         f" {printable_text(conf().bucket)}",
         returncode=EXIT_USAGE,
     )
@@ -174,11 +174,11 @@ def require_consent(bucket: str) -> None:
 def remaining_text(runs: list[BenchmarkRun]) -> str:
     begun = [run.cleanup for run in runs if run.cleanup and not run.is_over]
     if not begun:
-        return "Nothing that was written is left."
+        return "No test files are left."
     ids = ", ".join(str(cleanup.pk) for cleanup in begun)
     return (
-        f"Cleanup {ids} deletes what was written: a worker takes it by itself. Without a worker,"
-        " run: manage.py sweep_cleanups --sync"
+        f"A worker deletes the test files (cleanup {ids}). Without a worker, run"
+        " manage.py sweep_cleanups --sync"
     )
 
 
@@ -190,7 +190,7 @@ TABLE_HEAD = (
     "errors",
     "US dollars",
     "left",
-    "deletion id",
+    "deletion ID",
 )
 
 
@@ -225,7 +225,7 @@ def run_notes(run: BenchmarkRun) -> Iterable[str]:
         yield f"{run.cleanup.get_status_display()}. {run.cleanup.message}"
     if run.cleared_by:
         yield (
-            f"what it left was then cleaned up by cleanup {run.cleared_by}:"
+            f"the files it left were then deleted by cleanup {run.cleared_by}:"
             f" {run.cleared_by.get_status_display()}"
         )
 

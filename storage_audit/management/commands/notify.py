@@ -10,15 +10,15 @@ from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import printable_text
 
 NO_RECIPIENTS = (
-    "Nobody is told: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, and run manage.py notify --test"
+    "No recipients: set NOTIFY_EMAILS or NOTIFY_WEBHOOK_URL, then run manage.py notify --test"
 )
 
 
 class Command(DocumentedCommand):
     help = (
-        "Looks for what needs a person, and sends what is to be told: once when it begins, and once"
-        " when it is over. The worker does so each minute; a timer must too, or nobody is told that"
-        " the worker is gone. Safe to repeat."
+        "Sends an alert once when a problem starts and once when it is resolved. The worker does so"
+        " each minute. Run it from a timer too, or nobody learns that the worker stopped. Safe to"
+        " repeat."
     )
     epilog = """
     examples:
@@ -26,18 +26,18 @@ class Command(DocumentedCommand):
       python manage.py notify --test
 
     exit codes:
-      0  what was due is sent, or nothing was
-      1  a message could not be sent: it is tried again for a day; with --test, it is not
-      2  wrong use; with --test, also when the settings name nobody to tell
+      0  every message that was due is sent
+      1  a message could not be sent: it is retried for a day, except with --test
+      2  wrong usage; with --test, also when there are no recipients
 
-    Next: the list of alerts in the admin says what is open, and who was told.
+    Next: the Alerts page in the admin lists open alerts and the messages about each.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--test",
             action="store_true",
-            help="send a test message to everybody whom the settings name, and nothing else",
+            help="only send a test message to each recipient in the settings",
         )
 
     def handle(self, *, test: bool, **options: object) -> None:
@@ -49,7 +49,7 @@ class Command(DocumentedCommand):
     def check_and_send(self) -> None:
         alert_rules.update_alerts(daily_figures.latest_refused_ids())
         tried = deliver.send_due_deliveries()
-        self.stdout.write(f"Alerts open: {Alert.objects.open().count()}.")
+        self.stdout.write(f"Open alerts: {Alert.objects.open().count()}.")
         if not alert_rules.list_recipients():
             self.stdout.write(NO_RECIPIENTS)
         self.stdout.write(f"Messages sent: {sum(each.is_sent for each in tried)}.")
@@ -66,4 +66,4 @@ class Command(DocumentedCommand):
         for who, error in errors.items():
             self.stdout.write(f"{printable_text(who)}: {printable_text(error) or 'sent'}")
         if any(errors.values()):
-            raise CommandError("Not every message was sent.", returncode=EXIT_FAILED)
+            raise CommandError("Some messages were not sent.", returncode=EXIT_FAILED)

@@ -17,10 +17,9 @@ from storage_audit.management.documented import DocumentedCommand
 
 class Command(DocumentedCommand):
     help = (
-        "Looks for what is wrong: settings, network, clock, credentials, bucket, database, queue,"
-        " wrangler. Runs the same probes here and in a queue worker, shows the latest report of a"
-        " web server beside them, and what differs. It writes, reads and deletes small objects of"
-        " its own beside the bucket's marker, and touches nothing else."
+        "Checks settings, network, clock, credentials, bucket, database, queue and wrangler. Runs"
+        " here and in a queue worker, and compares both with a web server's latest report. It"
+        " writes, reads and deletes small test files of its own, and touches nothing else."
     )
     epilog = """
     examples:
@@ -29,12 +28,12 @@ class Command(DocumentedCommand):
 
     exit codes:
       0  nothing is wrong; there may be warnings
-      1  something is wrong here or in the worker; or no worker answered. What an older report
-         says, of a web server for example, is shown with its age and does not count
-      2  wrong use
+      1  something is wrong here or in the worker, or no worker answered; a web server's older
+         report is shown with its age and does not count
+      2  wrong usage
 
-    Next: do what each line that begins with "Do:" says, and run it again. A web server makes a
-    report when you press "Examine now" in the admin, under Health reports.
+    Next: follow each line that begins with "Do:", then run it again. To get a web server's report,
+    choose "Check now" in the admin, under Health reports.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -97,7 +96,7 @@ def problem_lines(problem: Problem) -> Iterator[str]:
     yield ""
     yield f"{problem.status.label.upper()}: {problem.probe}{where}: {problem.summary}"
     if answer := problem.readings.get("answer"):
-        yield f"  It says: {answer}"
+        yield f"  Answer: {answer}"
     yield f"  Do: {problem.advice}"
 
 
@@ -105,7 +104,7 @@ def report_age(comparison: Comparison, health_report: HealthReport) -> str:
     if comparison.is_of_run(health_report):
         return ""
     minutes = (timezone.now() - health_report.at) // timedelta(minutes=1)
-    return f", its latest report, {minutes} minutes old"
+    return f", latest report, {minutes} minutes old"
 
 
 def result_table(comparison: Comparison, heads: list[str]) -> Iterator[str]:

@@ -22,8 +22,8 @@ from storage_audit.redaction import printable_text, redact_secrets
 
 class Command(DocumentedCommand):
     help = (
-        "Says whether a deletion certificate is as this application issued it, and whether the"
-        " database says the same. Changes nothing."
+        "Checks that a deletion certificate was not changed after it was issued, and that"
+        " the database agrees. Changes nothing."
     )
     epilog = f"""
     examples:
@@ -31,18 +31,16 @@ class Command(DocumentedCommand):
       python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.json --bucket
       python manage.py verify_certificate 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983.json --json
 
-    Of what differs, and of what is back in the bucket, the first {KEYS_SHOWN} are named. What came
-    back may be a new upload: it is said which objects are newer than the moment they were seen
-    gone.
+    Shows the first {KEYS_SHOWN} differences, and the first {KEYS_SHOWN} files that are back in the
+    bucket. A file that is newer than its deletion may be a new upload.
 
     exit codes:
-      0  it is as it was issued, and nothing that was asked contradicts it
-      1  it was altered, the database says something else, an object is back, or the bucket could
-         not be asked
-      2  wrong use, also when there is no such file, or it is no certificate
+      0  the certificate is unchanged and nothing contradicts it
+      1  it was changed, the database differs, a file is back, or the bucket can't be checked
+      2  wrong usage, also when there is no such file or it is not a certificate
 
-    Next: deletion_log with the deletion id tells what the database knows of it. For what is back,
-    verify_cleanup with that id says whether it belongs to somebody.
+    Next: deletion_log with the deletion ID shows the deletion's history. If files are back,
+    verify_cleanup with that ID shows whose they are.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -50,15 +48,15 @@ class Command(DocumentedCommand):
             "file",
             metavar="FILE",
             type=Path,
-            help="as it was downloaded: an editor that formats it makes another file of it",
+            help="the file exactly as downloaded; saving it in an editor may change it",
         )
         parser.add_argument(
             "--bucket",
             action="store_true",
-            help="also list its ranges in the bucket now: is a key there that was seen gone?",
+            help="also list the bucket now, and report files that are back",
         )
         parser.add_argument(
-            "--json", action="store_true", dest="as_json", help="print one JSON object instead"
+            "--json", action="store_true", dest="as_json", help="print one JSON object"
         )
 
     def handle(self, *, file: Path, bucket: bool, as_json: bool, **options: object) -> None:
@@ -70,7 +68,7 @@ class Command(DocumentedCommand):
             if as_json:
                 self.stdout.write(json.dumps(unreadable_verdict(certificate, error)))
             whose = certificate.head.get("deletion_id", "an unknown deletion")
-            text = f"Altered or cut off: the certificate of {whose} in {file}. {error}"
+            text = f"Changed or incomplete: the certificate of {whose} in {file}. {error}"
             raise CommandError(printable_text(text), returncode=EXIT_FAILED) from error
         if as_json:
             self.stdout.write(json.dumps(told))
@@ -78,7 +76,7 @@ class Command(DocumentedCommand):
             for line in verdict_lines(told):
                 self.stdout.write(printable_text(line))
         if not told["fine"]:
-            text = f"Not to be relied on as it is: the certificate of {told['deletion_id']}."
+            text = f"Don't rely on this certificate of {told['deletion_id']}: see above."
             raise CommandError(text, returncode=EXIT_FAILED)
 
 
@@ -97,7 +95,7 @@ def unreadable_verdict(certificate: Certificate, error: MalformedCertificate) ->
         "statement": None,
         "items": None,
         "flaws": [str(error)],
-        "not_compared": "An altered certificate is not compared with the database.",
+        "not_compared": "Not compared with the database, as the file was changed.",
         "differences": [],
         "more_differences": 0,
         "fine": False,
@@ -126,9 +124,9 @@ def check_certificate(certificate: Certificate, bucket: bool) -> dict[str, Any]:
 def bucket_verdict(certificate: Certificate, is_trusted: bool) -> dict[str, Any]:
     """What the bucket shows now; it is not asked about an altered file."""
     if not is_trusted:
-        return {"unknown": "An altered certificate does not say what to look for."}
+        return {"unknown": "the file was changed, so the bucket was not checked."}
     if check_file.is_foreign(certificate):
-        return {"unknown": "another database issued it, whose bucket this one cannot ask."}
+        return {"unknown": "another database issued it, and its bucket can't be checked here."}
     with command_context():
         try:
             found, more = split_first(check_file.find_reappeared(certificate))
@@ -155,9 +153,9 @@ def split_first(found: Iterable[Any]) -> tuple[list[Any], int]:
 def verdict_lines(told: dict[str, Any]) -> Iterator[str]:
     yield f"Deletion {told['deletion_id']}: {told['status']}, {told['items']} objects."
     if not told["flaws"]:
-        yield f"It is as it was issued. It says: {told['statement']}"
+        yield f"Unchanged since it was issued. {told['statement']}"
     for flaw in told["flaws"]:
-        yield f"Altered: {flaw}"
+        yield f"Changed: {flaw}"
     yield from database_lines(told)
     yield from bucket_lines(told)
 
@@ -166,23 +164,23 @@ def database_lines(told: dict[str, Any]) -> Iterator[str]:
     if told["not_compared"]:
         yield told["not_compared"]
     elif not told["differences"]:
-        yield "The database says the same."
+        yield "The database agrees."
     for difference in told["differences"]:
         yield f"Differs: {difference}"
     if told["more_differences"]:
-        yield f"and {told['more_differences']} more differences"
+        yield f"and {told['more_differences']} more"
 
 
 def bucket_lines(told: dict[str, Any]) -> Iterator[str]:
     if told.get("unknown"):
-        yield f"Unknown whether it is still so: {told['unknown']}"
+        yield f"The bucket was not checked: {told['unknown']}"
     elif "back" in told and not told["back"]:
-        yield "The bucket shows none of the objects that were seen gone."
+        yield "None of the deleted files is back in the bucket."
     for each in told.get("back", ()):
-        age = "newer than that" if each["newer"] else "older than that"
+        age = "a newer file" if each["newer"] else "not a newer file"
         yield (
-            f"Back: {each['key']}: seen gone at {each['seen_gone_at']}, and there now, written at"
-            f" {each['last_modified']}, which is {age}"
+            f"Back: {each['key']}: confirmed gone at {each['seen_gone_at']}; in the bucket again,"
+            f" last modified {each['last_modified']} ({age})"
         )
     if told.get("more_back"):
-        yield f"and {told['more_back']} more are back"
+        yield f"and {told['more_back']} more"

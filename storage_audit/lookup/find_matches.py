@@ -63,7 +63,9 @@ def find_projects_by_title(title: str, access: LookupAccess) -> Matches:
         return Matches([], [])
     deleted = SnapshotName.objects.filter(name__icontains=title).order_by("name", "project_id")
     names = deleted.values_list("project_id", "name").distinct()[: MAX_MATCHES + 1]
-    found = {**dict(names), **find_existing_by_title(title)}
+    # The name of a project of ours ends with its id.
+    titles = {project_id: name.removesuffix(f" ({project_id})") for project_id, name in names}
+    found = {**titles, **find_existing_by_title(title)}
     shown = dict(islice(sorted(found.items(), key=lambda pair: pair[::-1]), MAX_MATCHES))
     statuses = project_statuses(shown)
     projects = [NamedProject(statuses[pk], text) for pk, text in shown.items()]

@@ -100,7 +100,9 @@ def find_title(project_id: str, cleanup: Cleanup | None) -> str:
     if project_model.get_model() is Project:
         titles = Project.objects.filter(pk=project_id).values_list("title", flat=True)
         title = titles.first() or ""
-    return title or getattr(cleanup, "project_name", None) or ""
+    name: str = getattr(cleanup, "project_name", None) or ""
+    # The name of a project of ours ends with its id.
+    return title or name.removesuffix(f" ({project_id})")
 
 
 def last_cleanup_per_bucket(project_id: str) -> Iterable[Cleanup]:

@@ -120,3 +120,12 @@ def test_page_of_a_known_id_says_whether_its_files_are_kept(held: Cleanup) -> No
     assert "A person cancelled the cleanup: its files stay." in page_text(client.get(url))
     KnownProject.objects.update(kept_for="")
     assert "its files stay" not in page_text(client.get(url))
+
+
+def test_lookup_lists_existing_and_deleted_projects_of_a_title_together(held: Cleanup) -> None:
+    Project.objects.create(pk="proj_2", title="Summer camp")
+    found = looked_up(superuser_client(), "summer")
+    assert "2 projects match." in found
+    assert "Summer camp (proj_2)</a>: exists" in found and f"{NAME}</a>: deleted" in found
+    only = looked_up(superuser_client(), "summer sale")
+    assert "<strong>Summer sale</strong>" in only and "the project “Summer sale” are still" in only

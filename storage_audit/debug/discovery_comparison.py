@@ -51,7 +51,7 @@ class DiscoveryMethod(TextChoices):
 
 
 class DifferenceReason(TextChoices):
-    NEVER_TRACKED = "never_tracked", gettext_lazy("Not tracked. Run a backfill.")
+    NEVER_TRACKED = "never_tracked", gettext_lazy("Run a backfill to track it.")
     NOBODYS_ROW = "nobodys_row", gettext_lazy("Its record has no project.")
     OTHERS_ROW = (
         "others_row",

@@ -161,7 +161,7 @@ def test_the_list_tells_which_are_valid() -> None:
     assert states() == {
         "valid": "valid",
         "late": "expired",
-        "idle": "rests: max may not sign in",
+        "idle": "suspended: max can&#x27;t sign in",
         "revoked": "revoked",
     }
 

@@ -57,7 +57,7 @@ def test_untracked_row_leaves_its_object(page: Page, bucket: Bucket) -> None:
     log_in_as_superuser(page)
     page.goto(path("r2object"))
     run_row_action(page, "Untrack, keep the files", forgotten)
-    page.get_by_role("button", name="Yes, untrack").click()
+    page.get_by_role("button", name="Untrack 1 file").click()
     expect(page.get_by_text("Untracked 1 file. It is still in R2")).to_be_visible()
     expect(find_row(page, forgotten)).to_have_count(0)
     assert R2Object.objects.get().key == kept

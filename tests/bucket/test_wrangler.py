@@ -64,14 +64,14 @@ KEYS = {
     "🎬/<b>&\"'": "🎬/",
 }
 HOSTILE = {
-    "..": "another object",
-    ".": "another object",
-    "a/../up": "another object",
-    f"../../{NEXT_DOOR}/objects/victim": "another object",
-    "../objects?prefix=": "another object",
-    "back\\slash": "might delete another object",
-    "/lead": "might delete another object",
-    "two//slashes": "might delete another object",
+    "..": "reads '.' and '..' between slashes as folders",
+    ".": "reads '.' and '..' between slashes as folders",
+    "a/../up": "reads '.' and '..' between slashes as folders",
+    f"../../{NEXT_DOOR}/objects/victim": "reads '.' and '..' between slashes as folders",
+    "../objects?prefix=": "reads '.' and '..' between slashes as folders",
+    "back\\slash": "may change a leading slash",
+    "/lead": "may change a leading slash",
+    "two//slashes": "may change a leading slash",
     "": "1 to 1024 bytes",
     "é" * 513: "1 to 1024 bytes",
     "\udcff": "not UTF-8",
@@ -410,7 +410,7 @@ def test_one_that_is_not_there_or_does_not_run_says_what_to_do(
     assert "npm install -g wrangler" in why() and "WRANGLER_PATH" in why()
     program.path.chmod(0o700)
     program.path.write_text("no program")
-    assert "cannot be started" in why() and "WRANGLER_PATH" in why()
+    assert "Can't start wrangler" in why() and "WRANGLER_PATH" in why()
     program.write_script("", "; echo 'Wrangler requires at least Node.js v22.12.0' >&2; exit 1")
     assert "Node.js v22.12.0" in why()
     program.write_script("", "4.164.0; exit 3")
@@ -471,7 +471,7 @@ def test_what_it_says_is_kept_short_and_without_secrets(
     (command,) = ran
     assert command.stdout.startswith("Resource location: remote\n1\n")
     assert command.stdout.endswith("[redacted]\n") and command.stderr == "[redacted]\n"
-    assert "characters left out" in command.stdout and len(command.stdout) < 4100
+    assert "characters omitted" in command.stdout and len(command.stdout) < 4100
     assert "s3cret-t0ken" not in json.dumps(asdict(command)) + command.summary
     assert command.argv[1:5] == ["r2", "object", "delete", f"{HERE}/k"]
     assert command.summary.endswith(f"exit code 0, {command.seconds:.1f} s")
@@ -500,7 +500,7 @@ def test_nothing_of_it_lives_on_when_its_time_is_over(
 ) -> None:
     wait_for_another(program)
     monkeypatch.setattr(wrangler, "MIN_CALL_SECONDS", 0)
-    with pytest.raises(Unavailable, match="killed") as caught:
+    with pytest.raises(Unavailable, match="was stopped") as caught:
         delete("k", ran, until=monotonic_seconds() + 2)
     assert not caught.value.answered
     assert ran[0].exit_code is None and 1.5 < ran[0].seconds < 3.5

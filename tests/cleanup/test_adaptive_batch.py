@@ -382,6 +382,6 @@ def test_batch_whose_proof_grew_old_before_it_left_is_proved_anew(
     assert cleanup.status == Status.CLEAN
     assert sizes(store) == [2, 2, 2, 2]
     assert set(read_outcomes(cleanup).values()) == {"deleted"}
-    assert "too old by now" in batch_messages(cleanup)[0]
+    assert "is too old" in batch_messages(cleanup)[0]
     assert CleanupItem.objects.filter(outcome="failed").count() == 0
     check_promises(bucket)

@@ -267,7 +267,7 @@ def test_listing_of_uploads_that_does_not_get_on_is_no_listing(
 
     network.proxy.rules.append(rule_for(is_uploads_listing, page))
     cleanup = run_until_idle(request_cleanup("proj_1"))
-    assert cleanup.status == Status.RETRYING and "listing of multipart" in cleanup.message
+    assert cleanup.status == Status.RETRYING and "listing of unfinished uploads" in cleanup.message
     assert bucket.keys() == KEYS | OTHERS
     heal(cleanup, network, bucket)
 

@@ -185,7 +185,7 @@ def test_answer_for_another_key_is_no_answer(bucket: Bucket, store: FaultyStore)
 
     store.rules.append(rule_for(is_delete_batch, names_others))
     cleanup = clean_up_project("proj_1")
-    assert all("for other keys" in read_reason(cleanup, key) for key in keys)
+    assert all("for different keys" in read_reason(cleanup, key) for key in keys)
     survives(cleanup, bucket, store)
 
 

@@ -333,7 +333,7 @@ def test_without_wrangler_nothing_is_lost_and_the_message_says_what_to_do(bucket
     with configured(WRANGLER_PATH="/nowhere/wrangler", ACCOUNT_ID="a" * 32):
         cleanup = declared("proj_1", *MODES["wrangler"])
     assert cleanup.status == Status.RETRYING
-    assert "wrangler is missing" in cleanup.message
+    assert "wrangler is not installed" in cleanup.message
     assert "start another cleanup with the strategy batch" in cleanup.message
     assert "R2_BUCKET_NAME" not in cleanup.message
     assert bucket.keys() == {FLAT_KEY}
@@ -365,7 +365,7 @@ def test_wrangler_deletes_nothing_in_an_account_that_s3_does_not_list(
             with configured(**account, API_URL=theirs.url):
                 cleanup = declared("proj_1", *MODES["wrangler"])
             assert cleanup.status == Status.BLOCKED
-            assert "wrangler does not show the marker" in cleanup.message
+            assert "wrangler would delete in the wrong one" in cleanup.message
             assert bucket.keys() == there.keys() == {FLAT_KEY, HIERARCHICAL_KEY}
     check_promises(bucket)
 

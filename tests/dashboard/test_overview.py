@@ -390,7 +390,7 @@ def test_a_late_sweep_and_waiting_tasks_are_told(db: None, settings: Settings) -
     assert (
         figure == "late" and "No worker is running. Its regular check is 60 minutes late." in said
     )
-    assert "start the worker again" in shown
+    assert "restart the worker" in shown
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     assert tile(page_text(client.get(DASHBOARD)), "Worker and queue")[1] == "none"
 

@@ -77,7 +77,7 @@ def test_without_wrangler_nothing_is_known_and_it_says_why(settings: Settings) -
     access = client_with_token().get("/debug/r2-access")
     assert (access["buckets"], access["exit_code"]) == (None, None)
     for answer in (auth, access):
-        assert "wrangler is missing" in answer["reason"]
+        assert "wrangler is not installed" in answer["reason"]
 
 
 @pytest.mark.django_db

@@ -307,8 +307,8 @@ def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> N
         " alone.\n"
         "1 only tracked: The file is missing from the bucket.\n"
         f"  {FLAT_KEY} (upload)\n"
-        "1 found by a cleanup and found by file name alone, but not tracked: Not tracked. Run a"
-        " backfill.\n"
+        "1 found by a cleanup and found by file name alone, but not tracked: Run a"
+        " backfill to track it.\n"
         "  projects/proj_1/scenes/s1/media/evil\\x1b[2J.mp4 (hierarchical: proj_1.)\n",
         "CommandError: The results differ. See the reasons above.\n",
         1,
@@ -331,7 +331,7 @@ def test_the_page_of_a_project_leads_to_the_same(bucket: Bucket) -> None:
     [address] = re.findall('href="(/[^"]*/compare/[^"]*)"', project_page(client))
     shown = page_text(client.get(address))
     assert "Differences found" in shown
-    assert "Not tracked. Run a backfill." in shown and "The file is missing" in shown
+    assert "Run a backfill to track it." in shown and "The file is missing" in shown
     assert "&lt;b&gt;evil\\x1b.mp4" in shown and "<b>" not in shown
     R2Object.objects.all().delete_without_signals()
     bucket.wipe()

@@ -110,15 +110,15 @@ def test_what_cannot_run_here_is_no_error_of_the_others(
     missing, batch = facts["runs"]
     assert (code, batch["status"]) == (0, "clean")
     assert missing.keys() == {"strategy", "obstacle"}
-    assert "wrangler is missing" in missing["obstacle"]
+    assert "wrangler is not installed" in missing["obstacle"]
     out, _err, code = run_command(
         "compare_strategies", "--objects", "1", "--strategies", "wrangler"
     )
-    assert (code, "wrangler: cannot run here: wrangler is missing" in out) == (0, True)
+    assert (code, "wrangler: cannot run here: wrangler is not installed" in out) == (0, True)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"WRANGLER_LIMIT": 2}
     assert (
         strategy_benchmark.obstacle_to_wrangler(3)
-        == "Wrangler is not started for more than 2 objects."
+        == "wrangler is limited to 2 objects."
     )
     assert Cleanup.objects.filter(parent=None).count() == 1
 
@@ -132,7 +132,7 @@ def test_what_a_strategy_leaves_is_counted_and_then_cleaned_up(
     assert (code, err.splitlines()[-1][:12]) == (1, "CommandError")
     assert re.search(r"^sequential .* [1-9]\d* +0\.000\d{3} +2  ID$", out, re.MULTILINE), out
     assert "sequential: retrying. 2 objects remain" in out
-    assert "sequential: what it left was then cleaned up by cleanup ID: clean" in out
+    assert "sequential: the files it left were then deleted by cleanup ID: clean" in out
 
 
 def test_objects_that_were_not_listed_are_not_called_gone(
@@ -190,7 +190,7 @@ def test_whatever_stops_it_leaves_its_objects_to_a_cleanup(
         monkeypatch.setattr(Cleanup, "make_due", lambda cleanup: None)
     _out, err, code = run_command("compare_strategies", "--strategies", "batch")
     assert code == 130
-    assert "Interrupted. Cleanup ID deletes what was written" in err
+    assert "Interrupted. A worker deletes the test files (cleanup ID)" in err
     assert neighbours.facts(written[0])
     monkeypatch.undo()
     if killed:

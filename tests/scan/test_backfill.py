@@ -328,11 +328,11 @@ def test_a_listing_that_breaks_off_fails_the_scan_and_resolves_nothing(
 
     def broken(bucket: str, prefix: str, after: str) -> Iterator[Entries]:
         yield from entry_pages(bucket, prefix, after)
-        raise InvalidResponse("The listing does not get on.")
+        raise InvalidResponse("The listing makes no progress.")
 
     listing_as(monkeypatch, broken)
     found = backfill()
-    assert (found.status, found.message) == ("failed", "The listing does not get on.")
+    assert (found.status, found.message) == ("failed", "The listing makes no progress.")
     assert not found.shards.get().complete
     assert R2Object.objects.filter(key=KEY).exists()
     assert kinds() == {"README.txt": "unrecognised"}

@@ -164,7 +164,7 @@ def test_the_sweep_gives_up_a_scan_that_nobody_went_on_with_for_a_day(
     old = begun(enqueued_at=enqueued_at, started_at=timezone.now() - LONG_AGO)
     tasks.sweep()
     old.refresh_from_db()
-    assert (old.status, old.message) == ("failed", "Nobody went on with it for a day.")
+    assert (old.status, old.message) == ("failed", "The scan made no progress for a day.")
     assert list_enqueued_ids() == []
 
 

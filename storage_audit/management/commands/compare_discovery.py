@@ -72,7 +72,7 @@ class Command(DocumentedCommand):
         where = f"{comparison.project_id} in bucket {printable_text(comparison.bucket)}"
         self.stdout.write(f"{where}: {counts}.")
         if comparison.agrees:
-            self.stdout.write("All three find the same.")
+            self.stdout.write("All three find the same files.")
         for difference in comparison.differences:
             self.stdout.write(f"{difference.count} {difference.place}: {difference.words}")
             for example in difference.examples:

@@ -116,10 +116,7 @@ def test_what_cannot_run_here_is_no_error_of_the_others(
     )
     assert (code, "wrangler: cannot run here: wrangler is not installed" in out) == (0, True)
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"WRANGLER_LIMIT": 2}
-    assert (
-        strategy_benchmark.obstacle_to_wrangler(3)
-        == "wrangler is limited to 2 objects."
-    )
+    assert strategy_benchmark.obstacle_to_wrangler(3) == "wrangler is limited to 2 objects."
     assert Cleanup.objects.filter(parent=None).count() == 1
 
 

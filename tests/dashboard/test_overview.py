@@ -463,7 +463,7 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
         change("cleanup", blocked.pk): ["1,204 objects are more than", "choose Force-delete"],
         change("cleanup", failed.pk): ["AccessDenied", "try again"],
         change("bucketscan", broken.pk): ["The listing broke off.", "then scan again."],
-        change("healthreport", wrong.pk): ["The last health report", "examine again"],
+        change("healthreport", wrong.pk): ["The last health report", "check again"],
     }.items():
         entry = entry_of(shown, url)
         assert all(escape(text) in entry for text in said), entry

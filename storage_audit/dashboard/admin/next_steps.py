@@ -314,7 +314,7 @@ def health_steps(links: Links) -> Iterator[NextStep]:
             _("wrong"),
             _("The last health report"),
             add_group_hint(
-                links, "add_healthreport", _("Do what it says first, then examine again.")
+                links, "add_healthreport", _("Do what it says first, then check again.")
             ),
             links.page_url("healthreport", latest.pk),
             since=latest.at,

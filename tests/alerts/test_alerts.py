@@ -31,7 +31,7 @@ import pytest
 from django.contrib.auth.models import Permission
 from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, connections
+from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django.utils.translation import override, trans_real
@@ -288,7 +288,8 @@ def test_message_about_projects_that_disappeared_asks_for_a_decision(mailed: lis
 @pytest.mark.parametrize("kind", ["worker", "findings", "ids", "paused"])
 def test_message_about_one_problem_has_at_most_80_words(kind: str, mailed: list[Any]) -> None:
     Alert.objects.create(kind=kind, summary="word " * 60)
-    made = alert_rules.create_notification()
+    with transaction.atomic():
+        made = alert_rules.create_notification()
     assert made
     assert len(alert_text.message_text(made).split()) <= 80
 

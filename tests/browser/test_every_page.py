@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from io import StringIO
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
@@ -11,7 +10,6 @@ from django.core.management import call_command
 from django.urls import resolve, reverse
 from playwright.sync_api import Page
 
-from devtools.demo.site import ROOT
 from devtools.staff import act_on_all
 from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import bulk, end_deletions, pause_deletions, requests, runner
@@ -21,6 +19,7 @@ from storage_audit.models import Project
 from storage_audit.ui.links import cleanup_url, lookup_url
 from tests.admin_client import DASHBOARD
 from tests.admin_client import admin_url as path
+from tests.browser.accessibility import violations
 from tests.browser.staff import log_in_as_superuser
 from tests.held import hold_deletion
 from tests.real_bucket import Bucket
@@ -57,15 +56,6 @@ ASKING = [
     ("finding", "Untrack missing files"),
     ("finding", "Rename files with old names"),
 ]
-AXE = (ROOT / "devtools" / "node_modules" / "axe-core" / "axe.min.js").read_text()
-# What WCAG 2.2 asks for at level AA; https://dequeuniversity.com/rules/axe/
-RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
-OURS = ("admin:index", "admin:app_list", "admin:storage_audit", "admin:login")
-AXE_SCRIPT = """async (tags) => {
-  const { violations } = await axe.run({ runOnly: { type: "tag", values: tags } });
-  return violations.flatMap(({ id, help, nodes }) =>
-    nodes.map(({ html }) => `${id} (${help}): ${html.slice(0, 300)}`));
-}"""
 # Those that are downloaded show no page.
 LINKS = "[...document.querySelectorAll('a[href]:not([download])')].map(link => link.pathname)"
 
@@ -135,14 +125,6 @@ def tour(page: Page) -> Iterator[str]:
 
 def undo_url(deletion_id: UUID) -> str:
     return reverse("admin:storage_audit_undo_deletion", args=[deletion_id])
-
-
-def violations(page: Page) -> list[str]:
-    """On pages of ours: Django's own for users and django-q2's are not for us to mend."""
-    if not resolve(urlsplit(page.url).path).view_name.startswith(OURS):
-        return []
-    page.evaluate(AXE)
-    return [f"{page.url}: {text}" for text in page.evaluate(AXE_SCRIPT, RULES)]
 
 
 def test_on_a_phone_in_the_dark_everybody_can_read_every_page_and_no_name_runs(page: Page) -> None:

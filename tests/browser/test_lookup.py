@@ -7,8 +7,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from storage_audit.ui.links import lookup_url
 from tests.admin_client import url_of_cleanup
+from tests.browser.accessibility import violations
 from tests.browser.staff import log_in_as_superuser
-from tests.browser.test_every_page import violations
 from tests.promises import clean_up_project
 from tests.real_bucket import Bucket
 

@@ -262,7 +262,7 @@ def test_the_token_and_the_jurisdiction_are_sent_and_no_other_credentials(
 @pytest.mark.parametrize(
     ("missing", "advice"),
     [
-        ("API_TOKEN", "Set CLOUDFLARE_API_TOKEN"),
+        ("API_TOKEN", "set CLOUDFLARE_API_TOKEN"),
         ("ACCOUNT_ID", "Set CLOUDFLARE_ACCOUNT_ID"),
         ("SDK", "pip install cloudflare"),
     ],
@@ -469,7 +469,7 @@ def test_what_only_s3_shows_is_told_and_changes_nothing(bucket: Bucket, rest: Fa
 @pytest.mark.parametrize(
     ("where", "lie", "why"),
     [
-        ("proj_", LIES["cut short"], "cut short"),
+        ("proj_", LIES["cut short"], "incomplete"),
         ("proj_", Reply(401, b"{}"), "401"),
         ("proj_", Reply(429, b"{}"), "429"),
         ("proj_", RESET_REPLY, "Can't reach"),

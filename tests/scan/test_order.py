@@ -135,7 +135,7 @@ def test_a_store_that_promised_the_order_of_bytes_and_breaks_it_is_not_believed(
     listing.use(monkeypatch, BYTEWISE)
     found = run_reconcile()
     assert (found.status, found.in_key_order) == ("failed", True)
-    assert "where it cannot be" in found.message
+    assert "out of order" in found.message
     assert not Finding.objects.exists()
 
 

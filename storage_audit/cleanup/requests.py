@@ -298,7 +298,7 @@ class TransactionCleanup:
 
 def request_deletion(bucket: str, rows: list[DeletedRow], **hold: Any) -> Cleanup:
     """Put the rows into this transaction's cleanup for the bucket, made when there is none. What is
-    held gets one of its own, as each delete() call is undone by itself."""
+    held gets one of its own, as each delete() call is undone separately."""
     cleanup = None if hold else cleanup_of_transaction(bucket)
     if cleanup is None:
         cleanup = Cleanup.objects.request(

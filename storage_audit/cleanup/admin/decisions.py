@@ -285,7 +285,10 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
             return self.request_bulk_undo(request, selection.rows, form.cleaned_data["reason"])
         sentences = [
             *UNDO.sentences,
-            _("A worker undoes each deletion by itself. The next page shows which ones it can't."),
+            _(
+                "A worker undoes the deletions one by one. The next page lists those that can't"
+                " be undone."
+            ),
         ]
         if left := selected - able.count():
             text = ngettext(

@@ -63,6 +63,20 @@ def format_utc(moment: datetime) -> str:
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
+def format_time(moment: datetime) -> SafeString:
+    """Such as “3 hours ago” within a day, and “3 Dec 2026, 20:49 UTC” beyond; exact on hover."""
+    at = moment.astimezone(UTC)
+    exact = f"{at.day} {at:%b %Y, %H:%M:%S} UTC"
+    now = timezone.now()
+    age = now - moment
+    text = format_utc(moment)
+    if timedelta() <= age < timedelta(minutes=1):
+        text = _("just now")
+    elif timedelta() <= age < timedelta(days=1):
+        text = _("%s ago") % timesince(moment, now, depth=1)
+    return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact, text)
+
+
 def deletion_text(bucket: str, count: int, size: int) -> str:
     text = _("%(amount)s in bucket %(bucket)s will be deleted from R2")
     return text % {"amount": format_amount(count, size), "bucket": printable_text(bucket)}

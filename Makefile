@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: help install demo docs check check-protocol test-fast test test-crash test-mutants screenshots bench
+.PHONY: help install demo docs check check-protocol test-fast test test-crash test-mutants screenshots animation bench
 
 define HELP
 make demo            try it: a local R2, a database, a worker and the admin, with example data
@@ -14,6 +14,7 @@ make test-mutants    break one rule after the other, and see that its test fails
 make check-protocol  try every order of what workers and people do at once, in a model; needs spin
 make bench           how fast it is, beside what others use; an hour and more, or ARGS=--quick
 make screenshots     a picture of each page of the admin; ARGS is the folder for them
+make animation       record the animation of the README in the real admin
 make docs            build the docs as a site in site/; ARGS=serve to read it with search
 make install         what each of these does first: install, into this folder, what the lock files name
 make help            this text, as bare `make` does
@@ -36,7 +37,7 @@ help:
 	@:
 
 # `exec`, so that a signal that make hands on reaches Python and not a shell.
-demo test-mutants screenshots: install
+demo test-mutants screenshots animation: install
 	@exec $(VENV)/bin/python -m devtools.$(@:test-%=%) $(ARGS)
 
 test-crash: install

@@ -76,8 +76,8 @@ def normalized_text(answer: HttpResponse | Any) -> str:
 
 def read_totals(shown: str) -> dict[str, tuple[str, str]]:
     """Objects and bytes of each line of the totals."""
-    cells = r'<td class="audit-objects">(.*?)</td><td class="audit-size">(.*?)</td>'
-    found = re.findall(rf'<tr data-name="(\w+)".*?{cells}', shown)
+    cells = r'<span class="audit-objects">(.*?)</span> <small class="audit-size">(.*?)</small>'
+    found = re.findall(rf'<div data-name="(\w+)".*?{cells}', shown)
     return {name: (objects, size) for name, objects, size in found}
 
 

@@ -21,7 +21,7 @@ from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS
 from storage_audit.api.schemas import NOT_GIVEN, Limit, StrictSchema, Text, first_rows
 from storage_audit.cleanup import end_deletions, pause_deletions, requests
-from storage_audit.cleanup.cleanup_text import explain_status
+from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition

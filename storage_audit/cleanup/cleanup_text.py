@@ -1,4 +1,4 @@
-"""What each status and outcome of a cleanup means for a person, and what happens next."""
+"""Words for the statuses, outcomes, steps and triggers of a cleanup."""
 
 from typing import Any
 
@@ -13,173 +13,97 @@ from storage_audit.redaction import printable_text
 Kind, Status = Cleanup.Kind, Cleanup.Status
 Outcome, Step, Trigger = CleanupItem.Outcome, Cleanup.Step, Cleanup.Trigger
 
-STATUS_MEANINGS = {
-    Status.PLANNED: gettext_lazy(
-        "This was a dry run: nothing was deleted. The plan stays as it is until a person runs it,"
-        " and running it never deletes more than it says."
-    ),
-    Status.PENDING: gettext_lazy(
-        "It waits for a worker, which takes it when its time has come. Should the queue lose it,"
-        " the sweep finds it."
-    ),
-    Status.RUNNING: gettext_lazy(
-        "A worker has it. Should the worker die, another goes on from here."
-    ),
-    Status.CLEAN: gettext_lazy(
-        "Done: complete listings of the bucket show none of its objects any more."
-    ),
-    Status.CLEAN_WITH_KEPT: gettext_lazy(
-        "Done: everything that may be deleted is gone. The kept objects are still in the"
-        " bucket; each says why it was kept."
-    ),
-    Status.RETRYING: gettext_lazy(
-        "Something remains, or the bucket could not be asked. It is tried again by itself, with"
-        " growing pauses."
-    ),
-    Status.DIFFERS: gettext_lazy(
-        "The verification is over and found differences; it changed nothing. The items say which"
-        " they are."
-    ),
-    Status.FAILED: gettext_lazy(
-        "Something remains after hours of trying. It is tried again once a day, but a person must"
-        " look: the message and the items say what stands in the way."
-    ),
-    Status.BLOCKED: gettext_lazy(
-        "Nothing is deleted until a person decides. The message says what stopped it. If its"
-        " figures are right, choose Force-delete to approve it."
-    ),
-    Status.UNDONE: gettext_lazy(
-        "The deletion was undone. The project is back, and none of its files was deleted."
-    ),
-    Status.CANCELLED: gettext_lazy(
-        "A person cancelled this cleanup. The files that were not deleted by then stay in the"
-        " bucket."
-    ),
-    Status.SUPERSEDED: gettext_lazy(
-        "A new project with this id, or a later deletion of it, decides on the files. Nothing more"
-        " is done here."
-    ),
-}
-VERIFICATION_MEANINGS = {
-    Status.CLEAN: gettext_lazy("The verification is over, and all is as it should be."),
-    Status.CLEAN_WITH_KEPT: gettext_lazy(
-        "The verification is over: nothing is left that may go. Each kept object says why it was"
-        " kept."
-    ),
-    Status.BLOCKED: gettext_lazy(
-        "The verification was stopped; the message says why. Once that is settled, verify again."
-    ),
-}
-# Of the cleanup that lists projects.
-VANISHED_MEANINGS = {
-    Status.BLOCKED: gettext_lazy(
-        "Nothing of these projects is deleted, and they count as alive, until their rows are back"
-        " or a person approves this cleanup."
-    ),
-    Status.SUPERSEDED: gettext_lazy("It is settled; the message says how."),
-}
 PROJECT_EXISTS_TEXT = gettext_lazy(
-    "The project exists, so this plan cannot be run. Deleting the project starts a cleanup of its"
-    " own."
+    "The project exists, so this plan can't be run. To delete its files, delete the project."
 )
 PRUNED_TEXT = gettext_lazy(
-    "It is long over: its items and its timeline were exported to the file %(archive)s and deleted"
-    " here. manage.py loaddata, with the path of that file, brings them back."
+    "The list of files and the timeline were moved to the file %(archive)s. To load them again, run"
+    " manage.py loaddata with the path of that file."
 )
 # What became of an object: a word for it, and what that means.
 OUTCOME_TEXTS = {
     Outcome.TO_DELETE: (
         Outcome.TO_DELETE.label,
-        gettext_lazy("Each is checked once more before it goes, and stays if it has changed."),
+        gettext_lazy("Checked again just before it is deleted, and kept if it has changed."),
     ),
     Outcome.DELETING: (
         Outcome.DELETING.label,
         gettext_lazy(
-            "The store was asked for it. It counts as deleted only when a complete listing does not"
-            " show it any more."
+            "Sent for deletion. It counts as deleted once the bucket does not list it any more."
         ),
     ),
     Outcome.DELETED: (
         Outcome.DELETED.label,
-        gettext_lazy("It was sent for deletion, and a complete listing does not show it any more."),
+        gettext_lazy("Deleted, and the bucket does not list it any more."),
     ),
     Outcome.ALREADY_GONE: (
         Outcome.ALREADY_GONE.label,
-        gettext_lazy("It was gone before this cleanup asked the store for it."),
+        gettext_lazy("Gone before this cleanup asked for its deletion."),
     ),
     Outcome.KEPT: (
         Outcome.KEPT.label,
-        gettext_lazy(
-            "It stays, and nothing deletes it until a person has decided; see the reason."
-        ),
+        gettext_lazy("Still in the bucket. The reason says why."),
     ),
     Outcome.FAILED: (
         Outcome.FAILED.label,
-        gettext_lazy("It is not gone; the reason says what stands in the way."),
+        gettext_lazy("Not deleted. The reason says why."),
     ),
 }
 # Of a verification, which deletes nothing.
 VERIFICATION_OUTCOME_TEXTS = {
     Outcome.TO_DELETE: (
         gettext_lazy("to be compared"),
-        gettext_lazy("It is tracked, or in the bucket, or both. The two have not been compared."),
+        gettext_lazy("Tracked or in the bucket, and not compared yet."),
     ),
     Outcome.ALREADY_GONE: (
         gettext_lazy("confirmed gone"),
-        gettext_lazy("It was deleted, and the bucket does not show it: as it should be."),
+        gettext_lazy("Deleted, and the bucket does not list it."),
     ),
     Outcome.FAILED: (
         gettext_lazy("different"),
-        gettext_lazy("It is not as it should be; the reason says in what. Nothing was changed."),
+        gettext_lazy("Not as expected. The reason says what differs. Nothing was changed."),
     ),
 }
 # Who or what asked for a cleanup.
 TRIGGER_MEANINGS = {
-    Trigger.DELETED: gettext_lazy(
-        "A person or a program deleted the project, or these objects, or gave them other keys."
-    ),
-    Trigger.FORCED: gettext_lazy(
-        "Who deleted the project, or these objects, lifted the safety limits with that."
-    ),
-    Trigger.ORPHANED: gettext_lazy("A person asked for the deletion of orphans that scans found."),
+    Trigger.DELETED: gettext_lazy("The project or these files were deleted."),
+    Trigger.FORCED: gettext_lazy("Deleted without the safety limits."),
+    Trigger.ORPHANED: gettext_lazy("A person deleted leftover files that scans had found."),
     Trigger.DECLARED: gettext_lazy(
-        "A person said that this id is no project any more, and had its leftover files cleaned up."
+        "A person confirmed that the project is deleted, and had its leftover files deleted."
     ),
     Trigger.VANISHED: gettext_lazy(
-        "The sweep saw that the project’s row is gone, though nobody had asked for its deletion."
+        "The project was gone from the database, though nobody had asked for its deletion."
     ),
-    Trigger.DRY_RUN: gettext_lazy("A person or a program asked what a deletion would do."),
-    Trigger.VERIFY: gettext_lazy(
-        "A person or a program asked whether the bucket is as it should be."
-    ),
+    Trigger.DRY_RUN: gettext_lazy("Somebody asked what a deletion would do."),
+    Trigger.VERIFY: gettext_lazy("Somebody asked to compare the bucket with what is expected."),
     Trigger.FOLLOW_UP: gettext_lazy(
-        "The deletion that it follows asked for a later check, as an upload may still have ended"
-        " after it."
+        "Checks again after a deletion, as an upload may have ended after it."
     ),
     Trigger.BENCHMARK: gettext_lazy(
-        "A person tried a strategy of deletion on a made-up project, with compare_strategies."
+        "compare_strategies tried a way of deleting on a test project."
     ),
 }
 # What a worker does in a step.
 STEP_ACTIVITIES = {
-    Step.PLAN: gettext_lazy("Looking for objects"),
-    Step.HELD: gettext_lazy("Waiting until the hold is over"),
+    Step.PLAN: gettext_lazy("Finding the files"),
+    Step.HELD: gettext_lazy("Waiting until the hold ends"),
     Step.DELETE: gettext_lazy("Deleting"),
-    Step.VERIFY: gettext_lazy("Looking whether they are gone"),
+    Step.VERIFY: gettext_lazy("Checking that the files are gone"),
 }
-VERIFICATION_ACTIVITY = gettext_lazy("Comparing the bucket with what should be there")
+VERIFICATION_ACTIVITY = gettext_lazy("Comparing the bucket with what is expected")
 # What the lines of a timeline are about.
 EVENT_LABELS = {
-    "request": gettext_lazy("asked for"),
+    "request": gettext_lazy("requested"),
     "plan": gettext_lazy("plan"),
     "delete": gettext_lazy("deletion"),
     "batch_size": gettext_lazy("batch size"),
-    "command": gettext_lazy("program"),
+    "command": gettext_lazy("command"),
     "verify": gettext_lazy("verification"),
     "closed": gettext_lazy("end"),
-    "retry": gettext_lazy("new attempt"),
+    "retry": gettext_lazy("retry"),
     "takeover": gettext_lazy("new worker"),
-    "vanished": gettext_lazy("many projects gone"),
+    "vanished": gettext_lazy("vanished projects"),
     "run": gettext_lazy("plan run"),
     "approved": gettext_lazy("approved"),
     "held": gettext_lazy("held"),
@@ -264,49 +188,6 @@ def event_label(event: CleanupEvent) -> str:
     """What a line of the timeline is about, in a word or two."""
     known: dict[str, Any] = {**dict(Status.choices), **EVENT_LABELS}
     return str(known.get(event.step, event.step))
-
-
-def explain_status(cleanup: Cleanup) -> list[str]:
-    """What the status means and what happens next, in plain sentences."""
-    status, error = Status(cleanup.status), cleanup.message
-    many = VANISHED_MEANINGS if cleanup.kind == Kind.VANISHED else {}
-    special = VERIFICATION_MEANINGS if cleanup.kind == Kind.VERIFY else many
-    sentences = hold_sentences(cleanup)
-    if is_shown_as_paused(cleanup):
-        sentences.append(_("No file is deleted until a person resumes it."))
-    elif not is_shown_as_held(cleanup):
-        sentences.append(str({**STATUS_MEANINGS, **special}[status]))
-    if decided := decision_text(cleanup):
-        sentences.append(decided)
-    if cleanup.dry_run and status != Status.PLANNED:
-        sentences.append(_("It is a dry run and deletes nothing."))
-    if status == Status.PLANNED:
-        limit = _("A safety limit would block it: %s") % error
-        sentences.append(limit if error else _("No safety limit would block it."))
-        if is_of_live_project(cleanup):
-            sentences.append(str(PROJECT_EXISTS_TEXT))
-    # A decision has its reason as the message.
-    elif error and error != cleanup.decision_reason:
-        sentences.append(_("Message: %s") % error)
-    if status in Cleanup.WORKABLE and (blocked := find_blocking_cleanup(cleanup)):
-        sentences.append(_("It waits until a person has decided on cleanup %s.") % blocked.pk)
-    if cleanup.pruned_at:
-        sentences.append(PRUNED_TEXT % {"archive": cleanup.archive})
-    return sentences
-
-
-def hold_sentences(cleanup: Cleanup) -> list[str]:
-    """Until when nothing is sent, and what a person may do until then."""
-    if not (text := hold_text(cleanup)):
-        return []
-    if cleanup.parent_id:
-        return [_("%s. It does nothing before that.") % text]
-    if cleanup.status == Status.CLEAN:
-        return [_("%s. The project has no files, and you can still undo its deletion.") % text]
-    return [
-        _("%s. No file is deleted before that.") % text,
-        _("Undo the deletion to bring the project back, or cancel it to keep only the files."),
-    ]
 
 
 def find_blocking_cleanup(cleanup: Cleanup) -> Cleanup | None:

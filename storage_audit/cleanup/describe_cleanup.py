@@ -113,30 +113,14 @@ FACT_FIELDS = (
 )
 # What a fact means, where its name does not say it.
 FACT_EXPLANATIONS = {
-    "id": gettext_lazy("The name of this cleanup everywhere: in logs, commands and the API."),
-    "origin": gettext_lazy("The way in which it was asked for, and the address it came from."),
-    "limits_waived_by": gettext_lazy("Who decided that the safety limits do not stop it."),
-    "held_until": gettext_lazy("No file is deleted before that."),
-    "first_request_at": gettext_lazy(
-        "When the store was first asked to delete. From then on nothing can be undone."
-    ),
-    "decided_by": gettext_lazy("Who undid or cancelled the deletion, or erased its files now."),
-    "attempts": gettext_lazy("Workers that took it up since it last got on: 0 while all is well."),
-    "discovery": gettext_lazy(
-        "Where its objects were looked for: in the table of tracked objects, in a listing of the"
-        " bucket, or in both."
-    ),
-    "strategy": gettext_lazy(
-        "How the store is asked to delete. Whatever the way, only a complete listing says that"
-        " something is gone."
-    ),
-    "plan_digest": gettext_lazy(
-        "A fingerprint (SHA-256) of the plan, with each of its objects. While it is the same, so"
-        " is the plan."
-    ),
-    "next_attempt_at": gettext_lazy("From then on a worker may take it; it need not be at once."),
-    "archive": gettext_lazy("The file that its items and its timeline were exported to."),
-    "archive_digest": gettext_lazy("A fingerprint (SHA-256) of what is in that file."),
+    "limits_waived_by": gettext_lazy("Approved this cleanup without the safety limits."),
+    "first_request_at": gettext_lazy("The first request to delete. Undo was possible until then."),
+    "discovery": gettext_lazy("Where we looked for its files."),
+    "strategy": gettext_lazy("How the files are deleted. They are gone once the bucket says so."),
+    "plan_digest": gettext_lazy("SHA-256 of the plan and all of its files."),
+    "next_attempt_at": gettext_lazy("The next try, at the earliest."),
+    "archive": gettext_lazy("Has the list of files and the timeline."),
+    "archive_digest": gettext_lazy("SHA-256 of that file."),
 }
 
 

@@ -53,9 +53,8 @@ def wrangler_reason(cleanup: Cleanup) -> str:
     if not cleanup.runs_wrangler or wanted <= conf().wrangler_limit:
         return ""
     return _(
-        "wrangler would be started for each of %(wanted)s objects, which takes about %(time)s; the"
-        " limit is %(limit)s. If it is force-deleted, this cleanup goes on with the strategy"
-        " batch, which deletes many objects in a call."
+        "wrangler would run %(wanted)s times, once for each file, and take about %(time)s. The"
+        " limit is %(limit)s. If you approve, the files are deleted in batches instead."
     ) % {"wanted": wanted, "time": wrangler_duration_text(wanted), "limit": conf().wrangler_limit}
 
 
@@ -78,21 +77,13 @@ def size_reason(cleanup: Cleanup) -> str:
     limit = max(bucket_limit(tracked), int(conf().limit_multiple * usual))
     if wanted["n"] <= limit:
         return ""
-    return _(
-        "%(wanted)s objects (%(size)s) would be deleted; the limit is %(limit)s: the largest"
-        " of %(objects)s, %(share)s %% of the %(tracked)s tracked in the bucket, and %(multiple)s"
-        " times the %(usual)s that the latest cleanups deleted (their median). If that many are to"
-        " go, force-delete this cleanup."
-    ) % {
-        "wanted": wanted["n"],
-        "size": filesizeformat(wanted["size"]).replace("\xa0", " "),
-        "limit": limit,
-        "objects": conf().limit_objects,
-        "share": format_percent(conf().limit_share),
-        "tracked": tracked,
-        "multiple": f"{conf().limit_multiple:g}",
-        "usual": f"{usual:g}",
-    }
+    text = ngettext(
+        "This would delete %(wanted)d file (%(size)s), and the safety limit is %(limit)d.",
+        "This would delete %(wanted)d files (%(size)s), and the safety limit is %(limit)d.",
+        wanted["n"],
+    )
+    size = filesizeformat(wanted["size"]).replace("\xa0", " ")
+    return text % {"wanted": wanted["n"], "size": size, "limit": limit}
 
 
 def bucket_limit(tracked: int) -> int:
@@ -126,13 +117,13 @@ def missing_share_reason(cleanup: Cleanup) -> str:
     if is_plausible_share(gone, total := stored.count()):
         return ""
     reason = _(
-        "%(gone)s of the %(total)s tracked objects are not in the listing. When more than %(few)s"
-        " objects and %(share)s %% are missing, the listing or the bucket is probably wrong."
-        " Nothing was concluded. Check the bucket in the Cloudflare dashboard."
+        "%(gone)s of %(total)s tracked files are missing from the bucket. More than %(few)s files"
+        " and %(share)s %% suggest the wrong bucket or an incomplete answer. Nothing was changed."
+        " Check the bucket in the Cloudflare dashboard."
     ) % missing_figures(gone, total)
     if cleanup.kind == Kind.VERIFY:
         return reason
-    return f"{reason} {_('If they are really gone, force-delete this cleanup.')}"
+    return f"{reason} {_('If the files are really gone, approve this cleanup.')}"
 
 
 def unsent_share_reason(cleanup: Cleanup) -> str:
@@ -143,10 +134,10 @@ def unsent_share_reason(cleanup: Cleanup) -> str:
     if is_plausible_share(gone, total := planned.count()):
         return ""
     return _(
-        "%(gone)s of the %(total)s objects that the plan saw are not in the listing any more, and"
-        " were not sent for deletion. When more than %(few)s objects and %(share)s %% are missing,"
-        " the listing or the bucket is probably wrong. Nothing was concluded. Check the bucket in"
-        " the Cloudflare dashboard. If they are really gone, force-delete this cleanup."
+        "%(gone)s of %(total)s planned files are missing from the bucket, and we did not delete"
+        " them. More than %(few)s files and %(share)s %% suggest the wrong bucket or an incomplete"
+        " answer. Nothing was concluded. Check the bucket in the Cloudflare dashboard. If the files"
+        " are really gone, approve this cleanup."
     ) % missing_figures(gone, total)
 
 

@@ -65,4 +65,4 @@ def reload_until(page: Page, sentence: str) -> None:
         page.reload()
 
 
-CLEAN_MESSAGE = "Done: complete listings of the bucket show none of its objects any more."
+CLEAN_MESSAGE = "gone, confirmed"

@@ -35,7 +35,7 @@ def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
     expect(page.get_by_role("row", name="Deleted 2 11 bytes")).to_be_visible()
     assert bucket.keys() == {OTHER}
     run_page_action(page, "Verify cleanup")
-    reload_until(page, "The verification is over, and all is as it should be.")
+    reload_until(page, "Verified. The bucket is as expected.")
 
 
 def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: Cluster) -> None:

@@ -20,7 +20,7 @@ from tests.browser.staff import (
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 
-RUN = "Run exactly this plan"
+RUN = "Run this plan"
 
 
 def from_its_page(page: Page) -> None:
@@ -43,8 +43,8 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
     before = bucket.facts()
     log_in_as_superuser(page)
     ask(page)
-    reload_until(page, "This was a dry run: nothing was deleted.")
-    expect(page.get_by_text("No safety limit would block it.")).to_be_visible()
+    reload_until(page, "Preview. Nothing was deleted.")
+    expect(page.get_by_text("No safety limit would stop it.")).to_be_visible()
     for key in (tracked, "proj_1_s1_media.mp4"):
         # Behind the plan, which names the largest.
         expect(find_row(page, key).last).to_contain_text("to be deleted")
@@ -52,7 +52,7 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
     expect(kept).to_contain_text("kept")
     expect(kept).to_contain_text("It could also belong to the live project proj_1_x.")
     expect(page.get_by_role("button", name=RUN)).to_be_disabled()
-    expect(page.locator("#plan")).to_contain_text("The project exists, so this plan cannot be run.")
+    expect(page.get_by_text("The project exists, so this plan can't be run.")).to_be_visible()
     assert bucket.facts() == before
     assert Project.objects.filter(pk="proj_1").exists()
 
@@ -68,16 +68,16 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
         requests.enqueue_on_commit(requests.request_preview("proj_1"))
     log_in_as_superuser(page)
     page.goto(path("cleanup", "change", Cleanup.objects.get().pk))
-    reload_until(page, "This was a dry run: nothing was deleted.")
+    reload_until(page, "Preview. Nothing was deleted.")
     plan = page.locator("#plan")
     expect(find_row(page, "audio/proj_1/s1/")).to_contain_text("7 bytes")
     expect(plan).to_contain_text("It could also belong to the live project proj_1_x.")
     bucket.put(changed, body=b"changed")
     page.get_by_role("button", name=RUN).click()
-    expect(page.get_by_text("Its plan is run without limits.")).to_be_visible()
+    expect(page.get_by_text("Deletes the planned files without the safety limits.")).to_be_visible()
     assert len(bucket.keys()) == 4
     page.get_by_role("button", name="Delete 3 files, 21 bytes").click()
-    reload_until(page, "Done: everything that may be deleted is gone.")
+    reload_until(page, "Clean, some kept.")
     expect(find_row(page, "3 files, 21 bytes")).to_contain_text("2 files, 14 bytes")
     dropped = plan.get_by_role("listitem").filter(has_text="was overwritten after the plan.")
     expect(dropped).to_contain_text(changed)

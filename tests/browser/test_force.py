@@ -8,7 +8,13 @@ from playwright.sync_api import Page, expect
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from tests.admin_client import admin_url as path
-from tests.browser.staff import find_row, log_in_as_superuser, reload_until, run_page_action
+from tests.browser.staff import (
+    CLEAN_MESSAGE,
+    find_row,
+    log_in_as_superuser,
+    reload_until,
+    run_page_action,
+)
 from tests.promises import clean_up_project
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
@@ -24,17 +30,17 @@ def test_blocked_cleanup_runs_when_it_is_forced(
     log_in_as_superuser(page)
     with Cluster(tmp_path):
         page.goto(path("cleanup", "change", Cleanup.objects.get().pk))
-        reload_until(page, "Nothing is deleted until a person decides.")
-        message = page.get_by_text("Message: 3 objects (12 bytes) would be deleted; the limit is 2")
+        reload_until(page, "No file is deleted until a person decides.")
+        message = page.get_by_text(
+            "This would delete 3 files (12 bytes), and the safety limit is 2"
+        )
         expect(message).to_be_visible()
         assert bucket.keys() == keys | others
         run_page_action(page, "Force-delete")
         expect(page.get_by_text("It lifts limits, never the ownership rule")).to_be_visible()
         assert bucket.keys() == keys | others
         page.get_by_role("button", name="Delete 3 files, 12 bytes").click()
-        reload_until(
-            page, "Done: complete listings of the bucket show none of its objects any more."
-        )
+        reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == others
 
 
@@ -47,12 +53,12 @@ def test_leftover_that_a_verification_finds_is_cleaned_up(
     log_in_as_superuser(page)
     page.goto(path("cleanup", "change", cleanup.pk))
     run_page_action(page, "Verify cleanup")
-    reload_until(page, "The verification is over and found differences")
+    reload_until(page, "not as expected.")
     expect(find_row(page, key)).to_contain_text("different")
     page.goto(path("cleanup"))
     page.get_by_role("link", name="Clean up a deleted project").click()
     for label in ("Project id", "The same id again"):
         page.get_by_label(label).fill("proj_1")
     page.get_by_role("button", name="Clean up after it").click()
-    reload_until(page, "Done: complete listings of the bucket show none of its objects any more.")
+    reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == {other}

@@ -155,7 +155,7 @@ def test_at_night_all_is_paused_one_deletion_is_cancelled_and_the_rest_resumed(
                 "The wrong project"
             )
             # What was sent before is verified while deletions are paused.
-            reload_until(page, "A person cancelled this cleanup.")
+            reload_until(page, "Files that were not deleted by then stay in the bucket.")
 
             page.goto(path("cleanup", "change", waiting.pk))
             reload_until(page, "No file is deleted until a person resumes it.")

@@ -19,7 +19,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import concurrency
-from storage_audit.cleanup import cleanup_text, long_poll, requests, runner
+from storage_audit.cleanup import answer_text, long_poll, requests, runner
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.models import Project
@@ -175,9 +175,12 @@ def test_of_a_long_line_of_the_timeline_the_first_values_are_told() -> None:
 
 def test_what_a_status_means_is_said_of_no_page() -> None:
     said = [
-        *cleanup_text.STATUS_MEANINGS.values(),
-        *cleanup_text.VERIFICATION_MEANINGS.values(),
-        *cleanup_text.VANISHED_MEANINGS.values(),
+        *answer_text.ANSWERS.values(),
+        *answer_text.VERIFICATION_ANSWERS.values(),
+        *answer_text.VANISHED_ANSWERS.values(),
+        *answer_text.NEXT_STEPS.values(),
+        *answer_text.VERIFICATION_NEXT_STEPS.values(),
+        *answer_text.VANISHED_NEXT_STEPS.values(),
     ]
     assert not [text for text in map(str, said) if "page" in text or "below" in text]
 

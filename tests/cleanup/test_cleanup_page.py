@@ -124,7 +124,7 @@ def test_search_finds_the_beginning_of_a_key_in_any_spelling(db: None) -> None:
     assert found(q="caf") == ["cafe/2.mp4", "café/1.mp4"]
     assert found(q="caf", outcome="deleted") == []
     assert found(q="a\0b") == []
-    assert "No item is so." in page_text(client.get(url, {"q": "nothing"}))
+    assert "No files match." in page_text(client.get(url, {"q": "nothing"}))
 
 
 def test_search_comes_in_pages(scattered: Cleanup) -> None:
@@ -144,7 +144,12 @@ def test_places_made_by_hand_lead_to_the_first_page(scattered: Cleanup) -> None:
         f"planned-{other.items.get().pk}",
         "planned-" + "9" * 30,
     ):
-        assert KEY.findall(page_text(client.get(url, {"after": name, "earlier": name}))) == first
+        assert (
+            KEY.findall(
+                page_text(client.get(url, {"after": name, "earlier": name, "tab": "files"}))
+            )
+            == first
+        )
 
 
 def test_item_shows_its_evidence(bucket: Bucket) -> None:
@@ -189,10 +194,14 @@ def test_reasons_are_counted_among_so_many(db: None, monkeypatch: pytest.MonkeyP
     assert "3 kept" in shown
 
 
+def timeline_of(cleanup: Cleanup) -> str:
+    return f"{url_of_cleanup(cleanup)}?tab=timeline"
+
+
 def test_program_that_was_run_can_be_read(db: None) -> None:
     cleanup = create_cleanup("running")
     cleanup.record("command", "It ran.", **COMMAND)
-    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    shown = page_text(superuser_client().get(timeline_of(cleanup)))
     for told in (
         "<dd><code>wrangler</code></dd>",
         f"<dd><code>{escape(repr('tests/a b.mp4'))}</code></dd>",
@@ -208,7 +217,7 @@ def test_data_of_an_event_is_a_list_of_names_and_values(db: None) -> None:
     cleanup = create_cleanup("running")
     keys = [f"k{n}" for n in range(150)]
     cleanup.record("plan", "Found.", next_attempt="soon", keys=keys, refused=True, of={"a": [1]})
-    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    shown = page_text(superuser_client().get(timeline_of(cleanup)))
     assert "<dt>next attempt</dt><dd>soon</dd>" in shown
     assert "<dt>refused</dt><dd>yes</dd>" in shown
     assert "<dd>k0<br>k1<br>" in shown and "k99<br>and 50 more</dd>" in shown
@@ -218,7 +227,7 @@ def test_data_of_an_event_is_a_list_of_names_and_values(db: None) -> None:
 def test_figures_of_a_crosscheck_are_in_words(db: None) -> None:
     cleanup = create_cleanup("running")
     cleanup.record("verify", "Same.", second_look={"shown": 7, "fewer": 0, "doubted": 1})
-    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    shown = page_text(superuser_client().get(timeline_of(cleanup)))
     assert "<dt>crosscheck</dt>" in shown
     assert "shown by both: 7" in shown and "shown by Cloudflare’s API only: 1" in shown
     assert "S3 only" not in shown
@@ -227,14 +236,14 @@ def test_figures_of_a_crosscheck_are_in_words(db: None) -> None:
 def test_a_crosscheck_that_was_not_made_has_no_figures(db: None) -> None:
     cleanup = create_cleanup("running")
     cleanup.record("verify", "Not asked.", second_look={"shown": 0, "fewer": 0, "doubted": 0})
-    assert "crosscheck" not in page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    assert "crosscheck" not in page_text(superuser_client().get(timeline_of(cleanup)))
 
 
 def test_many_batches_in_a_row_are_one_line_that_opens(db: None) -> None:
     cleanup = create_cleanup("running")
     for n in range(12):
         cleanup.record("delete", f"Batch {n}.", sent=10, absent=n % 2)
-    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    shown = page_text(superuser_client().get(timeline_of(cleanup)))
     assert "12 entries of this kind, sent 120, not listed any more 6" in shown
     assert "Batch 0." in shown and "Batch 11." in shown
 
@@ -246,14 +255,14 @@ def test_timeline_leads_back_to_its_beginning(db: None) -> None:
         cleanup.record("plan", f"event {n}.")
     # Those of one transaction may have the same time.
     cleanup.events.update(at=at)
-    url, seen = url_of_cleanup(cleanup), list[str]()
+    url, seen = f"{url_of_cleanup(cleanup)}?tab=timeline", list[str]()
     while True:
         shown = page_text(client.get(url))
         seen = re.findall(r"event (\d+)\.", shown) + seen
-        earlier = re.search(r'<a href="(\?earlier=\d+#timeline)"', shown)
+        earlier = re.search(r'<a href="(\?tab=timeline&amp;earlier=\d+#timeline)"', shown)
         if earlier is None:
             break
-        url = url_of_cleanup(cleanup) + earlier[1]
+        url = url_of_cleanup(cleanup) + earlier[1].replace("&amp;", "&")
     assert seen == [str(n) for n in range(450)]
     assert "Latest entries" in shown
 
@@ -281,7 +290,7 @@ def test_progress_tells_of_each_step_and_of_the_end(
     bucket.put("proj_1_s1_media.mp4", "proj_1_s2_media.mp4")
     cleanup, client, seen = request_cleanup("proj_1"), superuser_client(), list[dict[str, Any]]()
     waiting = asked(client, cleanup)
-    assert (waiting["status"], waiting["sentence"]) == ("pending", "It waits for a worker.")
+    assert (waiting["status"], waiting["sentence"]) == ("pending", "Waiting to start.")
 
     def ask() -> None:
         seen.append(asked(client, cleanup))
@@ -291,10 +300,10 @@ def test_progress_tells_of_each_step_and_of_the_end(
     run_until_idle(cleanup)
     deleting, verifying = seen
     assert (deleting["step"], deleting["done"], deleting["total"]) == ("delete", 0, 3)
-    assert deleting["sentence"].startswith("Deleting: 0 of 3 objects, 0 a second, no estimate")
+    assert deleting["sentence"].startswith("Deleting: 0 of 3 files, 0 a second, time left unknown")
     assert (deleting["share"], deleting["seconds_left"]) == (0, None)
     assert counts(deleting) == {"found": 3, "to_delete": 3}
-    assert verifying["step_in_words"] == "Looking whether they are gone."
+    assert verifying["step_in_words"] == "Checking that the files are gone."
     assert counts(verifying) == {"found": 3, "deleting": 3}
     ended = asked(client, cleanup)
     assert (ended["status"], ended["finished"]) == ("clean", True)
@@ -348,7 +357,7 @@ def test_what_waits_for_days_is_asked_for_once_a_minute(db: None) -> None:
     cleanup = create_cleanup(next_attempt_at=timezone.now() + timedelta(days=8))
     told = asked(superuser_client(), cleanup)
     assert (told["next_poll_seconds"], told["waits"]) == (60, True)
-    assert told["sentence"].startswith("It starts on ")
+    assert told["sentence"].startswith("Starts ")
 
 
 def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket) -> None:
@@ -359,25 +368,66 @@ def test_verification_speaks_of_differences_and_not_of_deletions(bucket: Bucket)
     shown = page_text(superuser_client().get(f"{url_of_cleanup(check)}?outcome=failed"))
     assert "Different (1)</a>" in shown
     assert '<td class="audit-short">different</td>' in shown
-    assert "1 different (7 bytes): In the bucket, but not tracked" in shown
+    assert "<strong>1 different (7 bytes):</strong> In the bucket, but not tracked" in shown
 
 
 @pytest.mark.parametrize(
-    ("values", "reason"),
+    "values",
     [
-        (
-            {"kind": "vanished", "status": "blocked", "vanished_ids": []},
-            "This cleanup covers many projects",
-        ),
-        (
-            {"status": "clean", "pruned_at": timezone.now(), "archive": "a", "archive_digest": "d"},
-            "they were exported",
-        ),
+        {"kind": "vanished", "status": "blocked", "vanished_ids": []},
+        {"status": "clean", "pruned_at": timezone.now(), "archive": "a", "archive_digest": "d"},
     ],
 )
-def test_verification_is_refused_with_the_reason(
-    db: None, values: dict[str, Any], reason: str
-) -> None:
+def test_verification_that_is_impossible_is_not_offered(db: None, values: dict[str, Any]) -> None:
     shown = page_text(superuser_client().get(url_of_cleanup(create_cleanup(**values))))
-    assert 'value="Verify cleanup" disabled' in shown
-    assert reason in shown
+    assert "Verify cleanup" not in shown
+
+
+def test_page_offers_two_buttons_and_has_the_others_behind_them(db: None) -> None:
+    cleanup = create_cleanup("blocked")
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    first, more = shown.split("<summary>More actions</summary>")
+    assert re.findall('<input type="submit" value="([^"]*)"', first.split("audit-answer")[-1]) == [
+        "Approve",
+        "Cancel, keep the files",
+    ]
+    assert 'value="Verify cleanup"' in more
+
+
+def test_approval_says_how_much_it_deletes(db: None) -> None:
+    cleanup = create_cleanup("blocked")
+    add_items(cleanup, 3)
+    add_items(cleanup, 1, outcome="kept")
+    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    assert 'value="Approve: delete 3 files, 30 bytes" class="audit-danger"' in shown
+
+
+@pytest.mark.parametrize(
+    ("query", "tab"),
+    [
+        ("", "files"),
+        ("?tab=details", "details"),
+        ("?tab=nothing", "files"),
+        ("?tab=plan", "files"),
+        ("?outcome=failed", "files"),
+        ("?earlier=1", "timeline"),
+    ],
+)
+def test_only_the_tab_that_is_shown_is_read(db: None, query: str, tab: str) -> None:
+    cleanup = create_cleanup("running")
+    add_items(cleanup, 1)
+    answer = superuser_client().get(url_of_cleanup(cleanup) + query)
+    assert answer.context["tab"] == tab
+    assert ("items" in answer.context, "runs" in answer.context, "facts" in answer.context) == (
+        tab == "files",
+        tab == "timeline",
+        tab == "details",
+    )
+    page = page_text(answer)
+    assert re.findall('<a href="\\?tab=([a-z]+)#tabs" aria-current="page">', page) == [tab]
+
+
+@pytest.mark.parametrize(("query", "tab"), [("", "plan"), ("?outcome=kept", "files")])
+def test_preview_shows_its_plan_first(db: None, query: str, tab: str) -> None:
+    answer = superuser_client().get(url_of_cleanup(create_cleanup("planned")) + query)
+    assert answer.context["tab"] == tab

@@ -143,9 +143,7 @@ def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings
     for key in put_files(bucket, 3):
         track_key(bucket, key, "proj_1")
     assert clean_up_project("proj_1").message == (
-        "3 objects (21 bytes) would be deleted; the limit is 2: the largest of 1, 50 % of the 3"
-        " tracked in the bucket, and 0.5 times the 5 that the latest cleanups deleted (their"
-        " median). If that many are to go, force-delete this cleanup."
+        "This would delete 3 files (21 bytes), and the safety limit is 2."
     )
 
 
@@ -159,7 +157,7 @@ def test_plan_that_misses_too_much_is_blocked_until_approved(
     lost(bucket, MANY)
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.BLOCKED
-    assert f"{MANY} of the {MANY} tracked objects are not in the listing" in cleanup.message
+    assert f"{MANY} of {MANY} tracked files are missing from the bucket" in cleanup.message
     assert "50 %" in cleanup.message
     nothing_concluded(bucket, cleanup)
     assert R2Object.objects.count() == MANY
@@ -272,7 +270,7 @@ def test_dry_run_says_that_too_much_is_missing(bucket: Bucket) -> None:
     (cleanup,) = requests.request_preview("proj_1")
     cleanup = run_until_idle(cleanup)
     assert cleanup.status == Status.PLANNED
-    assert "are not in the listing" in cleanup.message
+    assert "are missing from the bucket" in cleanup.message
 
 
 def test_verification_that_misses_too_much_calls_nothing_missing(bucket: Bucket) -> None:
@@ -281,7 +279,7 @@ def test_verification_that_misses_too_much_calls_nothing_missing(bucket: Bucket)
     (cleanup,) = requests.request_verification("proj_1")
     cleanup = run_until_idle(cleanup)
     assert cleanup.status == Status.BLOCKED
-    assert "are not in the listing" in cleanup.message
+    assert "are missing from the bucket" in cleanup.message
     # A person sees which they are; nothing says that they would be deleted.
     assert set(read_outcomes(cleanup).values()) == {"to_delete"}
     shown = page_text(superuser_client().get(admin_url("cleanup", "change", cleanup.pk)))
@@ -324,7 +322,7 @@ def test_verification_of_deleted_rows_does_not_miss_their_objects(bucket: Bucket
     lost(bucket, MANY)
     R2Object.objects.all().delete()
     cleanup = run_until_idle(Cleanup.objects.get())
-    assert "are not in the listing" in cleanup.message
+    assert "are missing from the bucket" in cleanup.message
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
     assert (cleanup.status, cleanup.already_gone) == (Status.CLEAN, MANY)
@@ -346,7 +344,7 @@ def test_plan_that_is_gone_before_anything_was_sent_is_not_called_already_gone(
     act_before_batch(monkeypatch, remove_all)
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.BLOCKED
-    assert f"{MANY} of the {MANY} objects that the plan saw" in cleanup.message
+    assert f"{MANY} of {MANY} planned files" in cleanup.message
     nothing_concluded(bucket, cleanup)
     assert R2Object.objects.count() == MANY
     cleanup.approve("me")
@@ -703,13 +701,13 @@ def test_project_created_while_a_sweep_waits_is_not_called_gone(bucket: Bucket) 
 def test_page_of_many_tells_what_holds_and_verifies_nothing(many: Cleanup) -> None:
     client = superuser_client()
     shown = run_action(client, "cleanup", "force_delete", many.pk)
-    assert "Each of the projects gets a cleanup of its own" in shown
+    assert "Each project gets its own cleanup." in shown
     assert "proj_0, proj_1, proj_2." in shown
     shown = run_action(client, "cleanup", "verify_cleanup", many.pk)
-    assert "lists projects, not objects" in shown
+    assert "lists projects, not files" in shown
     assert Cleanup.objects.count() == 1
     _out, err, code = run_command("verify_cleanup", str(many.pk))
-    assert ("lists projects, not objects" in err, code) == (True, 2)
+    assert ("lists projects, not files" in err, code) == (True, 2)
     confirm_action(client, "cleanup", "force_delete", many.pk)
     assert Cleanup.objects.filter(status="pending").count() == 3
 
@@ -757,7 +755,7 @@ def another_bucket(cleanup: Cleanup) -> Turn:
 
 def test_page_before_an_approval_shows_the_figures(too_large: Cleanup) -> None:
     shown = run_action(superuser_client(), "cleanup", "force_delete", too_large.pk)
-    assert "3 objects (21 bytes) would be deleted; the limit is 1" in shown
+    assert "This would delete 3 files (21 bytes), and the safety limit is 1" in shown
     assert 'name="figures" value="' in shown
 
 
@@ -791,12 +789,12 @@ def test_plan_that_a_person_could_not_see_is_not_run(bucket: Bucket) -> None:
     Cleanup.objects.update(status="retrying", finished_at=timezone.now(), message="503")
     client = superuser_client()
     asked = run_action(client, "cleanup", "force_delete", cleanup.pk)
-    assert "It is tried again now." in asked
+    assert "Tries again now." in asked
     figures = asked.partition('name="figures" value="')[2].partition('"')[0]
     assert run_until_idle(cleanup).status == Status.PLANNED
     shown = confirm_action(client, "cleanup", "force_delete", cleanup.pk, figures=figures)
     assert "Nothing was done: your selection changed" in shown
-    assert "Its plan is run without limits." in shown
+    assert "Deletes the planned files without the safety limits." in shown
     cleanup.refresh_from_db()
     assert cleanup.status == Status.PLANNED
     assert bucket.keys() == keys
@@ -821,7 +819,7 @@ def test_approval_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings
     bucket_marker.connect_bucket(bucket.name)
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
-    assert "the limit is 1" in cleanup.message
+    assert "the safety limit is 1" in cleanup.message
     assert len(bucket.keys()) == 3
     cleanup.approve("me")
     assert run_until_idle(cleanup).status == Status.CLEAN
@@ -844,7 +842,7 @@ def test_approval_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
     assert (cleanup.status, cleanup.message) == (Status.BLOCKED, "Another bucket.")
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
-    assert "3 objects (21 bytes) would be deleted; the limit is 1" in cleanup.message
+    assert "This would delete 3 files (21 bytes), and the safety limit is 1" in cleanup.message
     assert len(bucket.keys()) == 3
 
 
@@ -874,7 +872,7 @@ def test_database_error_while_the_limits_are_asked_lifts_none(
     assert (cleanup.status, cleanup.planned_at is None) == (Status.RETRYING, False)
     cleanup = run_again(cleanup)
     assert cleanup.status == Status.BLOCKED
-    assert "3 objects (21 bytes) would be deleted; the limit is 1" in cleanup.message
+    assert "This would delete 3 files (21 bytes), and the safety limit is 1" in cleanup.message
     assert bucket.keys() == set(keys)
 
 
@@ -902,7 +900,7 @@ def test_worker_that_dies_before_the_limits_are_asked_lifts_none(
     store.rules.clear()
     cleanup = run_again(cleanup)
     assert cleanup.status == Status.BLOCKED
-    assert "tracked objects are not in the listing" in cleanup.message
+    assert "tracked files are missing from the bucket" in cleanup.message
     nothing_concluded(bucket, cleanup)
 
 
@@ -939,7 +937,7 @@ def test_command_shows_the_figures_and_approves_what_is_confirmed(
 ) -> None:
     cleanup, old = str(too_large.pk), too_large.confirmation_digest
     out, _err, code = run_command("approve_cleanup", cleanup)
-    assert ("3 objects (21 bytes) would be deleted" in out, code) == (True, 0)
+    assert ("This would delete 3 files (21 bytes)" in out, code) == (True, 0)
     assert f"--confirm {old}" in out
     tells_others(too_large)
     out, err, code = run_command("approve_cleanup", cleanup, "--confirm", old)

@@ -11,7 +11,7 @@ from django.utils.html import escape
 from django_q.models import OrmQ
 
 from storage_audit.cleanup import requests, runner
-from storage_audit.cleanup.cleanup_text import STATUS_MEANINGS
+from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, Project
 from tests.admin_client import (
@@ -32,10 +32,10 @@ from tests.real_bucket import Bucket
 Status = Cleanup.Status
 DECLARE = reverse("admin:storage_audit_declare_deleted")
 FORCEABLE = {
-    "blocked": ["Force-delete: Approve…"],
-    "planned": ["Run exactly this plan"],
-    "retrying": ["Force-delete: Try again now…"],
-    "failed": ["Force-delete: Try again now…"],
+    "blocked": ["Approve"],
+    "planned": ["Run this plan"],
+    "retrying": ["Retry now"],
+    "failed": ["Retry now"],
 }
 
 
@@ -68,21 +68,44 @@ def test_follow_up_checks_stand_above_no_deletion_unless_asked_for(
     assert found == check
 
 
-@pytest.mark.parametrize("status", [status.value for status in STATUS_MEANINGS])
+ANSWERS = {
+    "planned": "Preview. Nothing was deleted.",
+    "pending": "Waiting to start.",
+    "running": "Running now.",
+    "clean": "Clean. All 2 files are gone, confirmed",
+    "clean_with_kept": "Clean, some kept. 2 files are gone, and 1 kept.",
+    "retrying": "Retrying. Not all files could be deleted yet.",
+    "differs": "3 files are not as expected.",
+    "failed": "Failed. Some files may still be in the bucket.",
+    "blocked": "Needs approval. No file is deleted until a person decides.",
+    "superseded": "Superseded. A new project with this ID",
+    "undone": "Undone. The project is back",
+    "cancelled": "Cancelled. Files that were not deleted by then stay",
+}
+FIGURES = {
+    "clean": {"found": 2, "deleted": 1, "already_gone": 1},
+    "clean_with_kept": {"found": 3, "deleted": 2, "kept": 1},
+    "differs": {"found": 3, "failed": 3},
+}
+
+
+@pytest.mark.parametrize("status", Status.values)
 def test_page_says_what_each_status_means_and_offers_what_fits(db: None, status: str) -> None:
-    shown = page_text(superuser_client().get(url_of_cleanup(create_cleanup(status))))
-    assert escape(str(STATUS_MEANINGS[Status(status)])) in shown
+    shown = page_text(
+        superuser_client().get(url_of_cleanup(create_cleanup(status, **FIGURES.get(status, {}))))
+    )
+    assert f'<h2 id="audit-answer">{ANSWERS[status]}' in shown
     assert "Verify cleanup" in shown
-    offered = re.findall('value="((?:Force-delete|Run)[^"]*)">', shown)
+    offered = re.findall('value="((?:Approve|Run|Retry)[^"]*)"', shown)
     assert offered == FORCEABLE.get(status, [])
 
 
 @pytest.mark.parametrize(
-    ("permission", "offered"), [("verify_cleanup", "Verify"), ("force_cleanup", "Force-delete:")]
+    ("permission", "offered"), [("verify_cleanup", "Verify"), ("force_cleanup", "Retry now")]
 )
 def test_page_offers_only_what_is_permitted(db: None, permission: str, offered: str) -> None:
     shown = page_text(staff_client(permission).get(url_of_cleanup(create_cleanup("failed"))))
-    assert re.findall('value="(Verify|Force-delete:)[^"]*">', shown) == [offered]
+    assert re.findall('value="(Verify|Retry now)[^"]*">', shown) == [offered]
     assert "Ask an administrator to add you to the group" in shown
 
 
@@ -97,10 +120,16 @@ def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket
     assert read_totals(shown)["found"] == ("2", "11 bytes")
     assert read_totals(shown)["deleted"] == ("1", "4 bytes")
     assert read_totals(shown)["kept"] == ("1", "7 bytes")
-    assert "1 kept (7 bytes): It could also belong to the live project proj_1_x." in shown
+    assert (
+        "<strong>1 kept (7 bytes):</strong> It could also belong to the live project proj_1_x."
+        in shown
+    )
+    assert shown.count("Follow-up check</a>") == 3
+    assert "Clean, some kept. 1 file is gone, and 1 kept." in shown
+    shown = page_text(client.get(f"{url_of_cleanup(cleanup)}?tab=details"))
     assert cleanup.plan_digest in shown
     assert "web, 127.0.0.1" in shown
-    assert shown.count("Follow-up check</a>") == 3
+    shown = page_text(client.get(f"{url_of_cleanup(cleanup)}?tab=timeline"))
     assert "Every range was listed to its end" in shown
 
 
@@ -111,12 +140,12 @@ def test_page_of_a_dry_run_says_what_would_go_and_whether_a_limit_would_stop_it(
     bucket.put("proj_1_s1_media.mp4")
     cleanup = runner.run_to_end(requests.request_preview("proj_1")[0].pk)
     shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
-    assert "nothing was deleted" in shown
+    assert "Preview. Nothing was deleted." in shown
     assert read_totals(shown)["to_delete"] == ("2", "11 bytes")
-    assert "No safety limit would block it." in shown
+    assert "No safety limit would stop it." in shown
     Cleanup.objects.filter(pk=cleanup.pk).update(message="2 are more than 1.")
     shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
-    assert "A safety limit would block it: 2 are more than 1." in shown
+    assert "A safety limit would stop this plan: 2 are more than 1." in shown
 
 
 def test_page_of_a_verification_tells_what_it_found_and_forces_nothing(bucket: Bucket) -> None:
@@ -124,13 +153,15 @@ def test_page_of_a_verification_tells_what_it_found_and_forces_nothing(bucket: B
     bucket.put("proj_1_s1_media.mp4")
     check = runner.run_to_end(requests.request_verification("proj_1")[0].pk)
     shown = page_text(superuser_client().get(url_of_cleanup(check)))
-    assert "found differences; it changed nothing" in shown
-    assert "1 in step, 0 missing, 1 untracked" in shown
-    assert "Found 2 objects to be compared." in shown
+    assert "1 file is not as expected." in shown
+    assert "The verification changed nothing." in shown
+    timeline = page_text(superuser_client().get(f"{url_of_cleanup(check)}?tab=timeline"))
+    assert "1 in step, 0 missing, 1 untracked" in timeline
+    assert "Found 2 objects to be compared." in timeline
     assert "Different" in shown
     content = shown.split('id="content-main"')[1]
     assert not re.search("(?i)>(to be deleted|failed)", content)
-    assert 'value="Force-delete' not in shown
+    assert not re.search('value="(Force-delete|Retry|Approve|Run)', shown)
 
 
 def test_running_cleanup_shows_the_counts_of_its_items(db: None) -> None:
@@ -147,8 +178,9 @@ def test_page_shows_hostile_keys_answers_and_data_escaped(db: None) -> None:
     add_items(cleanup, 1, key=HOSTILE, reason=HOSTILE, store_answer=HOSTILE)
     cleanup.record("plan", HOSTILE, keys=[HOSTILE])
     client = superuser_client()
-    for url in (url_of_cleanup(cleanup), admin_url("cleanup")):
-        shown = page_text(client.get(url))
+    url = url_of_cleanup(cleanup)
+    for each in (url, f"{url}?tab=timeline", f"{url}?tab=details", admin_url("cleanup")):
+        shown = page_text(client.get(each))
         assert ESCAPED in shown
         assert "<script>alert" not in shown
 
@@ -165,7 +197,8 @@ def test_page_has_no_script_and_no_style_of_its_own(db: None) -> None:
 def test_page_and_list_cost_the_same_for_few_and_many(db: None) -> None:
     client, cleanup = superuser_client(), create_cleanup("clean")
     add_items(cleanup, 1)
-    pages = (url_of_cleanup(cleanup), admin_url("cleanup"))
+    url = url_of_cleanup(cleanup)
+    pages = (url, f"{url}?tab=timeline", f"{url}?tab=details", admin_url("cleanup"))
     few = [count_queries(client, url) for url in pages]
     add_items(cleanup, 150)
     for n in range(50):
@@ -178,7 +211,7 @@ def test_timeline_ends_with_the_latest_events(db: None) -> None:
     cleanup = create_cleanup("running")
     for n in range(210):
         cleanup.record("plan", f"event {n}.")
-    shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    shown = page_text(superuser_client().get(f"{url_of_cleanup(cleanup)}?tab=timeline"))
     assert "event 9." not in shown
     assert "event 10." in shown and "event 209." in shown
 
@@ -258,7 +291,7 @@ def test_approval_or_retry_starts_it_again(transactional_db: None, status: str) 
 def test_approval_refuses_what_is_over_and_does_the_rest(transactional_db: None) -> None:
     over, blocked = create_cleanup("clean"), create_cleanup("blocked", project_id="proj_2")
     asked = run_action(superuser_client(), "cleanup", "force_delete", over.pk, blocked.pk)
-    assert "Nothing: there is nothing to approve or to try again." in asked
+    assert "Nothing to approve or to retry." in asked
     shown = confirm_action(superuser_client(), "cleanup", "force_delete", over.pk, blocked.pk)
     assert f"cleanup {over.pk}: it is clean." in shown
     over.refresh_from_db()
@@ -270,11 +303,10 @@ def test_plan_of_a_live_project_is_neither_offered_nor_run(db: None) -> None:
     Project.objects.create(pk="proj_1")
     cleanup = create_cleanup("planned", project_id="proj_1", dry_run=True)
     shown = page_text(superuser_client().get(admin_url("cleanup", "change", cleanup.pk)))
-    assert 'value="Run exactly this plan" disabled' in shown
-    assert "Force-delete" not in shown
-    assert "this plan cannot be run. Deleting the project starts" in shown
+    assert 'value="Run this plan' not in shown
+    assert escape(str(PROJECT_EXISTS_TEXT)) in shown
     shown = run_action(superuser_client(), "cleanup", "force_delete", cleanup.pk)
-    assert "this plan cannot be run. Deleting the project starts" in shown
+    assert escape(str(PROJECT_EXISTS_TEXT)) in shown
     shown = confirm_action(superuser_client(), "cleanup", "force_delete", cleanup.pk)
     assert "Project proj_1 exists." in shown
     cleanup.refresh_from_db()

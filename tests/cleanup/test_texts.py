@@ -29,7 +29,6 @@ State = Finding.State
 @pytest.mark.parametrize(
     ("known", "members"),
     [
-        (cleanup_text.STATUS_MEANINGS, Cleanup.Status),
         (cleanup_text.OUTCOME_TEXTS, CleanupItem.Outcome),
         (cleanup_text.STEP_ACTIVITIES, Cleanup.Step),
         (cleanup_text.TRIGGER_MEANINGS, Cleanup.Trigger),
@@ -136,5 +135,5 @@ def test_a_cleanup_says_who_or_what_asked_for_it(trigger: Cleanup.Trigger) -> No
     cleanup = create_cleanup()
     Cleanup.objects.update(trigger=trigger)
     assert escape(str(cleanup_text.TRIGGER_MEANINGS[trigger])) in page_text(
-        superuser_client().get(url_of_cleanup(cleanup))
+        superuser_client().get(f"{url_of_cleanup(cleanup)}?tab=details")
     )

@@ -12,7 +12,7 @@ from pytest_django import Settings
 from devtools.http_reply import Reply
 from storage_audit.alerts.alert_rules import find_overdue
 from storage_audit.cleanup import (
-    cleanup_text,
+    answer_text,
     project_uploads,
     requests,
     vanished_projects,
@@ -73,8 +73,8 @@ def assert_waits(follow_up: Cleanup, blocked: Cleanup, bucket: Bucket) -> None:
     assert follow_up.attempts == 0
     assert not Cleanup.objects.due().contains(follow_up)
     assert bucket.keys() == LATE
-    waits = f"It waits until a person has decided on cleanup {blocked.pk}."
-    assert waits in cleanup_text.explain_status(follow_up)
+    waits = f"Waits for a person's decision on cleanup {blocked.pk}."
+    assert waits in answer_text.explain_status(follow_up)
 
 
 def test_follow_up_check_waits_for_another_blocked_cleanup_of_its_project(

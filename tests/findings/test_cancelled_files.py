@@ -161,7 +161,10 @@ def test_files_of_a_cancelled_project_are_no_leftover_files(bucket: Bucket) -> N
     assert count_leftovers().objects == count_kept().objects == 0
     client = superuser_client()
     shown = page_text(client.get(lookup_url("proj_1")))
-    assert "A person cancelled this cleanup." in shown and "Cancelled by anna on" in shown
+    assert (
+        "Cancelled. Files that were not deleted by then stay in the bucket." in shown
+        and "Cancelled by anna on" in shown
+    )
     shown = page_text(client.get(lookup_url(keys[0])))
     assert "A person cancelled the cleanup of project proj_1, so the project’s files stay." in shown
 

@@ -717,7 +717,7 @@ def test_partial_verification_does_not_count_for_the_project(db: None) -> None:
 
 def test_a_cleanup_that_is_not_over_says_what_it_waits_for(db: None) -> None:
     blocked()
-    assert "Nothing is deleted until a person decides." in why_project()
+    assert "Needs approval. No file is deleted until a person decides." in why_project()
 
 
 def test_a_cleanup_has_found_nothing_only_once_it_has_listed_everything(db: None) -> None:
@@ -740,7 +740,10 @@ def test_a_cleanup_has_found_nothing_only_once_it_has_listed_everything(db: None
     )
     assert "from its finding" not in why_project()
     Cleanup.objects.filter(pk=cleanup.pk).update(status="blocked")
-    assert "In bucket tests: Nothing is deleted until a person decides." in why_project()
+    assert (
+        "In bucket tests: Needs approval. No file is deleted until a person decides."
+        in why_project()
+    )
     create_cleanup("clean", project_id="proj_1", **totals_of(deleted=3))
     assert "In bucket fourth:" in why_project()
 

@@ -55,7 +55,7 @@ def test_a_deleted_project_is_followed_to_clean(bucket: Bucket) -> None:
     clean = follow(come, deleted)
     assert (clean["status"], clean["over"]) == ("clean", True)
     assert clean["totals"]["final"] and clean["totals"]["deleted"] == {"objects": 2, "bytes": 11}
-    assert clean["meaning"][0].startswith("Done: complete listings")
+    assert clean["meaning"][0].startswith("Clean. ")
     assert bucket.keys() == {kept}
     assert LogEntry.objects.get().object_id == "proj_1"
 

@@ -1,23 +1,24 @@
 """What the page of one cleanup shows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.http import HttpRequest
+from django.http import HttpRequest, QueryDict
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.admin import live_progress
-from storage_audit.cleanup.admin.decisions import offered_decisions
 from storage_audit.cleanup.admin.items import items_context
 from storage_audit.cleanup.admin.timeline import timeline_context
+from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.cleanup_text import (
     PROJECT_EXISTS_TEXT,
     describe_outcome,
-    explain_status,
     is_of_live_project,
+    status_style,
 )
 from storage_audit.cleanup.describe_cleanup import (
     TotalsLine,
@@ -26,7 +27,7 @@ from storage_audit.cleanup.describe_cleanup import (
     totals_lines,
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.needs_attention import find_verifications_with_leftovers
+from storage_audit.display_formats import format_utc
 from storage_audit.redaction import printable_text
 from storage_audit.roles import refusal_reason
 
@@ -37,28 +38,38 @@ CHILDREN_SHOWN = 20
 REASONS_SHOWN = 20
 # Reasons are counted among this many of the kept and failed objects.
 REASON_SAMPLE_SIZE = 10_000
+FILES_PARAMETERS = {"outcome", "q", "after", "before"}
+# Of the colours of a badge: what kind of answer it is.
+HERO_STYLES = {
+    Status.CLEAN: "good",
+    Status.UNDONE: "good",
+    Status.RUNNING: "busy",
+    Status.PENDING: "busy",
+    Status.CLEAN_WITH_KEPT: "attention",
+    Status.PLANNED: "attention",
+    Status.RETRYING: "attention",
+    Status.DIFFERS: "attention",
+    "held": "attention",
+    "paused": "attention",
+    Status.BLOCKED: "bad",
+    Status.FAILED: "bad",
+}
 
 VANISHED_CHOICE = (
     gettext_lazy("Approve"),
-    gettext_lazy("Each of the projects gets a cleanup of its own, which is held to the limits."),
+    gettext_lazy("Each project gets its own cleanup. The safety limits apply to it."),
 )
 FORCE_CHOICES = {
     Status.BLOCKED: (
         gettext_lazy("Approve"),
-        gettext_lazy("It runs, and the limits are lifted for the plan that it has by now."),
+        gettext_lazy("Deletes the planned files without the safety limits."),
     ),
     Status.PLANNED: (
         gettext_lazy("Run this plan"),
-        gettext_lazy("Its plan is run without limits."),
+        gettext_lazy("Deletes the planned files without the safety limits."),
     ),
-    Status.RETRYING: (
-        gettext_lazy("Try again now"),
-        gettext_lazy("It is tried again now."),
-    ),
-    Status.FAILED: (
-        gettext_lazy("Try again now"),
-        gettext_lazy("It is tried again now."),
-    ),
+    Status.RETRYING: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),
+    Status.FAILED: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),
 }
 
 
@@ -87,60 +98,77 @@ def force_effect(cleanup: Cleanup) -> Any:
     choice = force_choice(cleanup)
     if choice and cleanup.status == Status.BLOCKED:
         figures = {"effect": choice[1], "message": printable_text(cleanup.message)}
-        return _("%(effect)s What stopped it: %(message)s") % figures
+        return _("%(effect)s Stopped because: %(message)s") % figures
     if choice:
         return choice[1]
     if is_of_live_project(cleanup):
         return PROJECT_EXISTS_TEXT
-    return _("Nothing: there is nothing to approve or to try again.")
+    return _("Nothing to approve or to retry.")
 
 
 def cleanup_context(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
     lines = totals_lines(cleanup)
-    children = cleanup.children.order_by("next_attempt_at", "created_at")
+    answer, *more = map(printable_text, explain_status(cleanup))
+    tab = shown_tab(cleanup, request.GET)
     return {
         "cleanup": cleanup,
-        "what": intro_sentence(cleanup),
-        "meaning": [printable_text(sentence) for sentence in explain_status(cleanup)],
-        **button_context(request, cleanup),
-        "decisions": list(offered_decisions(request, cleanup)),
+        "answer": answer,
+        "hero": HERO_STYLES.get(status_style(cleanup), "quiet"),
+        "meaning": more,
+        "requested_by": printable_text(cleanup.requested_by),
         **progress_context(cleanup),
         "totals": lines,
         "all_lines": cleanup.is_deletion and has_final_totals(cleanup),
-        "is_verification": cleanup.kind == Kind.VERIFY,
         **reason_context(cleanup, lines),
-        "facts": list(cleanup_facts(cleanup)),
-        "listed_prefixes": [printable_text(prefix) for prefix in cleanup.listed_prefixes],
-        "children": children[:CHILDREN_SHOWN],
-        **items_context(cleanup, lines, request.GET),
-        **timeline_context(cleanup, request.GET),
+        "children": cleanup.children.order_by("next_attempt_at", "created_at")[:CHILDREN_SHOWN],
+        "tab": tab,
+        "tabs": [(name, label, name == tab) for name, label in offered_tabs(cleanup)],
+        **(TAB_CONTEXTS[tab](cleanup, lines, request.GET) if tab in TAB_CONTEXTS else {}),
     }
 
 
-def intro_sentence(cleanup: Cleanup) -> str:
-    """In a sentence, such as “Project cleanup of proj_1 in bucket media: a dry run.”"""
-    told = {
-        "kind": cleanup.get_kind_display().capitalize(),
-        "subject": printable_text(cleanup.subject),
-        "bucket": printable_text(cleanup.bucket),
-        "trigger": cleanup.get_trigger_display(),
-    }
-    return _("%(kind)s of %(subject)s in bucket %(bucket)s. Started by: %(trigger)s.") % told
+def offered_tabs(cleanup: Cleanup) -> list[tuple[str, Any]]:
+    has_plan = cleanup.status == Status.PLANNED or bool(cleanup.plan_summary)
+    plan = [("plan", gettext_lazy("Plan"))] if has_plan else []
+    return [
+        *plan,
+        ("files", gettext_lazy("Files")),
+        ("timeline", gettext_lazy("Timeline")),
+        ("details", gettext_lazy("Details")),
+    ]
 
 
-def button_context(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
-    """The labels, and why a button is disabled. Where nothing can be forced, there is none."""
-    choice = force_choice(cleanup)
-    no_force = "" if choice else str(force_effect(cleanup))
-    return {
-        "clean_up_again": find_verifications_with_leftovers().contains(cleanup),
-        "clean_up_refusal": refusal_reason(request, "force_cleanup"),
-        "force": choice,
-        "force_offered": bool(choice) or is_of_live_project(cleanup),
-        "force_refusal": no_force or force_refusal(request, cleanup),
-        "verify_refusal": verification_refusal(cleanup)
-        or refusal_reason(request, "verify_cleanup"),
-    }
+def shown_tab(cleanup: Cleanup, query: QueryDict) -> str:
+    """The one that the address names, or that its other parts belong to."""
+    offered = dict(offered_tabs(cleanup))
+    if (asked := query.get("tab", "")) in offered:
+        return asked
+    if "earlier" in query:
+        return "timeline"
+    if not FILES_PARAMETERS.isdisjoint(query):
+        return "files"
+    return "plan" if cleanup.status == Status.PLANNED else "files"
+
+
+def timeline_tab_context(cleanup: Cleanup, _lines: object, query: QueryDict) -> dict[str, Any]:
+    return timeline_context(cleanup, query)
+
+
+def details_context(cleanup: Cleanup, _lines: object, _query: QueryDict) -> dict[str, Any]:
+    facts = [
+        fact._replace(value=format_utc(fact.value)) if isinstance(fact.value, datetime) else fact
+        for fact in cleanup_facts(cleanup)
+        if fact.value != 0
+    ]
+    prefixes = [printable_text(prefix) for prefix in cleanup.listed_prefixes]
+    return {"facts": facts, "listed_prefixes": prefixes}
+
+
+TAB_CONTEXTS: dict[str, Callable[[Cleanup, Sequence[TotalsLine], QueryDict], dict[str, Any]]] = {
+    "files": items_context,
+    "timeline": timeline_tab_context,
+    "details": details_context,
+}
 
 
 def force_refusal(request: HttpRequest, cleanup: Cleanup) -> str:
@@ -155,13 +183,10 @@ def force_refusal(request: HttpRequest, cleanup: Cleanup) -> str:
 def verification_refusal(cleanup: Cleanup) -> str:
     """Why `request_cleanup_verification` would refuse it, or nothing."""
     if cleanup.kind == Kind.VANISHED:
-        return _("It lists projects, not objects. Verify the projects instead.")
+        return _("This lists projects, not files. Verify the projects instead.")
     looked_after = cleanup.parent if cleanup.kind == Kind.VERIFY else None
     if (looked_after or cleanup).pruned_at:
-        return _(
-            "Its objects are not known here any more: they were exported. Verify the project"
-            " instead."
-        )
+        return _("The list of its files was moved to an archive. Verify the project instead.")
     return ""
 
 

@@ -24,7 +24,14 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.admin import cleanup_page, items, live_progress, pause_page, plan_page
+from storage_audit.cleanup.admin import (
+    cleanup_buttons,
+    cleanup_page,
+    items,
+    live_progress,
+    pause_page,
+    plan_page,
+)
 from storage_audit.cleanup.admin.cleanup_filters import DecisionFilter, FollowUpFilter, NeedsFilter
 from storage_audit.cleanup.admin.decisions import UNDO, DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
@@ -169,11 +176,14 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         cleanup = context["original"]
         context |= {
             "title": _("Cleanup: %s") % printable_text(cleanup.named_subject),
+            # Its ID, which is below.
+            "subtitle": None,
             "has_own_object_tools": not DJANGO_6_1,
-            **cleanup_page.cleanup_context(request, cleanup),
-            **plan_page.plan_context(request, cleanup),
-            "pause": pause_page.pause_button(request, cleanup),
+            **(shown := cleanup_page.cleanup_context(request, cleanup)),
+            **cleanup_buttons.button_context(request, cleanup, shown["totals"]),
         }
+        if shown["tab"] == "plan":
+            context |= plan_page.plan_context(request, cleanup)
         for more in self.more_context:
             context |= more(cleanup)
         return super().render_change_form(request, context, *args, **kwargs)

@@ -158,7 +158,7 @@ def anchor_name(item: CleanupItem) -> str:
 
 
 def items_url(**query: str) -> str:
-    return f"{query_string(**query)}#items"
+    return f"{query_string(tab='files', **query)}#items"
 
 
 def query_string(**query: str) -> str:

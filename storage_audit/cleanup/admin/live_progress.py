@@ -4,21 +4,21 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.template.defaultfilters import filesizeformat
-from django.utils.formats import date_format, number_format
+from django.utils.formats import number_format
 from django.utils.timesince import timeuntil
-from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from storage_audit.cleanup.answer_text import answer_text
 from storage_audit.cleanup.cleanup_text import (
     current_activity,
     is_shown_as_held,
     is_shown_as_paused,
-    status_label,
 )
 from storage_audit.cleanup.describe_cleanup import totals_lines
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.progress import StepProgress
+from storage_audit.display_formats import format_utc
 
 Status = Cleanup.Status
 # Seconds from one poll to the next.
@@ -28,7 +28,7 @@ RELOAD_WITHIN = timedelta(minutes=2)
 
 
 def is_in_progress(cleanup: Cleanup) -> bool:
-    """Whether it goes on by itself, so that there is something to watch."""
+    """Whether there is something to watch."""
     return cleanup.status in (Status.PENDING, Status.RUNNING, Status.RETRYING)
 
 
@@ -82,26 +82,25 @@ def seconds_to_next_poll(until: datetime | None, now: datetime) -> float:
 def step_text(cleanup: Cleanup, step_progress: StepProgress | None, until: datetime | None) -> str:
     """Without figures, as it is read aloud whenever it changes."""
     if not is_in_progress(cleanup):
-        return _("It has ended: %s.") % status_label(cleanup)
+        return answer_text(cleanup)
     hold = cleanup.shown_hold()
     if hold and is_shown_as_held(cleanup) and cleanup.step == Cleanup.Step.HELD:
         return _("The hold ends in %s.") % timeuntil(hold)
     if is_shown_as_paused(cleanup):
-        return _("It is paused.")
+        return _("Paused.")
     if until:
-        due = date_format(localtime(until), "Y-m-d H:i:s")
         again = cleanup.status == Status.RETRYING
-        return (_("It is tried again on %s.") if again else _("It starts on %s.")) % due
+        return (_("Next try: %s.") if again else _("Starts %s.")) % format_utc(until)
     if step_progress is None:
         running = cleanup.status == Status.RUNNING
-        return _("A worker begins with it.") if running else _("It waits for a worker.")
+        return _("Starting.") if running else _("Waiting to start.")
     return f"{current_activity(cleanup)}."
 
 
 def progress_sentence(
     cleanup: Cleanup, step_progress: StepProgress | None, until: datetime | None
 ) -> str:
-    """Such as “Deleting: 1,200 of 5,000 objects, 350 a second, about 11 seconds left.”"""
+    """Such as “Deleting: 1,200 of 5,000 files, 350 a second, about 11 seconds left.”"""
     if step_progress is None:
         return step_text(cleanup, step_progress, until)
     return f"{current_activity(cleanup)}: {', '.join(progress_figures(step_progress))}."
@@ -113,15 +112,15 @@ def progress_figures(step_progress: StepProgress) -> list[str]:
         "total": format_number(step_progress.total or 0),
     }
     if step_progress.total:
-        said = [_("%(done)s of %(total)s objects") % numbers]
+        said = [_("%(done)s of %(total)s files") % numbers]
     else:
-        said = [ngettext("%(done)s object", "%(done)s objects", step_progress.done) % numbers]
+        said = [ngettext("%(done)s file", "%(done)s files", step_progress.done) % numbers]
     said.append(
         _("%s a second") % format_number(max(0.1, step_progress.rate) if step_progress.rate else 0)
     )
     if step_progress.total:
         left = step_progress.seconds_left
-        said.append(_("no estimate of the time left") if left is None else time_left(left))
+        said.append(_("time left unknown") if left is None else time_left(left))
     return said
 
 

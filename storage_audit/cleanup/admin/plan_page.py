@@ -30,7 +30,7 @@ OUTCOME_COLUMNS = (
     ("kept", "kept"),
     ("failed", "failed"),
 )
-ALREADY_GONE_REASON = gettext_lazy("It was not in the bucket any more.")
+ALREADY_GONE_REASON = gettext_lazy("Not in the bucket any more.")
 
 
 def plan_context(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
@@ -126,13 +126,13 @@ def estimate_basis(speed: dict[str, float]) -> str:
     rate = f"{speed['rate']:,.0f}" if speed["rate"] >= 10 else f"{speed['rate']:.1f}"
     if not speed["cleanups"]:
         text = _(
-            "No large cleanup has ended here with this strategy. It goes by %s objects a second, as"
-            " measured on another machine and another store."
+            "Estimated from %s files a second, as measured elsewhere. No large cleanup has ended"
+            " here yet."
         )
         return text % rate
     text = ngettext(
-        "The latest large cleanup with this strategy deleted %(rate)s objects a second.",
-        "The latest %(count)d large cleanups with this strategy deleted %(rate)s objects a second.",
+        "Estimated from the latest large cleanup: %(rate)s files a second.",
+        "Estimated from the latest %(count)d large cleanups: %(rate)s files a second.",
         int(speed["cleanups"]),
     )
     return text % {"rate": rate, "count": speed["cleanups"]}

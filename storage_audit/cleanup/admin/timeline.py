@@ -58,10 +58,11 @@ def timeline_context(cleanup: Cleanup, query: QueryDict) -> dict[str, Any]:
         events = events.filter(Q(at__lt=anchor.at) | same)
     latest = list(events[: EVENTS_SHOWN + 1])
     shown = latest[EVENTS_SHOWN - 1 :: -1] if len(latest) > EVENTS_SHOWN else latest[::-1]
+    earlier = f"?tab=timeline&earlier={shown[0].pk}#timeline" if shown else ""
     return {
         "runs": list(group_events(shown)),
-        "earlier": f"?earlier={shown[0].pk}#timeline" if len(latest) > EVENTS_SHOWN else "",
-        "latest": "?#timeline" if anchor else "",
+        "earlier": earlier if len(latest) > EVENTS_SHOWN else "",
+        "latest": "?tab=timeline#timeline" if anchor else "",
     }
 
 

@@ -51,7 +51,7 @@
   }
 
   // The first of them come with lines that the page does not have yet.
-  const has = (totals) => !totals.length || document.querySelector("#totals tr[data-name]");
+  const has = (totals) => !totals.length || document.querySelector("#totals div[data-name]");
 
   function draw(progress) {
     document.getElementById("audit-sentence").textContent = progress.sentence;
@@ -64,7 +64,7 @@
       bar.removeAttribute("value");
     }
     for (const line of progress.totals) {
-      const row = document.querySelector(`#totals tr[data-name="${line.name}"]`);
+      const row = document.querySelector(`#totals div[data-name="${line.name}"]`);
       row.hidden = !line.objects;
       row.querySelector(".audit-objects").textContent = line.objects;
       row.querySelector(".audit-size").textContent = line.size;

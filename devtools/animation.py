@@ -20,6 +20,7 @@ from devtools.staff import log_in
 
 # Wider than what the admin takes for a tablet.
 WIDTH, HEIGHT = 1040, 660
+ANIMATION = Path("docs/images/deletion.gif")
 COLORS = 64
 MAX_BYTES = 2_000_000
 # Milliseconds that a picture stays: long enough to read it, or a moment of what moves.
@@ -103,8 +104,8 @@ def command_line() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    usual = Path("docs/images/deletion.gif")
-    parser.add_argument("file", type=Path, nargs="?", default=usual, help=f"usually {usual}")
+    usual = f"usually {ANIMATION}"
+    parser.add_argument("file", type=Path, nargs="?", default=ANIMATION, help=usual)
     return parser
 
 

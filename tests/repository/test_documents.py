@@ -15,6 +15,7 @@ from django.core.management import find_commands, get_commands, load_command_cla
 from django.core.management.base import CommandError, DjangoHelpFormatter
 from django.db.models import TextChoices
 
+from devtools.animation import ANIMATION, MAX_BYTES
 from devtools.screenshots import DOCS_PICTURES
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.findings.models import Kind
@@ -176,11 +177,13 @@ def test_the_guide_for_staff_explains_each_word(words: type[TextChoices]) -> Non
 
 
 def test_the_pictures_of_the_documents_are_those_that_are_shot() -> None:
-    shown = {
-        name for page in PAGES for name in re.findall(r"images/([\w-]+)\.png", page.read_text())
-    }
-    assert shown == set(DOCS_PICTURES)
-    assert {file.stem for file in (ROOT / "docs" / "images").iterdir()} == shown
+    shown = {name for page in PAGES for name in re.findall(r"images/([\w.-]+)", page.read_text())}
+    assert shown == {*(f"{name}.png" for name in DOCS_PICTURES), ANIMATION.name}
+    assert {file.name for file in (ROOT / "docs" / "images").iterdir()} == shown
+
+
+def test_the_animation_is_smaller_than_it_may_be() -> None:
+    assert (ROOT / ANIMATION).stat().st_size < MAX_BYTES
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
     page.get_by_role("button", name="Yes, I’m sure").click()
     page.get_by_role("link", name="Follow it here").click()
     reload_until(page, CLEAN_MESSAGE)
-    expect(page.locator('#totals [data-name="deleted"]')).to_contain_text("2 11 bytes")
+    expect(page.locator('#totals div[data-name="deleted"]')).to_contain_text("2 11 bytes")
     assert bucket.keys() == {OTHER}
     run_page_action(page, "Verify cleanup")
     reload_until(page, "Verified. The bucket is as expected.")

@@ -67,7 +67,7 @@ def test_bar_moves_and_ends_while_the_page_stays(
         assert widths(page) == {"deleting": 83.33, "to_delete": 16.67}
         expect(page.locator('#totals div[data-name="deleting"]')).to_contain_text("250")
         may_go_on.set()
-        expect(page.get_by_text(CLEAN_MESSAGE)).to_be_visible()
+        expect(page.get_by_role("heading", name=CLEAN_MESSAGE)).to_be_visible()
     expect(page.locator("#audit-announcement")).to_contain_text("Clean. ")
     expect(page.locator('#totals div[data-name="deleted"]')).to_contain_text("300")
     expect(page.locator("progress")).to_have_count(0)
@@ -82,7 +82,7 @@ def test_page_without_scripts_loads_itself_again_until_the_end(
         page = context.new_page()
         log_in_as_superuser(page)
         page.goto(path("cleanup", "change", requested.pk))
-        expect(page.get_by_text(CLEAN_MESSAGE)).to_be_visible()
+        expect(page.get_by_role("heading", name=CLEAN_MESSAGE)).to_be_visible()
         expect(page.locator('#totals div[data-name="deleted"]')).to_contain_text("300")
 
 

@@ -704,10 +704,10 @@ def test_page_of_many_tells_what_holds_and_verifies_nothing(many: Cleanup) -> No
     assert "Each project gets its own cleanup." in shown
     assert "proj_0, proj_1, proj_2." in shown
     shown = run_action(client, "cleanup", "verify_cleanup", many.pk)
-    assert "lists projects, not files" in shown
+    assert "lists projects, not objects" in shown
     assert Cleanup.objects.count() == 1
     _out, err, code = run_command("verify_cleanup", str(many.pk))
-    assert ("lists projects, not files" in err, code) == (True, 2)
+    assert ("lists projects, not objects" in err, code) == (True, 2)
     confirm_action(client, "cleanup", "force_delete", many.pk)
     assert Cleanup.objects.filter(status="pending").count() == 3
 

@@ -20,49 +20,11 @@ PRUNED_TEXT = gettext_lazy(
     "The list of files and the timeline were moved to the file %(archive)s. To load them again, run"
     " manage.py loaddata with the path of that file."
 )
-# What became of an object: a word for it, and what that means.
-OUTCOME_TEXTS = {
-    Outcome.TO_DELETE: (
-        Outcome.TO_DELETE.label,
-        gettext_lazy("Checked again just before it is deleted, and kept if it has changed."),
-    ),
-    Outcome.DELETING: (
-        Outcome.DELETING.label,
-        gettext_lazy(
-            "Sent for deletion. It counts as deleted once the bucket does not list it any more."
-        ),
-    ),
-    Outcome.DELETED: (
-        Outcome.DELETED.label,
-        gettext_lazy("Deleted, and the bucket does not list it any more."),
-    ),
-    Outcome.ALREADY_GONE: (
-        Outcome.ALREADY_GONE.label,
-        gettext_lazy("Gone before this cleanup asked for its deletion."),
-    ),
-    Outcome.KEPT: (
-        Outcome.KEPT.label,
-        gettext_lazy("Still in the bucket. The reason says why."),
-    ),
-    Outcome.FAILED: (
-        Outcome.FAILED.label,
-        gettext_lazy("Not deleted. The reason says why."),
-    ),
-}
 # Of a verification, which deletes nothing.
-VERIFICATION_OUTCOME_TEXTS = {
-    Outcome.TO_DELETE: (
-        gettext_lazy("to be compared"),
-        gettext_lazy("Tracked or in the bucket, and not compared yet."),
-    ),
-    Outcome.ALREADY_GONE: (
-        gettext_lazy("confirmed gone"),
-        gettext_lazy("Deleted, and the bucket does not list it."),
-    ),
-    Outcome.FAILED: (
-        gettext_lazy("different"),
-        gettext_lazy("Not as expected. The reason says what differs. Nothing was changed."),
-    ),
+VERIFICATION_OUTCOMES = {
+    Outcome.TO_DELETE: gettext_lazy("to be compared"),
+    Outcome.ALREADY_GONE: gettext_lazy("confirmed gone"),
+    Outcome.FAILED: gettext_lazy("different"),
 }
 # Who or what asked for a cleanup.
 TRIGGER_MEANINGS = {
@@ -76,7 +38,7 @@ TRIGGER_MEANINGS = {
         "The project was gone from the database, though nobody had asked for its deletion."
     ),
     Trigger.DRY_RUN: gettext_lazy("Somebody asked what a deletion would do."),
-    Trigger.VERIFY: gettext_lazy("Somebody asked to compare the bucket with what is expected."),
+    Trigger.VERIFY: gettext_lazy("Somebody asked for a verification."),
     Trigger.FOLLOW_UP: gettext_lazy(
         "Checks again after a deletion, as an upload may have ended after it."
     ),
@@ -91,7 +53,7 @@ STEP_ACTIVITIES = {
     Step.DELETE: gettext_lazy("Deleting"),
     Step.VERIFY: gettext_lazy("Checking that the files are gone"),
 }
-VERIFICATION_ACTIVITY = gettext_lazy("Comparing the bucket with what is expected")
+VERIFICATION_ACTIVITY = gettext_lazy("Checking the bucket")
 # What the lines of a timeline are about.
 EVENT_LABELS = {
     "request": gettext_lazy("requested"),
@@ -115,11 +77,10 @@ EVENT_LABELS = {
 }
 
 
-def describe_outcome(cleanup: Cleanup, outcome: str) -> tuple[str, str]:
-    """The word for an outcome of this cleanup, and what it means."""
-    seen = VERIFICATION_OUTCOME_TEXTS if cleanup.kind == Kind.VERIFY else {}
-    word, means = {**OUTCOME_TEXTS, **seen}[Outcome(outcome)]
-    return str(word), str(means)
+def describe_outcome(cleanup: Cleanup, outcome: str) -> str:
+    """The word for an outcome of this cleanup."""
+    special = VERIFICATION_OUTCOMES if cleanup.kind == Kind.VERIFY else {}
+    return str(special.get(Outcome(outcome), Outcome(outcome).label))
 
 
 def status_label(cleanup: Cleanup) -> str:

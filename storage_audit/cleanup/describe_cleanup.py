@@ -24,7 +24,6 @@ class TotalsLine(NamedTuple):
 
     name: str
     label: Any
-    meaning: Any
     objects: int
     size: int
     bar_x: str = ""
@@ -39,7 +38,7 @@ def totals_lines(cleanup: Cleanup, *, recount: bool = True) -> list[TotalsLine]:
     found = [sum(figures) for figures in zip(*sums.values(), strict=True)]
     if not closed and not any(found):
         return []
-    total = TotalsLine("found", field_label(cleanup, "found"), "", *found)
+    total = TotalsLine("found", field_label(cleanup, "found"), *found)
     return [total, *outcome_lines(cleanup, sums)]
 
 
@@ -72,7 +71,7 @@ def outcome_lines(cleanup: Cleanup, sums: dict[str, tuple[int, int]]) -> list[To
     for name, figures in sums.items():
         width = wide[name] * scale
         place = (f"{x:.2f}%", f"{width:.2f}%")
-        lines.append(TotalsLine(name, *describe_outcome(cleanup, name), *figures, *place))
+        lines.append(TotalsLine(name, describe_outcome(cleanup, name), *figures, *place))
         x += width
     return lines
 
@@ -116,7 +115,7 @@ FACT_EXPLANATIONS = {
     "limits_waived_by": gettext_lazy("Approved this cleanup without the safety limits."),
     "first_request_at": gettext_lazy("The first request to delete. Undo was possible until then."),
     "discovery": gettext_lazy("Where we looked for its files."),
-    "strategy": gettext_lazy("How the files are deleted. They are gone once the bucket says so."),
+    "strategy": gettext_lazy("How the files are deleted."),
     "plan_digest": gettext_lazy("SHA-256 of the plan and all of its files."),
     "next_attempt_at": gettext_lazy("The next try, at the earliest."),
     "archive": gettext_lazy("Has the list of files and the timeline."),
@@ -145,7 +144,7 @@ def cleanup_facts(cleanup: Cleanup) -> Iterator[Fact]:
 def item_texts(cleanup: Cleanup, item: CleanupItem) -> dict[str, Any]:
     return {
         "key": printable_text(item.key),
-        "outcome": describe_outcome(cleanup, item.outcome)[0],
+        "outcome": describe_outcome(cleanup, item.outcome),
         "found": item.get_found_in_display(),
         "reason": printable_text(item.reason),
         "owner_evidence": printable_text(item.owner_evidence),

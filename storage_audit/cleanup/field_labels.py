@@ -22,6 +22,7 @@ FIELD_WORDS = {
     "unanswered": _("not answered"),
     "next_attempt": _("next attempt"),
     "still_named": _("rows that still name the files"),
+    "limit": _("safety limit: the largest of"),
     "unread": _("fields that cannot be read"),
     "began": _("began"),
     "ended": _("ended"),

@@ -86,6 +86,21 @@ def size_reason(cleanup: Cleanup) -> str:
     return text % {"wanted": wanted["n"], "size": size, "limit": limit}
 
 
+def limit_parts(cleanup: Cleanup) -> list[str]:
+    """What the size of a plan is measured by: the largest of these is the limit."""
+    words = {
+        "share": format_percent(conf().limit_share),
+        "tracked": R2Object.objects.in_bucket(cleanup.bucket).count(),
+        "multiple": f"{conf().limit_multiple:g}",
+        "usual": f"{usual_size(cleanup):g}",
+    }
+    return [
+        ngettext("%d file", "%d files", conf().limit_objects) % conf().limit_objects,
+        _("%(share)s %% of %(tracked)d tracked files") % words,
+        _("%(multiple)s times %(usual)s files, the usual size of a cleanup") % words,
+    ]
+
+
 def bucket_limit(tracked: int) -> int:
     """How many objects may go unasked, of so many tracked in the bucket."""
     return max(conf().limit_objects, int(conf().limit_share * tracked))

@@ -252,7 +252,8 @@ def make_plan(work: Turn) -> None:
             **totals, progress={"totals": outcomes}, message=error, plan_summary=summary
         )
     elif reason := blocking_reasons(cleanup, unread):
-        block_cleanup(cleanup, reason, **({"unread": unread} if unread else {}))
+        facts = {"limit": limits.limit_parts(cleanup), "unread": unread}
+        block_cleanup(cleanup, reason, **{name: lines for name, lines in facts.items() if lines})
     elif cleanup.is_held():
         hold_cleanup.rest_until_hold_ends(cleanup)
     else:

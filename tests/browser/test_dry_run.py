@@ -44,7 +44,7 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
     log_in_as_superuser(page)
     ask(page)
     reload_until(page, "Preview. Nothing was deleted.")
-    expect(page.get_by_text("No safety limit would stop it.")).to_be_visible()
+    expect(page.get_by_text("No safety limit would stop this plan.")).to_be_visible()
     page.get_by_role("link", name="Files", exact=True).click()
     for key in (tracked, "proj_1_s1_media.mp4"):
         expect(find_row(page, key)).to_contain_text("to be deleted")

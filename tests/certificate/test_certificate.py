@@ -709,9 +709,9 @@ def test_of_what_deletes_nothing_or_is_not_over_there_is_none_and_it_is_said_why
         ({"status": "superseded", "failed": 0}, "The cleanup ended before it was done."),
     ):
         cleanup = made(**none | values)
-        assert f"No certificate: {why}" in words_of(client.get(page_of(cleanup)))
-        page = words_of(client.get(admin_url("cleanup", "change", cleanup.pk)))
-        assert "Deletion certificate" not in page
+        details = f"{admin_url('cleanup', 'change', cleanup.pk)}?tab=details"
+        for url in (page_of(cleanup), details):
+            assert f"No certificate: {why}" in words_of(client.get(url))
         assert client.get(address(cleanup)).status_code == 404
 
 

@@ -176,11 +176,9 @@ def test_of_a_long_line_of_the_timeline_the_first_values_are_told() -> None:
 def test_what_a_status_means_is_said_of_no_page() -> None:
     said = [
         *answer_text.ANSWERS.values(),
-        *answer_text.VERIFICATION_ANSWERS.values(),
-        *answer_text.VANISHED_ANSWERS.values(),
         *answer_text.NEXT_STEPS.values(),
-        *answer_text.VERIFICATION_NEXT_STEPS.values(),
-        *answer_text.VANISHED_NEXT_STEPS.values(),
+        *(text for of in answer_text.ANSWERS_BY_KIND.values() for text in of.values()),
+        *(text for of in answer_text.NEXT_STEPS_BY_KIND.values() for text in of.values()),
     ]
     assert not [text for text in map(str, said) if "page" in text or "below" in text]
 

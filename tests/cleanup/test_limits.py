@@ -142,9 +142,13 @@ def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings
     create_projects("proj_1")
     for key in put_files(bucket, 3):
         track_key(bucket, key, "proj_1")
-    assert clean_up_project("proj_1").message == (
-        "This would delete 3 files (21 bytes), and the safety limit is 2."
-    )
+    cleanup = clean_up_project("proj_1")
+    assert cleanup.message == "This would delete 3 files (21 bytes), and the safety limit is 2."
+    assert cleanup.events.get(step="blocked").data["limit"] == [
+        "1 file",
+        "50 % of 3 tracked files",
+        "0.5 times 5 files, the usual size of a cleanup",
+    ]
 
 
 # Too much is missing

@@ -1,6 +1,7 @@
 """Cleanups in the admin: one page that tells all, and what a person may ask for."""
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -72,9 +73,9 @@ ANSWERS = {
     "planned": "Preview. Nothing was deleted.",
     "pending": "Waiting to start.",
     "running": "Running now.",
-    "clean": "Clean. All 2 files are gone, confirmed",
-    "clean_with_kept": "Clean, some kept. 2 files are gone, and 1 kept.",
-    "retrying": "Retrying. Not all files could be deleted yet.",
+    "clean": "Clean. All 2 files are gone, confirmed 2 Dec 2026, 20:49 UTC.",
+    "clean_with_kept": "Clean, some kept. 2 files are gone. 1 file is kept.",
+    "retrying": "Retrying. The last try did not succeed.",
     "differs": "3 files are not as expected.",
     "failed": "Failed. Some files may still be in the bucket.",
     "blocked": "Needs approval. No file is deleted until a person decides.",
@@ -82,8 +83,9 @@ ANSWERS = {
     "undone": "Undone. The project is back",
     "cancelled": "Cancelled. Files that were not deleted by then stay",
 }
-FIGURES = {
-    "clean": {"found": 2, "deleted": 1, "already_gone": 1},
+ENDED_AT = datetime(2026, 12, 2, 20, 49, tzinfo=UTC)
+FIGURES: dict[str, dict[str, Any]] = {
+    "clean": {"found": 2, "deleted": 1, "already_gone": 1, "finished_at": ENDED_AT},
     "clean_with_kept": {"found": 3, "deleted": 2, "kept": 1},
     "differs": {"found": 3, "failed": 3},
 }
@@ -125,7 +127,7 @@ def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket
         in shown
     )
     assert shown.count("Follow-up check</a>") == 3
-    assert "Clean, some kept. 1 file is gone, and 1 kept." in shown
+    assert "Clean, some kept. 1 file is gone. 1 file is kept." in shown
     shown = page_text(client.get(f"{url_of_cleanup(cleanup)}?tab=details"))
     assert cleanup.plan_digest in shown
     assert "web, 127.0.0.1" in shown
@@ -142,7 +144,7 @@ def test_page_of_a_dry_run_says_what_would_go_and_whether_a_limit_would_stop_it(
     shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     assert "Preview. Nothing was deleted." in shown
     assert read_totals(shown)["to_delete"] == ("2", "11 bytes")
-    assert "No safety limit would stop it." in shown
+    assert "No safety limit would stop this plan." in shown
     Cleanup.objects.filter(pk=cleanup.pk).update(message="2 are more than 1.")
     shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     assert "A safety limit would stop this plan: 2 are more than 1." in shown

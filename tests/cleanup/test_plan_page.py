@@ -15,6 +15,7 @@ from storage_audit.cleanup.admin import plan_page
 from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.display_formats import format_utc
 from storage_audit.findings.orphans import delete_objects
 from tests.admin_client import (
     confirm_action,
@@ -176,7 +177,7 @@ def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bu
 
 def dropped_on(text: str) -> dict[str, str]:
     """The keys that are listed as dropped out, each with its reason."""
-    listed = text.split("What was kept, and why")[1].split("<details>")[0]
+    listed = text.split("Kept files")[1].split("<details>")[0]
     found = dict[str, str]()
     for part in listed.split("<li><strong>")[1:]:
         why, keys = part.split("</strong>", 1)
@@ -288,8 +289,11 @@ def test_a_plan_says_which_limit_would_stop_it(db: None) -> None:
 def test_plan_of_yesterday_says_that_what_changed_drops_out(db: None) -> None:
     now, hint = timezone.now(), "This plan is more than a day old."
     assert hint not in shown(create_cleanup("planned", planned_at=now - timedelta(hours=23)))
-    text = shown(create_cleanup("planned", planned_at=now - timedelta(hours=25)))
-    assert hint in text
+    text = shown(
+        create_cleanup("planned", planned_at=now - timedelta(hours=25), plan_digest="0" * 64)
+    )
+    assert hint in text and "0" * 64 in text
+    assert f">{format_utc(now - timedelta(hours=25))}</time>" in text
 
 
 # How it is made

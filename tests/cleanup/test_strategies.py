@@ -235,7 +235,9 @@ def test_wrangler_is_not_started_for_many_objects(
 ) -> None:
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.BLOCKED
-    assert "each of 3 objects, which takes about 1 minute; the limit is 2" in cleanup.message
+    assert (
+        "3 times, once for each file, and take about 1 minute. The limit is 2." in cleanup.message
+    )
     assert "goes on with the strategy batch" in cleanup.message
     assert bucket.keys() == set(few_for_wrangler)
     assert not cleanup.events.filter(step="command").exists()
@@ -277,7 +279,7 @@ def test_a_dry_run_tells_what_wrangler_is_not_started_for(
     run_until_idle(plan)
     plan.refresh_from_db()
     assert plan.status == Status.PLANNED
-    assert "the limit is 2" in plan.message
+    assert "The limit is 2." in plan.message
     assert plan.events.filter(message__contains="wrangler takes about 1 minute").exists()
 
 
@@ -430,7 +432,7 @@ def test_what_was_in_no_call_does_not_count_as_deleted_when_it_is_gone(
         cleanup = clean_up_project("proj_1")
     assert len(store.find_requests(is_delete_single)) == 1
     assert cleanup.status == Status.BLOCKED
-    assert "59 of the 60" in cleanup.message
+    assert "59 of 60 planned files" in cleanup.message
     check_promises(bucket)
 
 

@@ -10,8 +10,8 @@ from django.utils import timezone
 from django.utils.html import escape
 from pytest_django import Settings
 
-from storage_audit.cleanup import cleanup_text
-from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup import answer_text, cleanup_text
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings import finding_text
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.models import KnownProject, R2Object
@@ -29,7 +29,6 @@ State = Finding.State
 @pytest.mark.parametrize(
     ("known", "members"),
     [
-        (cleanup_text.OUTCOME_TEXTS, CleanupItem.Outcome),
         (cleanup_text.STEP_ACTIVITIES, Cleanup.Step),
         (cleanup_text.TRIGGER_MEANINGS, Cleanup.Trigger),
         (finding_text.KIND_TEXTS, Kind),
@@ -137,3 +136,38 @@ def test_a_cleanup_says_who_or_what_asked_for_it(trigger: Cleanup.Trigger) -> No
     assert escape(str(cleanup_text.TRIGGER_MEANINGS[trigger])) in page_text(
         superuser_client().get(f"{url_of_cleanup(cleanup)}?tab=details")
     )
+
+
+HELD = "No file is deleted before that."
+PAUSED = "Paused. No file is deleted until a person resumes it."
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"status": "pending"}, [HELD]),
+        ({"status": "running"}, ["Running now.", HELD]),
+        ({"status": "blocked", "message": "2 are too many."}, ["Needs approval.", HELD]),
+        ({"status": "retrying"}, ["Retrying.", HELD, "We try again automatically"]),
+        ({"status": "pending", "progress": {"paused": True}}, [HELD, PAUSED]),
+    ],
+)
+def test_a_held_cleanup_says_so_whatever_else_happens_to_it(
+    values: dict[str, Any], told: list[str]
+) -> None:
+    cleanup = create_cleanup(**values)
+    cleanup.held_until = timezone.now() + timedelta(days=3)
+    sentences = " ".join(answer_text.explain_status(cleanup))
+    places = [sentences.find(each) for each in told]
+    assert -1 not in places and places == sorted(places), sentences
+    assert "Undo the deletion to bring the project back." in sentences
+    cleanup.held_until = None
+    assert HELD not in " ".join(answer_text.explain_status(cleanup))
+
+
+@pytest.mark.django_db
+def test_a_preview_that_is_tried_again_speaks_of_no_deletion() -> None:
+    told = " ".join(answer_text.explain_status(create_cleanup("retrying", dry_run=True)))
+    assert "This is a preview and deletes nothing." in told
+    assert "deleted" not in told

@@ -10,9 +10,9 @@ from django.utils.translation import gettext as _
 
 from storage_audit.cleanup.admin import pause_page
 from storage_audit.cleanup.admin.cleanup_page import (
+    can_be_verified,
     force_choice,
     force_refusal,
-    verification_refusal,
 )
 from storage_audit.cleanup.admin.decisions import offered_decisions
 from storage_audit.cleanup.describe_cleanup import TotalsLine
@@ -21,7 +21,7 @@ from storage_audit.cleanup.needs_attention import find_verifications_with_leftov
 from storage_audit.display_formats import format_amount
 from storage_audit.roles import refusal_reason
 
-Kind, Status, Outcome = Cleanup.Kind, Cleanup.Status, CleanupItem.Outcome
+Kind, Status = Cleanup.Kind, Cleanup.Status
 MAIN_BUTTONS = 2
 
 
@@ -70,7 +70,7 @@ def pause_buttons(request: HttpRequest, cleanup: Cleanup) -> Iterator[Button]:
 
 
 def verify_buttons(request: HttpRequest, cleanup: Cleanup) -> Iterator[Button]:
-    if not verification_refusal(cleanup):
+    if can_be_verified(cleanup):
         may_not = refusal_reason(request, "verify_cleanup")
         yield Button(_("Verify cleanup"), may_not, action="verify_cleanup")
 
@@ -80,7 +80,7 @@ def clean_up_button(request: HttpRequest, cleanup: Cleanup) -> Button:
     url = f"{reverse('admin:storage_audit_declare_deleted')}?{query}"
     text = _("Deletes the files that are still there. You confirm with the project ID first.")
     refusal = refusal_reason(request, "force_cleanup")
-    return Button(_("Clean up after it again…"), refusal, url=url, is_danger=True, help=text)
+    return Button(_("Clean up after it again…"), refusal, url=url, help=text)
 
 
 def force_label(cleanup: Cleanup, label: Any, lines: Sequence[TotalsLine]) -> str:

@@ -1,6 +1,6 @@
 """What the page of one cleanup shows."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.admin.items import items_context
 from storage_audit.cleanup.admin.timeline import timeline_context
-from storage_audit.cleanup.answer_text import explain_status
+from storage_audit.cleanup.answer_text import explain_status, scheduled_start
 from storage_audit.cleanup.cleanup_text import (
     PROJECT_EXISTS_TEXT,
     describe_outcome,
@@ -33,7 +33,6 @@ from storage_audit.roles import refusal_reason
 
 Kind, Status = Cleanup.Kind, Cleanup.Status
 Outcome = CleanupItem.Outcome
-Trigger = Cleanup.Trigger
 CHILDREN_SHOWN = 20
 REASONS_SHOWN = 20
 # Reasons are counted among this many of the kept and failed objects.
@@ -123,7 +122,7 @@ def cleanup_context(request: HttpRequest, cleanup: Cleanup) -> dict[str, Any]:
         "children": cleanup.children.order_by("next_attempt_at", "created_at")[:CHILDREN_SHOWN],
         "tab": tab,
         "tabs": [(name, label, name == tab) for name, label in offered_tabs(cleanup)],
-        **(TAB_CONTEXTS[tab](cleanup, lines, request.GET) if tab in TAB_CONTEXTS else {}),
+        **tab_context(tab, cleanup, lines, request.GET),
     }
 
 
@@ -150,11 +149,21 @@ def shown_tab(cleanup: Cleanup, query: QueryDict) -> str:
     return "plan" if cleanup.status == Status.PLANNED else "files"
 
 
-def timeline_tab_context(cleanup: Cleanup, _lines: object, query: QueryDict) -> dict[str, Any]:
-    return timeline_context(cleanup, query)
+def tab_context(
+    tab: str, cleanup: Cleanup, lines: Sequence[TotalsLine], query: QueryDict
+) -> dict[str, Any]:
+    """Of the files, the timeline or the details, so that the others cost nothing."""
+    match tab:
+        case "files":
+            return items_context(cleanup, lines, query)
+        case "timeline":
+            return timeline_context(cleanup, query)
+        case "details":
+            return details_context(cleanup)
+    return {}
 
 
-def details_context(cleanup: Cleanup, _lines: object, _query: QueryDict) -> dict[str, Any]:
+def details_context(cleanup: Cleanup) -> dict[str, Any]:
     facts = [
         fact._replace(value=format_utc(fact.value)) if isinstance(fact.value, datetime) else fact
         for fact in cleanup_facts(cleanup)
@@ -162,13 +171,6 @@ def details_context(cleanup: Cleanup, _lines: object, _query: QueryDict) -> dict
     ]
     prefixes = [printable_text(prefix) for prefix in cleanup.listed_prefixes]
     return {"facts": facts, "listed_prefixes": prefixes}
-
-
-TAB_CONTEXTS: dict[str, Callable[[Cleanup, Sequence[TotalsLine], QueryDict], dict[str, Any]]] = {
-    "files": items_context,
-    "timeline": timeline_tab_context,
-    "details": details_context,
-}
 
 
 def force_refusal(request: HttpRequest, cleanup: Cleanup) -> str:
@@ -180,21 +182,17 @@ def force_refusal(request: HttpRequest, cleanup: Cleanup) -> str:
     return may_not
 
 
-def verification_refusal(cleanup: Cleanup) -> str:
-    """Why `request_cleanup_verification` would refuse it, or nothing."""
-    if cleanup.kind == Kind.VANISHED:
-        return _("This lists projects, not files. Verify the projects instead.")
+def can_be_verified(cleanup: Cleanup) -> bool:
+    """Whether `request_cleanup_verification` knows the files."""
     looked_after = cleanup.parent if cleanup.kind == Kind.VERIFY else None
-    if (looked_after or cleanup).pruned_at:
-        return _("The list of its files was moved to an archive. Verify the project instead.")
-    return ""
+    return cleanup.kind != Kind.VANISHED and not (looked_after or cleanup).pruned_at
 
 
 def progress_context(cleanup: Cleanup) -> dict[str, Any]:
     now = timezone.now()
     if not live_progress.is_in_progress(cleanup):
         return {}
-    until = live_progress.scheduled_start(cleanup, now)
+    until = scheduled_start(cleanup, now)
     return {
         "progress": live_progress.progress_values(cleanup, now),
         "refresh": until is None or until - now < live_progress.RELOAD_WITHIN,
@@ -208,7 +206,7 @@ def reason_context(cleanup: Cleanup, lines: Sequence[TotalsLine]) -> dict[str, A
     found = cleanup.items.by_reason(REASON_SAMPLE_SIZE)[:REASONS_SHOWN]
     return {
         "reasons": [
-            (describe_outcome(cleanup, outcome)[0], printable_text(reason), count, size)
+            (describe_outcome(cleanup, outcome), printable_text(reason), count, size)
             for outcome, reason, count, size in found
         ],
         "reasons_of": REASON_SAMPLE_SIZE if staying > REASON_SAMPLE_SIZE else None,

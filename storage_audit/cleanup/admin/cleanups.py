@@ -167,22 +167,23 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
             return None
         closed = cleanup.status in Cleanup.FINISHED
         counts = [(getattr(cleanup, name), name) for name in FINAL_OUTCOMES if closed]
-        became = ", ".join(f"{n} {describe_outcome(cleanup, name)[0]}" for n, name in counts if n)
+        became = ", ".join(f"{n} {describe_outcome(cleanup, name)}" for n, name in counts if n)
         return format_html("{}<br>{}", format_amount(cleanup.found, cleanup.found_bytes), became)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
     ) -> HttpResponse:
         cleanup = context["original"]
+        page = cleanup_page.cleanup_context(request, cleanup)
         context |= {
             "title": _("Cleanup: %s") % printable_text(cleanup.named_subject),
             # Its ID, which is below.
             "subtitle": None,
             "has_own_object_tools": not DJANGO_6_1,
-            **(shown := cleanup_page.cleanup_context(request, cleanup)),
-            **cleanup_buttons.button_context(request, cleanup, shown["totals"]),
+            **page,
+            **cleanup_buttons.button_context(request, cleanup, page["totals"]),
         }
-        if shown["tab"] == "plan":
+        if page["tab"] == "plan":
             context |= plan_page.plan_context(request, cleanup)
         for more in self.more_context:
             context |= more(cleanup)

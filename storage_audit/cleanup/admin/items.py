@@ -202,7 +202,7 @@ def outcome_filters(
     there, counts = cleanup.existing_outcomes(), {line.name: line.objects for line in totals}
     if has_final_totals(cleanup) and set(there) & set(CleanupItem.OPEN):
         counts.pop(Outcome.FAILED)
-    return [(each, describe_outcome(cleanup, each)[0], counts.get(each)) for each in there]
+    return [(each, describe_outcome(cleanup, each), counts.get(each)) for each in there]
 
 
 def page_items(cleanup: Cleanup, page: list[CleanupItem]) -> list[dict[str, Any]]:

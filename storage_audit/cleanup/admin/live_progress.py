@@ -9,7 +9,7 @@ from django.utils.timesince import timeuntil
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup.answer_text import answer_text
+from storage_audit.cleanup.answer_text import answer_text, scheduled_start
 from storage_audit.cleanup.cleanup_text import (
     current_activity,
     is_shown_as_held,
@@ -30,12 +30,6 @@ RELOAD_WITHIN = timedelta(minutes=2)
 def is_in_progress(cleanup: Cleanup) -> bool:
     """Whether there is something to watch."""
     return cleanup.status in (Status.PENDING, Status.RUNNING, Status.RETRYING)
-
-
-def scheduled_start(cleanup: Cleanup, now: datetime) -> datetime | None:
-    """When a worker may take it, if none may now."""
-    due = cleanup.next_attempt_at
-    return due if cleanup.status != Status.RUNNING and due and due > now else None
 
 
 def progress_values(cleanup: Cleanup, now: datetime) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def test_wrangler_is_not_started_for_many_objects(
     assert (
         "3 times, once for each file, and take about 1 minute. The limit is 2." in cleanup.message
     )
-    assert "goes on with the strategy batch" in cleanup.message
+    assert "If you approve, the files are deleted in batches instead." in cleanup.message
     assert bucket.keys() == set(few_for_wrangler)
     assert not cleanup.events.filter(step="command").exists()
 

@@ -511,7 +511,7 @@ def test_dry_run_larger_than_the_limit_says_so(bucket: Bucket, settings: Setting
     bucket.put(*KEYS)
     preview = dry_run("proj_1")
     assert preview.status == Status.PLANNED
-    assert "4 objects" in preview.message
+    assert "4 files" in preview.message
 
 
 # Files left behind before this was installed

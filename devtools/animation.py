@@ -153,7 +153,6 @@ def record_deletion(recording: Recording, site: Site) -> None:
     recording.click(page.get_by_role("link", name="Delete", exact=True))
     recording.show(READ)
     recording.click(page.locator("#content form input[type=submit]"))
-    recording.click(page.get_by_role("link", name="Follow it here"))
     watch_cleanup(recording)
     recording.show(READ)
     recording.click(page.get_by_role("link", name="Deletion certificate"))

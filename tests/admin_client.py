@@ -85,6 +85,11 @@ def url_of_cleanup(cleanup: Cleanup) -> str:
     return admin_url("cleanup", "change", cleanup.pk)
 
 
+def is_page_of(cleanup: Cleanup, shown: str) -> bool:
+    """Whether this is the page of the cleanup, and no list of several."""
+    return f"<title>Cleanup: {cleanup.subject} |" in shown and str(cleanup.pk) in shown
+
+
 def count_queries(client: Client, url: str) -> int:
     client.get(url)
     with CaptureQueriesContext(

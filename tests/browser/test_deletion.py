@@ -30,7 +30,6 @@ def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
     page.get_by_text("Delete", exact=True).click()
     expect(page.get_by_text("1 file, 4 bytes in bucket tests")).to_be_visible()
     page.get_by_role("button", name="Yes, I’m sure").click()
-    page.get_by_role("link", name="Follow it here").click()
     reload_until(page, CLEAN_MESSAGE)
     expect(page.locator('#totals div[data-name="deleted"]')).to_contain_text("2 11 bytes")
     assert bucket.keys() == {OTHER}
@@ -45,7 +44,6 @@ def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: 
     run_row_action(page, "Delete selected R2 objects", gone)
     expect(page.get_by_text("This deletes these files from R2")).to_be_visible()
     page.get_by_role("button", name="Yes, I’m sure").click()
-    page.get_by_role("link", name="Follow it here").click()
     reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == {kept}
     assert R2Object.objects.get().key == kept

@@ -215,7 +215,7 @@ def test_undo_pause_cancel_and_resume_need_no_scripts(
         page.get_by_role("checkbox").check()
         page.get_by_label("Reason").fill("The customer asks")
         page.get_by_role("button", name="Yes, I’m sure").click()
-        expect(page.get_by_text("A cleanup is deleting the files from R2.")).to_be_visible()
+        expect(page.get_by_text("Deleting the files of “proj_1” now.")).to_be_visible()
     erased = Cleanup.objects.filter(project_id="proj_1", parent=None).latest("created_at")
     assert (erased.held_until, erased.decision_reason) == (None, "The customer asks")
     assert len(bucket.keys()) == 2

@@ -255,7 +255,7 @@ def test_deleting_few_projects_is_done_at_once() -> None:
     projects(3)
     client = superuser_client()
     shown = page_text(client.get(confirm_all(client, "delete_selected").url))
-    assert "Successfully deleted 3 projects." in shown
+    assert "Deleting the files of 3 projects now." in shown
     assert not Project.objects.exists() and not BulkJob.objects.exists()
 
 

@@ -19,7 +19,14 @@ from storage_audit.models import Project
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.request_origin import Origin, use_origin
 from storage_audit.tasks import run_job
-from tests.admin_client import admin_url, confirm_action, page_text, superuser_client
+from tests.admin_client import (
+    admin_url,
+    confirm_action,
+    is_page_of,
+    page_text,
+    superuser_client,
+    url_of_cleanup,
+)
 from tests.api_client import assert_problem, client_with_token
 from tests.database import THREAD_TIMEOUT_SECONDS, run_in_thread, wait_for_blocked_query
 from tests.owner_models import create_table
@@ -109,8 +116,9 @@ def test_project_that_stays_keeps_no_other_one(
     shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2", "proj_3")
     assert f"Project proj_2 was not deleted: {reason}" in shown.replace("&#x27;", "'")
     assert "only the log" not in shown and "othing was" not in shown
-    said = {"delete_selected": "Successfully deleted 2 projects.", "force_delete": "Deleted. A"}
-    assert said[action] in shown and "Follow the 2 cleanups here" in shown
+    assert "Deleting the files of 2 projects now." in shown
+    assert Cleanup.objects.count() == 2
+    assert all(url_of_cleanup(each) in shown for each in Cleanup.objects.all())
     assert (list_projects(), list_logged()) == (["proj_2"], ["proj_1", "proj_3"])
 
 
@@ -121,7 +129,7 @@ def test_projects_that_all_stay_are_each_named(own: Any, action: str) -> None:
     shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2")
     assert "Project proj_1 was not deleted: its model keeps such rows." in shown
     assert "Project proj_2 was not deleted: An invoice needs it." in shown
-    assert "Successfully" not in shown and "Deleted. A" not in shown and "here</a>" not in shown
+    assert "Deleting" not in shown and "Deleted" not in shown
     assert (list_logged(), Cleanup.objects.count()) == ([], 0)
 
 
@@ -272,7 +280,7 @@ def test_deletion_of_somebody_who_was_quicker_is_not_ours(way: str) -> None:
         else:
             shown = confirm_action(client, "project", way, "proj_1")
     assert "Nothing was done: " in shown
-    assert "uccessfully" not in shown and "Deleted. A" not in shown
+    assert "uccessfully" not in shown and "Deleting" not in shown
     assert not list_logged()
     assert Cleanup.objects.get().requested_by == "bob"
 
@@ -303,7 +311,7 @@ def test_project_that_is_created_again_at_once_counts_as_deleted(action: str) ->
         shown = confirm_action(superuser_client(), "project", action, "proj_1")
     finally:
         post_delete.disconnect(create_again, Project)
-    assert "Follow it here" in shown and "Nothing was done" not in shown
+    assert is_page_of(Cleanup.objects.get(), shown) and "Nothing was done" not in shown
     assert (list_projects(), list_logged()) == (["proj_1"], ["proj_1"])
 
 
@@ -361,7 +369,8 @@ def test_action_of_the_site_with_the_name_of_one_of_our_steps_is_no_step(
 
     monkeypatch.setattr(ProjectAdmin, "delete_projects", delete_projects, raising=False)
     create_projects("proj_1")
-    assert "Deleted. A" in confirm_action(superuser_client(), "project", "force_delete", "proj_1")
+    shown = confirm_action(superuser_client(), "project", "force_delete", "proj_1")
+    assert "Deleting the files of “proj_1” now." in shown
     assert not list_projects()
 
 

@@ -210,7 +210,7 @@ def test_selected_projects_are_each_deleted_by_their_models_own_delete_and_once(
     make(3)
     monkeypatch.setattr(Project, "delete", take_all)
     shown = confirm_action(superuser_client(), "project", "delete_selected", "proj_0", "proj_1")
-    assert "Successfully deleted 2 projects" in shown and not Project.objects.exists()
+    assert "Deleting the files of 2 projects now." in shown and not Project.objects.exists()
     assert Cleanup.objects.count() == 3
 
 

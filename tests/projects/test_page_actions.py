@@ -80,7 +80,7 @@ def test_force_delete_asks_first_on_the_page_too(bucket: Bucket) -> None:
     assert "never the ownership rule" in shown
     assert Project.objects.count() == 2
     shown, _address = form(shown, asked_at, "force_delete").post(client)
-    assert "A cleanup without limits" in shown
+    assert "Deleting the files of “proj_1” now." in shown
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_2"]
 
 

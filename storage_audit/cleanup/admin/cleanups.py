@@ -67,6 +67,7 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         "project_id",
         "bulk_job",
         "created_at__gte",
+        "id__in",
         "message__gt",
     )
     search_fields = ("project_id", "id")

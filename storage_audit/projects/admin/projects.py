@@ -7,7 +7,6 @@ from typing import Any
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import TO_FIELD_VAR
-from django.contrib.admin.utils import model_ngettext
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery, Value
@@ -16,7 +15,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import project_model
 from storage_audit.cleanup import bulk, delete_projects, held_ids
@@ -24,7 +23,7 @@ from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
 from storage_audit.cleanup.admin.deleting import (
     DeletingAdmin,
     announce_cleanups,
-    announce_deletions,
+    name_of_only,
 )
 from storage_audit.cleanup.bulk import enqueue_bulk_on_commit
 from storage_audit.cleanup.delete_projects import REFUSAL_EXCEPTIONS, DeletionResult, refusal_text
@@ -219,17 +218,6 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
 
     def _delete_or_confirm(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
         rows = selection.rows
-        if selection.is_confirmed and not is_database_copy(rows):
-            *_shown, lacking, protected = self.get_deleted_objects(rows, request)
-            # Django's own page says what stands in the way, and refuses.
-            if not (lacking or protected):
-                if self.is_for_bulk_job(rows) and not has_own_deletion(request, rows, self):
-                    return self.request_bulk_job(
-                        request, BulkJob.Action.DELETE, list_project_ids(rows)
-                    )
-                if self.has_standard_deletion(rows):
-                    self._delete_confirmed(request, rows)
-                    return None
         try:
             response = super().delete_selection(request, selection)
         except REFUSAL_EXCEPTIONS as refusal:
@@ -254,14 +242,28 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         is_ours = type(self).delete_queryset is OwnerAdmin.delete_queryset
         return is_ours and type(queryset).delete is QuerySet.delete
 
-    def _delete_confirmed(self, request: HttpRequest, rows: QuerySet[M]) -> None:
+    def _delete_confirmed(self, request: HttpRequest, rows: QuerySet[M]) -> HttpResponse | None:
+        if is_database_copy(rows):
+            return super()._delete_confirmed(request, rows)
+        if self.is_for_bulk_job(rows) and not has_own_deletion(request, rows, self):
+            return self.request_bulk_job(request, BulkJob.Action.DELETE, list_project_ids(rows))
+        if not self.has_standard_deletion(rows):
+            return super()._delete_confirmed(request, rows)
+        name = name_of_only(rows)
         with delete_projects.collect_cleanups() as collected:
             deletion = self._delete_projects(request, rows)
-        if count := len(deletion.deleted):
-            words = {"count": count, "items": model_ngettext(self.opts, count)}
-            text = _("Successfully deleted %(count)d %(items)s.") % words
-            self.message_user(request, text, messages.SUCCESS)
-            self.announce_deletion(request, collected)
+        count = len(deletion.deleted)
+        return self.follow_deletion(request, name, count, collected.remaining())
+
+    def deleting_text(self, name: str, count: int) -> str:
+        if name:
+            return _("Deleting the files of “%s” now.") % name
+        text = ngettext(
+            "Deleting the files of %d project now.",
+            "Deleting the files of %d projects now.",
+            count,
+        )
+        return text % count
 
     def _delete_projects(self, request: HttpRequest, rows: QuerySet[M]) -> DeletionResult:
         """Delete them, and say which ones stay."""
@@ -320,10 +322,10 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
         owners = selection.rows
         if self.is_for_bulk_job(owners):
             return self.request_bulk_job(request, BulkJob.Action.FORCE, list_project_ids(owners))
+        name = name_of_only(owners)
         with use_origin(request_origin(request, forced=True)):
             deletion = self._delete_projects(request, owners)
-        text = _("Deleted. A cleanup without limits now deletes the files from R2.")
-        return announce_deletions(self, request, text, deletion.cleanups)
+        return self.follow_deletion(request, name, len(deletion.deleted), deletion.cleanups)
 
     def is_force_refused(self, request: HttpRequest, owners: QuerySet[M]) -> bool:
         """Whether this person may not delete the projects, or rows of other models with them, or

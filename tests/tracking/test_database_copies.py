@@ -12,7 +12,8 @@ from pytest_django import Settings
 from storage_audit.cleanup import bulk
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin, is_database_copy
+from storage_audit.projects.admin.database_copies import is_database_copy
+from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from tests.admin_client import admin_url, confirm_action, page_text, run_action, superuser_client
 from tests.database import another_database
 from tests.promises import create_projects

@@ -8,7 +8,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.widgets import AdminTextInputWidget
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery, Value
 from django.db.models.functions import Upper
 from django.http import HttpRequest, HttpResponse
@@ -35,6 +35,8 @@ from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.models import KnownProject, Project
 from storage_audit.projects.admin import undo_or_erase
 from storage_audit.projects.admin.columns import ProjectColumns
+from storage_audit.projects.admin.database_copies import is_database_copy
+from storage_audit.projects.admin.deleted_projects import DeletedProjectsAdmin
 from storage_audit.projects.admin.deletion_scope import DeletionScope
 from storage_audit.request_origin import request_origin, use_origin
 from storage_audit.roles import has_own_deletion, model_admins_of, stock_deletion
@@ -59,7 +61,7 @@ class AlreadyGone(Exception):
     """Rolls back the log entry of a deletion when somebody else was quicker."""
 
 
-class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
+class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
     """What the admin of a model whose rows own objects needs; see docs/adopting.md."""
 
     actions: Sequence[Any] = (
@@ -378,13 +380,6 @@ class OwnerAdmin(ProjectColumns[M], DeletingAdmin[M]):
             rows=going.project_rows(),
             button=_("Yes, delete without limits"),
         )
-
-
-def is_database_copy(rows: Any) -> bool:
-    """Whether an admin lists rows of another database, which own no files but may have the ids of
-    projects. A read replica that a router chooses does not count: the queryset does not name it."""
-    named: str | None = rows._db
-    return named not in (None, DEFAULT_DB_ALIAS)
 
 
 def list_project_ids(owners: QuerySet[Any]) -> list[str]:

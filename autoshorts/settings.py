@@ -38,7 +38,7 @@ ALLOWED_HOSTS = env.items("ALLOWED_HOSTS", hint="the host names of this site, su
 CSRF_TRUSTED_ORIGINS = env.items("CSRF_TRUSTED_ORIGINS", "")
 
 INSTALLED_APPS = [
-    "django.contrib.admin",
+    "storage_audit.ui.apps.MenuAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

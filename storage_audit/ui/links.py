@@ -4,6 +4,7 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
+from django.contrib.admin.sites import all_sites
 from django.contrib.admin.utils import quote
 from django.template import Context
 from django.urls import reverse
@@ -16,10 +17,12 @@ class Links:
     def __init__(self, context: Context) -> None:
         request: Any = context["request"]
         self.site, self.user = request.current_app, request.user
+        site = next(each for each in all_sites if each.name == request.current_app)
+        # Of the registry, as the site's menu may leave models out.
         perms = {
-            model["model"]._meta.label_lower: model["perms"]
-            for app in context["available_apps"]
-            for model in app["models"]
+            model._meta.label_lower: model_admin.get_model_perms(request)
+            for model, model_admin in site._registry.items()
+            if model_admin.has_module_permission(request)
         }
         self.viewable_models = {label for label, may in perms.items() if may["view"]}
         self.addable_models = {label for label, may in perms.items() if may["add"]}

@@ -880,7 +880,8 @@ def test_no_page_waits_for_a_count_of_many_leftover_files(
 
 def said_of(client: Client, url: str) -> str:
     """What the page says about leftover files, with or without a tile."""
-    plain = re.sub("<.*?>", " ", page_text(client.get(url)))
+    main = page_text(client.get(url)).partition('id="content"')[2]
+    plain = re.sub("<.*?>", " ", main)
     return " ".join(plain.split()).partition("Leftover files")[2][:100]
 
 

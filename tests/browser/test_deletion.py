@@ -26,10 +26,9 @@ def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
     bucket.put("proj_1_s1_media.mp4", OTHER)
     log_in_as_superuser(page)
     page.goto(path("project"))
-    page.get_by_role("link", name="proj_1", exact=True).click()
-    page.get_by_text("Delete", exact=True).click()
-    expect(page.get_by_text("1 file, 4 bytes in bucket tests")).to_be_visible()
-    page.get_by_role("button", name="Yes, I’m sure").click()
+    page.get_by_role("link", name="Delete proj_1", exact=True).click()
+    expect(page.get_by_text("R2: 1 file, 4 bytes, and files that are not")).to_be_visible()
+    page.get_by_role("button", name="Delete project and 1 file").click()
     reload_until(page, CLEAN_MESSAGE)
     expect(page.locator('#totals div[data-name="deleted"]')).to_contain_text("2 11 bytes")
     assert bucket.keys() == {OTHER}
@@ -43,7 +42,7 @@ def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: 
     page.goto(path("r2object"))
     run_row_action(page, "Delete selected R2 objects", gone)
     expect(page.get_by_text("This deletes these files from R2")).to_be_visible()
-    page.get_by_role("button", name="Yes, I’m sure").click()
+    page.get_by_role("button", name="Delete 1 R2 object").click()
     reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == {kept}
     assert R2Object.objects.get().key == kept

@@ -496,6 +496,8 @@ def test_deletion_pages_count_projects_that_depend_on_the_selected_ones(
         assert any("2 more projects" in each for each in shown.context_data["sentences"])
         asking.POST = QueryDict()
         stock = pages.delete_selection(asking, Selection(selected, "", is_confirmed=False))
-        assert ("R2 objects", "1 file, 7\xa0bytes") in stock.context_data["model_count"]
-        [listed] = stock.context_data["deletable_objects"]
-        assert listed[-1] == "1 file, 7\xa0bytes in bucket tests will be deleted from R2"
+        scope = stock.context_data["scope"]
+        assert [row[0] for row in scope["projects"]][0] == "proj_1" and len(scope["projects"]) == 3
+        assert "2 more projects depend on these" in scope["lines"][0]
+        assert "1 file, 7\xa0bytes" in scope["lead"] and len(scope["sample"]) == 1
+        assert scope["button"] == "Delete 3 seriess and 1 file"

@@ -77,7 +77,7 @@ def test_force_delete_asks_first_on_the_page_too(bucket: Bucket) -> None:
     bucket.upload("proj_2")
     client, address = superuser_client(), admin_url("project", "change", "proj_1")
     shown, asked_at = act_on_page(client, address, "force_delete")
-    assert "never the ownership rule" in shown
+    assert "No safety limit stops this deletion." in shown
     assert Project.objects.count() == 2
     shown, _address = form(shown, asked_at, "force_delete").post(client)
     assert "Deleting the files of “proj_1” now." in shown

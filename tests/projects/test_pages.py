@@ -2,6 +2,7 @@
 
 import pytest
 from django.contrib.admin.models import LogEntry
+from django.contrib.admin.utils import quote
 from django.contrib.auth.models import User
 from django.test import Client
 from django_q.models import OrmQ
@@ -46,6 +47,13 @@ def test_login_leads_to_the_projects_with_objects_bytes_and_last_cleanup(db: Non
     assert ">planned</span>" in shown
 
 
+def test_each_row_has_a_link_to_delete_its_project(db: None) -> None:
+    Project.objects.create(pk="proj_1", title="<b>")
+    shown = page_text(superuser_client().get(admin_url("project")))
+    url, label = admin_url("project", "delete", quote("proj_1")), "Delete &lt;b&gt; (proj_1)"
+    assert f'<a href="{url}" aria-label="{label}">Delete</a>' in shown
+
+
 def test_list_of_50_projects_costs_as_many_queries_as_of_one(db: None) -> None:
     client = superuser_client()
     track_files("proj_0", 2)
@@ -61,16 +69,17 @@ def test_list_of_50_projects_costs_as_many_queries_as_of_one(db: None) -> None:
 def test_confirmation_of_a_deletion_says_what_will_go(db: None) -> None:
     track_files("proj_1", 3, size=1_000_000)
     shown = page_text(superuser_client().get(admin_url("project", "delete", "proj_1")))
-    assert "3 files, 2.9 MB in bucket tests will be deleted from R2" in shown
-    assert "This also deletes the project’s files from R2" in shown
+    assert "This also deletes the project’s files from R2: 3 files, 2.9 MB," in shown
+    assert 'value="Delete project and 3 files"' in shown
+    assert "<title>Delete “proj_1”? |" in shown and "Other records" not in shown
 
 
 def test_confirmation_of_many_says_what_will_go(db: None) -> None:
     track_files("proj_1", 3)
     track_files("proj_2", 2)
     shown = run_action(superuser_client(), "project", "delete_selected", "proj_1", "proj_2")
-    assert "5 files, 4.9 KB in bucket tests will be deleted from R2" in shown
-    assert "This also deletes the projects’ files from R2" in shown
+    assert "This also deletes the projects’ files from R2: 5 files, 4.9 KB," in shown
+    assert 'value="Delete 2 projects and 5 files"' in shown
     assert Project.objects.count() == 2
 
 
@@ -176,7 +185,7 @@ def test_force_delete_keeps_a_project_that_its_admin_does_not_let_anybody_delete
 def test_viewers_see_no_action(db: None) -> None:
     track_files("proj_1", 1)
     shown = page_text(staff_client().get(admin_url("project")))
-    assert 'name="action"' not in shown
+    assert 'name="action"' not in shown and ">Delete</a>" not in shown
 
 
 def test_dry_run_is_queued_logged_and_deletes_nothing(bucket: Bucket) -> None:
@@ -200,9 +209,10 @@ def test_verification_of_a_live_project_compares_bucket_and_table(bucket: Bucket
 def test_force_delete_asks_first_and_says_what_it_does_not_lift(db: None) -> None:
     track_files("proj_1", 3)
     shown = run_action(superuser_client(), "project", "force_delete", "proj_1")
-    assert "never the ownership rule" in shown
+    assert "No safety limit stops this deletion." in shown
+    files = f'<a href="{admin_url("r2object")}?project_id=proj_1">3</a>'
     head = '<span class="audit-process">%s</span> '
-    cells = ("proj_1", head % "Tracked objects" + "3", head % "Bytes" + "2.9 KB")
+    cells = ("proj_1", head % "Files" + files, head % "Size" + "2.9 KB")
     assert "".join(f"<td>{cell}</td>" for cell in cells) in shown
     assert Project.objects.exists()
 

@@ -94,7 +94,12 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         response = delete_selected(self, request, rows)
         if isinstance(response, TemplateResponse) and response.context_data is not None:
             response.context_data |= self.hidden_fields(request, selection)
+            response.context_data["button"] = self.delete_label(rows.count())
         return response
+
+    def delete_label(self, count: int) -> str:
+        words = {"count": count, "items": model_ngettext(self.opts, count)}
+        return _("Delete %(count)d %(items)s") % words
 
     def _delete_confirmed(
         self, request: HttpRequest, rows: models.QuerySet[M]
@@ -117,7 +122,11 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         if row := self.row_to_delete(request, object_id):
             _pks, digest = self.keys_and_digest(self.get_queryset(request).filter(pk=row.pk))
             # Read before the page: what changes between them is asked for again.
-            extra_context = {"digest": digest, **(extra_context or {})}
+            extra_context = {
+                "digest": digest,
+                "button": self.delete_label(1),
+                **(extra_context or {}),
+            }
             if request.POST and not self.is_confirmed(request, digest):
                 # Django takes any other answer for a yes.
                 request.POST = QueryDict()

@@ -37,7 +37,7 @@ from storage_audit.projects.admin import undo_or_erase
 from storage_audit.projects.admin.columns import ProjectColumns
 from storage_audit.projects.admin.database_copies import is_database_copy
 from storage_audit.projects.admin.deleted_projects import DeletedProjectsAdmin
-from storage_audit.projects.admin.deletion_scope import DeletionScope
+from storage_audit.projects.admin.deletion_scope import DeletionScope, deletion_page
 from storage_audit.request_origin import request_origin, use_origin
 from storage_audit.roles import has_own_deletion, model_admins_of, stock_deletion
 from storage_audit.ui.confirm import Selection
@@ -88,10 +88,17 @@ class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
     def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
         if not is_database_copy(self.get_queryset(request)):
             going = DeletionScope([context["object"]])
-            context["deleted_objects"] = [*context["deleted_objects"], *going.file_lines()]
-            context["model_count"] = [*context["model_count"], going.files_total()]
-            context |= undo_or_erase.erase_context(request, self.model)
+            context |= self.deletion_context(request, going, context)
         return super().render_delete_form(request, context)
+
+    def deletion_context(
+        self, request: HttpRequest, going: DeletionScope, context: dict[str, Any]
+    ) -> dict[str, Any]:
+        if context["perms_lacking"] or context["protected"]:
+            return {}
+        scope = deletion_page(request, going, context["model_count"])
+        erase = undo_or_erase.erase_context(request, self.model)
+        return {**erase, "scope": scope, "title": scope["title"]}
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
@@ -231,11 +238,8 @@ class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
             and response.context_data is not None
             and not is_database_copy(rows)
         ):
-            context, going = response.context_data, DeletionScope(rows)
-            listed = context["deletable_objects"]
-            context["deletable_objects"] = [[*each, *going.file_lines()] for each in listed]
-            context["model_count"] = [*context["model_count"], going.files_total()]
-            context |= undo_or_erase.erase_context(request, self.model)
+            context = response.context_data
+            context |= self.deletion_context(request, DeletionScope(rows), context)
             if self.is_for_bulk_job(rows):
                 context["erase_offered"] = False
         return response
@@ -358,27 +362,27 @@ class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
 
     def confirm_force(self, request: HttpRequest, selection: Selection) -> HttpResponse:
         going = DeletionScope(selection.rows)
+        scope = deletion_page(request, going, ())
         return self.render_confirmation(
             request,
             selection,
             action="force_delete",
-            title=_("Force-delete projects?"),
+            title=_("Force-delete?"),
             sentences=(
+                scope["lead"],
                 _(
-                    "The projects are deleted now, and every object of theirs in R2, tracked or"
-                    " not, by a cleanup that no safety limit stops."
+                    "No safety limit stops this deletion. Files that may belong to another project,"
+                    " or whose owner is unknown, are kept."
                 ),
                 undo_or_erase.undo_text(self.model),
-                _(
-                    "It lifts limits, never the ownership rule: files that may belong to another"
-                    " project, or whose owner is unknown, are kept."
-                ),
-                *going.dependent_lines(),
-                *going.used_file_lines(),
+                *scope["lines"],
             ),
-            heads=(_("Project"), _("Tracked objects"), _("Bytes")),
-            rows=going.project_rows(),
-            button=_("Yes, delete without limits"),
+            heads=(_("Project"), _("Files"), _("Size")),
+            rows=going.project_rows(request),
+            sample=scope["sample"],
+            all_files=scope["all_files"],
+            files_url=scope["files_url"],
+            button=scope["button"],
         )
 
 
@@ -402,6 +406,10 @@ class ProjectAdmin(OwnerAdmin[Project]):
         titled = queryset.alias(titled=Project.UPPER_TITLE)
         named = Q(titled__startswith=Upper(Value(search_term)))
         return titled.filter(starts_with("pk", search_term) | named), False
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        may_delete = self.has_delete_permission(request)
+        return (*self.list_display, "delete_link") if may_delete else self.list_display
 
     def get_fields(self, request: HttpRequest, obj: Project | None = None) -> tuple[str, ...]:
         facts = ("storage", "last_cleanup", "created_at") if obj else ()

@@ -46,7 +46,8 @@ MODELS = (
     "alert",
 )
 HELD_PROJECT = "proj_summer"
-HISTORY_WEEKS = 4
+# Two months and some days: the overview compares one month with the one before.
+HISTORY_WEEKS = 9
 BYTES_OF_TYPE = {"mp3": 40_000, "jpg": 15_000, "srt": 4_000}  # bytes of one
 # Nobody can delete it over S3.
 NEWLINE_KEY = "projects/proj_intro/scenes/s1/media/first\nsecond.mp4"

@@ -32,6 +32,8 @@ BYTES_PER_GB = 10**9
 # More than this many are not counted in a request.
 MAX_COUNTED_LEFTOVERS = 10_000
 UNSENT_PERIOD = timedelta(days=30)
+# Cost and freed bytes are compared over so many days.
+TREND_DAYS = 30
 
 
 class Amount(NamedTuple):
@@ -62,6 +64,13 @@ class KeptFiles(NamedTuple):
     cleanups: int
     objects: int
     since: datetime | None
+
+
+class FreedBytes(NamedTuple):
+    """Of the last `TREND_DAYS`, and of as many before them, if that was recorded."""
+
+    lately: int
+    before: int | None
 
 
 class DayOutcomes(NamedTuple):
@@ -131,6 +140,29 @@ def outcomes_by_day(since: date) -> list[DayOutcomes]:
         deletions=Count("pk", filter=first), bytes=Sum("deleted_bytes", default=0)
     )
     return [DayOutcomes(**group) for group in sums]
+
+
+def stored_now_and_before() -> tuple[DailyFigures | None, DailyFigures | None]:
+    """The latest count, and the last one that is at least `TREND_DAYS` older than today."""
+    figures = DailyFigures.objects.latest_first()
+    then = timezone.localdate() - timedelta(days=TREND_DAYS)
+    return figures.first(), figures.filter(day__lte=then).first()
+
+
+def freed_bytes() -> FreedBytes:
+    """Also by follow-up checks. Without records from before both periods, the earlier one may be
+    incomplete, and is not compared."""
+    now, period = timezone.now(), timedelta(days=TREND_DAYS)
+    ended = Cleanup.objects.filter(finished_at__gte=now - 2 * period)
+    lately = Q(finished_at__gte=now - period)
+    sums = ended.aggregate(
+        lately=Sum("deleted_bytes", filter=lately, default=0),
+        before=Sum("deleted_bytes", filter=~lately, default=0),
+    )
+    began = timezone.localdate() - 2 * period
+    if not DailyFigures.objects.filter(day__lte=began).exists():
+        return FreedBytes(sums["lately"], None)
+    return FreedBytes(**sums)
 
 
 def last_complete_scan() -> BucketScan | None:

@@ -37,7 +37,7 @@ def test_blocked_cleanup_runs_when_it_is_forced(
         expect(message).to_be_visible()
         assert bucket.keys() == keys | others
         page.get_by_role("button", name="Approve: delete 3 files, 12 bytes").click()
-        expect(page.get_by_text("It lifts limits, never the ownership rule")).to_be_visible()
+        expect(page.get_by_text("No safety limit stops this deletion.")).to_be_visible()
         assert bucket.keys() == keys | others
         page.get_by_role("button", name="Delete 3 files, 12 bytes").click()
         reload_until(page, CLEAN_MESSAGE)

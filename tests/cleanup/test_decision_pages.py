@@ -16,7 +16,8 @@ from storage_audit.cleanup import cleanup_text, runner
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.display_formats import format_utc
-from storage_audit.models import Project
+from storage_audit.models import KnownProject, Project
+from storage_audit.projects.admin import known_projects
 from tests.admin_client import (
     admin_url,
     confirm_action,
@@ -256,3 +257,42 @@ def test_list_of_held_deletions_takes_no_query_for_each(bucket: Bucket, settings
             client.get(admin_url("cleanup"))
         counts.append(len(queries))
     assert counts[0] == counts[2]
+
+
+@pytest.mark.parametrize("action", ["cancel_deletion", "erase_deletion"])
+def test_page_says_which_other_deletions_can_no_longer_be_undone(
+    bucket: Bucket, settings: Settings, action: str
+) -> None:
+    """Projects of one delete() call have one copy of their rows."""
+    grant_grace(settings)
+    create_projects("proj_1", "proj_2", "proj_3")
+    Project.objects.filter(pk__in=["proj_1", "proj_2"]).delete()
+    alone = delete_held("proj_3")
+    together = Cleanup.objects.filter(project_id="proj_1", parent=None).get()
+    lost = "1 other project was deleted together with this."
+    client = superuser_client()
+    assert lost in run_action(client, "cleanup", action, together.pk)
+    assert lost not in run_action(client, "cleanup", action, alone.pk)
+    assert lost not in run_action(client, "cleanup", "undo_deletion", together.pk)
+    both = Cleanup.objects.filter(project_id__in=["proj_1", "proj_2"], parent=None)
+    assert "together with this" not in run_action(
+        client, "cleanup", action, *both.values_list("pk", flat=True)
+    )
+    confirm_action(client, "cleanup", action, together.pk, reason="x")
+    other = both.get(project_id="proj_2")
+    shown = run_action(client, "cleanup", "undo_deletion", other.pk)
+    assert 'value="Undo' not in shown
+
+
+def test_known_project_asks_once_whether_its_deletion_can_be_undone(
+    held: Cleanup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, stock = list[str](), known_projects.find_undoable
+
+    def find(known: KnownProject) -> Cleanup | None:
+        asked.append(known.pk)
+        return stock(known)
+
+    monkeypatch.setattr(known_projects, "find_undoable", find)
+    shown = page_text(superuser_client().get(admin_url("knownproject", "change", "proj_1")))
+    assert ">Undo deletion</a>" in shown and asked == ["proj_1"]

@@ -19,6 +19,7 @@ from tests.admin_client import (
     admin_url,
     confirm_action,
     count_queries,
+    is_page_of,
     page_text,
     read_totals,
     run_action,
@@ -240,7 +241,7 @@ def test_verification_is_queued_linked_and_logged(transactional_db: None) -> Non
     cleanup = create_cleanup("clean")
     shown = run_action(superuser_client(), "cleanup", "verify_cleanup", cleanup.pk)
     check = cleanup.children.get()
-    assert url_of_cleanup(check) in shown
+    assert is_page_of(check, shown)
     assert "A verification is queued." in shown
     assert (check.kind, check.requested_by) == ("verify", "anna")
     assert str(check.pk) in LogEntry.objects.get().change_message
@@ -251,7 +252,7 @@ def test_verification_is_queued_linked_and_logged(transactional_db: None) -> Non
 def test_approval_asks_first(db: None, status: str) -> None:
     cleanup = create_cleanup(status)
     shown = run_action(superuser_client(), "cleanup", "force_delete", cleanup.pk)
-    assert "never the ownership rule" in shown
+    assert "No safety limit stops this deletion." in shown
     assert Cleanup.objects.get().status == status
 
 
@@ -284,7 +285,7 @@ def test_approval_or_retry_starts_it_again(transactional_db: None, status: str) 
     shown = confirm_action(superuser_client(), "cleanup", "force_delete", cleanup.pk)
     cleanup.refresh_from_db()
     assert cleanup.status == "pending"
-    assert url_of_cleanup(cleanup) in shown
+    assert is_page_of(cleanup, shown)
     assert "Queued: a worker takes it next." in shown
     assert OrmQ.objects.count() == 1
     assert LogEntry.objects.get().is_change()
@@ -293,12 +294,22 @@ def test_approval_or_retry_starts_it_again(transactional_db: None, status: str) 
 def test_approval_refuses_what_is_over_and_does_the_rest(transactional_db: None) -> None:
     over, blocked = create_cleanup("clean"), create_cleanup("blocked", project_id="proj_2")
     asked = run_action(superuser_client(), "cleanup", "force_delete", over.pk, blocked.pk)
-    assert "Nothing to approve or to retry." in asked
+    assert "1 of 2 is left out: Nothing to approve or to retry." in asked
+    assert str(over.pk) not in asked.split("<table")[1].split("</table>")[0]
     shown = confirm_action(superuser_client(), "cleanup", "force_delete", over.pk, blocked.pk)
     assert f"cleanup {over.pk}: it is clean." in shown
     over.refresh_from_db()
     blocked.refresh_from_db()
     assert (over.status, blocked.status) == ("clean", "pending")
+
+
+def test_approval_shows_ten_files_and_links_to_all(db: None) -> None:
+    cleanup = create_cleanup("blocked", planned_at=timezone.now())
+    add_items(cleanup, 12)
+    shown = run_action(superuser_client(), "cleanup", "force_delete", cleanup.pk)
+    listed = shown.split('<ul class="audit-sample">')[1].split("</ul>")[0]
+    assert listed.count("<li>") == 10
+    assert f'<a href="{url_of_cleanup(cleanup)}?tab=files">Show all 12 files</a>' in shown
 
 
 def test_plan_of_a_live_project_is_neither_offered_nor_run(db: None) -> None:
@@ -352,7 +363,7 @@ def test_files_of_a_project_deleted_earlier_can_be_cleaned_up(bucket: Bucket) ->
     typed = {"project_id": "proj_old", "repeated": "proj_old"}
     shown = page_text(client.post(DECLARE, typed, follow=True))
     cleanup = Cleanup.objects.get()
-    assert url_of_cleanup(cleanup) in shown
+    assert is_page_of(cleanup, shown)
     assert LogEntry.objects.get().is_addition()
     assert KnownProject.objects.get().evidence == "declared"
     assert OrmQ.objects.count() == 1
@@ -419,7 +430,7 @@ def test_the_badge_of_a_finished_verification_says_that_it_found_differences(db:
     shown = page_text(client.get(url_of_cleanup(over)))
     assert "not as expected." in shown and "Retrying" not in shown
     asked = run_action(client, "cleanup", "force_delete", over.pk)
-    assert DIFFERS in asked
+    assert "Nothing to approve or to retry." in asked and RETRYING not in asked
 
 
 @pytest.mark.parametrize("values", [{"kind": "project"}, {"next_attempt_at": timezone.now()}])

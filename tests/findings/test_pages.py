@@ -23,6 +23,7 @@ from tests.admin_client import (
     admin_url,
     confirm_action,
     confirmation_fields,
+    is_page_of,
     page_text,
     run_action,
     staff_client,
@@ -205,7 +206,7 @@ def test_orphans_are_deleted_by_a_cleanup_to_follow(bucket: Bucket) -> None:
     assert "Already ignored: mine" in shown and "Can be deleted once a complete scan" in shown
     shown = decide("delete_objects", found)
     cleanup = Cleanup.objects.get()
-    assert admin_url("cleanup", "change", cleanup.pk) in shown
+    assert is_page_of(cleanup, shown)
     assert "A cleanup is deleting 2 leftover files." in shown
     assert "Skipped 2 findings:" in shown
     assert OrmQ.objects.count() == 1

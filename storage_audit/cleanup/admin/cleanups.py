@@ -33,6 +33,7 @@ from storage_audit.cleanup.admin import (
     plan_page,
 )
 from storage_audit.cleanup.admin.cleanup_filters import DecisionFilter, FollowUpFilter, NeedsFilter
+from storage_audit.cleanup.admin.confirm_text import file_sample, left_out_lines
 from storage_audit.cleanup.admin.decisions import UNDO, DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
@@ -276,39 +277,44 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         going = cleanup_page.amounts_to_delete(forced)
         # Without a plan nobody knows yet what it deletes.
         is_known = 0 < len(forced) == len(going)
-        total = format_amount(*map(sum, zip(*going.values(), strict=True))) if is_known else ""
+        count, size = map(sum, zip(*going.values(), strict=True)) if is_known else (0, 0)
         are_plans = all(each.status == Cleanup.Status.PLANNED for each in cleanups)
+        refused = [cleanup_page.force_effect(each) for each in cleanups if each not in forced]
+        label = _("Delete %s") % format_amount(count, size) if is_known else _("Approve or retry")
         return self.render_confirmation(
             request,
             selection,
             action="force_delete",
             figures=combined_digest(cleanups),
             title=_("Run this plan?") if are_plans else _("Force-delete?"),
-            sentences=(
+            sentences=[
                 _(
-                    "It lifts limits, never the ownership rule: files that may belong to another"
-                    " project, or whose owner is unknown, are kept. Deleted files cannot be"
-                    " restored."
-                ),
-            ),
+                    "No safety limit stops this deletion. Files that may belong to another project,"
+                    " or whose owner is unknown, are kept. You can't undo this."
+                )
+                if forced
+                else "",
+                *left_out_lines(len(cleanups), refused),
+            ],
             heads=(
                 _("Project"),
                 _("Deletes at most"),
                 _("What happens"),
                 _("Status"),
-                _("Cleanup"),
+                _("Deletion ID"),
             ),
             rows=[
                 (
-                    printable_text(cleanup.subject),
+                    printable_text(cleanup.named_subject),
                     format_amount(*going[cleanup.pk]) if cleanup.pk in going else "–",
                     cleanup_page.force_effect(cleanup),
                     cleanup_badge(cleanup),
                     cleanup.pk,
                 )
-                for cleanup in cleanups
+                for cleanup in forced
             ],
-            button=_("Delete %s") % total if total else _("Yes, go on without limits"),
+            button=label if forced else "",
+            **file_sample(forced, count),
         )
 
     def declare_deleted(self, request: HttpRequest) -> HttpResponse:

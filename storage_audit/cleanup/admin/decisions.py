@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup import bulk, end_deletions, requests
 from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
+from storage_audit.cleanup.admin.confirm_text import file_sample, left_out_lines
 from storage_audit.cleanup.admin.deleting import cleanup_badge
 from storage_audit.cleanup.cleanup_text import describe_request
 from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupItem, CleanupQuerySet
@@ -369,6 +370,21 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         calls = {each.snapshot_id for each in cleanups if each.snapshot_id}
         return self.get_queryset(request).filter(snapshot__in=calls, parent=None).order_by("pk")
 
+    def lost_undo_lines(self, request: HttpRequest, cleanups: Sequence[Cleanup]) -> list[str]:
+        """Projects deleted in the same delete() call have one copy of their rows, which a decision
+        about one of them drops."""
+        together: Any = self.deleted_together(request, cleanups)
+        others = set(together.undoable().values_list("project_id", flat=True))
+        others -= {each.project_id for each in cleanups}
+        text = ngettext(
+            "%d other project was deleted together with this. You can't undo its deletion any more"
+            " after this.",
+            "%d other projects were deleted together with this. You can't undo their deletions any"
+            " more after this.",
+            len(others),
+        )
+        return [text % len(others)] if others else []
+
     def ask_decision(
         self,
         request: HttpRequest,
@@ -390,21 +406,26 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
             figures=figures,
             post_to=request.get_full_path() if request.method == "POST" else self.own_list_url(),
             title=decision.title,
-            sentences=decision.sentences,
+            sentences=[
+                *(decision.sentences if able else ()),
+                *left_out_lines(len(cleanups), [why for why in refusals.values() if why]),
+                *([] if decision is UNDO else self.lost_undo_lines(request, able)),
+            ],
             heads=(_("Project"), _("Files"), _("What happens"), _("Status"), _("Deleted")),
             rows=[
                 (
                     printable_text(cleanup.named_subject),
                     amount_text(cleanup, *amounts[cleanup.pk]),
-                    refusals[cleanup.pk] or decision.effect,
+                    decision.effect,
                     cleanup_badge(cleanup),
                     describe_request(cleanup),
                 )
-                for cleanup in cleanups
+                for cleanup in able
             ],
             form=form if able else None,
             button=decision.name_button(len(able), files) if able else "",
             is_harmless=decision.is_harmless,
+            **file_sample(able, total[0] if total else 0),
         )
 
 

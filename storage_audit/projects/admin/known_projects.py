@@ -1,6 +1,6 @@
 """The list of all ids that ever belonged to a project."""
 
-from typing import Any
+from typing import Any, cast
 
 from django.contrib import admin
 from django.http import HttpRequest
@@ -68,12 +68,12 @@ class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
 
     def get_fields(self, request: HttpRequest, obj: KnownProject | None = None) -> tuple[str, ...]:
         may_undo = not refusal_reason(request, "undo_cleanup")
-        is_undoable = obj and may_undo and find_undoable(obj)
+        is_undoable = obj and may_undo and undoable_cleanup(obj)
         return (*self.fields, "undo_link") if is_undoable else self.fields
 
     @admin.display(description=gettext_lazy("undo"))
     def undo_link(self, known: KnownProject) -> SafeString | None:
-        if (cleanup := find_undoable(known)) is None:
+        if (cleanup := undoable_cleanup(known)) is None:
             return None
         url = reverse("admin:storage_audit_undo_deletion", args=[cleanup.pk])
         return format_html('<a href="{}">{}</a>', url, _("Undo deletion"))
@@ -84,6 +84,13 @@ class KnownProjectAdmin(ReadOnlyAdmin[KnownProject]):
         return f"{meaning} {KEPT_MEANINGS.get(known.kept_for, '')}".strip()
 
     sortable_by = ("id",)
+
+
+def undoable_cleanup(known: KnownProject) -> Cleanup | None:
+    """What `find_undoable` finds, asked once for the page, which needs it in several places."""
+    if "undoable_cleanup" not in vars(known):
+        vars(known)["undoable_cleanup"] = find_undoable(known)
+    return cast("Cleanup | None", vars(known)["undoable_cleanup"])
 
 
 def find_undoable(known: KnownProject) -> Cleanup | None:

@@ -127,7 +127,7 @@ def summary_of_cleanup(cleanup: Cleanup) -> str:
     status = cleanup.get_status_display()
     text = (
         printable_text(redact_secrets(cleanup.message))
-        or _("It is %s and reports no error.") % status
+        or _("Its status is %s, and there is no error.") % status
     )
     return text if len(text) <= MAX_SUMMARY_CHARS else f"{text[: MAX_SUMMARY_CHARS - 1]}…"
 

@@ -244,12 +244,12 @@ def covered_reason(cleanup: Cleanup) -> str:
     """What keeps the object from other ways to delete it, and what to do."""
     if cleanup.status in (Status.BLOCKED, Status.FAILED):
         text = _(
-            "Cleanup %(id)s covers this file and is %(status)s. Force-delete that cleanup on its"
-            " page: until it is over, nothing else deletes the file."
+            "Cleanup %(id)s covers this file, and its status is %(status)s. Force-delete that"
+            " cleanup on its page: until it is over, nothing else deletes the file."
         )
     else:
         text = _(
-            "Cleanup %(id)s covers this file and is %(status)s. Wait until it is over: until then,"
-            " nothing else deletes the file."
+            "Cleanup %(id)s covers this file, and its status is %(status)s. Wait until it is over:"
+            " until then, nothing else deletes the file."
         )
     return text % {"id": cleanup.pk, "status": cleanup.get_status_display()}

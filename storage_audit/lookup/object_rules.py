@@ -195,8 +195,8 @@ OBJECT_TEXTS: dict[str, Any] = {
     ),
     "gone": "%(went)s",
     "gone_before_its_cleanup": _(
-        "Not in the bucket now. The cleanup that was to delete it is %(status)s. When that cleanup"
-        " continues, it records the file as gone."
+        "Not in the bucket now. Its cleanup has not confirmed that yet; the status is %(status)s."
+        " When that cleanup continues, it records the file as gone."
     ),
     "gone_but_tracked": _(
         "Not in the bucket now, but still recorded here. Upload the file again, or remove the"
@@ -212,7 +212,8 @@ OBJECT_TEXTS: dict[str, Any] = {
         " Reason: %(message)s"
     ),
     "being_deleted": _(
-        "A cleanup is going to delete this file. It is %(status)s now; its page shows the progress."
+        "A cleanup is going to delete this file. Its status is %(status)s; its page shows the"
+        " progress."
     ),
     "uploaded_again": _("Uploaded again on %(created_at)s for %(project)s. Before that: %(went)s"),
     "back_in_partial_view": _(
@@ -329,13 +330,13 @@ OBJECT_TEXTS: dict[str, Any] = {
     ),
     "of_vanished_project": VANISHED_TEXT,
     "not_in_plan": _(
-        "A cleanup of project %(project)s is %(status)s, but its plan does not include this file."
-        " When that cleanup is over, clean up the project again."
+        "A cleanup of project %(project)s has the status %(status)s, but its plan does not include"
+        " this file. When that cleanup is over, clean up the project again."
     ),
     "not_in_plan_if_there": _(
-        "A cleanup of project %(project)s is %(status)s, but its plan does not include this file."
-        " Check the bucket. If the file is there, clean up the project again when that cleanup is"
-        " over."
+        "A cleanup of project %(project)s has the status %(status)s, but its plan does not include"
+        " this file. Check the bucket. If the file is there, clean up the project again when that"
+        " cleanup is over."
     ),
     "covered": "%(reason)s",
     "row_left_over": _(

@@ -463,15 +463,15 @@ class Migration(migrations.Migration):
                     "status",
                     models.CharField(
                         choices=[
-                            ("planned", "planned"),
-                            ("pending", "pending"),
+                            ("planned", "preview"),
+                            ("pending", "waiting"),
                             ("running", "running"),
                             ("clean", "clean"),
                             ("clean_with_kept", "clean, some kept"),
                             ("retrying", "retrying"),
-                            ("differs", "differences found"),
+                            ("differs", "differs"),
                             ("failed", "failed"),
-                            ("blocked", "blocked"),
+                            ("blocked", "needs approval"),
                             ("superseded", "superseded"),
                             ("undone", "undone"),
                             ("cancelled", "cancelled"),
@@ -546,8 +546,8 @@ class Migration(migrations.Migration):
                     models.CharField(
                         choices=[
                             ("project", "project cleanup"),
-                            ("objects", "deletion of objects"),
-                            ("orphans", "deletion of orphans"),
+                            ("objects", "deletion of files"),
+                            ("orphans", "deletion of leftover files"),
                             ("verify", "verification"),
                             ("vanished", "disappearance of many projects"),
                         ],
@@ -572,7 +572,7 @@ class Migration(migrations.Migration):
                         choices=[
                             ("deleted", "deletion"),
                             ("forced", "force-deletion"),
-                            ("orphaned", "orphans"),
+                            ("orphaned", "deletion of leftover files"),
                             ("declared", "declared deleted"),
                             ("vanished", "gone without a signal"),
                             ("dry_run", "dry run"),
@@ -618,7 +618,7 @@ class Migration(migrations.Migration):
                     "step",
                     models.CharField(
                         choices=[
-                            ("plan", "looking for objects"),
+                            ("plan", "finding the files"),
                             ("held", "held"),
                             ("delete", "deleting"),
                             ("verify", "verifying"),
@@ -1736,6 +1736,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="cleanup",
             index=models.Index(fields=["trigger", "created_at"], name="cleanup_trigger"),
+        ),
+        migrations.AddIndex(
+            model_name="cleanup",
+            index=models.Index(fields=["requested_by", "created_at"], name="cleanup_requester"),
         ),
         migrations.AddIndex(
             model_name="cleanup",

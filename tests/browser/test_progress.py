@@ -128,7 +128,7 @@ def test_page_of_a_bulk_job_ends_without_being_loaded_again_and_reads_aloud_only
     page.evaluate("window.stays = true")
     made = bulk.process_next_projects(bulk_job)
     rows = page.locator("#bulk-job-totals tbody tr")
-    expect(rows.filter(has_text="pending")).to_have_count(1)
+    expect(rows.filter(has_text="waiting")).to_have_count(1)
     page.get_by_role("link", name="pending").focus()
     ended = page.get_by_role("status").get_by_text("Finished.")
     expect(ended).to_be_hidden()

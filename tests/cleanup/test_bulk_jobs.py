@@ -891,7 +891,7 @@ def test_what_could_not_be_verified_is_under_way_until_it_is(
     shown = page_text(client.get(address))
     assert "Done: each project was looked at." in shown and "data-live" not in shown
     is_look = action == Action.VERIFY
-    assert ("differences found</span>" in shown) == is_look
+    assert ("differs</span>" in shown) == is_look
 
 
 @pytest.mark.parametrize("status", [Status.PENDING, Status.RUNNING, Status.RETRYING, Status.FAILED])

@@ -66,7 +66,7 @@ def test_page_and_list_say_until_when_it_is_held(held: Cleanup) -> None:
 def test_hold_is_not_shown_once_its_time_is_over(held: Cleanup) -> None:
     Cleanup.objects.update(held_until=timezone.now() - timedelta(seconds=1))
     held.refresh_from_db()
-    assert cleanup_text.status_label(held) == "pending"
+    assert cleanup_text.status_label(held) == "waiting"
     client = superuser_client()
     assert str(held.pk) not in page_text(client.get(admin_url("cleanup"), {"needs": "held"}))
     # Until the first request leaves.

@@ -114,7 +114,7 @@ def test_file_that_two_cleanups_share_waits_for_the_last_to_be_approved(
     assert run_until_idle(other).status == Status.CLEAN_WITH_KEPT
     assert bucket.keys() == {KEY, SHARED}
     assert read_reason(other, SHARED).startswith(
-        f"Cleanup {blocked.pk} covers this file and is blocked"
+        f"Cleanup {blocked.pk} covers this file, and its status is needs approval"
     )
     requests.approve_or_retry(blocked)
     assert run_until_idle(blocked).status == Status.CLEAN
@@ -203,7 +203,9 @@ def test_follow_up_check_waits_while_its_cleanup_is_blocked(
 def test_file_of_a_blocked_cleanup_is_not_assigned(bucket: Bucket, blocked: Cleanup) -> None:
     found = create_findings(bucket, KEY)
     [left] = track_files.assign_objects(list_ids(found), "proj_1").skipped
-    assert left.reason.startswith(f"Cleanup {blocked.pk} covers this file and is blocked")
+    assert left.reason.startswith(
+        f"Cleanup {blocked.pk} covers this file, and its status is needs approval"
+    )
     assert not R2Object.objects.exists()
     Cleanup.objects.update(status=Status.SUPERSEDED)
     assert track_files.assign_objects(list_ids(found), "proj_1").done == 1
@@ -282,7 +284,9 @@ def test_orphan_path_leaves_what_a_blocked_cleanup_covers(
     decision = orphans.delete_objects(list_ids(found), dry_run=dry_run)
     [(key, why)] = decision.skipped
     assert (decision.cleanups, key) == ([], KEY)
-    assert why.startswith(f"Cleanup {blocked.pk} covers this file and is blocked. Force-delete")
+    assert why.startswith(
+        f"Cleanup {blocked.pk} covers this file, and its status is needs approval. Force-delete"
+    )
     would = deletion_preview(list_ids(found), 5)
     assert (len(would.to_delete), would.skipped_count, would.skipped) == (0, 1, [(KEY, why)])
     assert not Finding.objects.deletable().exists()
@@ -384,7 +388,9 @@ def test_why_names_the_cleanup_that_covers_a_file(bucket: Bucket, blocked: Clean
     track_key(bucket, OTHER_KEY, "proj_9")
     Cleanup.objects.update(status="failed")
     create_findings(bucket, OTHER_KEY)
-    assert f"Cleanup {blocked.pk} covers this file and is failed." in explain_text(OTHER_KEY)
+    assert f"Cleanup {blocked.pk} covers this file, and its status is failed." in explain_text(
+        OTHER_KEY
+    )
 
 
 def explain_text(text: str) -> str:
@@ -398,7 +404,7 @@ def test_why_says_of_a_file_that_is_gone_that_it_is_gone(bucket: Bucket, blocked
     objects = look_up(KEY).objects
     [seen] = live_check.check_objects(objects, seconds=60)
     sentence = str(explain_object(seen).text)
-    assert sentence.startswith("Not in the bucket now.") and "is blocked" in sentence
+    assert sentence.startswith("Not in the bucket now.") and "status is needs approval" in sentence
     other = Cleanup.objects.request(
         kind="objects", bucket=bucket.name, trigger="deleted", status="clean"
     )

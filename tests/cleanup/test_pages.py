@@ -297,7 +297,7 @@ def test_approval_refuses_what_is_over_and_does_the_rest(transactional_db: None)
     assert "1 of 2 is left out: Nothing to approve or to retry." in asked
     assert str(over.pk) not in asked.split("<table")[1].split("</table>")[0]
     shown = confirm_action(superuser_client(), "cleanup", "force_delete", over.pk, blocked.pk)
-    assert f"cleanup {over.pk}: it is clean." in shown
+    assert f"cleanup {over.pk}: its status is clean." in shown
     over.refresh_from_db()
     blocked.refresh_from_db()
     assert (over.status, blocked.status) == ("clean", "pending")
@@ -418,7 +418,7 @@ def test_the_list_has_words_for_verifications(db: None) -> None:
 
 
 RETRYING = '<span class="audit-status audit-retrying">retrying</span>'
-DIFFERS = '<span class="audit-status audit-differs">differences found</span>'
+DIFFERS = '<span class="audit-status audit-differs">differs</span>'
 
 
 def test_the_badge_of_a_finished_verification_says_that_it_found_differences(db: None) -> None:
@@ -438,3 +438,26 @@ def test_failed_deletion_is_shown_as_retrying(db: None, values: dict[str, Any]) 
     cleanup = create_verification(status="retrying", **values)
     shown = page_text(superuser_client().get(url_of_cleanup(cleanup)))
     assert "Retrying. " in shown and "not as expected" not in shown
+
+
+def test_list_says_the_result_in_words_and_finds_what_a_person_asked_for(db: None) -> None:
+    figures = {"found": 12, "deleted": 10, "kept": 2}
+    mine, other = create_cleanup("clean_with_kept", **figures), create_cleanup("clean")
+    for each, user in ((mine, "anna"), (other, "<b>ben</b>")):
+        Cleanup.objects.filter(pk=each.pk).update(requested_by=user)
+    client, url = superuser_client(), admin_url("cleanup")
+    shown = page_text(client.get(url))
+    assert "10 deleted, 2 kept" in shown and "no files found" in shown and "<b>ben" not in shown
+    rows = client.get(f"{url}?requested_by=anna").context["cl"].result_list
+    assert [each.pk for each in rows] == [mine.pk]
+    assert 'href="?requested_by=%3Cb%3Eben%3C%2Fb%3E"' in shown
+
+
+def test_blocked_cleanups_say_what_a_person_would_decide(db: None) -> None:
+    words = {
+        "project": "needs approval",
+        "verify": "verify again",
+        "vanished": "needs a decision",
+    }
+    for kind, word in words.items():
+        assert str(create_cleanup("blocked", kind=kind).get_status_display()) == word

@@ -302,7 +302,7 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
     Project.objects.create(pk="proj_1_x")
     bucket.put(*OLD, "proj_1_x_s1_media.mp4")
     assert run_command("cleanup_project", "proj_1", "--dry-run") == (
-        "Plan ID, project proj_1, bucket tests: planned.\n"
+        "Plan ID, project proj_1, bucket tests: preview.\n"
         "Would delete 2 objects.\n"
         "  to be deleted: proj_1_s1_media.mp4: flat: proj_1\n"
         "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"

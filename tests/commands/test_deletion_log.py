@@ -65,7 +65,7 @@ def test_it_prints_a_cleanup_whole(done: Cleanup) -> None:
     for event, line in zip(done.events.all(), timeline.splitlines(), strict=True):
         assert line.startswith(f"  {event.at.isoformat(' ', 'milliseconds')}  {event.step}: ")
         assert event.message in line
-    assert rest.count("follow-up check ID: pending, ") == 3
+    assert rest.count("follow-up check ID: waiting, ") == 3
     for line in ("  found: 2 files, 11 bytes", "  deleted: 2 files, 11 bytes"):
         assert line in rest.replace("\xa0", " ").splitlines()
     status, answer = rest.splitlines()[-2:]

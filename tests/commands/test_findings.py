@@ -119,7 +119,10 @@ def test_orphans_are_deleted_by_a_cleanup_of_the_queue(bucket: Bucket) -> None:
     assert OrmQ.objects.count() == 1
     assert bucket.keys() == {KEY, OTHER_KEY}
     again, _err, code = run_command(*DELETE)
-    assert code == 1 and f"  skipped: {KEY}: Cleanup ID covers this file and is pending." in again
+    assert (
+        code == 1
+        and f"  skipped: {KEY}: Cleanup ID covers this file, and its status is waiting." in again
+    )
 
 
 def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket) -> None:
@@ -144,7 +147,7 @@ def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> No
     create_orphans(bucket, KEY)
     assert run_command(*DELETE, "--dry-run") == (
         "Would act on 1 finding. Nothing was changed.\n"
-        "Plan ID, proj_9, bucket tests: planned.\n"
+        "Plan ID, proj_9, bucket tests: preview.\n"
         "Would delete 1 objects.\n"
         f"  to be deleted: {KEY}: hierarchical\n"
         "Would keep 0 objects.\n"

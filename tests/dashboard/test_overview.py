@@ -340,7 +340,9 @@ def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> No
         and "You can delete" not in reasons["b"]
     )
     # The database takes the two spellings for two objects.
-    assert f"Cleanup {cleanup.pk} covers this file and is running." in reasons.pop("e\u0301")
+    assert f"Cleanup {cleanup.pk} covers this file, and its status is running." in reasons.pop(
+        "e\u0301"
+    )
     assert reasons.keys() == {"a", "b"}
     assert '<span class="quiet">flat: proj_1; no project proj_1 was' in page_text(answer)
 

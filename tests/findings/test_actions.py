@@ -334,7 +334,9 @@ def test_what_a_cleanup_is_to_delete_already_is_not_asked_for_again(bucket: Buck
     found = create_orphans(bucket, KEY)
     cleanup = request_deletion(found)
     decision = orphans.delete_objects(list_ids(found))
-    told = f"Cleanup {cleanup.pk} covers this file and is pending. Wait until it is over"
+    told = (
+        f"Cleanup {cleanup.pk} covers this file, and its status is waiting. Wait until it is over"
+    )
     assert whys(decision)[KEY].startswith(told)
     assert not decision.cleanups
 
@@ -1112,7 +1114,7 @@ def test_such_a_deletion_is_shown_wherever_others_are(bucket: Bucket) -> None:
     cleanup = delete_orphans(create_orphans(bucket, *STRANGE_ORPHANS))
     client = superuser_client()
     url = admin_url("cleanup", "change", cleanup.pk)
-    assert "deletion of orphans" in client.get(f"{url}?tab=details").content.decode()
+    assert "deletion of leftover files" in client.get(f"{url}?tab=details").content.decode()
     shown = client.get(url).content.decode()
     assert "&lt;script&gt;" in shown and "<script>alert" not in shown
     assert 'name="action" value="force_delete"' not in shown

@@ -277,7 +277,7 @@ def test_what_a_cleanup_is_to_delete_already_is_not_counted_again(bucket: Bucket
     found = create_orphans(bucket, KEY)
     decide("delete_objects", found)
     shown = run_action(superuser_client(), "finding", "delete_objects", *pks(found))
-    assert "covers this file and is pending" in shown and "0 files" not in shown
+    assert "covers this file, and its status is waiting" in shown and "0 files" not in shown
     decide("delete_objects", found)
     assert Cleanup.objects.count() == 1
 

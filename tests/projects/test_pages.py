@@ -44,7 +44,7 @@ def test_login_leads_to_the_projects_with_objects_bytes_and_last_cleanup(db: Non
     assert '<td class="field-tracked_objects">3</td>' in shown
     assert '<td class="field-tracked_bytes">2.9 KB</td>' in shown
     assert admin_url("cleanup", "change", cleanup.pk) in shown
-    assert ">planned</span>" in shown
+    assert ">preview</span>" in shown
 
 
 def test_each_row_has_a_link_to_delete_its_project(db: None) -> None:

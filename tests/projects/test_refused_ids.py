@@ -144,7 +144,10 @@ def test_the_blocked_cleanup_of_a_refused_id_covers_what_could_be_its(
     assert "proj_proj_1 is no project id" in blocked.message
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == {DOUBLED: "kept"}
-    assert f"Cleanup {blocked.pk} covers this file and is blocked" in read_reason(cleanup, DOUBLED)
+    assert (
+        f"Cleanup {blocked.pk} covers this file, and its status is needs approval"
+        in read_reason(cleanup, DOUBLED)
+    )
     default_storage.delete(DOUBLED)
     assert bucket.keys() == {DOUBLED}
 

@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.needs_attention import select_keeping_files, select_waiting_for_person
+from storage_audit.redaction import printable_text
 
 
 class NeedsFilter(admin.SimpleListFilter):
@@ -23,8 +24,8 @@ class NeedsFilter(admin.SimpleListFilter):
         return [
             ("end", gettext_lazy("Deletions that are not over")),
             ("held", gettext_lazy("Nothing yet: held until their time")),
-            ("person", gettext_lazy("A person: blocked or failed")),
-            ("judgement", gettext_lazy("Nothing, but kept objects to judge")),
+            ("person", gettext_lazy("A person: needs approval, or failed")),
+            ("judgement", gettext_lazy("Nothing, but kept files to review")),
         ]
 
     def queryset(self, request: HttpRequest, cleanups: Any) -> Any:
@@ -68,6 +69,22 @@ class DecisionFilter(admin.SimpleListFilter):
             case "erased":
                 return decided.exclude(undone | cancelled)
         return cleanups
+
+
+class RequesterFilter(admin.SimpleListFilter):
+    """Cleanups by who asked for them: the reader, or a person whose name was followed."""
+
+    title = gettext_lazy("requested by")
+    parameter_name = "requested_by"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        me, asked = request.user.get_username(), request.GET.get(self.parameter_name)
+        others = [(asked, printable_text(asked))] if asked and asked != me else []
+        return [(me, gettext_lazy("Me")), *others]
+
+    def queryset(self, request: HttpRequest, cleanups: Any) -> Any:
+        asked = self.value()
+        return cleanups.filter(requested_by=asked) if asked else cleanups
 
 
 class FollowUpFilter(admin.SimpleListFilter):

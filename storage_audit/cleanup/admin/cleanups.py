@@ -15,10 +15,6 @@ from django.shortcuts import get_object_or_404, redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils import timezone
-from django.utils.formats import date_format
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString, mark_safe
-from django.utils.timezone import localtime
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
@@ -32,14 +28,18 @@ from storage_audit.cleanup.admin import (
     pause_page,
     plan_page,
 )
-from storage_audit.cleanup.admin.cleanup_filters import DecisionFilter, FollowUpFilter, NeedsFilter
+from storage_audit.cleanup.admin.cleanup_columns import CleanupColumns
+from storage_audit.cleanup.admin.cleanup_filters import (
+    DecisionFilter,
+    FollowUpFilter,
+    NeedsFilter,
+    RequesterFilter,
+)
 from storage_audit.cleanup.admin.confirm_text import file_sample, left_out_lines
 from storage_audit.cleanup.admin.decisions import UNDO, DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
 from storage_audit.cleanup.admin.project_names import find_by_name, may_view_projects
-from storage_audit.cleanup.cleanup_text import decision_text, describe_outcome, is_shown_as_held
-from storage_audit.cleanup.describe_cleanup import FINAL_OUTCOMES
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.display_formats import format_amount
@@ -54,16 +54,25 @@ Outcome = CleanupItem.Outcome
 
 
 @admin.register(Cleanup)
-class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
+class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
     list_display = (
         "visible_subject",
         "state",
-        "found_amount",
-        "asked_for",
-        "created_at",
+        "result",
+        "size",
+        "requester",
+        "requested_at",
     )
-    # Each of them, and both, has an index. The trigger says nearly all that the kind would.
-    list_filter = (NeedsFilter, "status", "trigger", DecisionFilter, FollowUpFilter)
+    # Status, trigger and person have indexes. The trigger says nearly all that the kind would.
+    list_filter = (
+        NeedsFilter,
+        "status",
+        "trigger",
+        RequesterFilter,
+        "created_at",
+        DecisionFilter,
+        FollowUpFilter,
+    )
     linked_lookups = (
         "project_id",
         "bulk_job",
@@ -73,11 +82,11 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
     )
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
-        "The beginning of a project id, such as proj_1, a whole deletion id, or a word of the title"
+        "The beginning of a project ID, such as proj_1, a whole deletion ID, or a word of the title"
         " of a deleted project that can be restored."
     )
     ordering = ("-created_at", "pk")
-    sortable_by = ("created_at",)
+    sortable_by = ("requested_at",)
     fields = ()
     actions = (
         "verify_cleanup",
@@ -136,41 +145,6 @@ class CleanupAdmin(ReadOnlyAdmin[Cleanup], DecidingAdmin):
         if may_view_projects(request) and (named := find_by_name(search_term)):
             found |= Q(pk__in=named)
         return queryset.filter(found), False
-
-    @admin.display(description=gettext_lazy("project"), ordering="project_id")
-    def visible_subject(self, cleanup: Cleanup) -> str:
-        return printable_text(cleanup.named_subject)
-
-    @admin.display(description=gettext_lazy("status"), ordering="status")
-    def state(self, cleanup: Cleanup) -> SafeString:
-        return cleanup_badge(cleanup)
-
-    @admin.display(description=gettext_lazy("trigger"), ordering="trigger")
-    def asked_for(self, cleanup: Cleanup) -> SafeString:
-        by = printable_text(cleanup.requested_by)
-        return format_html("{}<br>{}", cleanup.get_trigger_display(), by)
-
-    # Empty while the totals are open: their figures are written when they are closed.
-    @admin.display(description=gettext_lazy("found"), ordering="found")
-    def found_amount(self, cleanup: Cleanup) -> SafeString | None:
-        lines = [self.amount_line(cleanup), decision_text(cleanup)]
-        return (
-            format_html_join(mark_safe("<br>"), "{}", [(each,) for each in lines if each]) or None
-        )
-
-    def amount_line(self, cleanup: Cleanup) -> SafeString | None:
-        if is_shown_as_held(cleanup):
-            planned = (cleanup.progress.get("totals") or {}).get(Outcome.TO_DELETE)
-            return format_html(_("{} to delete"), format_amount(*planned)) if planned else None
-        if cleanup.status == Cleanup.Status.PENDING and cleanup.next_attempt_at:
-            due = date_format(localtime(cleanup.next_attempt_at), "DATETIME_FORMAT")
-            return format_html("{}", _("due %s") % due)
-        if cleanup.status not in (*Cleanup.FINISHED, Cleanup.Status.PLANNED):
-            return None
-        closed = cleanup.status in Cleanup.FINISHED
-        counts = [(getattr(cleanup, name), name) for name in FINAL_OUTCOMES if closed]
-        became = ", ".join(f"{n} {describe_outcome(cleanup, name)}" for n, name in counts if n)
-        return format_html("{}<br>{}", format_amount(cleanup.found, cleanup.found_bytes), became)
 
     def render_change_form(
         self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any

@@ -342,7 +342,7 @@ class Cleanup(CleanupStates):
     class Trigger(models.TextChoices):
         DELETED = "deleted", _("deletion")
         FORCED = "forced", _("force-deletion")
-        ORPHANED = "orphaned", _("orphans")
+        ORPHANED = "orphaned", _("deletion of leftover files")
         DECLARED = "declared", _("declared deleted")
         VANISHED = "vanished", _("gone without a signal")
         DRY_RUN = "dry_run", _("dry run")
@@ -455,6 +455,7 @@ class Cleanup(CleanupStates):
             models.Index(fields=["project_id", "created_at"], name="cleanup_project"),
             models.Index(fields=["status", "created_at"], name="cleanup_status"),
             models.Index(fields=["trigger", "created_at"], name="cleanup_trigger"),
+            models.Index(fields=["requested_by", "created_at"], name="cleanup_requester"),
             models.Index(fields=["status", "trigger", "created_at"], name="cleanup_status_trigger"),
         ]
         constraints = [
@@ -525,6 +526,14 @@ class Cleanup(CleanupStates):
         if self.kind == self.Kind.VANISHED:
             return str(_("many projects"))
         return self.project_id or str(_("objects of several projects"))
+
+    def get_status_display(self) -> str:  # type: ignore[no-redef]
+        """The status in words, by what a person would decide."""
+        if self.status == self.Status.BLOCKED and self.kind == self.Kind.VERIFY:
+            return str(_("verify again"))
+        if self.status == self.Status.BLOCKED and self.kind == self.Kind.VANISHED:
+            return str(_("needs a decision"))
+        return str(self.Status(self.status).label)
 
     @property
     def named_subject(self) -> str:

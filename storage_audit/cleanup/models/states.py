@@ -48,28 +48,28 @@ class CleanupStates(models.Model):
     """
 
     class Status(models.TextChoices):
-        PLANNED = "planned", _("planned")
-        PENDING = "pending", _("pending")
+        PLANNED = "planned", _("preview")
+        PENDING = "pending", _("waiting")
         RUNNING = "running", _("running")
         CLEAN = "clean", _("clean")
         CLEAN_WITH_KEPT = "clean_with_kept", _("clean, some kept")
         RETRYING = "retrying", _("retrying")
-        DIFFERS = "differs", _("differences found")
+        DIFFERS = "differs", _("differs")
         FAILED = "failed", _("failed")
-        BLOCKED = "blocked", _("blocked")
+        BLOCKED = "blocked", _("needs approval")
         SUPERSEDED = "superseded", _("superseded")
         UNDONE = "undone", _("undone")
         CANCELLED = "cancelled", _("cancelled")
 
     class Kind(models.TextChoices):
         PROJECT = "project", _("project cleanup")
-        OBJECTS = "objects", _("deletion of objects")
-        ORPHANS = "orphans", _("deletion of orphans")
+        OBJECTS = "objects", _("deletion of files")
+        ORPHANS = "orphans", _("deletion of leftover files")
         VERIFY = "verify", _("verification")
         VANISHED = "vanished", _("disappearance of many projects")
 
     class Step(models.TextChoices):
-        PLAN = "plan", _("looking for objects")
+        PLAN = "plan", _("finding the files")
         # Planned for its figures and limits. When the hold is over, it is planned again.
         HELD = "held", _("held")
         DELETE = "delete", _("deleting")
@@ -428,6 +428,6 @@ class CleanupStates(models.Model):
         if not self.change_if(allowed, **values):
             self.refresh_from_db(fields=["status"])
             raise IllegalTransition(
-                _("Cannot %(verb)s cleanup %(id)s: it is %(status)s.")
+                _("Cannot %(verb)s cleanup %(id)s: its status is %(status)s.")
                 % {"verb": verb, "id": self.pk, "status": self.get_status_display()}
             )

@@ -78,8 +78,11 @@ class Command(DocumentedCommand):
 def find_blocked(deletion_id: UUID) -> Cleanup:
     found = Cleanup.objects.filter(pk=deletion_id).first()
     if found is None or found.status != Cleanup.Status.BLOCKED:
-        state = found.get_status_display() if found else "not known"
-        raise CommandError(f"Cleanup {deletion_id} is {state}.", returncode=EXIT_USAGE)
+        state = found.get_status_display() if found else "unknown"
+        raise CommandError(
+            f"Cleanup {deletion_id} does not need approval. Its status is {state}.",
+            returncode=EXIT_USAGE,
+        )
     try:
         requests.refuse_verification(found)
     except IllegalTransition as error:

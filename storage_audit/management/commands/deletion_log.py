@@ -114,7 +114,7 @@ class Command(DocumentedCommand):
             text = f"Interrupted. Cleanup {cleanup} goes on; this only looked at it."
             raise CommandError(text, returncode=EXIT_INTERRUPTED) from interrupt
         if follow and found.status in (Status.BLOCKED, Status.FAILED, Status.DIFFERS):
-            text = f"Cleanup {cleanup} is {found.get_status_display()}, as said above."
+            text = f"Cleanup {cleanup}: {found.get_status_display()}, as said above."
             raise CommandError(text, returncode=EXIT_FAILED)
 
 

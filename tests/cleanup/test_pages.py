@@ -295,7 +295,7 @@ def test_approval_refuses_what_is_over_and_does_the_rest(transactional_db: None)
     over, blocked = create_cleanup("clean"), create_cleanup("blocked", project_id="proj_2")
     asked = run_action(superuser_client(), "cleanup", "force_delete", over.pk, blocked.pk)
     assert "1 of 2 is left out: Nothing to approve or to retry." in asked
-    assert str(over.pk) not in asked.split("<table")[1].split("</table>")[0]
+    assert str(over.pk) not in asked.split('<table class="audit-items">')[1].split("</table>")[0]
     shown = confirm_action(superuser_client(), "cleanup", "force_delete", over.pk, blocked.pk)
     assert f"cleanup {over.pk}: its status is clean." in shown
     over.refresh_from_db()

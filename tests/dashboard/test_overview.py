@@ -24,7 +24,7 @@ from autoshorts import urls
 from storage_audit import tasks
 from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.cleanup import requests
-from storage_audit.cleanup.models import Cleanup, CleanupEvent
+from storage_audit.cleanup.models import Cleanup, CleanupEvent, Snapshot, SnapshotName
 from storage_audit.cleanup.needs_attention import (
     find_verifications_with_leftovers,
     select_waiting_for_person,
@@ -462,7 +462,10 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     client = superuser_client()
     shown = page_text(client.get(DASHBOARD)).partition("Needs you")[2].partition("Over time")[0]
     for url, said in {
-        change("cleanup", blocked.pk): ["1,204 objects are more than", "choose Force-delete"],
+        change("cleanup", blocked.pk): [
+            "1,204 objects are more than",
+            "approve the cleanup, or cancel",
+        ],
         change("cleanup", failed.pk): ["AccessDenied", "try again"],
         change("bucketscan", broken.pk): ["The listing broke off.", "then scan again."],
         change("healthreport", wrong.pk): ["The last health report", "check again"],
@@ -512,7 +515,7 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
     told = steps(allowed(*VIEWER_PERMISSIONS))
     assert len(told) == len(steps(superuser_client())) == 16
     for begin, group in {
-        "Check the figures.": "admin",
+        "Check the files.": "admin",
         "See what stands in the way": "admin",
         "Settle what the message says, then verify": "operator",
         "Settle what the message says, then scan": "operator",
@@ -541,6 +544,22 @@ def test_a_step_that_nobody_takes_names_no_group(connected: None, db: None) -> N
 PROBE = {"name": "p", "status": "ok", "summary": "s", "advice": "a", "facts": {}, "readings": {}}
 
 
+def test_a_cleanup_that_waits_says_whose_files_how_many_and_who_asked(connected: None) -> None:
+    snapshot = Snapshot.objects.create()
+    SnapshotName.objects.create(snapshot=snapshot, project_id="proj_1", name="Autumn <sale>")
+    blocked = create_cleanup(
+        "blocked",
+        project_id="proj_1",
+        snapshot=snapshot,
+        requested_by="vera",
+        found=3,
+        found_bytes=2048,
+    )
+    entry = entry_of(page_text(superuser_client().get(DASHBOARD)), change("cleanup", blocked.pk))
+    assert "Autumn &lt;sale&gt; (proj_1)" in entry
+    assert "3 files, 2.0" in entry and "requested by vera." in entry
+
+
 def change(model: str, pk: object) -> str:
     return reverse(f"admin:storage_audit_{model}_change", args=[pk])
 
@@ -562,7 +581,7 @@ def test_only_the_first_ten_cleanups_are_shown_and_the_rest_counted(db: None) ->
         create_cleanup("blocked")
     client = superuser_client()
     shown = page_text(client.get(DASHBOARD))
-    assert shown.count("If they are right, choose Force-delete") == 10
+    assert shown.count("approve the cleanup, or cancel it") == 10
     [url] = re.findall('href="([^"]*)">… and 2 more', shown)
     assert listed(client, url) == 12
 

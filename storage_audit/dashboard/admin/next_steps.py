@@ -17,7 +17,7 @@ from storage_audit.cleanup.needs_attention import (
     select_waiting_for_person,
 )
 from storage_audit.dashboard import daily_figures
-from storage_audit.display_formats import format_age
+from storage_audit.display_formats import format_age, format_amount
 from storage_audit.doctor.compare_processes import Comparison
 from storage_audit.doctor.models import HealthReport
 from storage_audit.fields import ALL_BUCKETS
@@ -137,17 +137,25 @@ def scan_step_text(links: Links, step: str) -> str:
 
 
 def cleanup_steps(links: Links) -> Iterator[NextStep]:
-    waiting = select_waiting_for_person(Cleanup.objects.all()).order_by("created_at", "pk")
-    for cleanup in waiting[:CLEANUPS_SHOWN]:
+    waiting = select_waiting_for_person(Cleanup.objects.with_names())
+    for cleanup in waiting.order_by("created_at", "pk")[:CLEANUPS_SHOWN]:
         yield NextStep(
             cleanup.status,
             cleanup.get_status_display(),
-            printable_text(cleanup.subject),
+            printable_text(cleanup.named_subject),
             cleanup_step_text(links, cleanup),
             links.page_url("cleanup", cleanup.pk),
-            shorten_reason(cleanup.message),
+            f"{amount_and_requester(cleanup)} {shorten_reason(cleanup.message)}",
             cleanup.created_at,
         )
+
+
+def amount_and_requester(cleanup: Cleanup) -> str:
+    amount = format_amount(cleanup.found, cleanup.found_bytes)
+    if not cleanup.requested_by:
+        return f"{amount}."
+    names = {"amount": amount, "person": printable_text(cleanup.requested_by)}
+    return _("%(amount)s, requested by %(person)s.") % names
 
 
 def cleanup_step_text(links: Links, cleanup: Cleanup) -> str:
@@ -157,7 +165,7 @@ def cleanup_step_text(links: Links, cleanup: Cleanup) -> str:
     elif cleanup.kind == Cleanup.Kind.VERIFY:
         permission, step = "verify_cleanup", _("Settle what the message says, then verify again.")
     else:
-        step = _("Check the figures. If they are right, choose Force-delete to approve it.")
+        step = _("Check the files. Then approve the cleanup, or cancel it and keep the files.")
     return add_group_hint(links, permission, step)
 
 

@@ -14,7 +14,7 @@ from storage_audit.cleanup.admin.cleanup_page import (
     force_choice,
     force_refusal,
 )
-from storage_audit.cleanup.admin.decisions import offered_decisions
+from storage_audit.cleanup.admin.decision_kinds import offered_decisions
 from storage_audit.cleanup.describe_cleanup import TotalsLine
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.needs_attention import find_verifications_with_leftovers

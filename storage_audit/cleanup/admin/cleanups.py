@@ -36,7 +36,8 @@ from storage_audit.cleanup.admin.cleanup_filters import (
     RequesterFilter,
 )
 from storage_audit.cleanup.admin.confirm_text import file_sample, left_out_lines
-from storage_audit.cleanup.admin.decisions import UNDO, DecidingAdmin, combined_digest
+from storage_audit.cleanup.admin.decision_kinds import UNDO
+from storage_audit.cleanup.admin.decisions import DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
 from storage_audit.cleanup.admin.project_names import find_by_name, may_view_projects

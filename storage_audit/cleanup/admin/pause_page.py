@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import pause_deletions, requests
-from storage_audit.cleanup.admin.decisions import ReasonForm
+from storage_audit.cleanup.admin.decision_kinds import ReasonForm
 from storage_audit.cleanup.models import Cleanup, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.pause_deletions import PauseResult

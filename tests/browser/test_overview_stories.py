@@ -45,7 +45,7 @@ def test_cleanup_that_waits_is_understood_on_the_overview_and_cancelled_in_two_c
     wide_page.goto(DASHBOARD)
     entry = wide_page.locator(".audit-next-steps li", has_text="proj_launch")
     expect_without_scrolling(entry)
-    expect(entry).to_contain_text("requested by vera")
+    expect(entry).to_contain_text("Requested by vera")
     expect(entry).to_contain_text("3 files")
     # One click opens it; who, how much and both answers are on its first screen.
     entry.get_by_role("link").first.click()

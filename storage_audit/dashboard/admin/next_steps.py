@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 from django.db.models import Count
-from django.utils.text import Truncator
+from django.utils.text import Truncator, capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
@@ -145,17 +145,17 @@ def cleanup_steps(links: Links) -> Iterator[NextStep]:
             printable_text(cleanup.named_subject),
             cleanup_step_text(links, cleanup),
             links.page_url("cleanup", cleanup.pk),
-            f"{amount_and_requester(cleanup)} {shorten_reason(cleanup.message)}",
+            f"{amount_and_requester(cleanup)} {shorten_reason(cleanup.message)}".strip(),
             cleanup.created_at,
         )
 
 
 def amount_and_requester(cleanup: Cleanup) -> str:
-    amount = format_amount(cleanup.found, cleanup.found_bytes)
-    if not cleanup.requested_by:
-        return f"{amount}."
-    names = {"amount": amount, "person": printable_text(cleanup.requested_by)}
-    return _("%(amount)s, requested by %(person)s.") % names
+    """Nothing was counted yet of a blocked cleanup: its message says how much would go."""
+    parts = [format_amount(cleanup.found, cleanup.found_bytes)] if cleanup.found else []
+    if cleanup.requested_by:
+        parts.append(_("requested by %s") % printable_text(cleanup.requested_by))
+    return capfirst(", ".join(parts)) + "." if parts else ""
 
 
 def cleanup_step_text(links: Links, cleanup: Cleanup) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import date, timedelta
 from html import unescape
 from typing import Any
 from uuid import uuid4
@@ -436,7 +436,7 @@ def test_the_chart_of_leftover_files_ends_with_the_figure_of_the_tile(db: None) 
     shown = page_text(superuser_client().get(DASHBOARD))
     assert tile(shown, "Leftover files")[1] == "1 object"
     today = timezone.localdate().isoformat()
-    chart = shown.split("<h3>Leftover files</h3>")[1].split("</section>")[0]
+    chart = shown.split("<h3>Leftover files <small>Now: 1</small></h3>")[1].split("</section>")[0]
     assert f'<th scope="row">{today}</th><td>1</td><td>2.0 KB</td>' in chart
     assert "Counted just now." in chart
 
@@ -558,6 +558,9 @@ def test_a_cleanup_that_waits_says_whose_files_how_many_and_who_asked(connected:
     entry = entry_of(page_text(superuser_client().get(DASHBOARD)), change("cleanup", blocked.pk))
     assert "Autumn &lt;sale&gt; (proj_1)" in entry
     assert "3 files, 2.0" in entry and "requested by vera." in entry
+    Cleanup.objects.update(found=0, found_bytes=0)
+    entry = entry_of(page_text(superuser_client().get(DASHBOARD)), change("cleanup", blocked.pk))
+    assert "Requested by vera." in entry and "0 files" not in entry
 
 
 def change(model: str, pk: object) -> str:
@@ -944,7 +947,10 @@ def ended(days_ago: int, status: str, number: int = 1, **values: Any) -> None:
 def charts_on(client: Client, query: str = "") -> dict[str, str]:
     parts = page_text(client.get(DASHBOARD + query)).split('<section class="audit-figure">')[1:]
     return {
-        re.findall("<h3>(.*?)</h3>", part)[0]: part.partition("</section>")[0] for part in parts
+        re.findall("<h3>(.*?)(?: <small>.*?</small>)?</h3>", part)[0]: part.partition("</section>")[
+            0
+        ]
+        for part in parts
     }
 
 
@@ -1005,19 +1011,28 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
     assert len(set(named)) == 12
 
 
+DAYS = [date(2026, 11, 1) + timedelta(days=n) for n in range(30)]
+
+
+def test_axis_has_five_dates_and_no_half_empty_scale(db: None) -> None:
+    drawn = charts.draw_line("n", "t", "s", DAYS, [6] * 30)
+    assert re.findall(r">(\d+ Nov)<", drawn) == ["1 Nov", "8 Nov", "15 Nov", "23 Nov", "30 Nov"]
+    assert [charts.round_up(n) for n in range(2, 5000) if charts.round_up(n) >= 2 * n] == []
+
+
 def test_bars_are_as_high_as_their_share(db: None) -> None:
-    drawn = charts.draw_stacked_bars("n", "t", "s", ["a", "b"], [Series("x", "solid", [5, 12])])
+    drawn = charts.draw_stacked_bars("n", "t", "s", DAYS[:2], [Series("x", "solid", [5, 12])])
     heights = re.findall('height="([0-9.]+)"', drawn)
-    assert heights == ["38.0", "91.2"]
-    assert [charts.round_up(n) for n in (0, 1, 3, 11, 500, 501)] == [1, 1, 5, 20, 500, 1000]
+    assert heights == ["63.3", "152.0"]
+    assert [charts.round_up(n) for n in (0, 1, 3, 6, 11, 501)] == [1, 1, 4, 6, 12, 600]
     assert charts.round_up(1500, 1024) == 2048
     assert charts.round_up(1024**3, 1024) == 1024**3
 
 
 def test_a_line_goes_through_the_days_that_were_counted(db: None) -> None:
-    drawn = charts.draw_line("n", "t", "s", ["a", "b", "c"], [2, None, 1])
+    drawn = charts.draw_line("n", "t", "s", DAYS[:3], [2, None, 1])
     assert 'points="108.7,12.0 303.3,88.0"' in drawn
-    assert "<title>c: 1</title>" in drawn
+    assert f"<title>{DAYS[2]}: 1</title>" in drawn
 
 
 def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> None:

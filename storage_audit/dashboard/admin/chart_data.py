@@ -16,7 +16,7 @@ from storage_audit.dashboard.admin import charts
 from storage_audit.dashboard.admin.charts import Series, ShareBar
 from storage_audit.dashboard.daily_figures import OTHER_TYPES, Amount, DayOutcomes, LeftoverAmount
 from storage_audit.dashboard.models import DailyFigures
-from storage_audit.display_formats import format_age
+from storage_audit.display_formats import format_age, format_amount
 from storage_audit.redaction import printable_text
 from storage_audit.ui.links import Links
 
@@ -47,6 +47,7 @@ class Chart(NamedTuple):
     rows: Sequence[Sequence[Any]] = ()
     legend: Sequence[tuple[str, str]] = ()
     note: str = ""
+    total: str = ""
 
 
 def draw_charts(
@@ -81,10 +82,11 @@ def deletions_chart(period: list[date], ended: list[DayOutcomes]) -> Chart:
     totals = [f"{each.name}: {sum(each.values)}" for each in series]
     return Chart(
         title,
-        charts.draw_stacked_bars("deletions", title, ", ".join(totals), day_labels(period), series),
+        charts.draw_stacked_bars("deletions", title, ", ".join(totals), period, series),
         (_("Day"), *(capfirst(each.name) for each in series)),
         list(zip(day_labels(period), *(each.values for each in series), strict=True)),
         [(each.pattern, total) for each, total in zip(series, totals, strict=True)],
+        total=str(sum(sum(each.values) for each in series)),
     )
 
 
@@ -100,7 +102,7 @@ def freed_chart(period: list[date], ended: list[DayOutcomes]) -> Chart:
             "freed",
             title,
             total,
-            day_labels(period),
+            period,
             [Series("", "solid", values)],
             show=filesizeformat,
             base=1024,
@@ -108,6 +110,7 @@ def freed_chart(period: list[date], ended: list[DayOutcomes]) -> Chart:
         (_("Day"), _("Bytes freed")),
         [(day, filesizeformat(size)) for day, size in zip(day_labels(period), values, strict=True)],
         [("solid", total)],
+        total=filesizeformat(sum(values)),
     )
 
 
@@ -126,15 +129,14 @@ def leftovers_chart(
     now = _("Now: %s") % by_day[max(by_day)]
     return Chart(
         title,
-        charts.draw_line(
-            "left-behind", title, now, day_labels(period), [by_day.get(day) for day in period]
-        ),
+        charts.draw_line("left-behind", title, now, period, [by_day.get(day) for day in period]),
         (_("Day"), _("Objects"), _("Bytes")),
         [
             (str(day), amount.objects, filesizeformat(amount.bytes))
             for day, amount in counted.items()
         ],
         note=counted_note(figures[-1]) if left is None or left.taken_at else _("Counted just now."),
+        total=now,
     )
 
 
@@ -170,6 +172,7 @@ def file_types_chart(latest: DailyFigures | None) -> Chart:
         [(name, amount.objects, filesizeformat(amount.bytes)) for name, amount in types],
         [("solid", _("objects")), ("striped", _("bytes"))] if rows else (),
         note=f"{total}. {counted_note(latest)}",
+        total=format_amount(latest.tracked, latest.tracked_bytes),
     )
 
 
@@ -200,11 +203,12 @@ def types_chart(
     summary = _("Now: %s") % ", ".join(text for _look, text in legend)
     return Chart(
         title,
-        charts.draw_stacked_bars(name, title, summary, day_labels(period), series, show, base),
+        charts.draw_stacked_bars(name, title, summary, period, series, show, base),
         (_("Day"), *(each.name for each in series)),
         [(str(day), *map(show, values[: len(series)])) for day, values in by_day.items()],
         legend,
         note=counted_note(figures[-1]),
+        total=_("Now: %s") % show(sum(by_day[figures[-1].day])),
     )
 
 

@@ -5,11 +5,12 @@ been changed without being saved.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any
 
-from django.db import DEFAULT_DB_ALIAS, models
+from django.db import DEFAULT_DB_ALIAS, connections, models, transaction
 from django.db.models import DO_NOTHING, QuerySet
 from django.db.models.deletion import Collector, get_candidate_relations_to_delete
 
@@ -102,11 +103,30 @@ def write_names(snapshot: Snapshot, collector: Collector) -> None:
 
 
 def name_of(row: models.Model) -> str:
+    # A site's own code, which may read rows that are not there.
     try:
-        return printable_text(str(row))
+        with savepoint_at_first_query():
+            return printable_text(str(row))
     except Exception:  # noqa: BLE001
-        # A site's own code, which may read rows that are not there.
         return ""
+
+
+@contextmanager
+def savepoint_at_first_query() -> Iterator[None]:
+    """After a failed query PostgreSQL refuses all others of the transaction, unless it goes back
+    to a savepoint. Most names need no query, and pay for none."""
+    with ExitStack() as stack:
+        is_open = False
+
+        def open_savepoint(execute: Callable[..., Any], *args: Any) -> Any:
+            nonlocal is_open
+            if not is_open:
+                is_open = True
+                stack.enter_context(transaction.atomic(DEFAULT_DB_ALIAS))
+            return execute(*args)
+
+        stack.enter_context(connections[DEFAULT_DB_ALIAS].execute_wrapper(open_savepoint))
+        yield
 
 
 def deleted_rows(collector: Collector) -> dict[Table, list[Any]]:

@@ -99,6 +99,21 @@ def test_project_whose_name_cannot_be_read_is_deleted_all_the_same(
     assert Cleanup.objects.held().exists() and not SnapshotName.objects.exists()
 
 
+def test_project_whose_name_runs_a_failing_query_is_deleted_all_the_same(
+    bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(project: Project) -> str:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT title FROM no_such_table")
+        return project.title
+
+    grant_grace(settings)
+    project = Project.objects.create(pk="proj_1", title="Summer sale")
+    monkeypatch.setattr(Project, "__str__", fail)
+    project.delete()
+    assert Cleanup.objects.held().exists() and not SnapshotName.objects.exists()
+
+
 def test_list_of_names_takes_as_many_queries_for_many_rows(held: Cleanup) -> None:
     client = superuser_client()
     with CaptureQueriesContext(

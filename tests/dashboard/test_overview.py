@@ -1011,6 +1011,15 @@ def test_each_chart_has_a_name_a_summary_and_a_heading_of_its_own(db: None) -> N
     assert len(set(named)) == 12
 
 
+def test_age_of_several_findings_is_that_of_the_oldest(connected: None) -> None:
+    create_finding("a", kind="missing", first_seen_at=LONG_AGO)
+    create_finding("b", kind="missing")
+    client = superuser_client()
+    assert "oldest: 1 week" in kind_need(page_text(client.get(DASHBOARD)), "2 missing")[1]
+    Finding.objects.filter(key="b").delete()
+    assert "for 1 week" in kind_need(page_text(client.get(DASHBOARD)), "1 missing")[1]
+
+
 DAYS = [date(2026, 11, 1) + timedelta(days=n) for n in range(30)]
 
 

@@ -47,7 +47,7 @@ STEP_PERMISSIONS = {
 
 
 class NextStep(NamedTuple):
-    """`style` is the colour of the label."""
+    """`style` is the colour of the label. Of a group, `since` is the age of its oldest member."""
 
     style: str
     label: Any
@@ -57,6 +57,7 @@ class NextStep(NamedTuple):
     reason: str = ""
     since: datetime | None = None
     step_url: str = ""
+    is_group: bool = False
 
     @property
     def age(self) -> str:
@@ -298,6 +299,7 @@ def finding_steps(links: Links) -> Iterator[NextStep]:
             add_group_hint(links, permission, step) if permission else step,
             links.list_url("finding", bucket=ALL_BUCKETS, **filters),
             since=figures["since"] if counted else None,
+            is_group=figures["n"] > 1,
         )
 
 

@@ -656,6 +656,24 @@ def test_a_few_of_many_may_be_gone_and_are_called_already_gone(bucket: Bucket) -
     assert list(notes) == [f"confirmed gone by cleanup {cleanup.pk}"]
 
 
+def test_cleanup_of_a_project_resolves_every_kind_of_finding_about_its_files(
+    bucket: Bucket,
+) -> None:
+    """Without another scan, of which the next may be days away."""
+    create_projects("proj_9")
+    there = [f"{FOLDER}{kind}.mp4" for kind in ("changed", "misnamed", "untracked")]
+    lost = f"{FOLDER}missing.mp4"
+    for key in there:
+        bucket.put(key)
+    for key in (there[0], there[1], lost):
+        track_key(bucket, key, "proj_9")
+    kinds = {"changed": there[0], "misnamed": there[1], "untracked": there[2], "missing": lost}
+    found = [create_findings(bucket, key, kind=kind)[0] for kind, key in kinds.items()]
+    cleanup = clean_up_project("proj_9")
+    assert (cleanup.status, bucket.keys()) == (Status.CLEAN, set())
+    assert {the(finding).state for finding in found} == {"resolved"}
+
+
 def test_a_crash_between_two_batches_is_gone_on_from(
     bucket: Bucket, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

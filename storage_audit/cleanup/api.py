@@ -55,7 +55,7 @@ class Deletion(Schema):
     strategy: Cleanup.Strategy
     dry_run: bool
     status: Cleanup.Status
-    over: bool = Field(description="Nothing more happens by itself.")
+    over: bool = Field(description="No further work follows unless a person asks for it.")
     requested_by: str
     requested_from: str
     created_at: datetime
@@ -221,7 +221,9 @@ class Undone(Schema):
 
 class Decided(Schema):
     message: str
-    deletions: list[DeletionLink] = Field(description="What goes on by itself; none if nothing.")
+    deletions: list[DeletionLink] = Field(
+        description="The cleanups that continue; empty if none does."
+    )
 
 
 @router.get("", response={200: DeletionPage, **problem_responses(404)})

@@ -95,8 +95,8 @@ class Command(DocumentedCommand):
         result = printable_text(check.message)
         if check.status == Status.PENDING:
             result = (
-                "not verified yet: another cleanup of this project is being worked on. This one"
-                " follows by itself."
+                "not verified yet: another cleanup of this project is running. This verification"
+                " starts when that one ends."
             )
         self.stdout.write(f"{printable_text(check.subject)} in bucket {check.bucket}: {result}")
         for line in item_lines(remaining_items(check)):

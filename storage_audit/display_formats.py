@@ -6,6 +6,7 @@ from typing import Any
 
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
+from django.utils.formats import number_format
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.timesince import timesince
@@ -18,6 +19,7 @@ from storage_audit.redaction import printable_text
 # Of a long list, so many lines.
 MAX_LINES_SHOWN = 20
 MAX_PROJECTS_SHOWN = 5
+BYTES_PER_GB = 10**9
 
 
 def format_key(key: str) -> SafeString:
@@ -38,6 +40,14 @@ def format_amount(count: int, size: int) -> str:
         "count": count,
         "size": filesizeformat(size),
     }
+
+
+def format_monthly_price(size: int) -> str:
+    """The store's price of so many bytes for a month, such as “$1.50 a month”."""
+    price = size / BYTES_PER_GB * conf().price_per_gb
+    if 0 < price < 0.005:
+        return _("less than %s a month") % f"{conf().currency}{number_format(0.01, 2)}"
+    return _("%s a month") % f"{conf().currency}{number_format(price, 2)}"
 
 
 def format_projects(ids: Collection[str | None]) -> str:

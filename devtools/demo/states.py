@@ -217,6 +217,7 @@ def page_addresses(states: dict[str, Cleanup]) -> dict[str, str]:
         "why-unknown": lookup_url("https://media.example.com/nothing.bin"),
         "why-held": lookup_url(HELD_PROJECT),
         "leftovers": reverse("admin:storage_audit_leftovers"),
+        "leftover-files": reverse("admin:storage_audit_leftover_objects"),
         "certificate": reverse("admin:storage_audit_certificate", args=[told.pk]),
         "bulkjob": admin_url("bulkjob", "change", BulkJob.objects.latest("created_at").pk),
         "alert": admin_url("alert", "change", Alert.objects.earliest("pk").pk),

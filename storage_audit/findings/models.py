@@ -203,6 +203,11 @@ class Finding(FindingBase):
         ]
         indexes = [
             models.Index(fields=["kind", "key"], condition=Q(state="open"), name="finding_open"),
+            models.Index(
+                fields=["kind", "project_id"],
+                condition=Q(state="open"),
+                name="finding_open_project",
+            ),
             models.Index(fields=["bucket", "key"], name="finding_key"),
             models.Index(fields=["bucket", "state", "key"], name="finding_state"),
             models.Index(fields=["bucket", "state", "kind", "key"], name="finding_state_kind"),

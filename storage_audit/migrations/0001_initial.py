@@ -1412,6 +1412,11 @@ class Migration(migrations.Migration):
                         fields=["kind", "key"],
                         name="finding_open",
                     ),
+                    models.Index(
+                        condition=models.Q(("state", "open")),
+                        fields=["kind", "project_id"],
+                        name="finding_open_project",
+                    ),
                     models.Index(fields=["bucket", "key"], name="finding_key"),
                     models.Index(fields=["bucket", "state", "key"], name="finding_state"),
                     models.Index(

@@ -54,7 +54,7 @@ from tests.keys import ESCAPED, HOSTILE
 from tests.promises import clean_up_project, create_projects, run_until_idle
 from tests.real_bucket import Bucket
 
-LEFTOVER_URL = reverse("admin:storage_audit_leftovers")
+LEFTOVER_URL = reverse("admin:storage_audit_leftover_objects")
 EVERYTHING = ("view_finding", "view_bucketscan", "view_healthreport")
 NOW = timezone.now()
 LONG_AGO = NOW - timedelta(days=9)
@@ -180,7 +180,8 @@ def test_leftover_files_have_each_object_once_with_its_size(db: None) -> None:
     client = superuser_client()
     url, figure, _said = tile(page_text(client.get(DASHBOARD)), "Leftover files")
     assert figure == "4 objects"
-    keys = [left.key for left in client.get(url).context["rows"]]
+    assert f'href="{LEFTOVER_URL}"' in page_text(client.get(url))
+    keys = [left.key for left in client.get(LEFTOVER_URL).context["rows"]]
     assert keys == ["a", "b", "c", "d"]
 
 
@@ -248,8 +249,7 @@ def test_each_leftover_file_is_reached_with_its_reason_page_by_page(db: None, fo
         create_finding(key, evidence=f"why {key} stays")
     verification_with_leftovers(*sorted({*keys} - {*keys[found]}))
     client = superuser_client()
-    url: str = tile(page_text(client.get(DASHBOARD)), "Leftover files")[0]
-    seen: list[str] = []
+    url, seen = LEFTOVER_URL, list[str]()
     while url:
         answer = client.get(url)
         seen += re.findall("why (k[0-9]+) stays", normalized_text(answer))
@@ -686,8 +686,7 @@ def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: 
     list(work_on_scan(start_scan("projects/proj_old/")))
     verify("proj_1")
     client = superuser_client()
-    url = tile(page_text(client.get(DASHBOARD)), "Leftover files")[0]
-    rows = {left.key: left.reason for left in client.get(url).context["rows"]}
+    rows = {left.key: left.reason for left in client.get(LEFTOVER_URL).context["rows"]}
     assert sorted(rows) == [
         "projects/proj_1/scenes/s1/media/first\\nsecond.mp4",
         "projects/proj_old/scenes/s1/media/old.mp4",

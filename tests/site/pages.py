@@ -69,6 +69,7 @@ OTHER_PAGES = {
     "admin:storage_audit_compare": "storage_audit.verify_cleanup",
     # Keys of both: to look at findings and at cleanups.
     "admin:storage_audit_leftovers": SUPERUSER,
+    "admin:storage_audit_leftover_objects": SUPERUSER,
     "admin:storage_audit_leftover_file": SUPERUSER,
     **{f"admin:storage_audit_bulkjob_{kind}": VIEW_BULK_JOBS for kind in (*VIEW_PAGES, "export")},
     "admin:storage_audit_test_notification": "storage_audit.test_notifications",

@@ -3,6 +3,7 @@ skipped."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from django import forms
@@ -68,7 +69,7 @@ def build_admin_action(act: FindingAction) -> Callable[..., Answer]:
 class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     list_display = ("key_and_evidence", "kind", "state", "owner", "shown_size", "last_seen_at")
     list_filter = (BucketFilter, DeletableFilter, "state", "kind")
-    linked_lookups = ("last_scan",)
+    linked_lookups = ("last_scan", "project_id")
     confirmed_fields = ("pk", "state", "etag", "size", "last_modified", "project_id")
     search_fields = ("key",)
     search_help_text = gettext_lazy(
@@ -103,9 +104,11 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
 
     def get_urls(self) -> list[URLPattern]:
         view = self.wrap_view(self.leftovers)
+        files = self.wrap_view(require_GET(self.leftover_objects))
         file = self.wrap_view(require_GET(self.leftovers_file))
         return [
             path("leftovers/", view, name="storage_audit_leftovers"),
+            path("leftovers/files/", files, name="storage_audit_leftover_objects"),
             path("leftovers.<str:form>", file, name="storage_audit_leftover_file"),
             *super().get_urls(),
         ]
@@ -115,7 +118,12 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         return [name for name in super().get_fields(request, obj) if name not in silent]
 
     def leftovers(self, request: HttpRequest) -> HttpResponse:
-        return leftover_pages.show_leftovers(request, self)
+        if request.method != "POST":
+            return leftover_pages.show_leftovers(request, self, is_file_list=False)
+        return leftover_pages.act_on_projects(request, partial(self.run_action, request))
+
+    def leftover_objects(self, request: HttpRequest) -> HttpResponse:
+        return leftover_pages.show_leftovers(request, self, is_file_list=True)
 
     def leftovers_file(self, request: HttpRequest, form: str) -> StreamingHttpResponse:
         return leftover_pages.download_leftovers(request, form)
@@ -203,7 +211,12 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         self, request: HttpRequest, selection: Selection, act: FindingAction, form: forms.Form
     ) -> HttpResponse:
         page = PREVIEWS.get(act.name, selection_page)(act, selection.rows)
+        # On the page of leftover files projects are selected, not findings.
+        chosen = [
+            (name, each) for name in ("project", "all") for each in request.POST.getlist(name)
+        ]
         page |= {"action": act.name, "form": form, "is_harmless": act.is_harmless}
+        page |= {"chosen": chosen}
         return self.render_confirmation(request, selection, **page)
 
     def report_result(self, request: HttpRequest, act: FindingAction, decision: Decision) -> Answer:

@@ -1,26 +1,39 @@
 """The page of leftover files: each once, with the reason. It joins findings with what verifications
 found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
+from django.contrib import messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, OuterRef, Q
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.models import CleanupItem
+from storage_audit.findings.actions import (
+    ASSIGN,
+    DELETE_OBJECTS,
+    IGNORE,
+    PREVIEW,
+    FindingAction,
+)
+from storage_audit.findings.leftover_projects import read_projects, select_leftovers
 from storage_audit.findings.leftovers import find_leftovers, group_by_object
-from storage_audit.findings.models import Finding
+from storage_audit.findings.models import Finding, FindingQuerySet
 from storage_audit.findings.orphans import attach_cleanups, orphan_skip_reason
 from storage_audit.redaction import printable_text
+from storage_audit.roles import permission_advice
 from storage_audit.ui import downloads
 from storage_audit.ui.model_admin import ModelAdmin
 
 PAGE_SIZE = 50
+# On all leftover files of a project.
+PROJECT_ACTIONS = (DELETE_OBJECTS, PREVIEW, ASSIGN, IGNORE)
 SOURCE_MODELS = ("finding", "cleanup")
 EXPORT_COLUMNS = ("bucket", "key", "size", "reason", "evidence", "finding_id", "cleanup_id")
 VIEW_PERMISSIONS = ("storage_audit.view_finding", "storage_audit.view_cleanup")
@@ -63,18 +76,65 @@ class PageEdge(NamedTuple):
 FIRST_EDGE = PageEdge("", "", is_end=False)
 
 
-def show_leftovers(request: HttpRequest, admin: ModelAdmin[Finding]) -> HttpResponse:
+def show_leftovers(
+    request: HttpRequest, admin: ModelAdmin[Finding], *, is_file_list: bool
+) -> HttpResponse:
     if not request.user.has_perms(VIEW_PERMISSIONS):
         raise PermissionDenied
     request.current_app = admin.admin_site.name
-    context = {
+    template, context = (
+        ("files", page_context(requested_edge(request)))
+        if is_file_list
+        else ("projects", projects_context(request))
+    )
+    context |= {
         **admin.admin_site.each_context(request),
         "opts": admin.opts,
         "media": admin.media,
         "title": _("Leftover files"),
-        **page_context(requested_edge(request)),
+        "is_file_list": is_file_list,
     }
-    return TemplateResponse(request, "admin/storage_audit/finding/leftovers.html", context)
+    name = f"admin/storage_audit/finding/leftover_{template}.html"
+    return TemplateResponse(request, name, context)
+
+
+def projects_context(request: HttpRequest) -> dict[str, Any]:
+    after = request.GET.get("after", "")
+    projects, has_more = read_projects(after if is_storable(after) else "")
+    allowed = [act for act in PROJECT_ACTIONS if act.is_allowed(request)]
+    refused = [
+        (act.label, permission_advice(act.permissions[-1]))
+        for act in PROJECT_ACTIONS
+        if act not in allowed
+    ]
+    return {
+        "projects": projects,
+        "is_first": not after,
+        "next_project": projects[-1].project_id if has_more else None,
+        "actions": allowed,
+        "refused": refused,
+        "has_verified": find_leftovers().exists(),
+    }
+
+
+def act_on_projects(
+    request: HttpRequest, run_action: Callable[[FindingQuerySet, FindingAction], Any]
+) -> HttpResponse:
+    """Run an action on all leftover files of the selected projects; it asks first."""
+    if not request.user.has_perms(VIEW_PERMISSIONS):
+        raise PermissionDenied
+    act = next((one for one in PROJECT_ACTIONS if one.name == request.POST.get("action")), None)
+    if not act:
+        raise Http404
+    if not act.is_allowed(request):
+        raise PermissionDenied
+    ids = [each for each in request.POST.getlist("project") if is_storable(each)]
+    is_all = "all" in request.POST
+    if not ids and not is_all:
+        messages.warning(request, _("Nothing was done: select a project first."))
+        return redirect("admin:storage_audit_leftovers")
+    answer: HttpResponse | None = run_action(select_leftovers(ids, is_all=is_all), act)
+    return answer or redirect("admin:storage_audit_leftovers")
 
 
 def requested_edge(request: HttpRequest) -> PageEdge:

@@ -13,6 +13,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import models, transaction
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.urls import URLPattern, path, reverse
+from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
@@ -191,8 +192,11 @@ class AuditAdmin(ModelAdmin[M]):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        refused = {"refused": self.refused_actions(request)}
-        return super().changelist_view(request, refused | (extra_context or {}))
+        own = {
+            "refused": self.refused_actions(request),
+            "title": capfirst(str(self.opts.verbose_name_plural)),
+        }
+        return super().changelist_view(request, own | (extra_context or {}))
 
 
 class ReadOnlyAdmin(AuditAdmin[M]):

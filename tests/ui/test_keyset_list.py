@@ -112,7 +112,7 @@ WALKS = [
     (findings, "finding", "?o=-1", ("-key", "pk")),
     (findings, "finding", "?state__exact=open", ("key", "pk")),
     (make_cleanup_rows, "cleanup", "", ("-created_at", "pk")),
-    (make_cleanup_rows, "cleanup", "?o=6", ("created_at", "pk")),
+    (make_cleanup_rows, "cleanup", "?o=5", ("created_at", "pk")),
     (objects, "r2object", "", ("key", "pk")),
     (projects, "project", "", ("-created_at", "pk")),
     (projects, "project", "?o=6.1", ("created_at", "pk")),

@@ -42,19 +42,15 @@ class CleanupColumns:
         is_known = cleanup.status in COUNTED and cleanup.found
         return filesizeformat(cleanup.found_bytes) if is_known else None
 
-    @admin.display(description=gettext_lazy("requested by"), ordering="requested_by")
-    def requester(self, cleanup: Cleanup) -> SafeString:
-        """A link to all that this person asked for, and what was asked for."""
-        what = cleanup.get_trigger_display()
+    @admin.display(description=gettext_lazy("requested"), ordering="created_at")
+    def requested(self, cleanup: Cleanup) -> SafeString:
+        """When, by whom, with a link to all that this person asked for, and what."""
+        when, what = format_time(cleanup.created_at), cleanup.get_trigger_display()
         if not cleanup.requested_by:
-            return format_html("{}", what)
+            return format_html("{}<br><small>{}</small>", when, what)
         query = urlencode({"requested_by": cleanup.requested_by})
         who = printable_text(cleanup.requested_by)
-        return format_html('<a href="?{}">{}</a><br><small>{}</small>', query, who, what)
-
-    @admin.display(description=gettext_lazy("requested"), ordering="created_at")
-    def requested_at(self, cleanup: Cleanup) -> SafeString:
-        return format_time(cleanup.created_at)
+        return format_html('{}<br><small><a href="?{}">{}</a>, {}</small>', when, query, who, what)
 
 
 def result_text(cleanup: Cleanup) -> str:

@@ -61,8 +61,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         "state",
         "result",
         "size",
-        "requester",
-        "requested_at",
+        "requested",
     )
     # Status, trigger and person have indexes. The trigger says nearly all that the kind would.
     list_filter = (
@@ -87,7 +86,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         " of a deleted project that can be restored."
     )
     ordering = ("-created_at", "pk")
-    sortable_by = ("requested_at",)
+    sortable_by = ("requested",)
     fields = ()
     actions = (
         "verify_cleanup",

@@ -66,3 +66,41 @@ def reload_until(page: Page, sentence: str) -> None:
 
 
 CLEAN_MESSAGE = "gone, confirmed"
+CLICKS = "Number(localStorage.clicks || 0)"
+COUNT_CLICKS = f"addEventListener('click', () => {{ localStorage.clicks = {CLICKS} + 1 }}, true)"
+# What is only read aloud, and the choices of a closed list, are not seen.
+READ_VISIBLE_TEXT = """() => {
+  const unseen = [...document.querySelectorAll("#content :is(.visually-hidden, select)")];
+  unseen.forEach((each) => { each.style.display = "none"; });
+  const text = document.querySelector("#content").innerText;
+  unseen.forEach((each) => { each.style.display = ""; });
+  return text;
+}"""
+
+
+def count_words(page: Page) -> int:
+    text: str = page.evaluate(READ_VISIBLE_TEXT)
+    return len(text.split())
+
+
+# Of the page as it opens: what a person reads before scrolling.
+COUNT_WORDS_IN_VIEW = """() => {
+  const walker = document.createTreeWalker(
+    document.querySelector("#content"), NodeFilter.SHOW_TEXT);
+  const range = document.createRange();
+  let words = 0;
+  while (walker.nextNode()) {
+    const text = walker.currentNode, parent = text.parentElement;
+    if (parent.closest(".visually-hidden, select") || !parent.checkVisibility()) continue;
+    range.selectNodeContents(text);
+    const box = range.getBoundingClientRect();
+    if (box.width && box.top < innerHeight && box.bottom > 0)
+      words += text.data.split(/\\s+/).filter(Boolean).length;
+  }
+  return words;
+}"""
+
+
+def count_words_in_view(page: Page) -> int:
+    words: int = page.evaluate(COUNT_WORDS_IN_VIEW)
+    return words

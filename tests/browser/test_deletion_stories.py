@@ -4,27 +4,17 @@ from playwright.sync_api import Page, expect
 
 from storage_audit.models import Project
 from tests.admin_client import admin_url as path
-from tests.browser.staff import CLEAN_MESSAGE, log_in_as_superuser
-from tests.browser.test_stories import CLICKS, COUNT_CLICKS
+from tests.browser.staff import (
+    CLEAN_MESSAGE,
+    CLICKS,
+    COUNT_CLICKS,
+    count_words,
+    log_in_as_superuser,
+)
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
 
 MAX_CLICKS, MAX_WORDS = 3, 250
-
-
-# What is only read aloud, and the choices of a closed list, are not seen.
-READ_VISIBLE_TEXT = """() => {
-  const unseen = [...document.querySelectorAll("#content :is(.visually-hidden, select)")];
-  unseen.forEach((each) => { each.style.display = "none"; });
-  const text = document.querySelector("#content").innerText;
-  unseen.forEach((each) => { each.style.display = ""; });
-  return text;
-}"""
-
-
-def count_words(page: Page) -> int:
-    text: str = page.evaluate(READ_VISIBLE_TEXT)
-    return len(text.split())
 
 
 def test_project_is_deleted_and_seen_gone_in_three_clicks(

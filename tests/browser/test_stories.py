@@ -20,16 +20,19 @@ from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
 from tests.admin_client import DASHBOARD
 from tests.admin_client import admin_url as path
-from tests.browser.staff import CLEAN_MESSAGE, log_in_as_superuser, reload_until
+from tests.browser.staff import (
+    CLEAN_MESSAGE,
+    CLICKS,
+    COUNT_CLICKS,
+    log_in_as_superuser,
+    reload_until,
+)
 from tests.faults.matching import is_delete_batch, rule_for
 from tests.faults.proxy import Forward, Request, faulty_store
 from tests.held import hold_deletion
 from tests.promises import Status
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
-
-CLICKS = "Number(localStorage.clicks || 0)"
-COUNT_CLICKS = f"addEventListener('click', () => {{ localStorage.clicks = {CLICKS} + 1 }}, true)"
 
 
 @pytest.fixture(autouse=True)

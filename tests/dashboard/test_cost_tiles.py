@@ -12,7 +12,7 @@ from pytest_django import Settings
 from storage_audit.dashboard.models import DailyFigures
 from tests.admin_client import DASHBOARD, page_text, superuser_client
 from tests.builders import create_cleanup
-from tests.dashboard.test_overview import allowed, tile
+from tests.dashboard.tiles import allowed, tile
 
 GB = 10**9
 

@@ -46,10 +46,10 @@ from tests.admin_client import (
     count_queries,
     normalized_text,
     page_text,
-    staff_client,
     superuser_client,
 )
 from tests.builders import add_item, create_cleanup, create_finding, create_row, create_scan
+from tests.dashboard.tiles import allowed, tile
 from tests.keys import ESCAPED, HOSTILE
 from tests.promises import clean_up_project, create_projects, run_until_idle
 from tests.real_bucket import Bucket
@@ -82,18 +82,6 @@ def verification_with_leftovers(*keys: str, **values: Any) -> Cleanup:
     for key in keys:
         add_item(cleanup, key, reason=f"why {key} stays")
     return cleanup
-
-
-def tile(shown: str, title: str) -> tuple[str, str, str]:
-    """Its address, its figure, and all that it says."""
-    for url, text in re.findall(
-        '<li class="audit-tile [^"]*"><a href="(.*?)">(.*?)</a></li>', shown
-    ):
-        plain = " ".join(re.sub("<.*?>", " ", text).split())
-        if plain.startswith(title):
-            [figure] = re.findall("<strong>(.*?)</strong>", text)
-            return url.replace("&amp;", "&"), figure, plain
-    raise AssertionError(f"No tile {title}: {shown}")
 
 
 def listed(client: Client, url: str) -> int:
@@ -773,13 +761,6 @@ def test_who_may_not_view_cleanups_sees_the_lists_and_whom_to_ask(db: None) -> N
     for hidden in ("audit-tile", "secret reason", "audit-chart"):
         assert hidden not in shown
     assert "storage dashboard" not in page_text(client.get(reverse("admin:index")))
-
-
-def allowed(*permissions: str) -> Client:
-    client = staff_client()
-    user = User.objects.get(username="ben")
-    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
-    return client
 
 
 def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:

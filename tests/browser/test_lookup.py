@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from storage_audit.ui.links import lookup_url
-from tests.admin_client import url_of_cleanup
+from tests.admin_client import admin_url, url_of_cleanup
 from tests.browser.accessibility import violations
 from tests.browser.staff import log_in_as_superuser
 from tests.promises import clean_up_project
@@ -89,6 +89,20 @@ def test_three_cards_differ_by_more_than_colour(
         assert violations(page) == []
     borders, marks = zip(*looks, strict=True)
     assert len(set(borders)) == len(set(marks)) == 3
+
+
+def test_slash_focuses_the_search_box_but_not_while_typing(page: Page) -> None:
+    log_in_as_superuser(page)
+    box = page.get_by_role("searchbox", name="Why?")
+    expect(box).to_have_attribute("aria-keyshortcuts", "/")
+    page.keyboard.press("/")
+    expect(box).to_be_focused()
+    expect(box).to_have_value("")
+    page.goto(admin_url("cleanup"))
+    search = page.locator("#searchbar")
+    search.press("/")
+    expect(search).to_be_focused()
+    expect(search).to_have_value("/")
 
 
 def press_until_focused(page: Page, role: str, name: str) -> None:

@@ -7,17 +7,24 @@ from django.contrib import admin
 from django.template.defaultfilters import filesizeformat
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.text import Truncator
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.cleanup.admin.deleting import cleanup_badge
-from storage_audit.cleanup.cleanup_text import decision_text, describe_outcome, is_shown_as_held
+from storage_audit.cleanup.admin.deleting import cleanup_badge, status_badge
+from storage_audit.cleanup.cleanup_text import (
+    decision_text,
+    describe_outcome,
+    hold_text,
+    is_shown_as_held,
+)
 from storage_audit.cleanup.describe_cleanup import FINAL_OUTCOMES
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.display_formats import format_time, format_utc
 from storage_audit.redaction import printable_text
 
 Outcome, Status = CleanupItem.Outcome, Cleanup.Status
+MAX_MESSAGE_CHARS = 120
 # Of these the totals are known.
 COUNTED = (*Cleanup.FINISHED, Status.PLANNED)
 
@@ -29,6 +36,9 @@ class CleanupColumns:
 
     @admin.display(description=gettext_lazy("status"), ordering="status")
     def state(self, cleanup: Cleanup) -> SafeString:
+        # Until when, the result says.
+        if is_shown_as_held(cleanup):
+            return status_badge("held", _("held"))
         return cleanup_badge(cleanup)
 
     @admin.display(description=gettext_lazy("result"))
@@ -58,7 +68,11 @@ def result_text(cleanup: Cleanup) -> str:
     if is_shown_as_held(cleanup) or cleanup.status == Status.PLANNED:
         planned: Any = (cleanup.progress.get("totals") or {}).get(Outcome.TO_DELETE)
         files = planned[0] if planned else 0
-        return ngettext("%d file to delete", "%d files to delete", files) % files if planned else ""
+        text = ngettext("%d file to delete", "%d files to delete", files) % files
+        lines = [text if planned else "", hold_text(cleanup)]
+        return ". ".join(filter(None, lines))
+    if cleanup.status == Status.BLOCKED:
+        return Truncator(printable_text(cleanup.message)).chars(MAX_MESSAGE_CHARS)
     if cleanup.status == Status.PENDING and cleanup.next_attempt_at:
         return _("due %s") % format_utc(cleanup.next_attempt_at)
     if cleanup.status not in Cleanup.FINISHED:

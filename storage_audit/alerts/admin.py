@@ -58,6 +58,7 @@ class AlertAdmin(ReadOnlyAdmin[Alert]):
     fields = ()
     change_list_template = "admin/storage_audit/alert/change_list.html"
     change_form_template = "admin/storage_audit/alert/change_form.html"
+    empty_list_text = gettext_lazy("No alerts so far.")
 
     def get_urls(self) -> list[URLPattern]:
         test = self.wrap_view(self.send_test)

@@ -40,6 +40,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     search_fields = ("name",)
     ordering = ("-created_at", "pk")
     actions = ("revoke",)
+    empty_list_text = gettext_lazy("No API token yet. Add one for each service that calls the API.")
     change_form_template = "admin/storage_audit/change_form.html"
 
     # ReadOnlyAdmin forbids adding, but tokens can be added.

@@ -30,6 +30,7 @@ class HealthReportAdmin(ReadOnlyAdmin[HealthReport]):
     sortable_by = ("at",)
     tools = {"add_healthreport": gettext_lazy("Check now")}
     change_list_template = "admin/storage_audit/healthreport/change_list.html"
+    empty_list_text = gettext_lazy("No health check yet. Run one with “Check now”.")
     change_form_template = "admin/storage_audit/healthreport/change_form.html"
 
     @admin.display(description=gettext_lazy("results"))

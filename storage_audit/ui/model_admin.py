@@ -78,6 +78,8 @@ class AuditAdmin(ModelAdmin[M]):
     # Tools beside the actions: the permission that each needs, and its label.
     tools: Mapping[str, object] = {}
     change_list_template = "admin/storage_audit/change_list.html"
+    # What an empty list says, with the next step.
+    empty_list_text: object = gettext_lazy("Nothing here yet.")
 
     class Media:
         css = {"all": ["storage_audit/admin.css"]}

@@ -8,6 +8,7 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.http import HttpRequest, HttpResponse
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.describe_cleanup import field_label
 from storage_audit.cleanup.models import BulkJob, Cleanup
@@ -42,6 +43,7 @@ MAX_NOTES_SHOWN = 200
 class BulkJobAdmin(ReadOnlyAdmin[BulkJob]):
     list_display = ("created_at", "action", "projects", "position", "requested_by", "finished_at")
     list_filter = ("action",)
+    empty_list_text = gettext_lazy("No bulk job yet. Acting on many projects at once starts one.")
     ordering = ("-created_at", "pk")
     fields = ()
 

@@ -101,6 +101,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         "force_cleanup": gettext_lazy("Clean up a deleted project"),
     }
     change_list_template = "admin/storage_audit/cleanup/change_list.html"
+    empty_list_text = gettext_lazy("No cleanup yet. Deleting a project starts one.")
     # Of features above this one, which storage_audit/admin.py adds: their pages below this list,
     # and what a cleanup's own page shows of them.
     more_urls: Iterable[Callable[["CleanupAdmin"], list[URLPattern]]] = ()

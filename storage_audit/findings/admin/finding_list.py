@@ -69,6 +69,7 @@ def build_admin_action(act: FindingAction) -> Callable[..., Answer]:
 class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     list_display = ("key_and_evidence", "kind", "state", "owner", "shown_size", "last_seen_at")
     list_filter = (BucketFilter, DeletableFilter, "state", "kind")
+    empty_list_text = gettext_lazy("No findings. A reconcile scan looks for differences.")
     linked_lookups = ("last_scan", "project_id")
     confirmed_fields = ("pk", "state", "etag", "size", "last_modified", "project_id")
     search_fields = ("key",)

@@ -99,6 +99,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     )
     actions = ("stop", "resume")
     change_list_template = "admin/storage_audit/bucketscan/change_list.html"
+    empty_list_text = gettext_lazy("No scan yet. Press “Start a scan”.")
     change_form_template = "admin/storage_audit/bucketscan/change_form.html"
 
     # ReadOnlyAdmin forbids adding, but adding a scan starts it.

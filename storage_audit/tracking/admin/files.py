@@ -57,6 +57,7 @@ KEYS_SHOWN = 50
 class R2ObjectAdmin(DeletingAdmin[R2Object]):
     list_display = ("display_key", "owner", "shown_size", "state", "last_modified")
     list_filter = (BucketFilter, "state")
+    empty_list_text = gettext_lazy("No files yet. A backfill scan records the files of the bucket.")
     linked_lookups = ("project_id",)
     search_fields = ("key",)
     search_help_text = gettext_lazy(

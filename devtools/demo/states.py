@@ -191,6 +191,7 @@ def page_addresses(states: dict[str, Cleanup]) -> dict[str, str]:
     return {
         "app": reverse("admin:app_list", args=["storage_audit"]),
         **{f"{model}-list": admin_url(model, "changelist") for model in MODELS},
+        "list-empty": admin_url("r2object", "changelist") + "?q=nothing",
         "project-add": admin_url("project", "add"),
         "project": admin_url("project", "change", "proj_10"),
         "project-history": admin_url("project", "history", "proj_10"),
@@ -210,6 +211,7 @@ def page_addresses(states: dict[str, Cleanup]) -> dict[str, str]:
         "apitoken-add": admin_url("apitoken", "add"),
         "api-docs": reverse("storage_audit_docs"),
         "compare": comparison_url("proj_autumn-sale"),
+        "why": reverse("admin:storage_audit_lookup"),
         "why-kept": lookup_url(AMBIGUOUS_KEY),
         "why-gone": lookup_url(f"projects/{DELETED_PROJECT}/scenes/s1/media/take.mp4"),
         "why-project": lookup_url(DELETED_PROJECT),

@@ -46,7 +46,7 @@ examples:
 exit codes:
   0  the file is written
   1  the demo did not start, the cleanup did not end, or the file is larger than 2 MB
-  2  wrong use; and make says 2 for every code but 0
+  2  wrong usage; make itself exits with 2 for any failure
 
 Next: look at it, and commit it. README.md shows docs/images/deletion.gif.
 """

@@ -60,7 +60,7 @@ examples:
 exit codes:
   0  the folder holds every picture
   1  the demo did not start, or a page could not be shot; the last lines say which
-  2  wrong use; and make says 2 for every code but 0
+  2  wrong usage; make itself exits with 2 for any failure
 
 Next: look at them. README.md, docs/admin.md and docs/certificates.md show those of the folder
 "docs": copy these to docs/images.

@@ -82,14 +82,14 @@ def parse_deletion_id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"“{printable_text(text)}” is not a deletion id.") from error
+        raise ArgumentTypeError(f"“{printable_text(text)}” is not a deletion ID.") from error
 
 
 def find_cleanup(deletion_id: UUID) -> Cleanup:
     found = Cleanup.objects.filter(pk=deletion_id).first()
     if found is None:
         raise CommandError(
-            f"There is no deletion {deletion_id}. The admin lists all of them, under Cleanups.",
+            f"There is no deletion {deletion_id}. Find its ID in the admin, under Cleanups.",
             returncode=EXIT_USAGE,
         )
     return found
@@ -126,7 +126,7 @@ def item_lines(items: CleanupItemQuerySet) -> Iterator[str]:
         yield f"  {item.get_outcome_display()}: {': '.join(shown)}"
     more = items.count() - KEYS_SHOWN
     if more > 0:
-        yield f"  and {more} more; the cleanup's page in the admin lists all."
+        yield f"  and {more} more; the cleanup's page in the admin shows all."
 
 
 def plan_lines(cleanup: Cleanup) -> Iterator[str]:
@@ -135,7 +135,8 @@ def plan_lines(cleanup: Cleanup) -> Iterator[str]:
         ("keep", remaining_items(cleanup)),
     )
     for verb, items in parts:
-        yield f"Would {verb} {items.count()} objects."
+        count = items.count()
+        yield f"Would {verb} {ngettext('%d file', '%d files', count) % count}."
         yield from item_lines(items)
     yield from error_lines(cleanup)
 
@@ -153,8 +154,8 @@ def result_lines(cleanup: Cleanup) -> Iterator[str]:
         yield "Waiting for another cleanup of this project."
     if cleanup.status == Status.RUNNING and not cleanup.lease_until:
         yield (
-            "Files are gone, but the store has not confirmed their deletion. A worker checks again"
-            " in a minute. Without a worker, run manage.py sweep_cleanups --sync"
+            "Files are gone, but their deletion is not confirmed yet. A worker checks again in a"
+            " minute. Without a worker, run manage.py sweep_cleanups --sync"
         )
     yield from item_lines(remaining_items(cleanup))
 
@@ -163,7 +164,7 @@ def error_lines(cleanup: Cleanup) -> Iterator[str]:
     if cleanup.message:
         yield printable_text(cleanup.message)
     if cleanup.status == Status.BLOCKED:
-        yield f"To approve it: manage.py approve_cleanup {cleanup.pk}"
+        yield f"To approve: manage.py approve_cleanup {cleanup.pk}"
 
 
 def require_finished(cleanups: list[Cleanup], stderr: OutputWrapper) -> None:

@@ -165,7 +165,7 @@ def test_erase_of_a_project_needs_its_permission(bucket: Bucket, settings: Setti
 def test_undo_deletion_brings_the_project_back(held: Cleanup, by: str) -> None:
     name = str(held.pk) if by == "deletion" else "proj_1"
     out, _err, code = run_command("undo_deletion", name, "--reason", "wrong one")
-    assert code == 0 and "project proj_1 is back" in out
+    assert code == 0 and "project proj_1 is restored" in out
     assert Project.objects.filter(pk="proj_1").exists()
     held.refresh_from_db()
     assert (held.status, held.decision_reason) == (Status.UNDONE, "wrong one")
@@ -176,7 +176,7 @@ def test_undo_deletion_names_the_deletion_that_it_cannot_undo(held: Cleanup) -> 
     _out, err, code = run_command("undo_deletion", "proj_1")
     assert code == 1 and "Deletion ID was not undone." in err
     _out, err, code = run_command("undo_deletion", "proj_9")
-    assert code == 2 and "There is no deletion proj_9" in err
+    assert code == 2 and "Neither a deletion nor a deleted project has the ID proj_9." in err
 
 
 def test_cancel_cleanup_keeps_the_files(held: Cleanup, bucket: Bucket) -> None:
@@ -189,7 +189,7 @@ def test_cancel_cleanup_keeps_the_files(held: Cleanup, bucket: Bucket) -> None:
 
 def test_erase_cleanup_ends_the_hold(held: Cleanup, bucket: Bucket) -> None:
     out, _err, code = run_command("erase_cleanup", str(held.pk), "--reason", "asked")
-    assert code == 0 and "enqueued" in out
+    assert code == 0 and "queued" in out
     assert run_until_idle(held).status == Status.CLEAN
     _out, err, code = run_command("erase_cleanup", str(held.pk), "--reason", "asked")
     assert code == 1 and "Cleanup ID is not held" in err

@@ -951,19 +951,19 @@ def test_command_shows_the_figures_and_approves_what_is_confirmed(
     out, err, code = run_command(
         "approve_cleanup", cleanup, "--confirm", too_large.confirmation_digest
     )
-    assert ("enqueued" in out, err, code) == (True, "", 0)
+    assert ("approved" in out, err, code) == (True, "", 0)
     assert run_until_idle(too_large).status == Status.CLEAN
     _out, err, code = run_command("approve_cleanup", cleanup)
     assert ("is clean" in err, code) == (True, 2)
     _out, err, code = run_command("approve_cleanup", str(too_large.pk).replace("-", "")[::-1])
-    assert ("is not known" in err, code) == (True, 2)
+    assert ("status is unknown" in err, code) == (True, 2)
 
 
 def test_cleanup_project_says_how_to_approve(bucket: Bucket, settings: Settings) -> None:
     limited(settings, objects=1)
     put_files(bucket, 3)
     out, _err, code = run_command("cleanup_project", "proj_1", "--declare-deleted", "--sync")
-    assert ("To approve it: manage.py approve_cleanup ID" in out, code) == (True, 1)
+    assert ("To approve: manage.py approve_cleanup ID" in out, code) == (True, 1)
 
 
 # A bucket that shrank

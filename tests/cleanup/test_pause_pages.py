@@ -153,7 +153,7 @@ def test_commands_pause_and_resume(bucket: Bucket) -> None:
     put_files(bucket, 2)
     out, err, code = run_command("pause_cleanups", "--reason", "files are missing")
     assert (err, code) == ("", 0)
-    assert "files are missing" in out and "Requests that may still be under way: 0." in out
+    assert "files are missing" in out and "Deletion requests that may still take effect: 0." in out
     cleanup = run_until_idle(request_cleanup("proj_1"))
     out, _err, code = run_command("resume_cleanups")
     assert code == 0 and "cleanups: 1; 2 files" in out

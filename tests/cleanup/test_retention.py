@@ -453,7 +453,7 @@ def test_the_command_says_what_it_would_do_and_what_it_did(tmp_path: Path) -> No
     made()
     made(days=1)
     assert run_command("prune_cleanups", *to, "--dry-run") == (
-        "Would export and delete 6 items and 2 events of 1 cleanups.\n",
+        "Would archive and delete rows: 6 files and 2 timeline entries, of 1 cleanups.\n",
         "",
         0,
     )
@@ -464,7 +464,7 @@ def test_the_command_says_what_it_would_do_and_what_it_did(tmp_path: Path) -> No
     assert (err, code) == ("", 0)
     [pruned] = Cleanup.objects.pruned()
     suffix = pruned.archive.removeprefix(str(pruned.pk))
-    assert out == f"ID: exported to ID{suffix}\nCleanups pruned: 1.\n"
+    assert out == f"ID: archived to ID{suffix}\nCleanups pruned: 1.\n"
     assert run_command("prune_cleanups", *to)[0] == "Cleanups pruned: 0.\n"
 
 
@@ -472,7 +472,7 @@ def test_the_command_reads_the_archives_again_when_asked(tmp_path: Path) -> None
     to = ("--to", str(tmp_path), "--verify")
     cleanups = [made(), made(), made()]
     prune_cleanups(tmp_path)
-    assert run_command("prune_cleanups", *to) == ("Archives as they were written: 3.\n", "", 0)
+    assert run_command("prune_cleanups", *to) == ("Intact archives: 3.\n", "", 0)
     paths = [tmp_path / Cleanup.objects.get(pk=each.pk).archive for each in cleanups]
     swap(paths[0])
     paths[1].unlink()
@@ -491,7 +491,7 @@ def test_days_that_are_none_are_wrong_use(
     made()
     arguments = (f"--older-than={days}", "--to", str(tmp_path))
     assert run_command("prune_cleanups", *arguments)[2] == 2
-    assert "a number of days is a whole number from 1" in capsys.readouterr().err
+    assert "must be a whole number of days from 1" in capsys.readouterr().err
     assert CleanupItem.objects.exists()
 
 
@@ -499,7 +499,7 @@ def test_a_folder_that_is_not_there_is_wrong_use_and_is_not_made(tmp_path: Path)
     made()
     _out, err, code = run_command("prune_cleanups", "--to", str(tmp_path / "not-mounted"))
     assert code == 2
-    assert "Make it, or mount it." in err
+    assert "Create it, or mount it." in err
     assert CleanupItem.objects.exists()
     assert not (tmp_path / "not-mounted").exists()
 

@@ -26,6 +26,9 @@ from tests.real_bucket import Bucket
 from tests.run_command import Terminal, run_command, run_json
 
 OLD = ["projects/proj_1/scenes/s1/media/old.mp4", "proj_1_s1_media.mp4"]
+NOT_VERIFIED = (
+    "CommandError: Found differences, or could not finish: see above. Verification: ID.\n"
+)
 NO_ANSWER = "Could not connect to the endpoint URL"
 
 
@@ -189,8 +192,8 @@ def test_cleanup_of_a_live_project_is_refused(bucket: Bucket) -> None:
     for option in ("--sync", "--declare-deleted"):
         assert run_command("cleanup_project", "proj_1", option) == (
             "",
-            "CommandError: Project proj_1 exists; delete it in the admin (or use --dry-run to see"
-            " what would go).\n",
+            "CommandError: Project proj_1 exists, so nothing was deleted. Delete the project in the"
+            " admin, or use --dry-run.\n",
             2,
         )
     assert bucket.keys() == {key}
@@ -222,8 +225,8 @@ def test_cleanup_leaves_the_work_to_the_queue_unless_told_otherwise(
     OrmQ.objects.all().delete()
     bucket.put(*OLD)
     assert run_command("cleanup_project", "proj_1") == (
-        "Cleanup ID, project proj_1, bucket tests: enqueued.\n"
-        "Follow it with: manage.py verify_cleanup ID\n",
+        "Cleanup ID, project proj_1, bucket tests: queued. Usually starts within a minute.\n"
+        "To follow: manage.py deletion_log ID --follow\n",
         "",
         0,
     )
@@ -302,14 +305,14 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
     Project.objects.create(pk="proj_1_x")
     bucket.put(*OLD, "proj_1_x_s1_media.mp4")
     assert run_command("cleanup_project", "proj_1", "--dry-run") == (
-        "Plan ID, project proj_1, bucket tests: preview.\n"
-        "Would delete 2 objects.\n"
+        "Cleanup ID, project proj_1, bucket tests: preview.\n"
+        "Would delete 2 files.\n"
         "  to be deleted: proj_1_s1_media.mp4: flat: proj_1\n"
         "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
-        "Would keep 1 objects.\n"
+        "Would keep 1 file.\n"
         "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
         " It is deleted with that project.\n"
-        "To run exactly this plan: manage.py cleanup_project proj_1 --run-plan ID"
+        "To delete exactly these files: manage.py cleanup_project proj_1 --run-plan ID"
         " --declare-deleted\n",
         "",
         0,
@@ -320,7 +323,7 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
     assert run_command("cleanup_project", "proj_2", "--run-plan", plan)[2] == 2
     _out, err, code = run_command("cleanup_project", "proj_1", "--run-plan", plan, "--sync")
     assert (code, len(bucket.keys())) == (2, 4)
-    assert "No deletion of a project proj_1 is on record." in err
+    assert "No deletion of project proj_1 is recorded, so nothing was deleted." in err
     out, _err, code = run_command(
         "cleanup_project", "proj_1", "--run-plan", plan, "--sync", "--declare-deleted"
     )
@@ -352,7 +355,7 @@ def test_plan_beside_a_cleanup_that_waits_names_that_cleanup(bucket: Bucket) -> 
     Project.objects.filter(pk="proj_1")._raw_delete("default")
     vanished_projects.check_vanished_projects()
     out, _err, _code = run_command("cleanup_project", "proj_1", "--dry-run")
-    assert "Cleanup ID of the project is not over, so this plan cannot run." in out
+    assert "This preview can't run yet: cleanup ID of the project is still open." in out
     assert "--run-plan" not in out
     plan = str(Cleanup.objects.get(status="planned").pk)
     assert run_command("cleanup_project", "proj_1", "--run-plan", plan, "--declare-deleted")[2] == 2
@@ -383,7 +386,9 @@ def test_a_dry_run_of_a_live_project_says_how_to_go_on(bucket: Bucket) -> None:
     key = bucket.upload("proj_1")
     out, _err, code = run_command("cleanup_project", "proj_1", "--dry-run")
     assert code == 0
-    assert out.endswith("The project exists. Delete it in the admin to let them go.\n")
+    assert out.endswith(
+        "The project exists. To delete these files, delete the project in the admin.\n"
+    )
     facts, code = run_json("cleanup_project", "proj_1", "--dry-run")
     assert code == 0
     assert facts["cleanups"][0]["would_delete"] == [key]
@@ -409,7 +414,7 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
         "proj_1 in bucket tests: 1 in step, 1 missing, 1 untracked.\n"
         "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked: begin a backfill.\n"
         f"  failed: {missing}: Tracked, but not in the bucket. Upload it again, or untrack it.\n",
-        "CommandError: Not in step; details in cleanup ID.\n",
+        NOT_VERIFIED,
         1,
     )
     facts, code = run_json("verify_cleanup", "proj_1")
@@ -430,7 +435,7 @@ def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     assert run_command("verify_cleanup", deletion_id) == (
         "proj_1 in bucket tests: 1 leftover, 1 confirmed gone.\n"
         "  failed: proj_1_s1_media.mp4: Still in the bucket. Clean up after its project again.\n",
-        "CommandError: Not in step; details in cleanup ID.\n",
+        NOT_VERIFIED,
         1,
     )
 
@@ -453,7 +458,7 @@ def test_prune_into_what_can_be_no_folder_exits_with_2(db: None, folder: str) ->
 def test_verify_that_cannot_reach_the_bucket_exits_with_1(unreachable: None) -> None:
     Project.objects.create(pk="proj_1")
     out, err, code = run_command("verify_cleanup", "proj_1")
-    assert (err, code) == ("CommandError: Not in step; details in cleanup ID.\n", 1)
+    assert (err, code) == (NOT_VERIFIED, 1)
     assert NO_ANSWER in out
 
 
@@ -465,9 +470,9 @@ def test_sweep_enqueues_what_was_forgotten_and_detects_what_vanished(bucket: Buc
     Cleanup.objects.update(enqueued_at=None)
     Project.objects.filter(pk="proj_2")._raw_delete("default")
     assert run_command("sweep_cleanups") == (
-        "Projects found gone without a signal: 1.\n"
-        "Their cleanups are blocked until a person approves them.\n"
-        "Cleanups enqueued: 1.\n",
+        "Projects that disappeared: 1.\n"
+        "Their files are kept until you decide on them in the admin.\n"
+        "Cleanups queued: 1.\n",
         "",
         0,
     )
@@ -478,7 +483,7 @@ def test_sweep_without_a_worker_runs_what_is_due(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     delete("proj_1")
     assert run_command("sweep_cleanups", "--sync") == (
-        "Projects found gone without a signal: 0.\nID: clean.\nCleanups run: 1.\n",
+        "Projects that disappeared: 0.\nID: clean.\nCleanups run: 1.\n",
         "",
         0,
     )
@@ -502,8 +507,7 @@ def test_sweep_goes_on_after_a_cleanup_that_breaks(
     assert code == 1
     assert out.endswith("ID: clean.\nCleanups run: 2.\n")
     assert err == (
-        "CommandError: 1 of them stopped with an error that is in the log and will be tried again:"
-        " ID\n"
+        "CommandError: Stopped with an error and will be retried: ID. The log has the details.\n"
     )
 
 

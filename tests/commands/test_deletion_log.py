@@ -120,7 +120,7 @@ def test_an_id_that_is_none_is_wrong_use(given: str, capsys: pytest.CaptureFixtu
     out, err, code = run_command("deletion_log", given)
     assert (out, code) == ("", 2)
     err += capsys.readouterr().err  # of argparse
-    assert "There is no deletion ID." in err or "is not a deletion id" in err
+    assert "There is no deletion ID." in err or "is not a deletion ID" in err
     assert "\x1b" not in err
 
 
@@ -215,7 +215,7 @@ def test_another_process_follows_what_happens_here_until_it_is_told_to_stop() ->
         assert json.loads(child.stdout.readline())["message"] == "begun"
         child.send_signal(signal.SIGINT)
         assert child.wait(20) == 130
-        assert "goes on" in child.stderr.read()
+        assert "continues" in child.stderr.read()
     assert deletion_log.POLL_SECONDS <= 1
 
 

@@ -111,8 +111,8 @@ def test_orphans_are_deleted_by_a_cleanup_of_the_queue(bucket: Bucket) -> None:
     OrmQ.objects.all().delete()
     assert run_command(*DELETE) == (
         "Settled 2 findings.\n"
-        "Deletion ID, proj_9, bucket tests: enqueued.\n"
-        "Follow it with: manage.py verify_cleanup ID\n",
+        "Cleanup ID, proj_9, bucket tests: queued. Usually starts within a minute.\n"
+        "To follow: manage.py deletion_log ID --follow\n",
         "",
         0,
     )
@@ -147,11 +147,11 @@ def test_a_dry_run_deletes_nothing_and_its_plan_can_be_run(bucket: Bucket) -> No
     create_orphans(bucket, KEY)
     assert run_command(*DELETE, "--dry-run") == (
         "Would act on 1 finding. Nothing was changed.\n"
-        "Plan ID, proj_9, bucket tests: preview.\n"
-        "Would delete 1 objects.\n"
+        "Cleanup ID, proj_9, bucket tests: preview.\n"
+        "Would delete 1 file.\n"
         f"  to be deleted: {KEY}: hierarchical\n"
-        "Would keep 0 objects.\n"
-        "To run exactly this plan: manage.py findings --run-plan ID\n",
+        "Would keep 0 files.\n"
+        "To delete exactly these files: manage.py findings --run-plan ID\n",
         "",
         0,
     )

@@ -29,7 +29,7 @@ examples:
 exit codes:
   0  every cleanup ended, no object was deleted wrongly, none was left behind
   1  it is not so; the lines with WRONG say what
-  2  wrong use; and make says 2 for every code but 0
+  2  wrong usage; make itself exits with 2 for any failure
 
 Next: docs/reliability.md says what is promised, and what is not. The same seed kills in the same
 order; what the processes are doing at that moment differs from run to run.

@@ -22,7 +22,7 @@ examples:
 exit codes:
   0  with --list
   1  the port is taken
-  2  wrong use
+  2  wrong usage
   128 and the signal's number, such as 130 for Ctrl-C: stopped, after the counts were printed
 
 Next: set R2_ENDPOINT_URL to the address that it prints.

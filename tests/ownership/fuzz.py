@@ -45,7 +45,7 @@ examples:
 exit codes:
   0  the application and the oracle agree on every key
   1  they do not; the keys are shown, and the same seed shows them again
-  2  wrong use
+  2  wrong usage
 """
 
 KEYS_PER_WORLD = 1000

@@ -19,8 +19,8 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Shows what stopped a cleanup that is blocked, with its figures. Confirm exactly these"
-        " figures, and it is approved: it goes on from where it is, without the limits that its"
+        "Shows why a cleanup needs approval, how much it would delete, and a code for exactly these"
+        " figures. With the code, approves the cleanup: it continues, and skips the limits that its"
         " plan exceeds."
     )
     epilog = """
@@ -29,11 +29,12 @@ class Command(DocumentedCommand):
       python manage.py approve_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --confirm 5d41402abc4b
 
     exit codes:
-      0  the figures are shown; with --confirm, it is approved and enqueued
-      1  it tells other figures than those confirmed: they are shown, and it is not approved
-      2  wrong use, also when no cleanup of this id is blocked
+      0  the figures are shown; with --confirm, the cleanup is approved and queued
+      1  the figures have changed: they are shown again, and the cleanup is not approved
+      2  wrong usage, also when no cleanup with this ID needs approval
 
-    Next: verify_cleanup with the same deletion id, or the cleanup's page in the admin.
+    Next: deletion_log with the same deletion ID shows the progress, as does the cleanup's page in
+    the admin.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -41,14 +42,14 @@ class Command(DocumentedCommand):
             "cleanup",
             metavar="DELETION_ID",
             type=parse_deletion_id,
-            help="the deletion id of the cleanup that is blocked: cleanup_project prints it, and"
-            " the admin shows it",
+            help="the deletion ID of the cleanup that needs approval, as cleanup_project and the"
+            " admin show it",
         )
         parser.add_argument(
             "--confirm",
             metavar="CODE",
-            help="approve it: the code that stands for the figures, and changes with them;"
-            " without it, the figures and their code are shown",
+            help="approve the cleanup with this code, which changes when the figures change;"
+            " without it, the command shows the figures and their code",
         )
 
     def handle(self, *, cleanup: UUID, confirm: str | None, **options: object) -> None:
@@ -59,20 +60,23 @@ class Command(DocumentedCommand):
         if confirm != blocked.confirmation_digest:
             self.show(blocked)
             raise CommandError(
-                f"Cleanup {cleanup} tells other figures than those of {printable_text(confirm)}, so"
-                " it was not approved.",
+                f"Cleanup {cleanup} was not approved. The code {printable_text(confirm)} does not"
+                " match its figures. Check the figures above and use their code.",
                 returncode=EXIT_FAILED,
             )
         with command_context():
             approved = approve_cleanup(blocked)
         for each in approved:
-            self.stdout.write(f"Cleanup {each.pk}, {printable_text(each.subject)}: enqueued.")
+            name = f"Cleanup {each.pk}, {printable_text(each.subject)}"
+            self.stdout.write(f"{name}: approved. Usually continues within a minute.")
 
     def show(self, cleanup: Cleanup) -> None:
-        self.stdout.write(f"Cleanup {cleanup.pk}, {printable_text(cleanup.subject)}: blocked.")
+        self.stdout.write(
+            f"Cleanup {cleanup.pk}, {printable_text(cleanup.subject)}: needs approval."
+        )
         self.stdout.write(printable_text(cleanup.message))
         again = f"manage.py approve_cleanup {cleanup.pk} --confirm {cleanup.confirmation_digest}"
-        self.stdout.write(f"To approve it: {again}")
+        self.stdout.write(f"To approve: {again}")
 
 
 def find_blocked(deletion_id: UUID) -> Cleanup:

@@ -5,9 +5,9 @@ from storage_audit.scan.models import BucketScan
 class Command(ScanCommand):
     purpose = BucketScan.Purpose.BACKFILL
     help = (
-        "Lists the bucket and tracks each object that is not tracked yet, with the project that its"
-        " key names. Reports what is missing, left over, misnamed, or of an unclear owner. Deletes"
-        " nothing. Safe to repeat, and to run during uploads and cleanups."
+        "Lists the bucket and tracks each file that is not tracked yet, with the project that its"
+        " key names. Reports missing, leftover and misnamed files, and those with an unclear owner."
+        " Deletes nothing. Safe to repeat, and to run during uploads and cleanups."
     )
     epilog = """
     examples:
@@ -22,9 +22,9 @@ class Command(ScanCommand):
 
     exit codes:
       0    the scan is complete, whatever it found
-      1    it is not: the store failed, the bucket is not connected, the bucket showed far fewer
-           objects than expected, or the request limit was reached
-      2    wrong use, or the scan would need more requests than the limit
+      1    the scan is not complete: the store failed, the bucket is not connected, the bucket
+           showed far fewer objects than expected, or the request limit was reached
+      2    wrong usage, or the scan would need more requests than the limit
       130  interrupted with Ctrl-C; objects tracked so far stay tracked
 
     Next: manage.py findings lists what needs a decision, and so does the admin. For a project that

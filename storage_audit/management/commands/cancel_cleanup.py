@@ -18,8 +18,8 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Gives up a cleanup that is held, blocked, waiting, failed or retrying: the files that are"
-        " still in the bucket stay, and the project stays deleted."
+        "Cancels a cleanup that is held, waiting, needs approval, failed or retrying. Files that"
+        " are still in the bucket are kept. The project stays deleted."
     )
     epilog = """
     examples:
@@ -27,12 +27,12 @@ class Command(DocumentedCommand):
       python manage.py cancel_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "wrong bucket"
 
     exit codes:
-      0  it is cancelled; if files were sent for deletion, a worker verifies these first
-      1  it is not cancelled, as it is running or over
-      2  wrong use, also when there is no such deletion
+      0  the cleanup is cancelled; if files were sent for deletion, a worker verifies them
+      1  the cleanup is running or has ended, so it was not cancelled
+      2  wrong usage, also when there is no such deletion
 
-    Next: undo_deletion brings the project back instead, while the deletion is held. To delete the
-    files after all, choose Clean up again on the cleanup's page in the admin.
+    Next: to delete the files later, choose Clean up again on the cleanup's page in the admin. To
+    restore the project while its deletion is held, use undo_deletion instead.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -40,12 +40,12 @@ class Command(DocumentedCommand):
             "cleanup",
             metavar="DELETION_ID",
             type=parse_deletion_id,
-            help="the deletion id: the cleanup's page in the admin shows it",
+            help="the deletion ID, as the cleanup's page in the admin shows it",
         )
         parser.add_argument(
             "--reason",
             required=True,
-            help="why; it is kept with the cleanup",
+            help="the reason; it is saved with the cleanup",
         )
 
     def handle(self, *, cleanup: UUID, reason: str, **options: object) -> None:

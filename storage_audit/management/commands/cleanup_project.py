@@ -32,8 +32,8 @@ Status = Cleanup.Status
 
 class Command(DocumentedCommand):
     help = (
-        "Cleans up after a project that is deleted: what is its own leaves the bucket, what is in"
-        " doubt stays and is shown."
+        "Deletes a deleted project's files from the bucket. Keeps files that may belong to another"
+        " project, and says why."
     )
     epilog = """
     examples:
@@ -45,24 +45,24 @@ class Command(DocumentedCommand):
       python manage.py cleanup_project proj_1 --discovery tracked --strategy parallel
 
     modes:
-      database    tracked objects, many in a call: --discovery tracked --strategy batch
-      s3          listed objects, many in a call: --discovery listed --strategy batch
-      wrangler    listed objects, wrangler for each, some at once: --discovery listed
+      database    tracked files, many in one request: --discovery tracked --strategy batch
+      s3          listed files, many in one request: --discovery listed --strategy batch
+      wrangler    listed files, one wrangler call each, several at once: --discovery listed
                   --strategy wrangler
-      sequential  listed objects, wrangler for each, one after the other: --discovery listed
+      sequential  listed files, one wrangler call each, one at a time: --discovery listed
                   --strategy wrangler_sequential
 
-    Without any, the settings CLEANUP_DISCOVERY and CLEANUP_STRATEGY say how. What the discovery
-    leaves out stays and is shown; the rule of who owns a key, the check before each deletion and
-    the verification are always the same.
+    Without these options, the settings CLEANUP_DISCOVERY and CLEANUP_STRATEGY apply. Files that the
+    discovery leaves out are kept and shown. The ownership rule, the check before each deletion and
+    the verification are the same in all modes.
 
     exit codes:
-      0  all that may go is gone, the plan is made, or the cleanup is enqueued
-      1  something remains, or the cleanup is blocked: the message and the admin say why
-      2  wrong use, also when the project exists, or no deletion of it is on record
+      0  all files that may be deleted are gone, or the preview is ready, or the cleanup is queued
+      1  files are left, or the cleanup needs approval: the message and the admin say why
+      2  wrong usage, also when the project exists, or no deletion of it is recorded
 
-    Next: verify_cleanup with the deletion id that this prints. What stays in doubt waits for a
-    person: the cleanup's page in the admin shows each key with its reason.
+    Next: verify_cleanup with the deletion ID that this prints. The cleanup's page in the admin
+    shows each kept file with its reason.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -70,57 +70,56 @@ class Command(DocumentedCommand):
             "project",
             metavar="PROJECT_ID",
             type=parse_project_id,
-            help="the id of a project that is deleted; with --dry-run it may be a live one",
+            help="the ID of a deleted project; with --dry-run, also of a live one",
         )
         parser.add_argument(
             "--declare-deleted",
             action="store_true",
-            help="say that the id belonged to a project that was deleted before this was"
-            " installed, or past Django; without it, a deletion must be on record",
+            help="confirm that the project was deleted, before this app was installed or outside"
+            " Django; without it, the deletion must be recorded",
         )
         how = parser.add_mutually_exclusive_group()
         how.add_argument(
             "--dry-run",
             action="store_true",
-            help="plan, show what would go and what would stay, and delete nothing",
+            help="show the files that would be deleted and kept; delete nothing",
         )
         how.add_argument(
             "--run-plan",
             dest="plan",
             metavar="DELETION_ID",
             type=parse_deletion_id,
-            help="run exactly the plan of this dry run, whatever its size; without it, a new plan"
-            " is made and held against the limits",
+            help="delete exactly the files of this dry run, without safety limits; without it, the"
+            " command makes a new plan, with safety limits",
         )
         how.add_argument(
             "--again",
             metavar="REASON",
-            help="delete the files that stayed when a person cancelled the cleanup, for this"
-            " reason, as the settings say; without it, they stay",
+            help="delete the files that were kept when somebody cancelled the cleanup; without it,"
+            " these files are kept",
         )
         parser.add_argument(
             "--mode",
             choices=sorted(MODES),
-            help="discovery and strategy by one name; without it, the next two options or the"
-            " settings say them",
+            help="discovery and strategy under one name; without it, the next two options or the"
+            " settings apply",
         )
         parser.add_argument(
             "--discovery",
             choices=DISCOVERIES,
-            help="delete only what is tracked, or only what is listed (default: the setting"
+            help="delete only tracked files, or only listed files (default: the setting"
             " CLEANUP_DISCOVERY)",
         )
         parser.add_argument(
             "--strategy",
             metavar="STRATEGY",
             choices=STRATEGIES,
-            help=f"how to ask for the deletions: {', '.join(STRATEGIES)} (default: the setting"
-            " CLEANUP_STRATEGY)",
+            help=f"how to delete: {', '.join(STRATEGIES)} (default: the setting CLEANUP_STRATEGY)",
         )
         parser.add_argument(
             "--sync",
             action="store_true",
-            help="do the work here and now, and enqueue nothing: no worker is needed",
+            help="do the work now, in this process; needs no worker",
         )
         parser.add_argument(
             "--json",
@@ -148,10 +147,10 @@ class Command(DocumentedCommand):
         with command_context():
             how = chosen_mode(mode, discovery, strategy, plan)
             if dry_run and declare_deleted:
-                text = "--dry-run needs no --declare-deleted: leave it out."
+                text = "Leave out --declare-deleted: --dry-run does not need it."
                 raise CommandError(text, returncode=EXIT_USAGE)
             if again is not None and (declare_deleted or how != default_mode()):
-                text = "--again repeats a cancelled cleanup: leave the other options out."
+                text = "Leave out the other options: --again repeats the cancelled cleanup."
                 raise CommandError(text, returncode=EXIT_USAGE)
             cleanups = self.request(
                 project, declare_deleted, dry_run, plan, again, how, enqueue=not here
@@ -198,13 +197,13 @@ class Command(DocumentedCommand):
     def report(self, cleanup: Cleanup, *, enqueued: bool) -> None:
         where = f"{cleanup.pk}, project {cleanup.subject}, bucket {cleanup.bucket}"
         if enqueued:
-            self.stdout.write(f"Cleanup {where}: enqueued.")
-            self.stdout.write(f"Follow it with: manage.py verify_cleanup {cleanup.pk}")
-        elif cleanup.dry_run:
-            self.stdout.write(f"Plan {where}: {cleanup.get_status_display()}.")
+            self.stdout.write(f"Cleanup {where}: queued. Usually starts within a minute.")
+            self.stdout.write(f"To follow: manage.py deletion_log {cleanup.pk} --follow")
+            return
+        self.stdout.write(f"Cleanup {where}: {status_label(cleanup)}.")
+        if cleanup.dry_run:
             self.report_plan(cleanup)
         else:
-            self.stdout.write(f"Cleanup {where}: {status_label(cleanup)}.")
             for line in result_lines(cleanup):
                 self.stdout.write(line)
 
@@ -214,18 +213,20 @@ class Command(DocumentedCommand):
         if cleanup.status != Status.PLANNED:
             return
         if project_model.is_alive(cleanup.project_id):
-            self.stdout.write("The project exists. Delete it in the admin to let them go.")
+            self.stdout.write(
+                "The project exists. To delete these files, delete the project in the admin."
+            )
         elif other := requests.find_open_cleanup(cleanup):
             self.stdout.write(
-                f"Cleanup {other.pk} of the project is not over, so this plan cannot run. Wait"
-                " until that cleanup is over, or force-delete it."
+                f"This preview can't run yet: cleanup {other.pk} of the project is still open. Wait"
+                " until it ends, or approve or cancel it in the admin."
             )
         else:
             again = f"manage.py cleanup_project {cleanup.project_id} --run-plan {cleanup.pk}"
             said = KnownProject.objects.deletion_reported()
             if said.deletion_time(cleanup.project_id or "") is None:
                 again += " --declare-deleted"
-            self.stdout.write(f"To run exactly this plan: {again}")
+            self.stdout.write(f"To delete exactly these files: {again}")
 
 
 def chosen_mode(
@@ -233,10 +234,10 @@ def chosen_mode(
 ) -> Mode:
     """The mode of the options, or of the settings without them."""
     if plan and (mode or discovery or strategy):
-        text = "--run-plan runs the plan in the way that it was made for: leave the mode out."
+        text = "Leave out the mode: --run-plan uses the mode of the dry run."
         raise CommandError(text, returncode=EXIT_USAGE)
     if mode and (discovery or strategy):
-        text = "--mode stands for a discovery and a strategy: leave out either it or them."
+        text = "Use either --mode, or --discovery and --strategy."
         raise CommandError(text, returncode=EXIT_USAGE)
     found = MODES[mode] if mode else default_mode()
     return Mode(discovery or found.discovery, strategy or found.strategy)
@@ -247,8 +248,8 @@ def require_deleted_project(project: str, declare_deleted: bool) -> None:
     IllegalTransition for a vanished project."""
     if project_model.is_alive(project):
         raise CommandError(
-            f"Project {project} exists; delete it in the admin (or use --dry-run to see what"
-            " would go).",
+            f"Project {project} exists, so nothing was deleted. Delete the project in the admin, or"
+            " use --dry-run.",
             returncode=EXIT_USAGE,
         )
     if declare_deleted:
@@ -256,8 +257,8 @@ def require_deleted_project(project: str, declare_deleted: bool) -> None:
     requests.require_declaration(project)
     if KnownProject.objects.deletion_time(project) is None:
         raise CommandError(
-            f"No deletion of a project {project} is on record. If it was deleted before this was"
-            " installed, or past Django, add --declare-deleted.",
+            f"No deletion of project {project} is recorded, so nothing was deleted. If the project"
+            " was deleted before this app was installed, or outside Django, add --declare-deleted.",
             returncode=EXIT_USAGE,
         )
 
@@ -268,7 +269,7 @@ def run_plan(project: str, plan: UUID, declare_deleted: bool) -> Cleanup:
     cleanup = planned.first()
     if cleanup is None:
         raise CommandError(
-            f"{plan} is no plan of project {project} that waits to be run. Make one with"
+            f"{plan} is not a preview of project {project} that can be run. Make one with"
             " --dry-run.",
             returncode=EXIT_USAGE,
         )

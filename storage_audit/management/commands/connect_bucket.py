@@ -11,7 +11,7 @@ class Command(DocumentedCommand):
     help = (
         "Connects the configured bucket to this database by writing a marker file. Run it"
         " once before anything else, and again after you change the bucket or move the"
-        " database. Until then every cleanup is blocked. Safe to repeat."
+        " database. Until then no cleanup deletes anything. Safe to repeat."
     )
     epilog = """
     examples:
@@ -24,8 +24,8 @@ class Command(DocumentedCommand):
       1  another database has the bucket, or the store refused or did not respond
       2  wrong usage, also when the store has no such bucket
 
-    Next: backfill_r2 tracks the files in the bucket. Cleanups that were blocked without the marker
-    continue when you force-delete them in the admin.
+    Next: backfill_r2 tracks the files in the bucket. To continue cleanups that stopped because
+    the bucket was not connected, approve them in the admin.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -33,24 +33,24 @@ class Command(DocumentedCommand):
         how.add_argument(
             "--take-over",
             action="store_true",
-            help="connect it even if another database has it, or this database is a copy of the"
-            " one that has it. The other one is then blocked. Use it only if that one is gone"
-            " for good, never from a test copy",
+            help="connect the bucket even if another database has it, or if this one is a copy."
+            " The other database can then delete nothing. Use this only if the other database is"
+            " gone for good, never from a test copy",
         )
         how.add_argument(
             "--disown",
             action="store_true",
-            help="give this database a new identity, and touch no bucket. Run it first in a copy"
-            " that runs beside the original. Until the copy connects a bucket of its own, its"
-            " deletions are blocked",
+            help="give this database a new identity, and touch no bucket. Run this first in a copy"
+            " that runs beside the original. The copy deletes nothing until it connects a bucket of"
+            " its own",
         )
 
     def handle(self, *, take_over: bool, disown: bool, **options: object) -> None:
         if disown:
             self.stdout.write(
-                f"This database is now {bucket_marker.new_identity().pk} and has no bucket, so its"
-                " deletions are blocked. Next: set a bucket of its own, then run"
-                " manage.py connect_bucket."
+                f"This database is now {bucket_marker.new_identity().pk}. It has no bucket, so it"
+                " deletes nothing. Next: set a bucket of its own, then run manage.py"
+                " connect_bucket."
             )
             return
         bucket = conf().bucket

@@ -52,8 +52,8 @@ CLEANUP_FIELDS = (
 
 class Command(DocumentedCommand):
     help = (
-        "Prints a deletion whole: its facts, its timeline, its follow-up checks, its totals, and"
-        " what happens next. Changes nothing, and asks the store nothing."
+        "Prints a cleanup's details, timeline, follow-up checks, totals and next step. Changes"
+        " nothing, and does not contact the store."
     )
     epilog = """
     examples:
@@ -61,20 +61,19 @@ class Command(DocumentedCommand):
       python manage.py deletion_log 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --follow
       python manage.py deletion_log 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --items --json
 
-    --follow stays while the cleanup is pending, running or retrying, and prints each event when
-    it is committed. It ends when the cleanup is over (clean, superseded, a verification that is
-    done), is held, waits for a person (planned, blocked), or is tried only once a day (failed).
-    Follow-up checks are cleanups of their own.
+    --follow prints new timeline entries while the cleanup is waiting, running or retrying. It
+    stops when the cleanup has ended, is held, is a preview, needs approval or failed. A failed
+    cleanup is retried once a day. Follow-up checks are separate cleanups.
 
     exit codes:
-      0    it was printed; with --follow, it is over, held or planned
-      1    with --follow: it is blocked or failed, or a verification found differences
-      2    wrong use, also when there is no such deletion
-      130  interrupted; the cleanup goes on
-      141  whoever read it, such as head, had enough; the cleanup goes on
+      0    printed; with --follow, the cleanup has ended, is held or is a preview
+      1    with --follow: the cleanup needs approval or failed, or a verification found differences
+      2    wrong usage, also when there is no such deletion
+      130  interrupted with Ctrl-C; the cleanup continues
+      141  the reader of the output, such as head, closed the pipe; the cleanup continues
 
-    Next: verify_cleanup with the same id checks again; approve_cleanup shows what blocks it. The
-    log of web and worker has the same id in each line, and tells of the errors of programs.
+    Next: verify_cleanup with the same ID checks the bucket; approve_cleanup shows why a cleanup
+    needs approval. The logs of web and worker have the same ID in each line.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -82,23 +81,23 @@ class Command(DocumentedCommand):
             "cleanup",
             metavar="DELETION_ID",
             type=parse_deletion_id,
-            help="the deletion id: cleanup_project prints it, and the admin shows it",
+            help="the deletion ID, as cleanup_project and the admin show it",
         )
         parser.add_argument(
             "--follow",
             action="store_true",
-            help="stay, and print what happens, until it is over or waits for a person",
+            help="print new timeline entries until the cleanup ends or needs you",
         )
         parser.add_argument(
             "--items",
             action="store_true",
-            help="print each key too, with what became of it and why; there may be a million",
+            help="also print each file with its outcome and reason; there may be a million",
         )
         parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
-            help="print one JSON object a line; its “type” is event, item, child or cleanup",
+            help="print one JSON object per line; its “type” is event, item, child or cleanup",
         )
 
     def handle(
@@ -111,10 +110,10 @@ class Command(DocumentedCommand):
                     self.stdout.write(line)
                     self.stdout.flush()
         except KeyboardInterrupt as interrupt:
-            text = f"Interrupted. Cleanup {cleanup} goes on; this only looked at it."
+            text = f"Interrupted. Cleanup {cleanup} continues."
             raise CommandError(text, returncode=EXIT_INTERRUPTED) from interrupt
         if follow and found.status in (Status.BLOCKED, Status.FAILED, Status.DIFFERS):
-            text = f"Cleanup {cleanup}: {found.get_status_display()}, as said above."
+            text = f"Cleanup {cleanup}: {found.get_status_display()}. See above."
             raise CommandError(text, returncode=EXIT_FAILED)
 
 
@@ -154,7 +153,7 @@ def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
         line = printable_text(f"{event.step}: {event.message} {data}".rstrip())
         yield f"  {format_time(event.at)}  {line}"
     if items:
-        yield "\nitems:"
+        yield "\nfiles:"
         for item in (describe_cleanup.item_texts(cleanup, each) for each in read_items(cleanup)):
             why = item["reason"] or item["store_answer"] or item["owner_evidence"]
             yield f"  {item['outcome']}: {item['key']}: {why}"
@@ -165,7 +164,7 @@ def text_lines(cleanup: Cleanup, follow: bool, items: bool) -> Iterator[str]:
     if changed := [label for label in told | now if told.get(label) != now.get(label)]:
         yield "\nchanged since:"
         yield from (f"  {label}: {now.get(label, 'none')}" for label in changed)
-    yield "\nbooks:"
+    yield "\ntotals:"
     for outcome in describe_cleanup.totals_lines(cleanup):
         if outcome.objects:
             yield f"  {outcome.label}: {format_amount(outcome.objects, outcome.size)}"

@@ -18,7 +18,7 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Ends the hold of a deletion: its files are deleted now, and nobody can undo it any more."
+        "Ends the hold of a deletion. Its files are deleted now, and you can't undo the deletion."
         " Safety limits still apply."
     )
     epilog = """
@@ -27,11 +27,11 @@ class Command(DocumentedCommand):
       python manage.py erase_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "request 4711"
 
     exit codes:
-      0  the hold is over, and the cleanup is enqueued
-      1  the deletion is not held, so there is nothing to skip
-      2  wrong use, also when there is no such deletion
+      0  the hold has ended, and the cleanup is queued
+      1  the deletion is not held, so nothing was changed
+      2  wrong usage, also when there is no such deletion
 
-    Next: deletion_log with the same deletion id and --follow shows when the files are gone.
+    Next: deletion_log with the same deletion ID and --follow shows when the files are gone.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -39,12 +39,12 @@ class Command(DocumentedCommand):
             "cleanup",
             metavar="DELETION_ID",
             type=parse_deletion_id,
-            help="the deletion id: the cleanup's page in the admin shows it",
+            help="the deletion ID, as the cleanup's page in the admin shows it",
         )
         parser.add_argument(
             "--reason",
             required=True,
-            help="why; it is kept with the cleanup",
+            help="the reason; it is saved with the cleanup",
         )
 
     def handle(self, *, cleanup: UUID, reason: str, **options: object) -> None:
@@ -56,9 +56,10 @@ class Command(DocumentedCommand):
                     requests.enqueue_on_commit(going_on)
             except IllegalTransition as error:
                 raise CommandError(
-                    f"Cleanup {cleanup} was not erased. {printable_text(str(error))}",
+                    f"The hold of cleanup {cleanup} was not ended. {printable_text(str(error))}",
                     returncode=EXIT_FAILED,
                 ) from error
-        self.stdout.write(f"The hold of deletion {cleanup} is over. It can't be undone any more.")
+        self.stdout.write(f"The hold of cleanup {cleanup} has ended. You can't undo the deletion.")
         for each in going_on:
-            self.stdout.write(f"Cleanup {each.pk}, {printable_text(each.subject)}: enqueued.")
+            name = f"Cleanup {each.pk}, {printable_text(each.subject)}"
+            self.stdout.write(f"{name}: queued. Usually starts within a minute.")

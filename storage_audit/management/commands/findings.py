@@ -84,9 +84,9 @@ class Command(DocumentedCommand):
     after an interruption, run the same command again.
 
     exit codes:
-      0    the findings are listed, or all selected ones are settled or enqueued
-      1    some were skipped, or a cleanup is blocked or not finished
-      2    wrong use, also when no findings are selected, or the project does not exist
+      0    the findings are listed, or all selected ones are settled or queued
+      1    some were skipped, or a cleanup needs approval or is not finished
+      2    wrong usage, also when no findings are selected, or the project does not exist
       141  the reader of the output, such as head, closed the pipe
 
     Next: verify_cleanup with the deletion ID that this prints. A skipped finding stays until you
@@ -192,7 +192,7 @@ class Command(DocumentedCommand):
         plans = Cleanup.objects.filter(kind=Cleanup.Kind.ORPHANS, status=Status.PLANNED)
         cleanup = plans.filter(pk=plan).first()
         if cleanup is None:
-            text = f"{plan} is not a plan that can be run. Make one with --dry-run."
+            text = f"{plan} is not a preview that can be run. Make one with --dry-run."
             raise CommandError(text, returncode=EXIT_USAGE)
         if ask:
             amount = cleanup.items.by_outcome().get(CleanupItem.Outcome.TO_DELETE, (0, 0))
@@ -310,12 +310,12 @@ def decision_lines(decision: Decision, here: bool) -> Iterator[str]:
 def cleanup_lines(cleanup: Cleanup, here: bool) -> Iterator[str]:
     where = f"{cleanup.pk}, {printable_text(cleanup.subject)}, bucket {cleanup.bucket}"
     if not here:
-        yield f"Deletion {where}: enqueued."
-        yield f"Follow it with: manage.py verify_cleanup {cleanup.pk}"
-    elif cleanup.dry_run:
-        yield f"Plan {where}: {cleanup.get_status_display()}."
+        yield f"Cleanup {where}: queued. Usually starts within a minute."
+        yield f"To follow: manage.py deletion_log {cleanup.pk} --follow"
+        return
+    yield f"Cleanup {where}: {cleanup.get_status_display()}."
+    if cleanup.dry_run:
         yield from plan_lines(cleanup)
-        yield f"To run exactly this plan: manage.py findings --run-plan {cleanup.pk}"
+        yield f"To delete exactly these files: manage.py findings --run-plan {cleanup.pk}"
     else:
-        yield f"Deletion {where}: {cleanup.get_status_display()}."
         yield from result_lines(cleanup)

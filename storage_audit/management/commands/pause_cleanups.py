@@ -18,8 +18,8 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Pauses all deletions, or one cleanup, until you resume them. Plans, verifications and"
-        " scans go on. Requests that are under way are not called back."
+        "Pauses all deletions, or one cleanup, until you resume them. Previews, verifications and"
+        " scans continue. Requests that were already sent can't be stopped."
     )
     epilog = """
     examples:
@@ -28,10 +28,10 @@ class Command(DocumentedCommand):
 
     exit codes:
       0  paused
-      1  paused, but a bucket could not be written: a database restored from a backup would resume
-      2  wrong use, also when the cleanup deletes nothing any more
+      1  paused, but not recorded in each bucket: a database restored from a backup would resume
+      2  wrong usage, also when the cleanup will not delete anything
 
-    Next: resume_cleanups shows what waits, and resumes it.
+    Next: resume_cleanups shows how much is waiting, and resumes the deletions.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -39,10 +39,13 @@ class Command(DocumentedCommand):
             "--cleanup",
             metavar="DELETION_ID",
             type=parse_deletion_id,
-            help="pause this cleanup only, with its follow-up checks; without it, all deletions",
+            help="pause only this cleanup and its follow-up checks; without it, all deletions",
         )
         parser.add_argument(
-            "--reason", required=True, metavar="TEXT", help="why, for those who find them paused"
+            "--reason",
+            required=True,
+            metavar="TEXT",
+            help="the reason; staff see it while deletions are paused",
         )
 
     def handle(self, *, cleanup: UUID | None, reason: str, **options: object) -> None:
@@ -53,13 +56,13 @@ class Command(DocumentedCommand):
             except IllegalTransition as error:
                 raise CommandError(str(error), returncode=EXIT_USAGE) from error
         self.stdout.write(f"{printable_text(str(result.pause))}.")
-        self.stdout.write(
-            f"Requests that may still be under way: {pause_deletions.count_requests_under_way()}."
-        )
+        sent = pause_deletions.count_requests_under_way()
+        self.stdout.write(f"Deletion requests that may still take effect: {sent}.")
         if result.unwritten:
             failed = "; ".join(f"{bucket}: {why}" for bucket, why in result.unwritten.items())
             raise CommandError(
-                "Deletions are paused, but this could not be noted in each bucket. Run the command"
-                f" again. {printable_text(failed)}",
+                "Deletions are paused, but the pause is not recorded in each bucket. A database"
+                " restored from a backup would resume them. Run the command again."
+                f" {printable_text(failed)}",
                 returncode=EXIT_FAILED,
             )

@@ -16,15 +16,15 @@ from storage_audit.redaction import printable_text
 
 def parse_days(text: str) -> timedelta:
     if not text.isdecimal() or not 1 <= int(text) <= 36500:
-        raise ArgumentTypeError("a number of days is a whole number from 1 to 36500")
+        raise ArgumentTypeError("must be a whole number of days from 1 to 36500")
     return timedelta(days=int(text))
 
 
 class Command(DocumentedCommand):
     help = (
-        "Exports items and timelines of cleanups that are long over, reads the archives again,"
-        " and only then deletes those rows. Cleanups and known ids are kept for ever; what is"
-        " open, or followed by something open, is left alone. Safe to stop and to repeat."
+        "Archives the files' rows and timelines of old cleanups, checks each archive, and then"
+        " deletes these rows. Keeps all cleanups and known IDs. Skips cleanups that are open, or"
+        " have an open follow-up. Safe to stop and to repeat."
     )
     epilog = """
     examples:
@@ -33,13 +33,13 @@ class Command(DocumentedCommand):
       python manage.py prune_cleanups --to /var/lib/autoshorts/archive --verify
 
     exit codes:
-      0  all that is old enough is exported and deleted; with --verify, every archive is whole
-      1  an archive could not be written or read: its cleanup keeps its rows; or, with --verify,
-         an archive is missing or damaged
-      2  wrong use, also when there is no such folder
+      0  all cleanups that are old enough are archived; with --verify, all archives are intact
+      1  an archive could not be written or read, so its cleanup keeps its rows; with --verify, an
+         archive is missing or damaged
+      2  wrong usage, also when there is no such folder
 
-    Next: a cleanup's page in the admin names its archive. To have its items and timeline back in
-    the database, manage.py loaddata with the archive's path.
+    Next: a cleanup's page in the admin names its archive. To restore its rows, run manage.py
+    loaddata with the archive's path.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -48,25 +48,25 @@ class Command(DocumentedCommand):
             metavar="FOLDER",
             type=Path,
             required=True,
-            help="the folder of the archives; it must be there, and be backed up",
+            help="the folder for the archives; it must exist, and should be backed up",
         )
         parser.add_argument(
             "--older-than",
             metavar="DAYS",
             type=parse_days,
-            help="prune what has been over for so many days (default: RETENTION in the settings,"
-            " which is 400 days unless set)",
+            help="prune cleanups that ended this many days ago or earlier (default: the setting"
+            " RETENTION, 400 days unless set)",
         )
         instead = parser.add_mutually_exclusive_group()
         instead.add_argument(
             "--dry-run",
             action="store_true",
-            help="say how much is old enough, and neither write nor delete anything",
+            help="show how much is old enough; write and delete nothing",
         )
         instead.add_argument(
             "--verify",
             action="store_true",
-            help="read every archive again and compare it with its digest; prune nothing",
+            help="check every archive against its checksum; prune nothing",
         )
 
     def handle(
@@ -80,7 +80,7 @@ class Command(DocumentedCommand):
     ) -> None:
         # Unlike the path's own method it says no also of a name that no folder can have.
         if not os.path.isdir(to):
-            text = f"There is no folder {printable_text(str(to))}. Make it, or mount it."
+            text = f"There is no folder {printable_text(str(to))}. Create it, or mount it."
             raise CommandError(text, returncode=EXIT_USAGE)
         moment = timezone.now() - (older_than or conf().retention)
         if verify:
@@ -95,26 +95,27 @@ class Command(DocumentedCommand):
         for problem in problems:
             self.stdout.write(problem)
         if problems:
-            text = f"{len(problems)} archives are missing or damaged. Bring them from a backup."
+            text = f"{len(problems)} archives are missing or damaged. Restore them from a backup."
             raise CommandError(text, returncode=EXIT_FAILED)
-        self.stdout.write(f"Archives as they were written: {Cleanup.objects.pruned().count()}.")
+        self.stdout.write(f"Intact archives: {Cleanup.objects.pruned().count()}.")
 
     def report(self, moment: datetime) -> None:
         due = Cleanup.objects.prunable(moment)
         rows = [model.objects.filter(cleanup__in=due) for model in (CleanupItem, CleanupEvent)]
         items, events = (found.count() for found in rows)
         self.stdout.write(
-            f"Would export and delete {items} items and {events} events of {due.count()} cleanups."
+            f"Would archive and delete rows: {items} files and {events} timeline entries, of"
+            f" {due.count()} cleanups."
         )
 
     def prune(self, folder: Path, moment: datetime) -> None:
         count = 0
         try:
             for cleanup in retention.prune_cleanups(folder, moment):
-                self.stdout.write(f"{cleanup.pk}: exported to {cleanup.archive}")
+                self.stdout.write(f"{cleanup.pk}: archived to {cleanup.archive}")
                 count += 1
         except (retention.ArchiveError, OSError) as error:
-            text = f"{printable_text(str(error))} Nothing is lost; run it again."
+            text = f"{printable_text(str(error))} No rows were lost. Run the command again."
             raise CommandError(text, returncode=EXIT_FAILED) from error
         finally:
             self.stdout.write(f"Cleanups pruned: {count}.")

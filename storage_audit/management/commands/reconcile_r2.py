@@ -34,10 +34,10 @@ def parse_since(text: str) -> datetime:
 class Command(ScanCommand):
     purpose = BucketScan.Purpose.RECONCILE
     help = (
-        "Compares the bucket with the tracked objects and reports each difference as a finding, on"
-        " which you decide: untracked, changed, missing, left over, misnamed, or of an unclear"
-        " owner. Tracks and deletes nothing. Safe to repeat, and to run during uploads and"
-        " cleanups."
+        "Compares the bucket with the tracked objects and reports each difference as a finding for"
+        " you to decide on: untracked, changed, missing, leftover or misnamed files, and those with"
+        " an unclear owner. Tracks and deletes nothing. Safe to repeat, and to run during uploads"
+        " and cleanups."
     )
     epilog = """
     examples:
@@ -51,9 +51,9 @@ class Command(ScanCommand):
 
     exit codes:
       0    the scan is complete, whatever it found
-      1    it is not: the store failed, the bucket is not connected, the bucket showed far fewer
-           objects than expected, or the request limit was reached
-      2    wrong use, or the scan would need more requests than the limit
+      1    the scan is not complete: the store failed, the bucket is not connected, the bucket
+           showed far fewer objects than expected, or the request limit was reached
+      2    wrong usage, or the scan would need more requests than the limit
       130  interrupted with Ctrl-C; no findings were saved
 
     Next: manage.py findings lists what was found, and acts on it.

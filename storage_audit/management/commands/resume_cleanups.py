@@ -21,8 +21,8 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Shows what will be deleted once paused deletions are resumed. Confirm exactly these"
-        " figures within ten minutes, and they are resumed."
+        "Shows how much paused deletions would delete, and a code for exactly these figures. With"
+        " the code, resumes them. The code is valid for ten minutes."
     )
     epilog = """
     examples:
@@ -33,9 +33,10 @@ class Command(DocumentedCommand):
     exit codes:
       0  the figures are shown; with --confirm, deletions are resumed
       1  the figures have changed, or they are over the safety limit: deletions stay paused
-      2  wrong use, also when deletions are not paused
+      2  wrong usage, also when deletions are not paused
 
-    Next: the sweep starts what is due; deletion_log shows what becomes of one cleanup.
+    Next: cleanups that are due usually start within a minute. deletion_log shows the progress of
+    one cleanup.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -43,18 +44,18 @@ class Command(DocumentedCommand):
             "--cleanup",
             metavar="DELETION_ID",
             type=parse_deletion_id,
-            help="resume this cleanup, which was paused alone; without it, all deletions",
+            help="resume only this cleanup, if it was paused separately; without it, all deletions",
         )
         parser.add_argument(
             "--confirm",
             metavar="CODE",
-            help="resume: the code that stands for the figures, and changes with them; without it,"
-            " the figures and their code are shown",
+            help="resume with this code, which changes when the figures change; without it, the"
+            " command shows the figures and their code",
         )
         parser.add_argument(
             "--over-limits",
             action="store_true",
-            help="approve that together they delete more than the safety limit",
+            help="resume even if the deletions together exceed the safety limit",
         )
 
     def handle(
@@ -81,7 +82,7 @@ class Command(DocumentedCommand):
     def show(self, figures: ResumeFigures, cleanup: Cleanup | None) -> None:
         amount = format_amount(figures.objects, figures.size).replace("\xa0", " ")
         self.stdout.write(f"{printable_text(str(figures.pause))}.")
-        self.stdout.write(f"Due once they are resumed: cleanups: {figures.cleanups}; {amount}.")
+        self.stdout.write(f"Would delete {amount}. Cleanups waiting: {figures.cleanups}.")
         more = f" --cleanup {cleanup.pk}" if cleanup else ""
         if figures.over_limits:
             self.stdout.write(printable_text(figures.over_limits))

@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 class Command(DocumentedCommand):
     help = (
-        "Notices projects that are gone without a signal, and enqueues each cleanup that is due and"
-        " was forgotten. The worker does so twice a minute; cron can do it as well. Safe to repeat."
+        "Queues each cleanup that is due but not queued, and finds projects that disappeared"
+        " without a recorded deletion. The worker does this twice a minute. You can also run it"
+        " from cron. Safe to repeat."
     )
     epilog = """
     examples:
@@ -26,19 +27,19 @@ class Command(DocumentedCommand):
       python manage.py sweep_cleanups --sync
 
     exit codes:
-      0  what was due is enqueued; with --sync, it was run, and ended as is printed
-      1  with --sync: a cleanup stopped with an error, which is in the log; it is tried again
-      2  wrong use
+      0  all cleanups that were due are queued; with --sync, they ran
+      1  with --sync: a cleanup stopped with an error; the log has the details, and it is retried
+      2  wrong usage
 
-    Next: a project found gone has a blocked cleanup in the admin. Force-delete it if its files are
-    to go, or restore the project.
+    Next: each project that disappeared has a cleanup in the admin that needs a decision. Approve
+    the cleanup to delete the files, or restore the project.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--sync",
             action="store_true",
-            help="run what is due here and now, and enqueue nothing: no worker is needed",
+            help="run the due cleanups now, in this process; needs no worker",
         )
 
     def handle(self, *, sync: bool, **options: object) -> None:
@@ -49,12 +50,12 @@ class Command(DocumentedCommand):
             else:
                 figures = tasks.sweep()
                 self.report_vanished(figures["vanished"])
-                self.stdout.write(f"Cleanups enqueued: {figures['enqueued']}.")
+                self.stdout.write(f"Cleanups queued: {figures['enqueued']}.")
 
     def report_vanished(self, count: int) -> None:
-        self.stdout.write(f"Projects found gone without a signal: {count}.")
+        self.stdout.write(f"Projects that disappeared: {count}.")
         if count:
-            self.stdout.write("Their cleanups are blocked until a person approves them.")
+            self.stdout.write("Their files are kept until you decide on them in the admin.")
 
     def run_due(self) -> None:
         tasks.bring_work_forward(timezone.now())
@@ -64,8 +65,8 @@ class Command(DocumentedCommand):
         self.stdout.write(f"Cleanups run: {len(ids)}.")
         if broken:
             raise CommandError(
-                f"{len(broken)} of them stopped with an error that is in the log and will be"
-                f" tried again: {', '.join(map(str, broken))}",
+                f"Stopped with an error and will be retried: {', '.join(map(str, broken))}. The log"
+                " has the details.",
                 returncode=EXIT_FAILED,
             )
 

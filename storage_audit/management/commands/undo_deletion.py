@@ -15,8 +15,8 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Brings back a deleted project while its deletion is held: its row, and the rows that were"
-        " deleted with it. None of its files is deleted."
+        "Restores a deleted project while its deletion is held, with the rows that were deleted"
+        " together with it. Its files are kept."
     )
     epilog = """
     examples:
@@ -24,11 +24,12 @@ class Command(DocumentedCommand):
       python manage.py undo_deletion 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --reason "wrong project"
 
     exit codes:
-      0  the project is back
-      1  it can't be restored: the message says why, and nothing was changed
-      2  wrong use, also when there is no such deletion
+      0  the project is restored
+      1  the project can't be restored: the message says why, and nothing was changed
+      2  wrong usage, also when there is no such deletion
 
-    Next: open the project in the admin. If it can't be restored, cancel_cleanup keeps its files.
+    Next: open the project in the admin. If the project can't be restored, cancel_cleanup keeps its
+    files.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -36,12 +37,12 @@ class Command(DocumentedCommand):
             "deletion",
             metavar="ID",
             type=storable_text,
-            help="a deletion id, or the id of a project: then its last deletion",
+            help="a deletion ID; or a project ID, for the last deletion of this project",
         )
         parser.add_argument(
             "--reason",
             default="",
-            help="why, as the cleanup's page then says; without it, it says only who did it",
+            help="the reason, for the cleanup's page; without it, the page shows only who did it",
         )
 
     def handle(self, *, deletion: str, reason: str, **options: object) -> None:
@@ -58,7 +59,7 @@ class Command(DocumentedCommand):
 
     def report(self, cleanup: Cleanup, restored: list[Restored]) -> None:
         project = printable_text(cleanup.subject)
-        self.stdout.write(f"Deletion {cleanup.pk} undone: project {project} is back.")
+        self.stdout.write(f"Deletion {cleanup.pk} is undone: project {project} is restored.")
         for each in restored:
             for table, count in each.rows.items():
                 self.stdout.write(f"  {printable_text(table)}: {count}")
@@ -73,6 +74,6 @@ def find_deletion(text: str) -> Cleanup:
     if made := requests.cleanups_of_deletion(text):
         return made[0]
     raise CommandError(
-        f"There is no deletion {printable_text(text)}, and no deletion of a project with this id.",
+        f"Neither a deletion nor a deleted project has the ID {printable_text(text)}.",
         returncode=EXIT_USAGE,
     )

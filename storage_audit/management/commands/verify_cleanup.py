@@ -30,9 +30,9 @@ SUCCESS_STATUSES = (Status.CLEAN, Status.CLEAN_WITH_KEPT)
 
 class Command(DocumentedCommand):
     help = (
-        "Lists the bucket and compares. For a live project: do its files and its tracking rows"
-        " agree? For a deleted one, or a deletion id: is anything left? Deletes nothing; the answer"
-        " is kept as a cleanup of its own."
+        "Compares the bucket with the tracked files. For a live project, shows missing and"
+        " untracked files. For a deleted project or a deletion ID, shows leftover files. Deletes"
+        " nothing. The result is saved as a verification in the admin."
     )
     epilog = """
     examples:
@@ -40,12 +40,12 @@ class Command(DocumentedCommand):
       python manage.py verify_cleanup 9b2d61f0-3c8e-4f57-a1d4-6e0b7c25f983 --json
 
     exit codes:
-      0  bucket and table agree, or nothing is left that may go
-      1  something is missing, untracked, left, or could not be seen
-      2  wrong use, also when neither a project nor a deletion has this id
+      0  no differences
+      1  files are missing, untracked or left over, or the bucket could not be checked
+      2  wrong usage, also when neither a project nor a deletion has this ID
 
-    Next: for what is untracked, backfill_r2. For what is left, force-delete the cleanup in the
-    admin, which tries it again. What is missing was deleted past this application.
+    Next: backfill_r2 tracks untracked files. cleanup_project deletes the leftover files of a
+    deleted project. Missing files were deleted outside this app.
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -53,14 +53,14 @@ class Command(DocumentedCommand):
             "subject",
             metavar="ID",
             type=storable_text,
-            help="the id of a project, live or deleted; or a deletion id: cleanup_project prints"
-            " it, and the admin shows it with each cleanup",
+            help="the ID of a live or deleted project; or a deletion ID, as cleanup_project and the"
+            " admin show it",
         )
         parser.add_argument(
             "--json",
             action="store_true",
             dest="as_json",
-            help=f"print one JSON object: the checks, and the first {KEYS_SHOWN} keys of each",
+            help=f"print one JSON object: each verification, with its first {KEYS_SHOWN} keys",
         )
 
     def handle(self, *, subject: str, as_json: bool, **options: object) -> None:
@@ -74,7 +74,8 @@ class Command(DocumentedCommand):
         drifted = [check for check in checks if check.status not in SUCCESS_STATUSES]
         if drifted:
             ids = ", ".join(str(check.pk) for check in drifted)
-            raise CommandError(f"Not in step; details in cleanup {ids}.", returncode=EXIT_FAILED)
+            text = f"Found differences, or could not finish: see above. Verification: {ids}."
+            raise CommandError(text, returncode=EXIT_FAILED)
 
     def request(self, subject: str) -> list[Cleanup]:
         cleanup = find_cleanup(subject)
@@ -85,8 +86,8 @@ class Command(DocumentedCommand):
                 raise CommandError(str(error), returncode=EXIT_USAGE) from error
         if not is_known_project(subject):
             raise CommandError(
-                f"Neither a project nor a deletion has the id {printable_text(subject)}. The admin"
-                " shows both with their ids.",
+                f"Neither a project nor a deletion has the ID {printable_text(subject)}. Find the"
+                " ID in the admin.",
                 returncode=EXIT_USAGE,
             )
         return requests.request_verification(subject)

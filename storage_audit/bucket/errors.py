@@ -55,9 +55,9 @@ class BucketForbidden(Refused):
     """No request to this bucket will work until somebody changes something."""
 
     advice = gettext_lazy(
-        "The bucket refuses all requests. Check R2_BUCKET_NAME, and that the access key's"
-        " token is valid and may write to this bucket. Then force-delete this cleanup to"
-        " retry now. Otherwise we retry once a day."
+        "The bucket refuses all requests. Check R2_BUCKET_NAME, and that the access key's token"
+        " is valid and may write to this bucket. Then choose “Retry now” on the cleanup's page."
+        " Otherwise we retry once a day."
     )
 
 

@@ -47,9 +47,9 @@ class Unusable(BucketForbidden):
     """No call of wrangler will work until somebody changes something."""
 
     advice = gettext_lazy(
-        "Fix that and run `python manage.py r2_doctor`. Then force-delete this cleanup to"
-        " retry now; otherwise we retry once a day. Or start another cleanup with the"
-        " strategy batch, which needs no wrangler."
+        "Fix that and run `python manage.py r2_doctor`. Then choose “Retry now” on the cleanup's"
+        " page. Otherwise we retry once a day. Or start another cleanup with the strategy batch,"
+        " which needs no wrangler."
     )
 
 

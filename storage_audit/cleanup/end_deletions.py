@@ -106,7 +106,9 @@ def erase_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     paused."""
     require_deletion(cleanup)
     if not reason.strip():
-        raise IllegalTransition(_("Say why the files of cleanup %s go now.") % cleanup.pk)
+        raise IllegalTransition(
+            _("Give a reason to erase the files of cleanup %s now.") % cleanup.pk
+        )
     cleanups = [each for each in lock_deletion(cleanup) if each.is_held()]
     if not cleanups:
         raise IllegalTransition(_("Cleanup %s is not held.") % cleanup.pk)
@@ -129,7 +131,9 @@ def clean_up_again(project_id: str, reason: str) -> list[Cleanup]:
     if known is None or known.deleted_at is None:
         raise IllegalTransition(_("No cleanup of project %s was cancelled.") % shown)
     if not reason.strip():
-        raise IllegalTransition(_("Say why the files of project %s go after all.") % shown)
+        raise IllegalTransition(
+            _("Give a reason to delete the files of project %s after all.") % shown
+        )
     KnownProject.objects.filter(pk=project_id).update(kept_for="")
     cleanups = supersede_cleanups.request_cleanups(
         project_id, trigger=Cleanup.Trigger.DECLARED, deleted_at=known.deleted_at
@@ -197,7 +201,7 @@ def snapshots_of(cleanup: Cleanup) -> set[UUID | None]:
 
 def require_deletion(cleanup: Cleanup) -> None:
     if not cleanup.is_deletion or cleanup.kind == Kind.VANISHED:
-        raise IllegalTransition(_("Cleanup %s is of no deletion.") % cleanup.pk)
+        raise IllegalTransition(_("Cleanup %s does not belong to a deletion.") % cleanup.pk)
 
 
 def unsent_items(cleanup: Cleanup) -> CleanupItemQuerySet:

@@ -259,8 +259,8 @@ def is_kept_by_person(cleanup: Cleanup) -> bool:
 def namesake_text(project_id: str, other: str) -> str:
     text = _(
         "Project %(other)s exists. Its id differs from %(id)s only in the code points of letters"
-        " that look the same, so both may use the same files. Nothing is deleted. If the files of"
-        " %(id)s are to go, give the other project another id, then force-delete this cleanup."
+        " that look the same, so both may use the same files. Nothing is deleted. To delete the"
+        " files of %(id)s, give the other project another ID, then approve this cleanup."
     )
     return text % {"other": other, "id": project_id}
 

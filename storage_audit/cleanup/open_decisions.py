@@ -244,8 +244,8 @@ def covered_reason(cleanup: Cleanup) -> str:
     """What keeps the object from other ways to delete it, and what to do."""
     if cleanup.status in (Status.BLOCKED, Status.FAILED):
         text = _(
-            "Cleanup %(id)s covers this file, and its status is %(status)s. Force-delete that"
-            " cleanup on its page: until it is over, nothing else deletes the file."
+            "Cleanup %(id)s covers this file, and its status is %(status)s. Approve or retry that"
+            " cleanup on its page. Until it is over, nothing else deletes the file."
         )
     else:
         text = _(

@@ -96,7 +96,7 @@ def pause_deletions(reason: str, cleanup: Cleanup | None = None) -> PauseResult:
     The row comes first, as it pauses at once. Call it outside a transaction.
     """
     if not reason.strip():
-        raise IllegalTransition(_("Say why deletions are to be paused."))
+        raise IllegalTransition(_("Give a reason to pause deletions."))
     # A follow-up check deletes the same files as the cleanup that it follows.
     cleanup = cleanup and (cleanup.parent or cleanup)
     if cleanup and not may_still_delete(cleanup):
@@ -209,7 +209,7 @@ def resume_deletions(
     figures = find_resume_figures(cleanup)
     figures.require_shown(digest)
     if figures.over_limits and not over_limits:
-        text = _("Approve that they go all the same, or cancel some of them.")
+        text = _("Approve them, or cancel some of them.")
         raise IllegalTransition(f"{figures.over_limits} {text}")
     pause = figures.pause
     remove_objects(pause)

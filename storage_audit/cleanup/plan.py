@@ -74,9 +74,9 @@ def prefixes_to_list(project_id: str) -> list[str]:
         return get_key_formats().prefixes_of(project_id)
     raise CannotConclude(
         _(
-            "%s is no project id, so its files cannot be looked for. If it should be one, mend the"
-            " setting PROJECT_ID_PATTERN and force-delete this cleanup. Else delete the rows of its"
-            " objects, which deletes the objects."
+            "%s is not a valid project ID, so we can't look for its files. If the ID is right,"
+            " correct the setting PROJECT_ID_PATTERN and approve this cleanup. If not, delete the"
+            " tracking rows of its files, which deletes the files."
         )
         % project_id
     )

@@ -157,7 +157,7 @@ def approve_or_retry(cleanup: Cleanup) -> list[Cleanup]:
             run_project_plan(cleanup, user)
     else:
         cleanup.retry()
-    cleanup.record(step, _("Limits lifted, or tried again, by %s.") % user)
+    cleanup.record(step, _("Approved or retried by %s.") % user)
     return [cleanup]
 
 
@@ -176,8 +176,9 @@ def run_project_plan(cleanup: Cleanup, user: str) -> None:
         raise IllegalTransition(text % words)
     if other := find_open_cleanup(cleanup):
         text = _(
-            "Cleanup %(other)s of project %(project)s is not over, so plan %(id)s cannot run beside"
-            " it. Nothing was deleted. Wait until that cleanup is over, or force-delete it."
+            "Cleanup %(other)s of project %(project)s is not over, so plan %(id)s cannot run"
+            " beside it. Nothing was deleted. Wait until that cleanup is over, or approve or retry"
+            " it."
         )
         raise IllegalTransition(text % {**words, "other": other.pk})
     hold = held_ids.hold_of_deletion(project_id, deleted_at)
@@ -260,13 +261,13 @@ def require_declaration(project_id: str) -> None:
     if project_model.is_alive(project_id) or not KnownProject.objects.maybe_alive_ids([project_id]):
         return
     text = _(
-        "Project %(project)s is gone, but no deletion of it is on record. Nothing was deleted."
-        " If its files are to go, %(how)s."
+        "Project %(project)s is gone, but no deletion of it is on record. Nothing was deleted. To"
+        " delete its files, %(how)s."
     )
     blocked = Cleanup.objects.disappearances_of(project_id).first()
     how = _("run cleanup_project %s --declare-deleted") % printable_text(project_id)
     if blocked:
-        how = _("force-delete cleanup %(id)s, or %(how)s") % {"id": blocked.pk, "how": how}
+        how = _("approve cleanup %(id)s, or %(how)s") % {"id": blocked.pk, "how": how}
     raise IllegalTransition(text % {"project": printable_text(project_id), "how": how})
 
 

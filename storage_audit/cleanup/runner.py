@@ -88,7 +88,9 @@ def acquire_cleanup(cleanup_id: UUID) -> Cleanup | None:
             text = _("The worker before did not report back; this one goes on from there.")
             cleanup.record("takeover", text)
             if cleanup.takeovers >= MAX_TAKEOVERS:
-                postpone_cleanup(cleanup, _("No worker gets on with it; their logs say why."))
+                postpone_cleanup(
+                    cleanup, _("Workers keep stopping on this cleanup. Their logs say why.")
+                )
                 return cleanup
     logger.info("%s leased, attempt %s", cleanup.pk, cleanup.attempts)
     try:

@@ -101,7 +101,10 @@ def settle_superseded_items(cleanup: Cleanup, reason: str) -> None:
     # stay marked: the store may still obey the call, and would delete a new upload instead.
     delete_batches.unlock_idle_items(cleanup)
     policy_of(cleanup).lockable_rows(cleanup).unlock(cleanup.items.open().keys_and_identities())
-    text = _("Sent for deletion before the id lived again; verify the project to see.")
+    text = _(
+        "Sent for deletion before the project was created again. Verify the project to see"
+        " whether the file is gone."
+    )
     cleanup.items.open().update(reason=text)
     # When they were sent shows whether a later object of the key may be missing: see limits.py.
     cleanup.items.planned().update(outcome=CleanupItem.Outcome.FAILED)

@@ -113,11 +113,11 @@ def unread_text(fields: list[str]) -> str:
         return ""
     text = ngettext(
         "Needs approval: the field %s cannot be read, so its rows may still use these files."
-        " Nothing has been deleted. Make it readable, then force-delete this cleanup. Without"
-        " that it deletes files that these rows use.",
+        " Nothing has been deleted. Make the field readable, then approve this cleanup. If you"
+        " approve it before, it deletes files that these rows use.",
         "Needs approval: the fields %s cannot be read, so their rows may still use these files."
-        " Nothing has been deleted. Make them readable, then force-delete this cleanup. Without"
-        " that it deletes files that these rows use.",
+        " Nothing has been deleted. Make the fields readable, then approve this cleanup. If you"
+        " approve it before, it deletes files that these rows use.",
         len(fields),
     )
     return text % ", ".join(fields)

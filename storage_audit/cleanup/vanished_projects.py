@@ -112,7 +112,7 @@ def decision_values(gone: list[str]) -> dict[str, Any]:
         "%(gone)s projects are gone at once, and no deletion was signalled; %(left)s are there."
         " Most likely the table was emptied or restored by accident: then restore the rows, and"
         " this settles itself. Until then these projects count as alive, and nothing of theirs is"
-        " deleted. If their files are to go, force-delete this cleanup. They are: %(ids)s"
+        " deleted. To delete their files, approve this cleanup. They are: %(ids)s"
     ) % {"gone": len(gone), "left": project_model.annotated_rows().count(), "ids": join_ids(gone)}
     digest = hashlib.sha256("\n".join(gone).encode()).hexdigest()
     return {"vanished_ids": gone, "plan_digest": digest, "message": text}
@@ -149,7 +149,8 @@ def block_vanished_project(project_id: str) -> bool:
         next_attempt_at=None,
         message=_(
             "Project %s is gone, but no deletion was signalled: it was deleted with SQL or past"
-            " Django. Force-delete this cleanup if its files are to go, or restore the project."
+            " Django. To delete its files, approve this cleanup. To keep them, restore the"
+            " project."
         )
         % project_id,
     )

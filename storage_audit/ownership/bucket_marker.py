@@ -45,7 +45,7 @@ CLOCK_KEY = f"{OWN_PREFIX}clock"
 # In place of a marker's name while a new one is written.
 BEING_CONNECTED = "being connected"
 MACHINE_ID_PATH = Path("/etc/machine-id")
-RETRY_HINT = gettext_lazy("Then choose Force-delete for this cleanup.")
+RETRY_HINT = gettext_lazy("Then approve this cleanup.")
 
 
 class CannotConclude(Exception):

@@ -195,7 +195,7 @@ def test_workers_that_never_report_back_are_noticed_and_end_in_failed(
     Cleanup.objects.filter(pk=cleanup.pk).update(takeovers=4)
     cleanup = run_again(cleanup)
     assert cleanup.status == Status.RETRYING
-    assert cleanup.message == "No worker gets on with it; their logs say why."
+    assert cleanup.message == "Workers keep stopping on this cleanup. Their logs say why."
     long_ago = timezone.now() - timedelta(hours=7)
     Cleanup.objects.filter(pk=cleanup.pk).update(failing_since=long_ago)
     for _turn in range(6):
@@ -445,7 +445,7 @@ def test_key_whose_deletion_was_not_answered_stays_barred_when_the_id_lives_agai
     create_projects("proj_1")
     cleanup = run_again(cleanup)
     assert (cleanup.status, cleanup.failed) == (Status.SUPERSEDED, 1)
-    assert "lived again" in cleanup.items.get().reason
+    assert "created again" in cleanup.items.get().reason
     with pytest.raises(KeyBeingDeleted):
         default_storage.open(key, "w")
     CleanupItem.objects.update(changed_at=timezone.now() - STALE_CALL)

@@ -417,7 +417,7 @@ def test_pause_needs_no_further_request(bucket: Bucket, store: FaultyStore) -> N
 
 
 def test_pause_needs_a_reason_and_something_to_delete(bucket: Bucket) -> None:
-    with pytest.raises(IllegalTransition, match="Say why"):
+    with pytest.raises(IllegalTransition, match="Give a reason"):
         pause_deletions.pause_deletions(" ")
     create_projects("proj_1")
     [check] = requests.request_verification("proj_1")

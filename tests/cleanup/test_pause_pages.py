@@ -132,7 +132,7 @@ def test_resume_over_the_limits_needs_an_approval(paused: Cleanup, settings: Set
     assert DeletionPause.objects.exists()
     boss = superuser_client()
     shown = page_text(boss.post(RESUME, {"figures": read_figures(page_text(boss.get(RESUME)))}))
-    assert "Approve that they go all the same" in shown
+    assert "Approve them, or cancel" in shown
     boss.post(RESUME, {"figures": read_figures(shown), "over_limits": "on"})
     assert not DeletionPause.objects.exists()
 

@@ -178,7 +178,7 @@ def test_such_an_id_stays_blocked_until_the_setting_is_mended(
     cleanup = recorded("7", trigger="deleted")
     blocked = runner.run_to_end(cleanup.pk)
     assert blocked.status == "blocked"
-    assert "7 is no project id" in blocked.message
+    assert "7 is not a valid project ID" in blocked.message
     requests.approve_or_retry(blocked)
     blocked = runner.run_to_end(cleanup.pk)
     assert blocked.status == "blocked"

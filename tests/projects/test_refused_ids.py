@@ -141,7 +141,7 @@ def test_the_blocked_cleanup_of_a_refused_id_covers_what_could_be_its(
     store = default_storage.save if has_row else lambda key, file: bucket.put(key)
     store(DOUBLED, ContentFile(b"the other's own"))
     blocked = clean_up_project("proj_proj_1")
-    assert "proj_proj_1 is no project id" in blocked.message
+    assert "proj_proj_1 is not a valid project ID" in blocked.message
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == {DOUBLED: "kept"}
     assert (

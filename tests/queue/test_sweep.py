@@ -58,7 +58,7 @@ def test_a_project_deleted_past_django_is_noticed_once(way: str) -> None:
     cleanup = Cleanup.objects.get()
     assert (cleanup.status, cleanup.trigger) == (Status.BLOCKED, Trigger.VANISHED)
     assert cleanup.project_id == "proj_1"
-    assert "proj_1" in cleanup.message and "Force-delete this cleanup" in cleanup.message
+    assert "proj_1" in cleanup.message and "approve this cleanup" in cleanup.message
     known = KnownProject.objects.get(pk="proj_1")
     assert known.evidence == "vanished"
     assert known.deleted_at == cleanup.project_deleted_at

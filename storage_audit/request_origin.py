@@ -12,6 +12,8 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.utils.functional import SimpleLazyObject
 
+MAX_USER_CHARS = 600
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -50,7 +52,10 @@ def request_origin(
     people = (getattr(request, "user", None), initial_user)
     names = [who.get_username() for who in people if who is not None and who.is_authenticated]
     way = getattr(request, "came_by", "web")
-    return Origin(next(iter(names), ""), f"{way}, {request_address(request)}", forced)
+    # A database indexes no longer ones.
+    return Origin(
+        next(iter(names), "")[:MAX_USER_CHARS], f"{way}, {request_address(request)}", forced
+    )
 
 
 def request_address(request: HttpRequest) -> str:

@@ -143,10 +143,11 @@ def outcomes_by_day(since: date) -> list[DayOutcomes]:
 
 
 def stored_now_and_before() -> tuple[DailyFigures | None, DailyFigures | None]:
-    """The latest count, and the last one that is at least `TREND_DAYS` older than today."""
+    """The latest count, and the last one that is at least `TREND_DAYS` older."""
     figures = DailyFigures.objects.latest_first()
-    then = timezone.localdate() - timedelta(days=TREND_DAYS)
-    return figures.first(), figures.filter(day__lte=then).first()
+    if not (now := figures.first()):
+        return None, None
+    return now, figures.filter(day__lte=now.day - timedelta(days=TREND_DAYS)).first()
 
 
 def freed_bytes() -> FreedBytes:

@@ -73,15 +73,14 @@ def read_projects(after: str = "") -> tuple[list[LeftoverProject], bool]:
     """One page in the order of ids, and whether there are more. Files of no known project come
     first."""
     orphaned = Finding.objects.orphaned()
-    named = orphaned.filter(project_id__gt=after).order_by("project_id")
-    unnamed = [] if after else group_by_project(orphaned.filter(project_id=None).order_by("key"))
-    found = unnamed + group_by_project(named)
-    has_more = len(found) > PROJECTS_PER_PAGE or any(one.is_cut for one in found)
-    return found[:PROJECTS_PER_PAGE], has_more
+    unnamed, _more = ([], False) if after else group_by_project(orphaned.filter(project_id=None))
+    named, has_more = group_by_project(orphaned.filter(project_id__gt=after))
+    return unnamed + named, has_more
 
 
-def group_by_project(findings: FindingQuerySet) -> list[LeftoverProject]:
-    counted = Finding.objects.filter(pk__in=findings[:MAX_COUNTED].values("pk"))
+def group_by_project(findings: FindingQuerySet) -> tuple[list[LeftoverProject], bool]:
+    """The first projects, and whether there are more."""
+    some = findings.order_by("project_id")[:MAX_COUNTED].values("pk")
     never = Q(escaped=True) | Q(last_modified=None)
     sums: dict[str, Any] = {
         "files": Count("pk"),
@@ -92,11 +91,14 @@ def group_by_project(findings: FindingQuerySet) -> list[LeftoverProject]:
         "latest_seen": Max("first_seen_at"),
         "latest_modified": Max("last_modified"),
     }
-    rows: Any = counted.values("project_id").annotate(**sums).order_by("project_id")
-    found = [LeftoverProject(**row) for row in rows[: PROJECTS_PER_PAGE + 1]]
-    if sum(one.files for one in found) >= MAX_COUNTED:
-        found[-1] = found[-1]._replace(is_cut=True)
-    return found
+    grouped = Finding.objects.filter(pk__in=some).values("project_id").annotate(**sums)
+    rows: Any = grouped.order_by("project_id")[: PROJECTS_PER_PAGE + 1]
+    found = [LeftoverProject(**row) for row in rows]
+    if sum(one.files for one in found) < MAX_COUNTED:
+        return found[:PROJECTS_PER_PAGE], len(found) > PROJECTS_PER_PAGE
+    # The last one may have more files. It begins the next page, unless it is alone.
+    whole, last = found[:-1], found[-1]
+    return (whole or [last._replace(is_cut=True)]), True
 
 
 def select_leftovers(project_ids: Collection[str], *, is_all: bool) -> FindingQuerySet:

@@ -4,7 +4,6 @@ from typing import Any
 from urllib.parse import urlencode
 from uuid import UUID
 
-from django.contrib.admin.sites import all_sites
 from django.contrib.admin.utils import quote
 from django.template import Context
 from django.urls import reverse
@@ -17,12 +16,12 @@ class Links:
     def __init__(self, context: Context) -> None:
         request: Any = context["request"]
         self.site, self.user = request.current_app, request.user
-        site = next(each for each in all_sites if each.name == request.current_app)
-        # Of the registry, as the site's menu may leave models out.
+        # Our menu leaves models out.
+        apps: Any = context.get("all_apps") or context["available_apps"]
         perms = {
-            model._meta.label_lower: model_admin.get_model_perms(request)
-            for model, model_admin in site._registry.items()
-            if model_admin.has_module_permission(request)
+            model["model"]._meta.label_lower: model["perms"]
+            for app in apps
+            for model in app["models"]
         }
         self.viewable_models = {label for label, may in perms.items() if may["view"]}
         self.addable_models = {label for label, may in perms.items() if may["add"]}

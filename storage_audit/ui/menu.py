@@ -20,6 +20,9 @@ class MenuAdminSite(AdminSite):
     """An admin site with our menu. The overview still lists all models, also those without an
     entry."""
 
+    def each_context(self, request: Any) -> dict[str, Any]:
+        return {**super().each_context(request), "all_apps": super().get_app_list(request)}
+
     def get_app_list(self, request: HttpRequest, app_label: str | None = None) -> AppList:
         apps: AppList = super().get_app_list(request, app_label)
         others = {app["app_label"]: app for app in apps}

@@ -28,7 +28,7 @@ from tests.admin_client import (
     superuser_client,
     url_of_cleanup,
 )
-from tests.builders import create_cleanup
+from tests.builders import add_item, create_cleanup
 from tests.held import delete_held, grant_grace
 from tests.promises import Status, create_projects, run_until_idle
 from tests.real_bucket import Bucket, put_files
@@ -296,3 +296,12 @@ def test_known_project_asks_once_whether_its_deletion_can_be_undone(
     monkeypatch.setattr(known_projects, "find_undoable", find)
     shown = page_text(superuser_client().get(admin_url("knownproject", "change", "proj_1")))
     assert ">Undo deletion</a>" in shown and asked == ["proj_1"]
+
+
+def test_files_that_are_kept_are_not_counted_as_erased(db: None) -> None:
+    tomorrow = timezone.now() + timedelta(days=1)
+    held = create_cleanup("pending", held_until=tomorrow, planned_at=timezone.now())
+    for key, outcome in (("a", "to_delete"), ("b", "kept"), ("c", "kept")):
+        add_item(held, key, outcome)
+    asked = run_action(superuser_client(), "cleanup", "erase_deletion", held.pk)
+    assert "Erase 1 file" in asked

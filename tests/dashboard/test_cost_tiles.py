@@ -103,3 +103,8 @@ def test_cost_is_shown_to_who_may_see_the_files(db: None) -> None:
     user = User.objects.get(username="ben")
     user.user_permissions.add(Permission.objects.get(codename="view_r2object"))
     assert "Storage cost" in page_text(client.get(DASHBOARD))
+
+
+def test_count_that_is_long_ago_is_not_compared_with_itself(db: None) -> None:
+    record(45, 10)
+    assert "Not enough history yet" in cost_tile("Storage cost")[1]

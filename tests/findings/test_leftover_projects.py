@@ -1,5 +1,6 @@
 """The page of leftover files: grouped by project, and acted on."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django import Settings
 
+from storage_audit.cleanup import pause_deletions
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings import leftover_projects
 from storage_audit.findings.models import Finding
@@ -66,6 +68,49 @@ def test_each_project_is_on_one_page(db: None, monkeypatch: pytest.MonkeyPatch) 
         then = context["next_project"]
         url = f"{URL}?after={then}" if then else ""
     assert seen == ["proj_0", "proj_1", "proj_2", "proj_3"]
+
+
+def test_project_at_the_edge_of_what_is_counted_begins_the_next_page(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftover_projects, "MAX_COUNTED", 5)
+    for n in range(8):
+        create_finding(f"k{n}", project_id=f"proj_{n // 4}")
+    assert [each[:2] for each in shown_projects()] == [("proj_0", 4)]
+    assert [each[:2] for each in shown_projects(after="proj_0")] == [("proj_1", 4)]
+
+
+def test_page_beyond_the_last_project_leads_back(db: None) -> None:
+    create_finding("a", project_id="proj_1")
+    shown = page_text(superuser_client().get(URL, {"after": "proj_1"}))
+    assert "This page is empty now." in shown and "No known leftover files" not in shown
+
+
+def test_request_that_names_no_finding_is_not_taken_for_confirmed(db: None) -> None:
+    create_finding("a", project_id="proj_1", **RIPE)
+    data = {"action": "ignore", "all": "1", "post": "yes", "note": "x"}
+    superuser_client().post(URL, data)
+    assert Finding.objects.get().state == Finding.State.OPEN
+
+
+def test_project_with_a_line_break_in_its_id_is_selected(db: None) -> None:
+    create_finding("a", project_id="p\n1", **RIPE)
+    client = superuser_client()
+    [value] = re.findall('name="project" value="(.*?)"', page_text(client.get(URL)))
+    asked = page_text(client.post(URL, {"action": "ignore", "project": value}))
+    assert "Ignore 1 finding?" in asked and "\n" not in value
+
+
+def test_paused_deletion_is_not_said_to_run(bucket: Bucket, young: None) -> None:
+    key = "projects/proj_9/scenes/s1/media/a.mp4"
+    bucket.put(key, "1")
+    create_findings(bucket, key)
+    pause_deletions.pause_deletions("Files are missing.")
+    client, data = superuser_client(), {"action": "delete_objects", "project": "proj_9"}
+    asked = page_text(client.post(URL, data))
+    answer = page_text(client.post(URL, {**data, **confirmation_fields(asked)}, follow=True))
+    assert "Deletions are paused. The files are deleted once" in answer
+    assert "A cleanup is deleting" not in answer
 
 
 def test_project_with_too_many_files_to_count_says_so(

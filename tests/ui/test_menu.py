@@ -1,6 +1,9 @@
 """The menu of our admin, and of a site of an adopter."""
 
 import re
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,7 +12,7 @@ from django.contrib import admin
 from django.contrib.auth.models import Group, User
 from django.db import connection
 from django.test import Client, RequestFactory
-from django.urls import reverse
+from django.urls import clear_url_caches, path, reverse
 from pytest_django import Settings
 
 from storage_audit.projects.admin import OwnerAdmin
@@ -116,3 +119,38 @@ def test_site_without_the_menu_has_the_list_of_django() -> None:
     request.user = superuser_client().get("/admin/").context["user"]
     names = [app["name"] for app in site.get_app_list(request)]
     assert "Settings" not in names and "Django Q" in names
+
+
+@pytest.fixture
+def site_urls(settings: Settings) -> Iterator[Callable[[admin.AdminSite], None]]:
+    """Serves an admin site instead of the default one."""
+    module: Any = ModuleType("other_urls")
+
+    def serve(site: admin.AdminSite) -> None:
+        module.urlpatterns = [path("admin/", site.urls)]
+        settings.ROOT_URLCONF = module.__name__
+        clear_url_caches()
+
+    sys.modules[module.__name__] = module
+    yield serve
+    del sys.modules[module.__name__]
+    clear_url_caches()
+
+
+@pytest.mark.parametrize("kind", [MenuAdminSite, admin.AdminSite])
+@pytest.mark.parametrize("without", ["Alert", "HealthReport", "Finding", "BucketScan"])
+def test_site_without_one_of_our_models_shows_the_others(
+    site_urls: Callable[[admin.AdminSite], None], kind: type[admin.AdminSite], without: str
+) -> None:
+    # The name of the default site, as Django gives it.
+    site = kind()
+    for model, model_admin in admin.site._registry.items():
+        if model._meta.object_name != without:
+            site.register(model, type(model_admin))
+    site_urls(site)
+    client = superuser_client()
+    lists = {"Alert": "alert", "HealthReport": "healthreport", "Finding": "finding"}
+    shown = [DASHBOARD, "/admin/"]
+    shown += [admin_url(model) for name, model in lists.items() if name != without]
+    for url in shown:
+        assert client.get(url).status_code == 200, url

@@ -197,7 +197,7 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
     ) -> HttpResponse:
         refusals = {each.pk: decision.find_refusal(each) for each in cleanups}
         able = [each for each in cleanups if not refusals[each.pk]]
-        amounts = {each.pk: count_remaining(each) for each in cleanups}
+        amounts = {each.pk: count_remaining(each, decision) for each in cleanups}
         total = [sum(figures) for figures in zip(*(amounts[each.pk] for each in able), strict=True)]
         files = format_amount(*total) if total and total[0] else ""
         return self.render_confirmation(
@@ -245,13 +245,15 @@ def one_of_each_call(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
     return list({each.snapshot_id or each.pk: each for each in cleanups}.values())
 
 
-def count_remaining(cleanup: Cleanup) -> tuple[int, int]:
-    """The files of the deletion in all buckets that are not gone, as far as they are known, and
-    their bytes."""
+def count_remaining(cleanup: Cleanup, decision: Decision) -> tuple[int, int]:
+    """The files of the deletion in all buckets that the decision is about, as far as they are
+    known, and their bytes. Those that are kept are not erased."""
     whole = Cleanup.objects.with_deletion(cleanup).filter(parent=None)
-    gone = (Outcome.DELETED, Outcome.ALREADY_GONE)
+    without = [Outcome.DELETED, Outcome.ALREADY_GONE]
+    if decision is ERASE:
+        without.append(Outcome.KEPT)
     counted = CleanupItem.objects.by_cleanup([each.pk for each in whole])
-    there = [(count, size) for _pk, outcome, count, size in counted if outcome not in gone]
+    there = [(count, size) for _pk, outcome, count, size in counted if outcome not in without]
     return sum(count for count, _size in there), sum(size for _count, size in there)
 
 

@@ -180,19 +180,25 @@ class DeletingAdmin(ConfirmingAdmin[M]):
         """Say where to follow the deletion, on the next page."""
         if not cleanups:
             return
-        text = deletion_text(request, _("A cleanup is deleting the files."), cleanups)
+        text = paused_text() or _("A cleanup is deleting the files.")
+        text = deletion_text(request, text, cleanups)
         if url := cleanups_url(request, cleanups):
             text = format_html('{} <a href="{}">{}</a>', text, url, _("Follow it here"))
         self.message_user(request, text, messages.SUCCESS)
 
     def started_text(self, name: str, count: int) -> str:
         """What happens now to the files of these rows. A single one has a name."""
-        if pause_deletions.find_pause():
-            return _("Deletions are paused. The files are deleted once somebody resumes them.")
-        return self.deleting_text(name, count)
+        return paused_text() or self.deleting_text(name, count)
 
     def deleting_text(self, name: str, count: int) -> str:
         return ngettext("Deleting %d file now.", "Deleting %d files now.", count) % count
+
+
+def paused_text() -> str:
+    """What a deletion waits for while all are paused; else empty."""
+    if not pause_deletions.find_pause():
+        return ""
+    return _("Deletions are paused. The files are deleted once somebody resumes them.")
 
 
 class DeletionRedirect(HttpResponseRedirect):

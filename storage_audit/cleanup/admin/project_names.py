@@ -15,8 +15,11 @@ MAX_FOUND = 100
 
 
 def may_view_projects(request: HttpRequest) -> bool:
-    """Titles are shown to nobody else."""
-    user: Any = getattr(request, "user", None)
+    return may_view_titles(getattr(request, "user", None))
+
+
+def may_view_titles(user: Any) -> bool:
+    """Titles of projects are shown to nobody else."""
     meta = project_model.get_model()._meta
     return bool(user and user.has_perm(f"{meta.app_label}.{get_permission_codename('view', meta)}"))
 

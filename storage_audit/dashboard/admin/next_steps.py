@@ -11,6 +11,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.alerts.lateness import Delay
 from storage_audit.alerts.models import Alert
+from storage_audit.cleanup.admin.project_names import may_view_titles
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.needs_attention import (
     find_verifications_with_leftovers,
@@ -138,7 +139,10 @@ def scan_step_text(links: Links, step: str) -> str:
 
 
 def cleanup_steps(links: Links) -> Iterator[NextStep]:
-    waiting = select_waiting_for_person(Cleanup.objects.with_names())
+    cleanups = Cleanup.objects.all()
+    if may_view_titles(links.user):
+        cleanups = cleanups.with_names()
+    waiting = select_waiting_for_person(cleanups)
     for cleanup in waiting.order_by("created_at", "pk")[:CLEANUPS_SHOWN]:
         yield NextStep(
             cleanup.status,

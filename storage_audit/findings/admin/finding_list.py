@@ -17,7 +17,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
 from storage_audit.bucket.errors import StoreError
-from storage_audit.cleanup.admin.deleting import announce_cleanups
+from storage_audit.cleanup.admin.deleting import announce_cleanups, paused_text
 from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.display_formats import (
@@ -27,7 +27,7 @@ from storage_audit.display_formats import (
     format_lines,
 )
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many
-from storage_audit.findings.actions import ACTIONS, FindingAction
+from storage_audit.findings.actions import ACTIONS, DELETE_OBJECTS, FindingAction
 from storage_audit.findings.admin import leftover_pages
 from storage_audit.findings.admin.action_pages import FORMS, PREVIEWS, finding_size, selection_page
 from storage_audit.findings.finding_text import explain_finding
@@ -231,6 +231,8 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
             skipped = format_key_list(text, decision.skipped)
             self.message_user(request, skipped, messages.WARNING)
         text = act.done_text % decision.done
+        if act is DELETE_OBJECTS:
+            text = paused_text() or text
         if decision.done and not cleanups:
             self.message_user(request, format_key_list(text, decision.results), messages.SUCCESS)
         return announce_cleanups(self, request, text, cleanups)

@@ -6,6 +6,7 @@ from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 from django.contrib import messages
+from django.contrib.admin.utils import unquote
 from django.core.exceptions import PermissionDenied
 from django.db.models import Exists, OuterRef, Q
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -128,7 +129,12 @@ def act_on_projects(
         raise Http404
     if not act.is_allowed(request):
         raise PermissionDenied
-    ids = [each for each in request.POST.getlist("project") if is_storable(each)]
+    # Else it would be taken for a program that names the findings itself, and needs no question.
+    asked = request.POST.copy()
+    asked["select_across"] = "1"
+    request.POST = asked  # type: ignore[assignment]
+    # Quoted, as a browser changes line breaks.
+    ids = [each for each in map(unquote, request.POST.getlist("project")) if is_storable(each)]
     is_all = "all" in request.POST
     if not ids and not is_all:
         messages.warning(request, _("Nothing was done: select a project first."))

@@ -1,11 +1,13 @@
 """What confirmation pages say about the projects that a deletion includes, and their files."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from django.contrib.admin.utils import model_ngettext
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
+from django.urls import NoReverseMatch
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
@@ -129,7 +131,9 @@ def delete_label(what: Any, count: int) -> str:
 
 
 def files_url(request: HttpRequest, project_id: str) -> str:
-    """The list of the project's files, for people who may view it."""
+    """The list of the project's files, for people who may view it; empty on a site without it."""
     if not request.user.has_perm("storage_audit.view_r2object"):
         return ""
-    return changelist_url("r2object", project_id=project_id)
+    with suppress(NoReverseMatch):
+        return changelist_url("r2object", project_id=project_id)
+    return ""

@@ -14,7 +14,7 @@ from storage_audit.dashboard.models import DailyFigures
 from storage_audit.models import Project
 from tests.admin_client import DASHBOARD
 from tests.browser.staff import log_in_as_superuser
-from tests.builders import create_cleanup
+from tests.builders import create_cleanup, create_scan
 from tests.promises import Status
 from tests.real_bucket import Bucket
 
@@ -61,6 +61,7 @@ def test_cleanup_that_waits_is_understood_on_the_overview_and_cancelled_in_two_c
 
 
 def test_cost_and_trend_are_seen_without_scrolling(wide_page: Page, db: None) -> None:
+    create_scan()
     today = timezone.localdate()
     for days_ago, size in ((0, 40), (31, 100), (62, 120)):
         DailyFigures.objects.create(

@@ -11,7 +11,7 @@ from pytest_django import Settings
 
 from storage_audit.dashboard.models import DailyFigures
 from tests.admin_client import DASHBOARD, page_text, superuser_client
-from tests.builders import create_cleanup
+from tests.builders import create_cleanup, create_scan
 from tests.dashboard.tiles import allowed, tile
 
 GB = 10**9
@@ -45,6 +45,7 @@ def cost_tile(title: str) -> tuple[str, str]:
 
 
 def test_cost_is_unknown_before_the_first_count(db: None) -> None:
+    create_scan()
     figure, text = cost_tile("Storage cost")
     assert figure == "unknown"
     assert "Files are counted once an hour." in text
@@ -59,6 +60,7 @@ def test_cost_is_unknown_before_the_first_count(db: None) -> None:
     ],
 )
 def test_cost_is_compared_with_the_count_a_month_before(db: None, then: int, trend: str) -> None:
+    create_scan()
     record(0, 4)
     record(29, 99)
     before = record(31, then)
@@ -70,6 +72,7 @@ def test_cost_is_compared_with_the_count_a_month_before(db: None, then: int, tre
 
 
 def test_cost_without_a_count_a_month_before_is_not_compared(db: None) -> None:
+    create_scan()
     record(0, 4)
     record(29, 99)
     assert "Not enough history yet to compare." in cost_tile("Storage cost")[1]

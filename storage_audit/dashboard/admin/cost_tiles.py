@@ -22,15 +22,21 @@ def cost_tiles(
 ) -> Iterator[Tile]:
     """Those whose lists the person may view."""
     if links.can_view("r2object"):
-        yield stored_tile(links, *daily_figures.stored_now_and_before())
+        yield stored_tile(links, scan, *daily_figures.stored_now_and_before())
     if links.can_view("cleanup"):
         yield freed_tile(links, daily_figures.freed_bytes())
     if links.leftovers_url():
         yield leftovers_tile(links, left, scan)
 
 
-def stored_tile(links: Links, now: DailyFigures | None, before: DailyFigures | None) -> Tile:
+def stored_tile(
+    links: Links, scan: BucketScan | None, now: DailyFigures | None, before: DailyFigures | None
+) -> Tile:
+    """Before a complete scan, the bucket may hold far more than is tracked."""
     title, url = _("Storage cost"), links.list_url("r2object")
+    if scan is None:
+        words = _("The bucket has not been scanned yet. Run a scan to learn what is stored.")
+        return Tile(title, _("unknown"), [words], url)
     if now is None:
         return Tile(title, _("unknown"), [_("Files are counted once an hour.")], url)
     amount = Amount(now.tracked, now.tracked_bytes)
@@ -81,7 +87,7 @@ def leftovers_tile(links: Links, left: LeftoverAmount | None, scan: BucketScan |
     amount, taken_at = left
     if not has_known_leftovers(left, scan):
         text = _("The bucket has not been scanned yet. Run a scan to find leftover files.")
-        return Tile(title, _("not known"), [text], url, "warning", _("scan"))
+        return Tile(title, _("unknown"), [text], url, "warning", _("scan"))
     objects = ngettext("%d object", "%d objects", amount.objects) % amount.objects
     if taken_at:
         objects = _("%(objects)s, as of %(age)s ago") % {

@@ -24,10 +24,8 @@ from storage_audit.doctor.models import HealthReport
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.finding_text import KIND_TEXTS
 from storage_audit.findings.models import Finding, Kind
-from storage_audit.models import DatabaseIdentity
 from storage_audit.redaction import printable_text
 from storage_audit.roles import role_for
-from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import Links
 
 CLEANUPS_SHOWN = 10
@@ -65,13 +63,12 @@ class NextStep(NamedTuple):
         return format_age(self.since) if self.since else ""
 
 
-def list_next_steps(links: Links, late: list[Delay], scan: BucketScan | None) -> list[NextStep]:
+def list_next_steps(links: Links, late: list[Delay]) -> list[NextStep]:
     """First what holds up everything else, then decisions; the oldest of each sort first."""
     return [
-        *bucket_steps(links),
         *delay_steps(links, late),
         *health_steps(links),
-        *scan_steps(links, scan),
+        *scan_steps(links),
         *cleanup_steps(links),
         *alert_steps(links),
         *message_steps(links),
@@ -88,27 +85,13 @@ def add_group_hint(links: Links, permission: str, step: str) -> str:
     return f"{step} " + _("Somebody in the group “%s” may.") % role_for(permission)
 
 
-def bucket_steps(links: Links) -> Iterator[NextStep]:
-    if not DatabaseIdentity.objects.exists():
-        yield NextStep(
-            "wrong",
-            _("not connected"),
-            _("This database is not connected to a bucket"),
-            _(
-                "Nothing is deleted until it is. Ask the person who runs the server to run:"
-                " manage.py connect_bucket"
-            ),
-            links.list_url("healthreport"),
-        )
-
-
 def delay_steps(links: Links, late: list[Delay]) -> Iterator[NextStep]:
     url = links.list_url("healthreport")
     for delay in late:
         yield NextStep("wrong", _("late"), printable_text(delay.text), delay.advice, url)
 
 
-def scan_steps(links: Links, last_complete: BucketScan | None) -> Iterator[NextStep]:
+def scan_steps(links: Links) -> Iterator[NextStep]:
     if not links.can_view("bucketscan"):
         return
     begin = links.add_url("bucketscan")
@@ -122,15 +105,6 @@ def scan_steps(links: Links, last_complete: BucketScan | None) -> Iterator[NextS
             shorten_reason(scan.message),
             scan.finished_at,
             begin,
-        )
-    elif last_complete is None:
-        yield NextStep(
-            "warning",
-            _("no scan"),
-            _("Nobody has compared the whole bucket with the table yet"),
-            scan_step_text(links, _("Run a scan to find leftover files.")),
-            links.list_url("bucketscan"),
-            step_url=begin and f"{begin}?purpose={BucketScan.Purpose.BACKFILL}",
         )
 
 

@@ -21,6 +21,7 @@ from storage_audit.dashboard.admin.cost_tiles import (
     has_known_leftovers,
     leftovers_tile,
 )
+from storage_audit.dashboard.admin.first_run import list_setup_steps
 from storage_audit.dashboard.admin.next_steps import CLEANUPS_SHOWN, list_next_steps
 from storage_audit.dashboard.admin.tile import Tile
 from storage_audit.display_formats import format_age, format_amount
@@ -39,10 +40,12 @@ def overview_context(context: Context) -> dict[str, Any]:
     links, late, left = Links(context), find_delays(), daily_figures.latest_leftovers()
     waiting = select_waiting_for_person(Cleanup.objects.all()).count()
     days, scan = parse_days(request.GET.get("days")), daily_figures.last_complete_scan()
+    swept = queue.has_swept()
     return {
+        "setup": list_setup_steps(links, scan, has_worker=swept),
         "costs": list(cost_tiles(links, left, scan)),
-        "tiles": list(status_tiles(links, waiting, late, scan)),
-        "next_steps": list_next_steps(links, late, scan),
+        "tiles": list(status_tiles(links, waiting, late, scan, has_worker=swept)),
+        "next_steps": list_next_steps(links, late),
         "more": max(waiting - CLEANUPS_SHOWN, 0),
         "more_url": links.list_url("cleanup", needs="person"),
         "pause": pause_page.pause_button(request),
@@ -59,7 +62,8 @@ def panel_context(context: Context) -> dict[str, Any]:
     links = Links(context)
     waiting = select_waiting_for_person(Cleanup.objects.all()).count()
     scan = daily_figures.last_complete_scan()
-    tiles = list(status_tiles(links, waiting, find_delays(), scan))
+    swept = queue.has_swept()
+    tiles = list(status_tiles(links, waiting, find_delays(), scan, has_worker=swept))
     if links.leftovers_url():
         tiles.append(leftovers_tile(links, daily_figures.latest_leftovers(), scan))
     return {"tiles": tiles}
@@ -70,7 +74,7 @@ def parse_days(asked: str | None) -> int:
 
 
 def status_tiles(
-    links: Links, waiting: int, late: list[Delay], scan: BucketScan | None
+    links: Links, waiting: int, late: list[Delay], scan: BucketScan | None, *, has_worker: bool
 ) -> Iterator[Tile]:
     """The tiles whose lists the person may view."""
     if links.can_view("cleanup"):
@@ -79,7 +83,7 @@ def status_tiles(
     if links.can_view("bucketscan"):
         yield last_scan_tile(links, scan)
     if links.can_view("healthreport"):
-        yield worker_tile(links, late)
+        yield worker_tile(links, late, has_worker=has_worker)
 
 
 def open_deletions_tile(links: Links) -> Tile:
@@ -112,14 +116,14 @@ def last_scan_tile(links: Links, scan: BucketScan | None) -> Tile:
     return Tile(title, figure, [words], links.page_url("bucketscan", scan.pk), *look)
 
 
-def worker_tile(links: Links, late: list[Delay]) -> Tile:
+def worker_tile(links: Links, late: list[Delay], *, has_worker: bool) -> Tile:
     title, url = _("Worker and queue"), links.list_url("healthreport")
     if late:
         return Tile(title, _("late"), [each.text for each in late], url, "wrong", _("act"))
     if conf().sync:
         words = _("No worker is needed: with CLEANUP_SYNC each request does its own work.")
         return Tile(title, _("none"), [words], url)
-    if not queue.has_swept():
+    if not has_worker:
         words = _("No worker has run yet. Start one with: manage.py qcluster")
         return Tile(title, _("not started"), [words], url, "warning", _("start"))
     waiting = queue.count_ready_tasks(now())

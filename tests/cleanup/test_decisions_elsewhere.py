@@ -205,7 +205,7 @@ def test_cleanup_project_deletes_the_files_of_a_cancelled_cleanup_again(
     _out, err, code = run_command("cleanup_project", "proj_1", "--sync")
     assert code == 2 and bucket.keys()
     _out, err, code = run_command(*again, "x", "--declare-deleted", "--sync")
-    assert code == 2 and "leave the other options out" in err
+    assert code == 2 and "Leave out the other options" in err
     _out, err, code = run_command(*again, " ", "--sync")
     assert code == 2 and "Give a reason" in err
     out, _err, code = run_command(*again, "the lawsuit is over", "--sync")

@@ -109,5 +109,6 @@ def test_cost_is_shown_to_who_may_see_the_files(db: None) -> None:
 
 
 def test_count_that_is_long_ago_is_not_compared_with_itself(db: None) -> None:
+    create_scan()
     record(45, 10)
     assert "Not enough history yet" in cost_tile("Storage cost")[1]

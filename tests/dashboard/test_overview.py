@@ -442,8 +442,9 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
         entry = entry_of(shown, url)
         assert all(escape(text) in entry for text in said), entry
     orphans, missing = (kind_need(shown, text) for text in ("1 leftover", "1 missing"))
-    assert "1 of them may be deleted" in orphans[1]
-    assert listed(client, orphans[0]) == listed(client, missing[0]) == 1
+    assert "1 of them can be deleted" in orphans[1]
+    assert orphans[0] == reverse("admin:storage_audit_leftovers")
+    assert listed(client, missing[0]) == 1
     # The oldest first.
     assert shown.index(str(blocked.pk)) < shown.index(str(failed.pk))
 
@@ -489,7 +490,7 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
         "Settle what the message says, then verify": "operator",
         "Settle what the message says, then scan": "operator",
         "A verification found them.": "admin",
-        "1 of them may be deleted": "admin",
+        "1 of them can be deleted": "admin",
         "Upload the file again, or untrack it.": "admin",
         "Track the file": "operator",
         "Assign the file to a project, or ignore": "operator",
@@ -733,7 +734,7 @@ def test_who_may_not_view_cleanups_sees_the_lists_and_whom_to_ask(db: None) -> N
     client = Client()
     client.force_login(User.objects.get(username="cleo"))
     assert client.get(DASHBOARD).status_code == 404  # No model of ours is theirs.
-    assert "storage dashboard" not in page_text(client.get(reverse("admin:index")))
+    assert "Open the overview" not in page_text(client.get(reverse("admin:index")))
     client = allowed("view_project")
     shown = page_text(client.get(DASHBOARD))
     main = shown.partition('id="content-start"')[2]
@@ -741,7 +742,7 @@ def test_who_may_not_view_cleanups_sees_the_lists_and_whom_to_ask(db: None) -> N
     assert "Known" not in shown and "Projects" in shown
     for hidden in ("audit-tile", "secret reason", "audit-chart"):
         assert hidden not in shown
-    assert "storage dashboard" not in page_text(client.get(reverse("admin:index")))
+    assert "Open the overview" not in page_text(client.get(reverse("admin:index")))
 
 
 def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:
@@ -774,7 +775,7 @@ def test_the_home_of_the_admin_tells_it_in_a_line_and_no_other_app_does(db: None
     plain = re.sub("<.*?>", "", panel)
     assert "Waiting for a person: 1 decide" in plain
     assert "Leftover files: 1 object" in plain
-    assert f'<a href="{DASHBOARD}">Open the storage dashboard</a>' in panel
+    assert f'<a href="{DASHBOARD}">Open the overview</a>' in panel
     assert "audit-panel" not in page_text(client.get(reverse("admin:app_list", args=["auth"])))
     assert "audit-panel" not in page_text(client.get(DASHBOARD))
 
@@ -860,7 +861,7 @@ def test_no_page_waits_for_a_count_of_many_leftover_files(
     counts = [each["sql"] for each in captured if "COUNT" in each["sql"]]
     assert all("LIMIT" in sql for sql in counts if "storage_audit_finding" in sql)
     if url == DASHBOARD:
-        assert "Some of them may be deleted" in kind_need(shown, "2+ leftover")[1]
+        assert "Some of them can be deleted" in kind_need(shown, "2+ leftover")[1]
 
 
 def said_of(client: Client, url: str) -> str:

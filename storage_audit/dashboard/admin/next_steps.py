@@ -265,17 +265,19 @@ def finding_steps(links: Links) -> Iterator[NextStep]:
     for kind, figures in sorted(findings.items(), key=lambda each: each[1]["since"]):
         meaning, step = map(str, KIND_TEXTS[Kind(kind)])
         permission = STEP_PERMISSIONS.get(Kind(kind))
-        filters: dict[str, str] = {"state__exact": Finding.State.OPEN, "kind__exact": kind}
+        filters = {"state__exact": Finding.State.OPEN, "kind__exact": kind}
+        url = links.list_url("finding", bucket=ALL_BUCKETS, **filters)
+        if kind == Kind.ORPHANED:
+            url = links.leftovers_url() or url
         counted = figures["n"] <= MAX_COUNTED_FINDINGS
         if ripe := figures["ripe"]:
-            filters = {"may": "go"}
             permission, step = "delete_r2object", deletable_step_text(ripe if counted else None)
         yield NextStep(
             "warning",
             f"{figures['n'] if counted else f'{MAX_COUNTED_FINDINGS}+'} {Kind(kind).label}",
             meaning,
             add_group_hint(links, permission, step) if permission else step,
-            links.list_url("finding", bucket=ALL_BUCKETS, **filters),
+            url,
             since=figures["since"] if counted else None,
             is_group=figures["n"] > 1,
         )
@@ -283,10 +285,10 @@ def finding_steps(links: Links) -> Iterator[NextStep]:
 
 def deletable_step_text(number: int | None) -> str:
     if number is None:
-        return _("Some of them may be deleted: “Delete leftover files” in the list.")
+        return _("Some of them can be deleted.")
     text = ngettext(
-        "%d of them may be deleted: “Delete leftover files” in the list.",
-        "%d of them may be deleted: “Delete leftover files” in the list.",
+        "%d of them can be deleted.",
+        "%d of them can be deleted.",
         number,
     )
     return text % number

@@ -99,8 +99,8 @@ def decisions_tile(links: Links, waiting: int) -> Tile:
     url = links.list_url("cleanup", needs="person")
     title = _("Waiting for a person")
     if not waiting:
-        return Tile(title, "0", [_("Nothing is blocked, and nothing has failed.")], url)
-    words = _("Blocked, or failed for hours: each says what to do.")
+        return Tile(title, "0", [_("Nothing needs approval, and nothing has failed.")], url)
+    words = _("Needs approval, or failed for hours. Each says what to do.")
     return Tile(title, str(waiting), [words], url, "failed", _("decide"))
 
 

@@ -78,8 +78,8 @@ def size_reason(cleanup: Cleanup) -> str:
     if wanted["n"] <= limit:
         return ""
     text = ngettext(
-        "This would delete %(wanted)d file (%(size)s), and the safety limit is %(limit)d.",
-        "This would delete %(wanted)d files (%(size)s), and the safety limit is %(limit)d.",
+        "This would delete %(wanted)d file (%(size)s), more than the safety limit of %(limit)d.",
+        "This would delete %(wanted)d files (%(size)s), more than the safety limit of %(limit)d.",
         wanted["n"],
     )
     size = filesizeformat(wanted["size"]).replace("\xa0", " ")

@@ -189,8 +189,8 @@ def over_limits_text(due: CleanupQuerySet) -> str:
         limit = limits.bucket_limit(R2Object.objects.in_bucket(bucket).count())
         if count > limit:
             text = _(
-                "Together they would delete %(n)s files in bucket %(bucket)s, and the safety limit"
-                " is %(limit)s."
+                "Together they would delete %(n)s files in bucket %(bucket)s, more than the safety"
+                " limit of %(limit)s."
             )
             texts.append(text % {"n": count, "bucket": bucket, "limit": limit})
     return " ".join(texts)

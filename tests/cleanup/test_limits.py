@@ -143,7 +143,9 @@ def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings
     for key in put_files(bucket, 3):
         track_key(bucket, key, "proj_1")
     cleanup = clean_up_project("proj_1")
-    assert cleanup.message == "This would delete 3 files (21 bytes), and the safety limit is 2."
+    assert (
+        cleanup.message == "This would delete 3 files (21 bytes), more than the safety limit of 2."
+    )
     assert cleanup.events.get(step="blocked").data["limit"] == [
         "1 file",
         "50 % of 3 tracked files",
@@ -759,7 +761,7 @@ def another_bucket(cleanup: Cleanup) -> Turn:
 
 def test_page_before_an_approval_shows_the_figures(too_large: Cleanup) -> None:
     shown = run_action(superuser_client(), "cleanup", "force_delete", too_large.pk)
-    assert "This would delete 3 files (21 bytes), and the safety limit is 1" in shown
+    assert "This would delete 3 files (21 bytes), more than the safety limit of 1" in shown
     assert 'name="figures" value="' in shown
 
 
@@ -798,7 +800,7 @@ def test_plan_that_a_person_could_not_see_is_not_run(bucket: Bucket) -> None:
     assert run_until_idle(cleanup).status == Status.PLANNED
     shown = confirm_action(client, "cleanup", "force_delete", cleanup.pk, figures=figures)
     assert "Nothing was done: your selection changed" in shown
-    assert "Deletes the planned files without the safety limits." in shown
+    assert "Running the plan deletes exactly these files." in shown
     cleanup.refresh_from_db()
     assert cleanup.status == Status.PLANNED
     assert bucket.keys() == keys
@@ -823,7 +825,7 @@ def test_approval_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings
     bucket_marker.connect_bucket(bucket.name)
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
-    assert "the safety limit is 1" in cleanup.message
+    assert "the safety limit of 1" in cleanup.message
     assert len(bucket.keys()) == 3
     cleanup.approve("me")
     assert run_until_idle(cleanup).status == Status.CLEAN
@@ -846,7 +848,9 @@ def test_approval_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
     assert (cleanup.status, cleanup.message) == (Status.BLOCKED, "Another bucket.")
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
-    assert "This would delete 3 files (21 bytes), and the safety limit is 1" in cleanup.message
+    assert (
+        "This would delete 3 files (21 bytes), more than the safety limit of 1" in cleanup.message
+    )
     assert len(bucket.keys()) == 3
 
 
@@ -876,7 +880,9 @@ def test_database_error_while_the_limits_are_asked_lifts_none(
     assert (cleanup.status, cleanup.planned_at is None) == (Status.RETRYING, False)
     cleanup = run_again(cleanup)
     assert cleanup.status == Status.BLOCKED
-    assert "This would delete 3 files (21 bytes), and the safety limit is 1" in cleanup.message
+    assert (
+        "This would delete 3 files (21 bytes), more than the safety limit of 1" in cleanup.message
+    )
     assert bucket.keys() == set(keys)
 
 

@@ -130,7 +130,7 @@ def test_orphans_are_deleted_here_and_now_and_what_stays_is_said(bucket: Bucket)
     create_orphans(bucket, OTHER_KEY, last_modified=None)
     assert run_command(*DELETE, "--sync") == (
         "Settled 1 finding.\n"
-        "Deletion ID, proj_9, bucket tests: clean.\n"
+        "Cleanup ID, proj_9, bucket tests: clean.\n"
         "Found 1: 1 deleted, 0 already gone, 0 kept, 0 failed.\n"
         f"  skipped: {OTHER_KEY}: Can't be deleted: its age is unknown.\n",
         "CommandError: Skipped 1 finding.\n",

@@ -624,7 +624,7 @@ def test_more_than_the_limit_is_blocked_until_a_person_approves_it(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 1}
     cleanup = delete_orphans(create_orphans(bucket, KEY, OTHER_KEY))
-    assert cleanup.status == Status.BLOCKED and "the safety limit is 1" in cleanup.message
+    assert cleanup.status == Status.BLOCKED and "the safety limit of 1" in cleanup.message
     assert bucket.keys() == {KEY, OTHER_KEY}
     requests.approve_or_retry(cleanup)
     assert run_until_idle(cleanup).deleted == 2

@@ -61,11 +61,11 @@ VANISHED_CHOICE = (
 FORCE_CHOICES = {
     Status.BLOCKED: (
         gettext_lazy("Approve"),
-        gettext_lazy("Deletes the planned files without the safety limits."),
+        gettext_lazy("Approving deletes exactly these files. You can't undo it."),
     ),
     Status.PLANNED: (
         gettext_lazy("Run this plan"),
-        gettext_lazy("Deletes the planned files without the safety limits."),
+        gettext_lazy("Running the plan deletes exactly these files. You can't undo it."),
     ),
     Status.RETRYING: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),
     Status.FAILED: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),

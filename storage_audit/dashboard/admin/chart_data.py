@@ -86,7 +86,7 @@ def deletions_chart(period: list[date], ended: list[DayOutcomes]) -> Chart:
         (_("Day"), *(capfirst(each.name) for each in series)),
         list(zip(day_labels(period), *(each.values for each in series), strict=True)),
         [(each.pattern, total) for each, total in zip(series, totals, strict=True)],
-        total=str(sum(sum(each.values) for each in series)),
+        total=_("%d in all") % sum(sum(each.values) for each in series),
     )
 
 
@@ -110,7 +110,7 @@ def freed_chart(period: list[date], ended: list[DayOutcomes]) -> Chart:
         (_("Day"), _("Bytes freed")),
         [(day, filesizeformat(size)) for day, size in zip(day_labels(period), values, strict=True)],
         [("solid", total)],
-        total=filesizeformat(sum(values)),
+        total=total,
     )
 
 

@@ -75,7 +75,7 @@ class ProjectColumns(AuditAdmin[M]):
         return annotate_storage(super().get_queryset(request))
 
     # Not sortable: sorting would count the objects of all projects.
-    @admin.display(description=gettext_lazy("objects"))
+    @admin.display(description=gettext_lazy("files"))
     def tracked_objects(self, project: Any) -> str:
         shown = number_format(
             min(project.storage_audit_object_count, MAX_COUNTED_OBJECTS), force_grouping=True

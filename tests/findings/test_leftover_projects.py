@@ -2,6 +2,7 @@
 
 import re
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import pytest
@@ -178,3 +179,13 @@ def test_project_ids_by_strangers_are_escaped(db: None) -> None:
     create_finding("a", project_id='"><script>alert(1)</script>\n', **RIPE)
     shown = page_text(superuser_client().get(URL))
     assert "<script>alert" not in shown
+
+
+def test_number_of_files_leads_to_all_of_them_in_each_bucket(db: None) -> None:
+    for bucket in ("tests", "old"):
+        create_finding("a", project_id="proj_1", bucket=bucket)
+    client = superuser_client()
+    shown = page_text(client.get(URL))
+    [url] = re.findall('href="([^"]*)">2</a>', shown)
+    listed: Any = client.get(unescape(url)).context["cl"].result_list
+    assert len(listed) == 2

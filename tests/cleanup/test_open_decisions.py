@@ -285,7 +285,7 @@ def test_orphan_path_leaves_what_a_blocked_cleanup_covers(
     [(key, why)] = decision.skipped
     assert (decision.cleanups, key) == ([], KEY)
     assert why.startswith(
-        f"Cleanup {blocked.pk} covers this file, and its status is needs approval. Force-delete"
+        f"Cleanup {blocked.pk} covers this file, and its status is needs approval. Approve"
     )
     would = deletion_preview(list_ids(found), 5)
     assert (len(would.to_delete), would.skipped_count, would.skipped) == (0, 1, [(KEY, why)])

@@ -519,7 +519,7 @@ def test_approval_of_a_running_cleanup_is_refused_and_changes_nothing(
 
     at(store, moment, force)
     assert run_until_idle(cleanup).status == Status.CLEAN
-    assert refusals == [f"Cannot try again cleanup {cleanup.pk}: it is running."]
+    assert refusals == [f"Cannot try again cleanup {cleanup.pk}: its status is running."]
     assert count_sent(store) == dict.fromkeys(files, 1)
     check_promises(bucket)
 

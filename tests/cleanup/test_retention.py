@@ -251,7 +251,7 @@ def test_a_cleanup_that_cannot_be_exported_holds_up_no_other(tmp_path: Path) -> 
     before = details(first)
     (tmp_path / f"{first.pk}.part").mkdir()
     out, err, code = run_command("prune_cleanups", "--to", str(tmp_path))
-    assert (out.count("exported to"), code) == (1, 1)
+    assert (out.count("archived to"), code) == (1, 1)
     assert "was not exported, and keeps its details: [Errno 21] Is a directory" in err
     assert_untouched(first, before)
     second.refresh_from_db()

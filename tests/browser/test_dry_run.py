@@ -45,7 +45,7 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
     ask(page)
     reload_until(page, "Preview. Nothing was deleted.")
     expect(page.get_by_text("No safety limit would stop this plan.")).to_be_visible()
-    page.get_by_role("link", name="Files", exact=True).click()
+    page.locator(".audit-tabs").get_by_role("link", name="Files").click()
     for key in (tracked, "proj_1_s1_media.mp4"):
         expect(find_row(page, key)).to_contain_text("to be deleted")
     kept = find_row(page, "proj_1_x_s1_media.mp4")

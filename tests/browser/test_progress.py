@@ -129,7 +129,7 @@ def test_page_of_a_bulk_job_ends_without_being_loaded_again_and_reads_aloud_only
     made = bulk.process_next_projects(bulk_job)
     rows = page.locator("#bulk-job-totals tbody tr")
     expect(rows.filter(has_text="waiting")).to_have_count(1)
-    page.get_by_role("link", name="pending").focus()
+    page.get_by_role("link", name="waiting").focus()
     ended = page.get_by_role("status").get_by_text("Finished.")
     expect(ended).to_be_hidden()
     for cleanup in made:

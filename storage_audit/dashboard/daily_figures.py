@@ -28,7 +28,6 @@ FIGURES_EVERY = timedelta(hours=1)
 # Strangers make up extensions, so only the largest types are kept. No type is named "…".
 TYPES_KEPT = 20
 OTHER_TYPES = "…"
-BYTES_PER_GB = 10**9
 # More than this many are not counted in a request.
 MAX_COUNTED_LEFTOVERS = 10_000
 UNSENT_PERIOD = timedelta(days=30)
@@ -39,11 +38,6 @@ TREND_DAYS = 30
 class Amount(NamedTuple):
     objects: int
     bytes: int
-
-    @property
-    def monthly_price(self) -> float:
-        """The store's price for a month."""
-        return self.bytes / BYTES_PER_GB * conf().price_per_gb
 
 
 class LeftoverAmount(NamedTuple):

@@ -7,12 +7,11 @@ from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures
 from storage_audit.dashboard.admin.tile import Tile
 from storage_audit.dashboard.daily_figures import TREND_DAYS, Amount, FreedBytes, LeftoverAmount
 from storage_audit.dashboard.models import DailyFigures
-from storage_audit.display_formats import format_age, format_amount
+from storage_audit.display_formats import format_age, format_amount, format_monthly_price
 from storage_audit.scan.models import BucketScan
 from storage_audit.ui.links import Links
 
@@ -41,7 +40,7 @@ def stored_tile(
         return Tile(title, _("unknown"), [_("Files are counted once an hour.")], url)
     amount = Amount(now.tracked, now.tracked_bytes)
     lines = [format_amount(*amount), stored_trend(amount, before)]
-    return Tile(title, price_text(amount), lines, url)
+    return Tile(title, format_monthly_price(amount.bytes), lines, url)
 
 
 def stored_trend(amount: Amount, before: DailyFigures | None) -> str:
@@ -51,7 +50,7 @@ def stored_trend(amount: Amount, before: DailyFigures | None) -> str:
     change = amount.bytes - then.bytes
     names = {
         "size": filesizeformat(abs(change)),
-        "price": price_text(Amount(0, abs(change))),
+        "price": format_monthly_price(abs(change)),
         "day": date_format(before.day, "j M Y"),
     }
     if not change:
@@ -63,7 +62,7 @@ def stored_trend(amount: Amount, before: DailyFigures | None) -> str:
 
 def freed_tile(links: Links, freed: FreedBytes) -> Tile:
     title = _("Freed in the last %d days") % TREND_DAYS
-    lines = [_("Saves %s.") % price_text(Amount(0, freed.lately))] if freed.lately else []
+    lines = [_("Saves %s.") % format_monthly_price(freed.lately)] if freed.lately else []
     if freed.before is None:
         lines.append(no_history_text())
     else:
@@ -96,7 +95,7 @@ def leftovers_tile(links: Links, left: LeftoverAmount | None, scan: BucketScan |
         }
     words = [
         _("%(size)s, %(price)s")
-        % {"size": filesizeformat(amount.bytes), "price": price_text(amount)},
+        % {"size": filesizeformat(amount.bytes), "price": format_monthly_price(amount.bytes)},
         without,
     ]
     return Tile(title, objects, words, url, *(warning if amount.objects else ("ok", "")))
@@ -105,9 +104,3 @@ def leftovers_tile(links: Links, left: LeftoverAmount | None, scan: BucketScan |
 def has_known_leftovers(left: LeftoverAmount | None, scan: BucketScan | None) -> bool:
     """Without a complete scan, no known leftover files only means that nobody has scanned."""
     return left is None or left.amount.objects > 0 or scan is not None
-
-
-def price_text(left: Amount) -> str:
-    if 0 < left.monthly_price < 0.005:
-        return _("less than %s a month") % f"{conf().currency}{number_format(0.01, 2)}"
-    return _("%s a month") % f"{conf().currency}{number_format(left.monthly_price, 2)}"

@@ -43,7 +43,7 @@ def format_amount(count: int, size: int) -> str:
 
 
 def format_monthly_price(size: int) -> str:
-    """The store's price of so many bytes for a month, such as “$1.50 a month”."""
+    """What the store charges for these bytes, such as “$1.50 a month”."""
     price = size / BYTES_PER_GB * conf().price_per_gb
     if 0 < price < 0.005:
         return _("less than %s a month") % f"{conf().currency}{number_format(0.01, 2)}"

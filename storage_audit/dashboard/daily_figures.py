@@ -31,7 +31,7 @@ OTHER_TYPES = "…"
 # More than this many are not counted in a request.
 MAX_COUNTED_LEFTOVERS = 10_000
 UNSENT_PERIOD = timedelta(days=30)
-# Cost and freed bytes are compared over so many days.
+# The period of the comparison of cost and freed bytes.
 TREND_DAYS = 30
 
 

@@ -16,13 +16,13 @@ from storage_audit.findings.models import Finding, FindingQuerySet
 from storage_audit.redaction import printable_text
 
 PROJECTS_PER_PAGE = 50
-# Of one page. Beyond that, the last project of the page says "at least".
+# Files of one page. A project with more of them is alone on its page, and says "at least".
 MAX_COUNTED = 20_000
 
 
 class LeftoverProject(NamedTuple):
     """The leftover files that scans found of a project, or of none that we know. `ripe` files may
-    be deleted now, and `stuck` ones never by us. The first file was seen `since` then."""
+    be deleted now, and `stuck` ones only by hand. `since` is when the first one was seen."""
 
     project_id: str | None
     files: int

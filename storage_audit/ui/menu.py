@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 
 AppList = list[dict[str, Any]]
-# Its tasks are for those who run the site; "Health & alerts" says what is wrong with them.
+# Superusers only: "Health & alerts" reports the queue's problems to everybody else.
 QUEUE_APP = "django_q"
 
 

@@ -68,7 +68,7 @@ def reload_until(page: Page, sentence: str) -> None:
 CLEAN_MESSAGE = "gone, confirmed"
 CLICKS = "Number(localStorage.clicks || 0)"
 COUNT_CLICKS = f"addEventListener('click', () => {{ localStorage.clicks = {CLICKS} + 1 }}, true)"
-# What is only read aloud, and the choices of a closed list, are not seen.
+# Without text for screen readers only, and without the options of closed lists.
 READ_VISIBLE_TEXT = """() => {
   const unseen = [...document.querySelectorAll("#content :is(.visually-hidden, select)")];
   unseen.forEach((each) => { each.style.display = "none"; });

@@ -29,7 +29,8 @@ class Situation(TextChoices):
     DELETING = "deleting"
     WAITING = "waiting"
     IN_USE = "in_use"
-    IN_REVIEW = "in_review"
+    # There, and nobody has to decide or to act.
+    STORED = "stored"
     # A person cancelled the deletion.
     KEPT = "kept"
     # Some of a project's files are gone, and some are not.
@@ -57,21 +58,17 @@ REPLIES: dict[tuple[About, Card | Situation], Promise | str] = {
         " confirmed."
     ),
     (About.FILE, Situation.WAITING): _(
-        "The file “%(name)s” is still in our storage. Its deletion is waiting for our review."
+        "The file “%(name)s” is still in our storage. Its deletion is waiting for approval."
     ),
     (About.FILE, Situation.IN_USE): _(
         "The file “%(name)s” belongs to a project that still exists. We keep the file as long as"
         " the project exists."
     ),
-    (About.FILE, Situation.IN_REVIEW): _(
-        "The file “%(name)s” is still in our storage. We are reviewing it."
-    ),
+    (About.FILE, Situation.STORED): _("The file “%(name)s” is still in our storage."),
     (About.FILE, Situation.KEPT): _(
         "The file “%(name)s” is still in our storage. We keep it for now."
     ),
-    (About.FILE, Card.UNKNOWN): _(
-        "We can’t yet say whether the file “%(name)s” is in our storage. We are looking into it."
-    ),
+    (About.FILE, Card.UNKNOWN): _("We can’t say whether the file “%(name)s” is in our storage."),
     (About.PROJECT, Card.GONE): _(
         "The files of the project “%(name)s” are no longer in our storage. We confirmed this on"
         " %(at)s."
@@ -82,24 +79,23 @@ REPLIES: dict[tuple[About, Card | Situation], Promise | str] = {
     ),
     (About.PROJECT, Situation.WAITING): _(
         "Files of the project “%(name)s” are still in our storage. Their deletion is waiting for"
-        " our review."
+        " approval."
     ),
     (About.PROJECT, Situation.IN_USE): _(
         "The project “%(name)s” still exists. We keep its files as long as the project exists."
     ),
-    (About.PROJECT, Situation.IN_REVIEW): _(
-        "Files of the project “%(name)s” are still in our storage. We are reviewing them."
+    (About.PROJECT, Situation.STORED): _(
+        "Files of the project “%(name)s” are still in our storage."
     ),
     (About.PROJECT, Situation.KEPT): _(
         "Files of the project “%(name)s” are still in our storage. We keep them for now."
     ),
     (About.PROJECT, Situation.PARTLY_GONE): _(
-        "Some files of the project “%(name)s” are still in our storage, and we are reviewing them."
-        " The others are gone. We confirmed this on %(at)s."
+        "Some files of the project “%(name)s” are still in our storage. The others are gone. We"
+        " confirmed this on %(at)s."
     ),
     (About.PROJECT, Card.UNKNOWN): _(
-        "We can’t yet say whether files of the project “%(name)s” are in our storage. We are"
-        " looking into it."
+        "We can’t say whether files of the project “%(name)s” are in our storage."
     ),
 }
 
@@ -108,7 +104,7 @@ def write_reply(
     about: About, name: str, card: Card, situation: Situation, confirmed_at: datetime | None
 ) -> str:
     """A text for the customer, without words that only we know. Says "gone" only with the time
-    when that was confirmed."""
+    when that was confirmed, and promises nothing, as nobody would be told of the promise."""
     if card is Card.GONE and not confirmed_at:
         card = Card.UNKNOWN
     is_told_by_situation = card is Card.STILL_THERE or (
@@ -135,7 +131,7 @@ def situation_of_cleanup(cleanup: Cleanup) -> Situation:
     if cleanup.status == Status.CLEAN_WITH_KEPT and cleanup.deleted + cleanup.already_gone:
         return Situation.PARTLY_GONE
     is_open = cleanup.status in Cleanup.WORKABLE
-    return Situation.DELETING if is_open else Situation.IN_REVIEW
+    return Situation.DELETING if is_open else Situation.STORED
 
 
 def reply_of_cleanup(cleanup: Cleanup) -> str:

@@ -362,7 +362,7 @@ def explain_project(facts: ProjectFacts) -> Explanation:
     at = find_confirmed_end(facts)
     card = answer.card or default_card(facts, is_gone=bool(at))
     situation = answer.situation
-    if situation is Situation.IN_REVIEW and facts.cleanup and card is Card.STILL_THERE:
+    if situation is Situation.STORED and facts.cleanup and card is Card.STILL_THERE:
         situation = situation_of_cleanup(facts.cleanup)
     if situation is Situation.PARTLY_GONE and facts.cleanup:
         at = facts.cleanup.finished_at

@@ -31,7 +31,7 @@ class Explanation(NamedTuple):
     code: str
     text: str
     card: Card | None = None
-    situation: Situation = Situation.IN_REVIEW
+    situation: Situation = Situation.STORED
     cleanup: Cleanup | None = None
     finding: Finding | None = None
     project_to_declare: str = ""
@@ -52,7 +52,7 @@ class Rule(Generic[F]):
     # Whether the next step is to declare the project deleted.
     declares: bool = False
     card: Card | None = None
-    situation: Situation = Situation.IN_REVIEW
+    situation: Situation = Situation.STORED
 
 
 def apply_rules(rules: Iterable[Rule[F]], texts: Mapping[str, Any], facts: F) -> Explanation:

@@ -96,6 +96,18 @@ def test_cleanups_page_pauses_it_alone(bucket: Bucket) -> None:
     assert run_until_idle(cleanup).status == Status.CLEAN
 
 
+def test_pause_is_offered_on_a_follow_up_check_and_not_on_its_cleanup_that_is_over(
+    bucket: Bucket,
+) -> None:
+    create_projects("proj_1")
+    put_files(bucket, 1)
+    cleanup = run_until_idle(request_cleanup("proj_1"))
+    assert cleanup.status == Status.CLEAN
+    client, follow_up = superuser_client(), cleanup.children.all()[0]
+    assert PAUSE not in page_text(client.get(url_of_cleanup(cleanup)))
+    assert PAUSE in page_text(client.get(url_of_cleanup(follow_up)))
+
+
 def test_page_of_a_paused_cleanup_says_so(paused: Cleanup) -> None:
     client = superuser_client()
     page = page_text(client.get(url_of_cleanup(paused)))

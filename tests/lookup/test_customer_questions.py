@@ -17,7 +17,7 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_utc
 from storage_audit.lookup import find_matches
-from storage_audit.lookup.cards import About, Card, Situation, write_reply
+from storage_audit.lookup.cards import REPLIES, About, Card, Situation, write_reply
 from storage_audit.models import Project
 from storage_audit.ui.links import lookup_url
 from tests.admin_client import admin_url, client_for, count_queries, page_text, superuser_client
@@ -179,8 +179,8 @@ def test_bucket_check_finds_a_file_that_nobody_knows() -> None:
         (LIVE, "The file “live.mp4” belongs to a project that still exists."),
         (FAILED, "The file “a.mp4” is still in our storage. Its deletion was requested"),
         (BLOCKED, "The file “a.mp4” is still in our storage. Its deletion is waiting"),
-        (LEFTOVER, "The file “snow.mp4” is still in our storage. We are reviewing it."),
-        (UNKNOWN, "We can’t yet say whether the file “a.mp4” is in our storage."),
+        (LEFTOVER, "The file “snow.mp4” is still in our storage."),
+        (UNKNOWN, "We can’t say whether the file “a.mp4” is in our storage."),
         ("Autumn sale", "The project “Autumn sale” still exists."),
         ("proj_10", "The files of the project “proj_10” are no longer in our storage."),
         ("proj_blocked", "Files of the project “proj_blocked” are still in our storage. Their"),
@@ -206,9 +206,14 @@ def test_reply_names_the_time_of_the_bucket_check() -> None:
 @pytest.mark.parametrize("card", Card)
 def test_reply_calls_nothing_gone_without_a_time(about: About, card: Card) -> None:
     for at in (GONE_AT, None):
-        said = write_reply(about, "a.mp4", card, Situation.IN_REVIEW, at)
+        said = write_reply(about, "a.mp4", card, Situation.STORED, at)
         is_gone = "no longer" in said
         assert is_gone == (card is Card.GONE and at is not None)
+
+
+def test_reply_promises_nothing() -> None:
+    for text in REPLIES.values():
+        assert not re.search("review|looking|check|soon|we will", str(text), re.IGNORECASE)
 
 
 # Cards

@@ -65,6 +65,9 @@ def list_buttons(
 
 
 def pause_buttons(request: HttpRequest, cleanup: Cleanup) -> Iterator[Button]:
+    """Not of one that is over, though its follow-up checks delete too: those have the button."""
+    if cleanup.status in Cleanup.ENDED:
+        return
     if pause := pause_page.pause_button(request, cleanup):
         yield Button(_("Pause…"), pause["refusal"], url=pause["url"])
 

@@ -33,7 +33,7 @@ DOCS_PICTURES: dict[str, tuple[str, int, int, Literal["light", "dark"]]] = {
 CONFIRMATION_PAGES = {
     "project-delete-many": ("project-list", "Delete selected projects"),
     "project-force": ("project-list", "Force-delete"),
-    "r2object-delete-many": ("r2object-list", "Delete selected R2 objects"),
+    "r2object-delete-many": ("r2object-list", "Delete selected files"),
     "r2object-untrack": ("r2object-list", "Untrack, keep the files"),
     "cleanup-force": ("cleanup-list", "Force-delete"),
     "finding-ignore": ("finding-list", "Ignore"),

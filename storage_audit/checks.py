@@ -294,7 +294,7 @@ def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
         " db_constraint=False."
     )
     text = (
-        "{} has a foreign key constraint on R2 objects. It would stop the file's cleanup,"
+        "{} has a foreign key constraint on R2Object. It would stop the file's cleanup,"
         " or delete your rows with the file."
     )
     return [

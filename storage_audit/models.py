@@ -379,8 +379,8 @@ class R2Object(models.Model):
     objects = R2ObjectQuerySet.as_manager()
 
     class Meta:
-        verbose_name = _("R2 object")
-        verbose_name_plural = _("R2 objects")
+        verbose_name = _("file")
+        verbose_name_plural = _("files")
         indexes = [
             models.Index(fields=["project_id", "key"], name="keys_of_a_project"),
             models.Index(

@@ -134,8 +134,7 @@ def named_file_reason(named: NamedFile, owners: Collection[str]) -> str:
     else:
         text = _(
             "Kept: %(row)s, a row of this project, named it, but no key format reads its key. If"
-            " nothing else uses it, delete its R2 object row, or the file in the Cloudflare"
-            " dashboard."
+            " nothing else uses it, delete it under “Files” or in the Cloudflare dashboard."
         )
     return text % {"row": named.row, "owners": ", ".join(sorted(map(printable_text, owners)))}
 

@@ -34,7 +34,7 @@ Outcome = CleanupItem.Outcome
 RECHECK_SECONDS = 2.0
 KEPT_TEXT = gettext_lazy(
     "Used by %s, so it was kept. Once no row names it, clean up after the project again. To delete"
-    " it all the same, delete its R2 object row. If it has none, assign it to a project first."
+    " it all the same, delete it under “Files”. If it is not there, assign it to a project first."
 )
 LOST_TEXT = gettext_lazy(
     "Deleted, but %s still names it. Upload the file again, or delete the row."

@@ -373,8 +373,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name": "bucket scan",
-                "verbose_name_plural": "bucket scans",
+                "verbose_name": "scan",
+                "verbose_name_plural": "scans",
                 "indexes": [models.Index(fields=["started_at"], name="scan_started")],
                 "constraints": [
                     models.CheckConstraint(
@@ -947,8 +947,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name": "R2 object",
-                "verbose_name_plural": "R2 objects",
+                "verbose_name": "file",
+                "verbose_name_plural": "files",
                 "indexes": [
                     models.Index(fields=["project_id", "key"], name="keys_of_a_project"),
                     models.Index(

@@ -40,9 +40,9 @@ def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: 
     gone, kept = bucket.upload("proj_1", "gone.mp4"), bucket.upload("proj_1", "kept.mp4")
     log_in_as_superuser(page)
     page.goto(path("r2object"))
-    run_row_action(page, "Delete selected R2 objects", gone)
+    run_row_action(page, "Delete selected files", gone)
     expect(page.get_by_text("This deletes these files from R2")).to_be_visible()
-    page.get_by_role("button", name="Delete 1 R2 object").click()
+    page.get_by_role("button", name="Delete 1 file").click()
     reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == {kept}
     assert R2Object.objects.get().key == kept

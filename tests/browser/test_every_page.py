@@ -42,7 +42,7 @@ KEYS = [
 ASKING = [
     ("project", "Delete selected projects"),
     ("project", "Force-delete"),
-    ("r2object", "Delete selected R2 objects"),
+    ("r2object", "Delete selected files"),
     ("r2object", "Untrack, keep the files"),
     ("cleanup", "Force-delete"),
     ("cleanup", "Undo deletion"),

@@ -293,7 +293,7 @@ def test_a_person_may_delete_a_file_that_a_row_names(library: Bucket) -> None:
     library_rows("Clip").create(file=key)
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == {key: "kept"}
-    assert "delete its R2 object row" in read_reason(cleanup, key)
+    assert "delete it under “Files”" in read_reason(cleanup, key)
     R2Object.objects.get(key=key).delete()
     assert read_outcomes(run_until_idle(Cleanup.objects.get(kind="objects"))) == {key: "deleted"}
 

@@ -1,4 +1,4 @@
-"""R2 objects in the admin: deleting a row deletes its object, untracking keeps it."""
+"""Files in the admin: deleting a row deletes its object, untracking keeps it."""
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -28,7 +28,7 @@ def test_rows_whose_project_is_gone_are_listed_with_its_id(db: None) -> None:
     create_row("projects/proj_gone/scenes/s1/media/a.mp4", project_id="proj_gone")
     shown = page_text(superuser_client().get(admin_url("r2object")))
     assert '<td class="field-owner">proj_gone</td>' in shown
-    assert "1 R2 object" in shown
+    assert "1 file" in shown
 
 
 def test_search_is_by_the_beginning_of_the_key_to_the_byte(db: None) -> None:
@@ -85,7 +85,7 @@ def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None)
     across = {"select_across": "1", "index": "0"}
     shown = run_action(client, "r2object", "delete_selected", "all", **across)
     assert "… and 150 more" in shown
-    assert "R2 objects: 200 files" in shown
+    assert "Files: 200 files" in shown
     assert shown.count("_selected_action") == 1
 
 

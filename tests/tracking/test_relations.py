@@ -91,7 +91,7 @@ def test_page_lists_the_rows_that_go_with_an_object(bucket: Bucket, poster: Any)
     url = f"/admin/storage_audit/r2object/{row.pk}/delete/"
     shown = page_text(superuser_client().get(url))
     assert "the free poster" in shown and "Posters: 1" in shown
-    assert "R2 objects: 1 file," in shown
+    assert "Files: 1 file," in shown
 
 
 @pytest.mark.parametrize("poster", [PROTECTED_RELATION], indirect=True)

@@ -1,4 +1,4 @@
-"""The bucket scans over time, and how a person begins, stops and resumes one."""
+"""The scans over time, and how a person begins, stops and resumes one."""
 
 from collections.abc import Iterator
 from datetime import timedelta

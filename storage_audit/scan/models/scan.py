@@ -127,8 +127,8 @@ class BucketScan(models.Model):
     objects = BucketScanQuerySet.as_manager()
 
     class Meta:
-        verbose_name = _("bucket scan")
-        verbose_name_plural = _("bucket scans")
+        verbose_name = _("scan")
+        verbose_name_plural = _("scans")
         indexes = [models.Index(fields=["started_at"], name="scan_started")]
         constraints = [
             models.CheckConstraint(

@@ -13,7 +13,8 @@ from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
 from storage_audit.cleanup.admin.forms import ProjectIdForm
 from storage_audit.concurrency import Busy, acquire_slot
-from storage_audit.debug.discovery_comparison import Comparison, Difference, compare_all_buckets
+from storage_audit.debug.comparison_result import Comparison, Difference
+from storage_audit.debug.discovery_comparison import compare_all_buckets
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import printable_text, redact_secrets
 

@@ -25,7 +25,7 @@ from storage_audit.cleanup.discovery_and_strategy import MODES
 from storage_audit.concurrency import acquire_slot
 from storage_audit.conf import conf
 from storage_audit.debug import discovery_comparison
-from storage_audit.debug.discovery_comparison import DiscoveryMethod, KeySample
+from storage_audit.debug.comparison_result import DiscoveryMethod, KeySample
 from storage_audit.debug.remaining_files import find_remaining_files
 from storage_audit.doctor.environment import read_environment
 from storage_audit.ownership.ownership_rule import get_key_formats

@@ -2,26 +2,25 @@
 as a cleanup judges it, and by the keys alone. Writes nothing."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from math import inf
 from typing import NamedTuple
 
-from django.db.models import TextChoices
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 
 from storage_audit import project_model
 from storage_audit.bucket import listing, s3
-from storage_audit.bucket.listing import KeyIdentity, escape_key, is_storable
+from storage_audit.bucket.listing import KeyIdentity, is_storable
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.changing_objects import find_in_hand
 from storage_audit.cleanup.plan import group_by_identity
 from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS
 from storage_audit.clocks import MAX_CLOCK_SKEW, may_be_since, monotonic_seconds
 from storage_audit.conf import conf
+from storage_audit.debug.comparison_result import Comparison, DifferenceReason, DiscoveryMethod
 from storage_audit.fields import unicode_spellings
 from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
 from storage_audit.ownership import bucket_marker
@@ -37,148 +36,7 @@ from storage_audit.ownership.ownership_rule import (
     projects_in_rows,
 )
 
-State, Source = R2Object.State, R2Object.Source
-# How many keys are kept, of what may be a million.
-MAX_KEYS_KEPT, MAX_EXAMPLES_KEPT = 1000, 50
-
-
-class DiscoveryMethod(TextChoices):
-    """How a key is found: by a row, by a cleanup, or by its own text."""
-
-    TRACKED = "tracked", gettext_lazy("tracked")
-    LISTED = "listed", gettext_lazy("found by a cleanup")
-    PARSED = "parsed", gettext_lazy("found by file name alone")
-
-
-class DifferenceReason(TextChoices):
-    NEVER_TRACKED = "never_tracked", gettext_lazy("Run a backfill to track it.")
-    NOBODYS_ROW = "nobodys_row", gettext_lazy("Its record has no project.")
-    OTHERS_ROW = (
-        "others_row",
-        gettext_lazy("A backfill read the name as another project's."),
-    )
-    LIVE_UPLOAD = "live_upload", gettext_lazy("Another live project uploaded it.")
-    OTHERS_UPLOAD = (
-        "others_upload",
-        gettext_lazy("A deleted project uploaded it. That project's cleanup handles it."),
-    )
-    AMBIGUOUS = "ambiguous", gettext_lazy("It may belong to another project, so cleanups keep it.")
-    OTHERS_KEY = "others_key", gettext_lazy("Its name belongs to another project.")
-    NO_KEY_FORMAT = "no_key_format", gettext_lazy("Its name matches no known key format.")
-    OUTSIDE = (
-        "outside",
-        gettext_lazy("It is outside the project's folders. Only its record names the project."),
-    )
-    SPELLING = (
-        "spelling",
-        gettext_lazy("Record and file differ only in their Unicode spelling."),
-    )
-    GONE = "gone", gettext_lazy("The file is missing from the bucket.")
-    NEVER_STORED = "never_stored", gettext_lazy("The upload failed, so there never was a file.")
-    IN_PROGRESS = (
-        "in_hand",
-        gettext_lazy("The file was being uploaded or deleted. Compare again."),
-    )
-
-
-@dataclass
-class KeySample:
-    """The number of keys, and the first of them."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, key: str) -> None:
-        self.count += 1
-        if len(self.first) < MAX_KEYS_KEPT:
-            self.first.append(key)
-
-    def __add__(self, others: "KeySample") -> "KeySample":
-        return KeySample(self.count + others.count, (self.first + others.first)[:MAX_KEYS_KEPT])
-
-    @property
-    def is_cut(self) -> bool:
-        return self.count > len(self.first)
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A key, with what is known of its owner."""
-
-    key: str
-    evidence: str
-
-
-@dataclass
-class Difference:
-    """Keys that the same methods find, and that the others miss for the same reasons."""
-
-    found: tuple[DiscoveryMethod, ...]
-    reasons: tuple[DifferenceReason, ...]
-    count: int = 0
-    examples: list[Example] = field(default_factory=list)
-
-    @property
-    def place(self) -> str:
-        """Such as “only tracked”."""
-        if not self.found:
-            return _("in the project's folders, but found in none of the three ways")
-        first, *others = (way.label for way in self.found)
-        if not others:
-            return _("only %s") % first
-        [missing] = (way.label for way in DiscoveryMethod if way not in self.found)
-        text = _("%(first)s and %(second)s, but not %(missing)s")
-        return text % {"first": first, "second": others[0], "missing": missing}
-
-    @property
-    def words(self) -> str:
-        return " ".join(str(why.label) for why in self.reasons)
-
-
-@dataclass
-class Comparison:
-    """The counts are exact; keys are escaped as `escape_key` does, and only the first are kept."""
-
-    project_id: str
-    bucket: str
-    keys_by_method: dict[DiscoveryMethod, KeySample] = field(
-        default_factory=lambda: {way: KeySample() for way in DiscoveryMethod}
-    )
-    # The keys that only one of the two discoveries of the bucket finds.
-    only_listed: KeySample = field(default_factory=KeySample)
-    only_parsed: KeySample = field(default_factory=KeySample)
-    by_cause: dict[tuple[object, ...], Difference] = field(default_factory=dict)
-
-    @property
-    def differences(self) -> list[Difference]:
-        # What none of the three finds comes last.
-        return sorted(self.by_cause.values(), key=lambda difference: not difference.found)
-
-    @property
-    def agrees(self) -> bool:
-        """Whether all three find the same. A key that none of them finds is no disagreement."""
-        return not any(difference.found for difference in self.differences)
-
-    def add_key(
-        self,
-        key: str,
-        found_by: Sequence[DiscoveryMethod],
-        reasons: Iterable[DifferenceReason],
-        evidence: str,
-    ) -> None:
-        key = escape_key(key)
-        for way in found_by:
-            self.keys_by_method[way].add(key)
-        if DiscoveryMethod.LISTED in found_by and DiscoveryMethod.PARSED not in found_by:
-            self.only_listed.add(key)
-        if DiscoveryMethod.PARSED in found_by and DiscoveryMethod.LISTED not in found_by:
-            self.only_parsed.add(key)
-        if causes := tuple(dict.fromkeys(reasons)):
-            cause = (*found_by, *causes)
-            difference = self.by_cause.setdefault(cause, Difference(tuple(found_by), causes))
-            difference.count += 1
-            if len(difference.examples) < MAX_EXAMPLES_KEPT:
-                difference.examples.append(Example(key, evidence))
+State = R2Object.State
 
 
 def possible_buckets(project_id: str) -> list[str]:

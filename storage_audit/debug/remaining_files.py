@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.cleanup import cloudflare_crosscheck
 from storage_audit.debug import discovery_comparison
-from storage_audit.debug.discovery_comparison import DiscoveryMethod, KeySample
+from storage_audit.debug.comparison_result import DiscoveryMethod, KeySample
 from storage_audit.ownership.bucket_marker import CannotConclude
 
 

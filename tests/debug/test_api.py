@@ -20,7 +20,7 @@ from storage_audit import concurrency
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import Conf, conf
 from storage_audit.debug import api as debug
-from storage_audit.debug import discovery_comparison
+from storage_audit.debug import comparison_result
 from storage_audit.doctor.models import HealthReport
 from storage_audit.models import Project
 from storage_audit.ownership import bucket_marker
@@ -152,7 +152,7 @@ def test_each_bucket_that_may_have_some_is_checked(bucket: Bucket) -> None:
 
 
 def test_long_lists_are_cut_and_say_so(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery_comparison, "MAX_KEYS_KEPT", 2)
+    monkeypatch.setattr(comparison_result, "MAX_KEYS_KEPT", 2)
     bucket.put(*(f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(3)))
     found = client_with_token().get("/debug/list-project-files/proj_1")
     assert len(found["files_found_by_app"]) == 2
@@ -280,7 +280,7 @@ def test_long_lists_of_what_is_left_are_cut_and_say_so(
     bucket: Bucket, cloudflare_api: CloudflareApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_deleted_projects("proj_1")
-    monkeypatch.setattr(discovery_comparison, "MAX_KEYS_KEPT", 2)
+    monkeypatch.setattr(comparison_result, "MAX_KEYS_KEPT", 2)
     bucket.put(*(f"projects/proj_1/scenes/s1/media/{n}.mp4" for n in range(3)))
     left = client_with_token().get("/debug/verify-cleanup/proj_1")
     assert len(left["files_remaining_wrangler"]) == len(left["files_remaining_s3"]) == 2

@@ -16,15 +16,14 @@ from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.debug import admin as comparison_page
-from storage_audit.debug import discovery_comparison
-from storage_audit.debug.discovery_comparison import (
+from storage_audit.debug import comparison_result, discovery_comparison
+from storage_audit.debug.comparison_result import (
     Comparison,
     DifferenceReason,
     DiscoveryMethod,
     KeySample,
-    compare_bucket,
-    possible_buckets,
 )
+from storage_audit.debug.discovery_comparison import compare_bucket, possible_buckets
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
@@ -226,7 +225,7 @@ def test_counts_are_exact_where_only_the_first_keys_are_kept(
     for module, name, less in [(s3, "PAGE_SIZE", 3), (discovery_comparison, "MAX_LONE_KEYS", 2)]:
         monkeypatch.setattr(module, name, less)
     for name in ("MAX_KEYS_KEPT", "MAX_EXAMPLES_KEPT"):
-        monkeypatch.setattr(discovery_comparison, name, 2)
+        monkeypatch.setattr(comparison_result, name, 2)
     create_projects("proj_1")
     keys = [f"projects/proj_1/scenes/s1/media/{n:02}.mp4" for n in range(11)]
     bucket.put(*keys[:7])
@@ -287,7 +286,7 @@ def test_every_bucket_with_rows_of_the_project_is_compared(bucket: Bucket) -> No
 
 
 def test_keys_of_several_buckets_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(discovery_comparison, "MAX_KEYS_KEPT", 3)
+    monkeypatch.setattr(comparison_result, "MAX_KEYS_KEPT", 3)
     both = KeySample(2, ["a", "b"]) + KeySample(9, ["c", "d"])
     assert (both.count, both.first) == (11, ["a", "b", "c"])
 

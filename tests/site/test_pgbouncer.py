@@ -20,7 +20,7 @@ from storage_audit import models, read_in_steps
 from storage_audit.certificate import evidence
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.debug import discovery_comparison
-from storage_audit.debug.discovery_comparison import DiscoveryMethod
+from storage_audit.debug.comparison_result import DiscoveryMethod
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.scan.models import BucketScan

@@ -5,11 +5,8 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from storage_audit.debug.discovery_comparison import (
-    MAX_EXAMPLES_KEPT,
-    Comparison,
-    compare_all_buckets,
-)
+from storage_audit.debug.comparison_result import MAX_EXAMPLES_KEPT, Comparison
+from storage_audit.debug.discovery_comparison import compare_all_buckets
 from storage_audit.management.console import EXIT_FAILED, command_context, parse_project_id
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import printable_text

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache, reduce
@@ -19,6 +20,7 @@ TEXTS_PER_QUERY = 300
 
 # R2 sends ETags of some 40 characters.
 MAX_ETAG_LENGTH = 200
+UUID_START = "[0-9a-f]{8,32}"
 BYTEWISE_COLLATIONS = {"postgresql": "C", "sqlite": "BINARY"}
 
 
@@ -198,6 +200,15 @@ def starts_with(field: str, prefix: str) -> Q:
     end = prefix_end(prefix)
     first = Q(**{f"{field}__gte": prefix}) if prefix else Q()
     return first & Q(**{f"{field}__lt": end}) if end else first
+
+
+def uuid_starts_with(field: str, text: str) -> Q | None:
+    """The ids that start with these digits, of which there are at least 8; None for other texts."""
+    digits = text.strip("{} ").replace("-", "").lower()
+    if not re.fullmatch(UUID_START, digits):
+        return None
+    ends = (UUID(digits.ljust(32, digit)) for digit in "0f")
+    return Q(**{f"{field}__range": tuple(ends)})
 
 
 def starts_with_any(field: str, prefixes: Iterable[str]) -> Q:

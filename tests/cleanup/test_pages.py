@@ -3,15 +3,21 @@
 import re
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import pytest
+from django.contrib import admin
 from django.contrib.admin.models import LogEntry
+from django.db import connection
+from django.http import HttpRequest
+from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.html import escape
 from django_q.models import OrmQ
 
 from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup.admin.cleanups import CleanupAdmin
 from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, Project
@@ -64,10 +70,38 @@ def test_follow_up_checks_stand_above_no_deletion_unless_asked_for(
     assert is_shown or list(shown) == [deletion]
     export = client.get(admin_url("cleanup", "export", "csv") + query)
     assert str(check.pk) in export.getvalue().decode(), "a file that is kept lacks it"
-    [found] = (
-        client.get(f"{admin_url('cleanup', 'changelist')}?q={check.pk}").context["cl"].result_list
-    )
-    assert found == check
+    assert listed(client, str(check.pk)) == [check]
+
+
+def listed(client: Client, text: str) -> list[Cleanup]:
+    return list(client.get(admin_url("cleanup"), {"q": text}).context["cl"].result_list)
+
+
+def test_search_takes_the_beginning_of_a_deletion_id(db: None) -> None:
+    cleanup = create_cleanup("clean", pk=UUID("5f3e1a7cb0214c0e9f0d8a6b7c5d4e3f"))
+    create_cleanup("clean", pk=UUID("5f3e1a7db0214c0e9f0d8a6b7c5d4e3f"))
+    client = superuser_client()
+    for text in ("5f3e1a7c", "5F3E1A7C-b021", " 5f3e1a7c-", str(cleanup.pk), cleanup.pk.hex):
+        assert listed(client, text) == [cleanup], text
+    for text in ("5f3e1a7", "5f3e1a7e", "5f3e1a7cx", f"{cleanup.pk}0", "0x5f3e1a7c"):
+        assert listed(client, text) == [], text
+
+
+@pytest.mark.database
+def test_search_by_a_deletion_id_reads_indexes_only(db: None) -> None:
+    found = CleanupAdmin(Cleanup, admin.site).get_search_results
+    rows, _duplicates = found(HttpRequest(), Cleanup.objects.order_by(), "5f3e1a7c")
+    if connection.vendor == "postgresql":
+        # It would read the whole of a small table.
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+    plan = rows.explain().upper()
+    assert "INDEX" in plan and "SCAN STORAGE_AUDIT" not in plan and "SEQ SCAN" not in plan
+
+
+def test_list_links_to_the_bulk_jobs(db: None) -> None:
+    shown = page_text(staff_client().get(admin_url("cleanup")))
+    assert f'<a href="{admin_url("bulkjob")}">Bulk jobs</a>' in shown
 
 
 ANSWERS = {

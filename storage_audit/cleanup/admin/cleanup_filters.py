@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
 
 from django.contrib import admin
 from django.db.models import Q
@@ -11,6 +10,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.needs_attention import select_keeping_files, select_waiting_for_person
+from storage_audit.fields import uuid_starts_with
 from storage_audit.redaction import printable_text
 
 
@@ -102,7 +102,7 @@ class FollowUpFilter(admin.SimpleListFilter):
         place = request.resolver_match
         # A file that is kept must not lack any.
         is_export = bool(place and (place.url_name or "").endswith("_export"))
-        is_named = is_uuid(request.GET.get("q", ""))
+        is_named = bool(uuid_starts_with("pk", request.GET.get("q", "")))
         self.is_shown = is_export or is_named or not asked.isdisjoint(self.SHOWING_PARAMETERS)
         return [(self.SHOWN_VALUE, gettext_lazy("Shown"))]
 
@@ -114,11 +114,3 @@ class FollowUpFilter(admin.SimpleListFilter):
         if self.is_shown or self.value() == self.SHOWN_VALUE:
             return cleanups
         return cleanups.without_follow_ups()
-
-
-def is_uuid(text: str) -> bool:
-    try:
-        UUID(text)
-    except ValueError:
-        return False
-    return True

@@ -1,7 +1,6 @@
 """Cleanups: the list, one page for each, and what a person may do to them."""
 
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -44,7 +43,7 @@ from storage_audit.cleanup.admin.project_names import find_by_name, may_view_pro
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.display_formats import format_amount
-from storage_audit.fields import starts_with
+from storage_audit.fields import starts_with, uuid_starts_with
 from storage_audit.redaction import printable_text
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.model_admin import DJANGO_6_1, ReadOnlyAdmin
@@ -82,8 +81,8 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
     )
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
-        "The beginning of a project ID, such as proj_1, a whole deletion ID, or a word of the title"
-        " of a deleted project that can be restored."
+        "The beginning of a project ID, such as proj_1, or of a deletion ID (8 digits or more), or"
+        " a word of the title of a deleted project that can be restored."
     )
     ordering = ("-created_at", "pk")
     sortable_by = ("requested",)
@@ -141,8 +140,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         self, request: HttpRequest, queryset: QuerySet[Cleanup], search_term: str
     ) -> tuple[QuerySet[Cleanup], bool]:
         found = starts_with("project_id", search_term)
-        with suppress(ValueError):
-            found |= Q(pk=UUID(search_term))
+        found |= uuid_starts_with("pk", search_term) or Q()
         if may_view_projects(request) and (named := find_by_name(search_term)):
             found |= Q(pk__in=named)
         return queryset.filter(found), False

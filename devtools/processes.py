@@ -119,7 +119,7 @@ class Child:
             time.sleep(0.05)
 
     def wait(self) -> int:
-        """Block until the process ends by itself; return its exit code."""
+        """Block until the process ends; return its exit code."""
         # A signal just before waitpid() blocks would be noticed only after it.
         while self.is_running:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Delete one project of six, prove what went and what stayed, then serve the admin."""
+"""Delete one of six projects, prove which files are gone and which stay, then serve the admin."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ DEMO_FOLDER = ROOT / ".local" / "demo"
 LOCK = "demo.lock"
 
 EPILOG = """\
-It runs on 127.0.0.1 only, with a local R2 and SQLite, and reaches no account of yours.
+It runs on 127.0.0.1 only, with a local R2 and SQLite. It uses none of your accounts.
 
 examples:
   make demo
@@ -27,12 +27,12 @@ examples:
   make demo ARGS="--folder /tmp/second-demo"
 
 exit codes:
-  0  with --once: all files of the deleted project are gone, and all others are there
-  1  they are not, or something did not start; the last lines say what
-  2  wrong use; and make says 2 for every code but 0
-  128 and the signal's number, such as 130 for Ctrl-C: it was stopped
+  0  with --once: all files of the deleted project are gone, and all others are unchanged
+  1  they are not, or something did not start; see the last lines
+  2  wrong usage; make itself exits with 2 for any failure
+  128 and the signal's number, such as 130 for Ctrl-C: stopped
 
-Next: the demo prints the admin's address, a password, and what to try there.
+Next: open the admin. The demo prints its address, a password, and what to try there.
 """
 INVITATION = """
 The admin is at   {site.address}/admin/
@@ -40,14 +40,14 @@ User name         {user}
 Password          {site.password}
 
 What to try next:
-  * See what needs you, and find each leftover file, with its reason:
+  * Open the overview. It shows what needs attention, and leads to the leftover files:
     {site.address}/admin/storage_audit/
   * Delete proj_10 in the admin, and watch its cleanup.
-  * Select proj_autumn-sale and the action "Dry-run cleanup": see what would go and what would stay.
-  * In another terminal, see whether bucket and table agree on proj_10:
+  * Select proj_autumn-sale and choose "Dry-run cleanup" to preview which files would be deleted.
+  * Compare the bucket with the database for proj_10, in another terminal:
     (. {exports} && {python} manage.py verify_cleanup proj_10)
 
-To stop: Ctrl-C. The next demo starts afresh. Logs: {site.folder}
+To stop: Ctrl-C. The next demo starts from scratch. Logs: {site.folder}
 """
 
 
@@ -60,14 +60,14 @@ def command_line() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--once", action="store_true", help="end after the story, and serve no admin"
+        "--once", action="store_true", help="end after the proof, without serving the admin"
     )
     parser.add_argument(
         "--folder",
         type=Path,
         default=DEMO_FOLDER,
-        help="where its files go; an earlier demo's are removed first, and a folder with other"
-        f" files is refused (default: {DEMO_FOLDER.relative_to(ROOT)})",
+        help="folder of the demo; its files from an earlier demo are removed first, and a folder"
+        f" with other files is refused (default: {DEMO_FOLDER.relative_to(ROOT)})",
     )
     return parser
 
@@ -80,21 +80,22 @@ def main() -> None:
         with stop_on_signals(), lock_folder(options.folder.resolve()) as folder:
             run_demo(folder, once=options.once)
     except (StartError, Refused, OSError) as error:
-        sys.exit(f"The demo failed; whatever it started is stopped.\n{error}")
+        sys.exit(f"The demo failed. Everything that it started is stopped.\n{error}")
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[Path]:
-    """Hold the folder for us alone, emptied of an earlier demo; StartError when that cannot be."""
+    """Lock the folder and remove an earlier demo's files. Raises StartError if another demo runs in
+    the folder, or it has other files."""
     lock_file = folder / LOCK
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()) and not lock_file.exists():
-        raise StartError(f"{folder} holds files that are no demo's: choose another --folder")
+        raise StartError(f"{folder} has files that no demo made. Choose another --folder.")
     with lock_file.open("w") as lock:
         try:
             flock(lock, LOCK_EX | LOCK_NB)
         except BlockingIOError:
-            raise StartError(f"another demo runs in {folder}: stop it first") from None
+            raise StartError(f"Another demo is running in {folder}. Stop it first.") from None
         for path in folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -115,7 +116,7 @@ def run_demo(folder: Path, *, once: bool) -> None:
             sys.exit(1)
         if once:
             return
-        print("\nSome more trouble for you to find ...", flush=True)
+        print("\nAdding more problems for you to find ...", flush=True)
         site.worker.stop()
         make_states(site.r2)
         with queue_worker(folder) as worker:

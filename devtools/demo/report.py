@@ -26,11 +26,11 @@ def escape_key(key: str) -> str:
 def describe_outcome(key: str, owner: str, after: Listing, kept: Collection[str]) -> str:
     if key not in after:
         return "deleted"
-    return "kept, needs a person" if key in kept else f"kept ({owner})"
+    return "kept, owner unclear" if key in kept else f"kept ({owner})"
 
 
 def print_kept(cleanup: Cleanup) -> None:
-    print("\nKept, needs a person:")
+    print("\nKept, because we can't tell whose files they are:")
     for item in cleanup.items.filter(outcome="kept").order_by("key"):
         print(f"  {escape_key(item.key)}")
         print_wrapped("      ", f"{item.reason} ({item.owner_evidence})")
@@ -56,27 +56,27 @@ def print_wrapped(start: str, text: str) -> None:
 
 
 def print_proof(deleted: str, owners: Mapping[str, str], before: Listing, after: Listing) -> bool:
-    """Print what follows from the two listings, and say whether it is as it should be."""
+    """Compare the two listings, print the result, and return whether it is as expected."""
     problems = find_problems(deleted, owners, before, after)
-    print("\nProof, from R2's own listings before and after, which the application has no part in:")
+    print("\nProof: R2's own listings before and after, made without the application.")
     if problems:
-        print("  NOT as it should be:")
+        print("  NOT as expected:")
         for problem in problems:
             print(f"  {problem}")
     else:
         print(f"  All {len(before) - len(after)} objects of {deleted} are gone.")
-        print(f"  All {len(after)} others are there, each with the same size and etag.")
+        print(f"  All {len(after)} other objects are unchanged, with the same size and ETag.")
     return not problems
 
 
 def find_problems(
     deleted: str, owners: Mapping[str, str], before: Listing, after: Listing
 ) -> list[str]:
-    """Where the bucket differs from before, except for the deleted project's keys; in key order."""
+    """What differs from before, the deleted project's keys apart; in the order of keys."""
     found = []
     for key in sorted({*owners, *before, *after}):
         if key not in before:
-            found.append(f"was not there before: {escape_key(key)}")
+            found.append(f"new: {escape_key(key)}")
         elif owners.get(key) == deleted:
             if key in after:
                 found.append(f"still there: {escape_key(key)}")

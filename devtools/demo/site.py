@@ -45,12 +45,12 @@ class Site:
     password: str
 
     def serve(self) -> NoReturn:
-        """Block until a process ends by itself, which is an error."""
+        """Block until a process stops unexpectedly, and raise StartError."""
         processes = [self.r2.process, self.worker, self.web]
         while all(process.is_running for process in processes):
             time.sleep(0.5)
         dead = next(process for process in processes if not process.is_running)
-        raise StartError(f"the {dead.name} ended by itself\n{dead.tail()}")
+        raise StartError(f"The {dead.name} stopped unexpectedly.\n{dead.tail()}")
 
 
 @contextmanager

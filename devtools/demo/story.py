@@ -31,7 +31,7 @@ PROJECTS = {
 }
 UPLOADED_FILES = [("s1", "take.mp4"), ("s1", "captions.srt"), ("s2", "take.mp4")]
 
-# What earlier versions of AutoShorts wrote, and no table knows.
+# Earlier versions of AutoShorts wrote these without a row in the database.
 OLD_KEYS = [
     "projects/{}/scenes/s1/media/old cut.mp4",
     "projects/proj_{}/scenes/s1/media/take.mp4",
@@ -44,18 +44,20 @@ OLD_KEYS = [
 LOOK_ALIKE = "proj_10"
 AMBIGUOUS_KEYS = {
     "proj_1_x_s1_media.mp4": "proj_1 or proj_1_x?",
-    "proj_1_notes.txt": "no key format knows it",
-    "backups/2024-11-02.tar.gz": "no key format knows it",
+    "proj_1_notes.txt": "matches no key format",
+    "backups/2024-11-02.tar.gz": "matches no key format",
 }
 
 
 def run_story(site: Site) -> bool:
-    """Print the story; say whether it ended as it should, judged by the bucket's own listing."""
+    """Print the story; return whether the bucket's own listings are as expected."""
     owners = {MARKER_KEY: "this database", **upload_files(), **put_old_files(site.r2)}
     before = site.r2.keys()
     report.print_listing(f"Before: {len(before)} objects in the bucket", before, owners)
 
-    print(f"\nStaff delete {DELETED_PROJECT} in the admin; the queue worker cleans up.", flush=True)
+    print(
+        f"\nDeleting {DELETED_PROJECT} in the admin. A queue worker deletes its files.", flush=True
+    )
     cleanup = delete_in_admin(site)
     wait_for_cleanup(cleanup, site.worker)
     after = site.r2.keys()

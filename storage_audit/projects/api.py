@@ -84,7 +84,7 @@ def check_erasure(request: HttpRequest, erase: str | None, reason: str | None) -
         return ""
     require_permission(request, "storage_audit.erase_cleanup")
     if not (reason or "").strip():
-        raise Problem("refused", _("Nothing was deleted. Say why: erase=now needs a reason."))
+        raise Problem("refused", _("Nothing was deleted. Enter a reason: erase=now needs one."))
     pause_deletions.refuse_while_paused()
     return (reason or "").strip()
 

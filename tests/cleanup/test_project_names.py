@@ -132,9 +132,9 @@ def test_page_of_a_known_id_says_whether_its_files_are_kept(held: Cleanup) -> No
     client, url = superuser_client(), admin_url("knownproject", "change", "proj_5F1")
     assert "You can still undo the deletion" in page_text(client.get(url))
     end_deletions.cancel_deletion(held, "")
-    assert "A person cancelled the cleanup: its files stay." in page_text(client.get(url))
+    assert "A person cancelled the cleanup, so the files are kept." in page_text(client.get(url))
     KnownProject.objects.update(kept_for="")
-    assert "its files stay" not in page_text(client.get(url))
+    assert "the files are kept" not in page_text(client.get(url))
 
 
 def test_lookup_lists_existing_and_deleted_projects_of_a_title_together(held: Cleanup) -> None:

@@ -93,7 +93,7 @@ def test_erase_now_of_selected_projects() -> None:
 @pytest.mark.parametrize("reason", ["", "  "])
 def test_erase_now_needs_a_reason(reason: str) -> None:
     shown = delete_on_page(superuser_client(), erase="now", erase_reason=reason)
-    assert "Nothing was deleted. Say why" in shown
+    assert "Nothing was deleted. Enter a reason" in shown
     assert Project.objects.exists()
 
 

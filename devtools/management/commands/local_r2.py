@@ -40,9 +40,9 @@ class Command(DocumentedCommand):
 
     exit codes:
       0  never: it runs until it is stopped
-      1  it did not start, or ended by itself; the last lines of its log follow
-      2  wrong use
-      128 and the signal's number, such as 130 for Ctrl-C: it was stopped
+      1  it did not start, or stopped unexpectedly; the last lines of its log follow
+      2  wrong usage
+      128 and the signal's number, such as 130 for Ctrl-C: stopped
 
     Next: paste the printed lines into another shell, set SECRET_KEY and ALLOWED_HOSTS there, and
     run migrate and connect_bucket.
@@ -82,6 +82,6 @@ class Command(DocumentedCommand):
                     self.stdout.write(f"export {name}={shlex.quote(value)}")
                 self.stdout.flush()
                 r2.process.wait()
-                raise CommandError(f"The local R2 ended by itself.\n{r2.process.tail()}")
+                raise CommandError(f"The local R2 stopped unexpectedly.\n{r2.process.tail()}")
         except (StartError, OSError) as error:
             raise CommandError(str(error)) from error

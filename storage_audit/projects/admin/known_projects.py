@@ -22,29 +22,31 @@ Evidence = KnownProject.Evidence
 # How an id came to be known, and what a person does about it.
 EVIDENCE_MEANINGS = {
     Evidence.SAVED: gettext_lazy(
-        "The application saved a project with this id, and nobody said that it is deleted: it"
-        " counts as alive."
+        "The application saved a project with this ID, and we know of no deletion. We treat the"
+        " project as existing."
     ),
     Evidence.SEEN: gettext_lazy(
-        "The sweep saw a project with this id in the table, and nobody said that it is deleted: it"
-        " counts as alive."
+        "A worker found a project with this ID in the database, and we know of no deletion. We"
+        " treat the project as existing."
     ),
     Evidence.DELETED: gettext_lazy(
-        "The application deleted the project, and a cleanup of its files followed."
+        "The application deleted the project. A cleanup deletes its files."
     ),
     Evidence.VANISHED: gettext_lazy(
-        "The project is gone, and no deletion was signalled: it was deleted with SQL or past"
-        " Django. Its cleanup is blocked. Force-delete that if its files are to go, or restore the"
+        "The project is gone from the database, but Django reported no deletion. Somebody may have"
+        " used SQL. Its cleanup needs approval: approve it to delete the files, or restore the"
         " project."
     ),
     Evidence.DECLARED: gettext_lazy(
-        "A person said that the project is deleted, and a cleanup of its files followed."
+        "A person confirmed that the project is deleted. A cleanup deletes its files."
     ),
 }
 # What people decided, or still can, about a deletion.
 KEPT_MEANINGS: dict[str, Any] = {
-    KnownProject.KeptFor.HOLD: gettext_lazy("You can still undo the deletion: “Why?” leads there."),
-    KnownProject.KeptFor.CANCELLED: gettext_lazy("A person cancelled the cleanup: its files stay."),
+    KnownProject.KeptFor.HOLD: gettext_lazy("You can still undo the deletion: open “Why?”."),
+    KnownProject.KeptFor.CANCELLED: gettext_lazy(
+        "A person cancelled the cleanup, so the files are kept."
+    ),
 }
 
 

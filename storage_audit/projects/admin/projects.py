@@ -339,7 +339,7 @@ class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
         if has_own_deletion(request, owners, self):
             text = _(
                 "Nothing was deleted: Force-delete would skip this site's own deletion steps. Use"
-                " “Delete selected”. If the cleanup is blocked, force-delete that cleanup."
+                " “Delete selected”. If the cleanup needs approval, approve it on its page."
             )
             self.message_user(request, text, messages.ERROR)
             return True

@@ -67,7 +67,7 @@ def find_erase_error(request: HttpRequest) -> str:
     if refusal := refusal_reason(request, ERASE_PERMISSION):
         return _("Nothing was deleted. %s") % refusal
     if not request.POST.get("erase_reason", "").strip():
-        return _("Nothing was deleted. Say why the files go now, in the field Reason.")
+        return _("Nothing was deleted. Enter a reason for erasing the files now.")
     try:
         pause_deletions.refuse_while_paused()
     except IllegalTransition as paused:

@@ -32,6 +32,9 @@ examples:
 Next: README.md, and CONTRIBUTING.md if you want to change something.
 endef
 
+# Some images forbid Python to keep what it compiled: then each of hundreds of processes compiles all.
+export PYTHONDONTWRITEBYTECODE =
+
 help:
 	$(info $(HELP))
 	@:

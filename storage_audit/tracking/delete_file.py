@@ -21,7 +21,7 @@ from storage_audit.bucket.errors import (
 )
 from storage_audit.cleanup.delete_pipeline import recheck_deadline
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletedRow
-from storage_audit.cleanup.models.cleanup import STORAGE_DELETE_TIME
+from storage_audit.cleanup.models.cleanup_queries import STORAGE_DELETE_TIME
 from storage_audit.cleanup.open_decisions import find_undecided
 from storage_audit.cleanup.plan import find_owners
 from storage_audit.cleanup.requests import enqueue_on_commit

@@ -68,6 +68,17 @@ class CleanupStates(models.Model):
         VERIFY = "verify", _("verification")
         VANISHED = "vanished", _("disappearance of many projects")
 
+    class Trigger(models.TextChoices):
+        DELETED = "deleted", _("deletion")
+        FORCED = "forced", _("force-deletion")
+        ORPHANED = "orphaned", _("deletion of leftover files")
+        DECLARED = "declared", _("declared deleted")
+        VANISHED = "vanished", _("gone without a signal")
+        DRY_RUN = "dry_run", _("dry run")
+        VERIFY = "verify", _("verification")
+        FOLLOW_UP = "follow_up", _("follow-up check")
+        BENCHMARK = "benchmark", _("benchmark of a strategy")
+
     class Step(models.TextChoices):
         PLAN = "plan", _("finding the files")
         # Planned for its figures and limits. When the hold is over, it is planned again.
@@ -124,6 +135,9 @@ class CleanupStates(models.Model):
     objects: Any
     bucket: str
     project_id: str | None
+    project_deleted_at: datetime | None
+    parent_id: uuid.UUID | None
+    kind: str
     plan_digest: str
     step: str
     trigger: str
@@ -364,7 +378,7 @@ class CleanupStates(models.Model):
         """End its hold, and have it run now by a new plan, if it is open."""
         values["decided_at"] = timezone.now()
         after = timedelta(0)
-        if self.trigger == "follow_up" and self.held_until and self.next_attempt_at:
+        if self.trigger == self.Trigger.FOLLOW_UP and self.held_until and self.next_attempt_at:
             # A check catches what ends later, so it keeps its distance.
             after = max(after, self.next_attempt_at - self.held_until)
         self.change_if(Q(cancelled_at=None), held_until=None, **values)

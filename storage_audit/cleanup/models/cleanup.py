@@ -20,6 +20,7 @@ from storage_audit.cleanup.models.cleanup_queries import CleanupQueries
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
 from storage_audit.cleanup.models.pause import DeletionPause
+from storage_audit.cleanup.models.person_transitions import PersonTransitions
 from storage_audit.cleanup.models.position import Position, PositionField
 from storage_audit.cleanup.models.snapshot import Snapshot
 from storage_audit.cleanup.models.states import CleanupStates
@@ -92,7 +93,7 @@ class CleanupQuerySet(CleanupQueries["Cleanup"]):
         return untouched.get() if untouched.update(attempts=0) else None
 
 
-class Cleanup(CleanupStates):
+class Cleanup(PersonTransitions):
     """One deletion, from the request to its verification; the id is the deletion id."""
 
     class Discovery(models.TextChoices):

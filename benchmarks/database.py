@@ -47,7 +47,7 @@ class Database:
         """The projects of so many keys, as the application knows them."""
         for table, columns, values in (
             ("project", "title, created_at", "'', now()"),
-            ("knownproject", "first_seen_at, evidence", "now(), 'saved'"),
+            ("knownproject", "first_seen_at, evidence, kept_for", "now(), 'saved', ''"),
         ):
             self.execute(
                 f"INSERT INTO storage_audit_{table} (id, {columns}) SELECT id, {values}"

@@ -74,6 +74,18 @@ def delete_one_by_one() -> None:
             s3.delete_object(Bucket=BUCKET, Key=listed["Key"])
 
 
+def delete_project() -> None:
+    """Lists what may be a project's, prefix by prefix, and deletes all of it in one call."""
+    s3, project = make_client(), "proj_benchmark"
+    folders = [f"{kind}/" for kind in ("audio", "captions", "images", "thumbnails", "video")]
+    heads = [f"{folder}{doubled}{project}/" for folder in folders for doubled in ("", "proj_")]
+    heads += [f"projects/{doubled}{project}/scenes/" for doubled in ("", "proj_")]
+    heads += [f"{doubled}{project}_" for doubled in ("", "proj_")]
+    pages = (s3.list_objects_v2(Bucket=BUCKET, Prefix=head) for head in heads)
+    keys = [listed["Key"] for page in pages for listed in page.get("Contents", [])]
+    s3.delete_objects(Bucket=BUCKET, Delete={"Objects": [{"Key": key} for key in keys]})
+
+
 def row_values(listed: Any) -> dict[str, Any]:
     found = re.match("projects/(proj_[^/]+)/", listed["Key"])
     return {
@@ -124,6 +136,7 @@ SCRIPTS = {
         fetch_pages,
         delete_all,
         delete_one_by_one,
+        delete_project,
         update_or_create,
         bulk_create,
     )

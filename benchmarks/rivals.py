@@ -37,6 +37,7 @@ COMMANDS = {
     "s5cmd rm": [program_path("s5cmd"), "rm", "s3://{bucket}/projects/*"],
     "bucket.objects.delete()": [*NAIVE, "delete_all"],
     "one by one": [*NAIVE, "delete_one_by_one"],
+    "delete a project": [*NAIVE, "delete_project"],
 }
 
 

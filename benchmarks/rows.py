@@ -7,6 +7,7 @@ from benchmarks.lists import measure_lists
 from benchmarks.measure import Contender, Failed
 from benchmarks.ours import BACKFILL, RECONCILE
 from benchmarks.rivals import FLOOR
+from benchmarks.small import measure_small
 from benchmarks.stage import Bench, Row, Stage, Target, open_stage, speed_targets
 
 LATENCY_SECONDS = 0.1
@@ -182,6 +183,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "first": measure_first_backfill,
     "repeat": measure_repeat_backfill,
     "deletion": measure_deletion,
+    "small": measure_small,
     "memory": measure_memory,
     "queries": measure_queries,
     "workers": measure_workers,

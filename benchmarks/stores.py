@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from benchmarks.measure import ROOT
 from devtools.processes import Child, free_port
@@ -62,6 +63,26 @@ def run_canned_store(keys: int, folder: Path, latency: float = 0) -> Iterator[Ca
             store.get(f"/{BUCKET}?list-type=2{encoding}")
         store.take_requests()
         yield store
+
+
+@contextmanager
+def run_delay(store: SeaweedFS, latency: float, folder: Path) -> Iterator[str]:
+    """The address of a proxy in front of the store that holds back each request so long."""
+    port, upstream = free_port(0), urlsplit(store.environment["R2_ENDPOINT_URL"]).netloc
+    argv = [sys.executable, "-m", "benchmarks.delay", "--port", str(port)]
+    argv += ["--upstream", upstream, "--latency", str(latency)]
+    with Child("delay", argv, env={}, log=folder / "delay.log", cwd=ROOT) as child:
+        child.wait_until(lambda: is_answering(port))
+        yield f"http://127.0.0.1:{port}"
+
+
+def is_answering(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port)
+    try:
+        connection.request("GET", "/_requests")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Keys, amounts and ages as people read them."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
@@ -20,6 +20,14 @@ from storage_audit.redaction import printable_text
 MAX_LINES_SHOWN = 20
 MAX_PROJECTS_SHOWN = 5
 BYTES_PER_GB = 10**9
+
+
+class Answer(NamedTuple):
+    """What a page says first. The styles of `.audit-hero`: good, busy, attention, bad, quiet."""
+
+    style: str
+    text: str
+    sentences: Sequence[str] = ()
 
 
 def format_key(key: str) -> SafeString:
@@ -65,6 +73,16 @@ def format_age(moment: datetime) -> str:
     if timezone.now() - moment < timedelta(minutes=1):
         return _("less than a minute")
     return timesince(moment)
+
+
+def format_duration(length: timedelta) -> str:
+    """Such as “2 hours, 5 minutes”."""
+    if length < timedelta(seconds=1):
+        return _("less than a second")
+    if length < timedelta(minutes=1):
+        return ngettext("%d second", "%d seconds", length.seconds) % length.seconds
+    now = timezone.now()
+    return timesince(now - length, now)
 
 
 def format_utc(moment: datetime) -> str:

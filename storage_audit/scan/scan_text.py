@@ -1,7 +1,10 @@
-"""What each status of a scan means for a person, and what to do then."""
+"""What a person reads first about a scan: one answer, and what to do then."""
 
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit.display_formats import Answer
+from storage_audit.findings.models import Kind
 from storage_audit.scan.models import BucketScan
 
 ScanStatus = BucketScan.Status
@@ -9,47 +12,50 @@ RESUME_TEXT = gettext_lazy(
     "You can resume a scan within a day of its start. After an hour without activity it starts"
     " over."
 )
-# What a scan's status means, and what a person does then.
-STATUS_TEXTS = {
+# What its status means for the findings, and what a person does then. Its message comes between.
+NEXT_STEPS = {
     ScanStatus.RUNNING: (
-        gettext_lazy(
-            "Comparing the bucket with the tracked files. Findings appear when the scan is"
-            " complete."
-        ),
-        gettext_lazy("Wait, or stop the scan."),
+        gettext_lazy("Findings appear when the scan is complete. You can leave this page."),
     ),
-    ScanStatus.STOPPED: (
-        gettext_lazy("Stopped before the end, so there are no findings. The message says why."),
-        RESUME_TEXT,
-    ),
-    ScanStatus.COMPLETE: (
-        gettext_lazy(
-            "Complete. What the scan found is below. Earlier findings that it did not see again are"
-            " resolved."
-        ),
-        gettext_lazy("Review the findings. Each kind below says what to do."),
-    ),
+    ScanStatus.STOPPED: (RESUME_TEXT,),
+    ScanStatus.COMPLETE: (gettext_lazy("Review the findings. Each kind below says what to do."),),
     ScanStatus.FAILED: (
-        gettext_lazy("Failed, so there are no findings. The message says why."),
-        gettext_lazy("Fix the problem that the message names. Then resume, or start a new scan."),
+        gettext_lazy("Fix the problem. Then resume, or start a new scan."),
         RESUME_TEXT,
     ),
 }
 # Of those that are complete and wrote no findings.
 DRY_RUN_TEXTS = (
-    gettext_lazy("Dry run complete. It saved no findings and tracked no files."),
+    gettext_lazy("This dry run saved no findings and tracked no files."),
     gettext_lazy("To save them, start a scan without “Dry run”."),
 )
 PARTIAL_TEXTS = (
-    gettext_lazy(
-        "Partial scan complete. It checked only files tracked recently, so it saved no findings."
-    ),
+    gettext_lazy("This partial scan checked only files tracked recently, and saved no findings."),
     gettext_lazy("For findings, scan the whole bucket."),
 )
 
 
-def explain_scan(scan: BucketScan) -> list[str]:
-    """What its status means, and what a person does then."""
-    special = DRY_RUN_TEXTS if scan.dry_run else PARTIAL_TEXTS if scan.is_partial else None
-    known = STATUS_TEXTS[ScanStatus(scan.status)]
-    return list(map(str, special if special and scan.status == ScanStatus.COMPLETE else known))
+def explain_scan(scan: BucketScan) -> Answer:
+    status, found = ScanStatus(scan.status), count_findings(scan)
+    files = ngettext("%d file checked", "%d files checked", scan.listed) % scan.listed
+    findings = ngettext("%d finding", "%d findings", found) % found if found else _("no findings")
+    words = {"files": files, "findings": findings}
+    message, steps = [scan.message] if scan.message else [], list(map(str, NEXT_STEPS[status]))
+    match status:
+        case ScanStatus.RUNNING:
+            return Answer("busy", _("Scanning. %s so far.") % files, steps)
+        case ScanStatus.STOPPED:
+            text = _("Stopped before the end, so there are no findings. %s.") % files
+            return Answer("attention", text, message + steps)
+        case ScanStatus.FAILED:
+            text = _("Scan failed, so there are no findings. %s.") % files
+            return Answer("bad", text, message + steps)
+    text = _("Scan complete. %(files)s, %(findings)s.") % words
+    if special := DRY_RUN_TEXTS if scan.dry_run else PARTIAL_TEXTS if scan.is_partial else ():
+        return Answer("quiet", text, list(map(str, special)))
+    return Answer("attention", text, steps) if found else Answer("good", text)
+
+
+def count_findings(scan: BucketScan) -> int:
+    counts: list[int] = [getattr(scan, kind) for kind in Kind]
+    return sum(counts)

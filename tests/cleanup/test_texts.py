@@ -33,7 +33,7 @@ State = Finding.State
         (cleanup_text.TRIGGER_MEANINGS, Cleanup.Trigger),
         (finding_text.KIND_TEXTS, Kind),
         (finding_text.STATE_TEXTS, State),
-        (scan_text.STATUS_TEXTS, BucketScan.Status),
+        (scan_text.NEXT_STEPS, BucketScan.Status),
         (STATE_TEXTS, R2Object.State),
         (EVIDENCE_MEANINGS, KnownProject.Evidence),
     ],

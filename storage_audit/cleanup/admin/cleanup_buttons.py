@@ -1,7 +1,7 @@
 """The buttons of a cleanup's page: those that do something now, the most likely first."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 from django.http import HttpRequest
@@ -20,20 +20,9 @@ from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.needs_attention import find_verifications_with_leftovers
 from storage_audit.display_formats import format_amount
 from storage_audit.roles import refusal_reason
+from storage_audit.ui.object_page import MAIN_BUTTONS, Button
 
 Kind, Status = Cleanup.Kind, Cleanup.Status
-MAIN_BUTTONS = 2
-
-
-class Button(NamedTuple):
-    """It posts an action of the list, or is a link. `refusal` says why this person can't use it."""
-
-    label: str
-    refusal: str
-    action: str = ""
-    url: str = ""
-    is_danger: bool = False
-    help: str = ""
 
 
 def button_context(

@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
-from storage_audit.display_formats import format_utc
+from storage_audit.display_formats import Answer, format_duration, format_utc
 from storage_audit.findings.finding_text import KIND_TEXTS, kind_count
 from storage_audit.findings.models import Kind
 from storage_audit.redaction import printable_text
@@ -27,7 +27,7 @@ from storage_audit.roles import refusal_reason
 from storage_audit.scan.admin.scan_form import ScanForm
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.models.scan import BucketScanQuerySet
-from storage_audit.scan.scan_text import RESUME_TEXT, explain_scan
+from storage_audit.scan.scan_text import RESUME_TEXT, count_findings, explain_scan
 from storage_audit.scan.start import (
     NO_WORKERS_TEXT,
     QUEUED_TEXT,
@@ -42,6 +42,7 @@ from storage_audit.scan.start import (
 )
 from storage_audit.ui.links import changelist_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin, admin_action
+from storage_audit.ui.object_page import Button, ObjectPageAdmin
 
 SECOND = timedelta(seconds=1)
 Purpose, Status = BucketScan.Purpose, BucketScan.Status
@@ -62,7 +63,7 @@ class KindSummary(NamedTuple):
 
 
 @admin.register(BucketScan)
-class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
+class BucketScanAdmin(ObjectPageAdmin[BucketScan], ReadOnlyAdmin[BucketScan]):
     list_display = (
         "started_at",
         "purpose",
@@ -75,27 +76,19 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
     list_filter = ("purpose", "status", "dry_run")
     ordering = ("-started_at", "pk")
     sortable_by = ("started_at",)
-    fields = (
-        "id",
-        "purpose",
+    facts = (
         "location",
-        "status",
-        "shown_message",
-        "requested_by",
         "started_at",
         "finished_at",
-        "shown_duration",
         "rate",
         "requests",
         "max_requests",
         "dry_run",
         "fewer_objects",
         "listing_order",
-        "listed",
-        "shown_size",
-        "added",
         "updated",
         "unchanged",
+        "id",
     )
     actions = ("stop", "resume")
     change_list_template = "admin/storage_audit/bucketscan/change_list.html"
@@ -137,7 +130,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             "media": self.media,
             "form": form,
             "cost": cost,
-            "duration": cost and cost.seconds and format_duration(cost.seconds),
+            "duration": cost and cost.seconds and format_duration(timedelta(seconds=cost.seconds)),
             "refusal": start_refusal(request),
         }
         return TemplateResponse(request, "admin/storage_audit/bucketscan/start.html", context)
@@ -196,20 +189,26 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
         send_workers(scan, 1)
         self.message_user(request, RESUMED_TEXTS[starts_again], messages.SUCCESS)
 
-    def render_change_form(
-        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
-    ) -> HttpResponse:
-        if scan := context["original"]:
-            linked = has_written_findings(scan) and request.user.has_perm(
-                "storage_audit.view_finding"
-            )
-            context |= {
-                "is_live": scan.status == Status.RUNNING,
-                "meaning": explain_scan(scan),
-                "findings": findings_url(scan) if linked else "",
-                "kinds": list(kind_summaries(scan, linked=linked)),
-            }
-        return super().render_change_form(request, context, *args, **kwargs)
+    def page_title(self, scan: BucketScan) -> str:
+        return _("Scan of %s") % self.location(scan)
+
+    def page_answer(self, scan: BucketScan) -> Answer:
+        return explain_scan(scan)
+
+    def page_links(self, request: HttpRequest, scan: BucketScan) -> Iterator[Button]:
+        if count_findings(scan) and may_list_findings(request, scan):
+            yield Button(_("Show the findings"), url=findings_url(scan))
+
+    def page_context(self, request: HttpRequest, scan: BucketScan) -> dict[str, Any]:
+        linked = may_list_findings(request, scan)
+        return super().page_context(request, scan) | {
+            "is_live": scan.status == Status.RUNNING,
+            "requested_by": printable_text(scan.requested_by),
+            "found": count_findings(scan),
+            "size": self.shown_size(scan),
+            "duration": self.shown_duration(scan),
+            "kinds": list(kind_summaries(scan, linked=linked)),
+        }
 
     @admin.display(description=gettext_lazy("where"), ordering="bucket")
     def location(self, scan: BucketScan) -> str:
@@ -222,20 +221,14 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
             where = _("%(where)s, only files tracked since %(since)s") % words
         return where
 
-    @admin.display(description=gettext_lazy("message"))
-    def shown_message(self, scan: BucketScan) -> str:
-        return printable_text(scan.message)
-
     @admin.display(description=gettext_lazy("if many files are missing"))
     def fewer_objects(self, scan: BucketScan) -> str:
-        if scan.accept_fewer:
-            return _("accept the result")
-        return _("fail the scan")
+        return _("accept the result") if scan.accept_fewer else ""
 
     @admin.display(description=gettext_lazy("listing order"))
     def listing_order(self, scan: BucketScan) -> str:
         if scan.in_key_order:
-            return _("By key, so several workers can share the scan.")
+            return ""
         return _("The store’s own. Missing files are found at the end.")
 
     @admin.display(description=gettext_lazy("total size"), ordering="listed_bytes")
@@ -244,7 +237,7 @@ class BucketScanAdmin(ReadOnlyAdmin[BucketScan]):
 
     @admin.display(description=gettext_lazy("duration"))
     def shown_duration(self, scan: BucketScan) -> str:
-        return format_duration(scan_duration(scan) / SECOND)
+        return format_duration(scan_duration(scan))
 
     @admin.display(description=gettext_lazy("files per second"))
     def rate(self, scan: BucketScan) -> int:
@@ -261,30 +254,20 @@ def has_written_findings(scan: BucketScan) -> bool:
     return scan.status == Status.COMPLETE and not scan.dry_run and not scan.is_partial
 
 
+def may_list_findings(request: HttpRequest, scan: BucketScan) -> bool:
+    return has_written_findings(scan) and request.user.has_perm("storage_audit.view_finding")
+
+
 def findings_url(scan: BucketScan, **filters: str) -> str:
     return changelist_url("finding", bucket=scan.bucket, last_scan=scan.pk, **filters)
 
 
 def kind_summaries(scan: BucketScan, *, linked: bool) -> Iterator[KindSummary]:
     for kind in Kind:
-        count, (means, step) = getattr(scan, kind), KIND_TEXTS[kind]
-        if count and linked:
-            yield KindSummary(
-                kind.label, count, means, findings_url(scan, kind__exact=kind.value), step
-            )
-        else:
-            yield KindSummary(kind.label, count, means)
-
-
-def format_duration(seconds: float) -> str:
-    """Such as “0:01:30”, or “2 days, 0:01:30”."""
-    whole = timedelta(seconds=round(seconds))
-    clock = str(whole - timedelta(days=whole.days))
-    if not whole.days:
-        return clock
-    # Django's own words, as `timesince` has them.
-    days = ngettext("%(num)d day", "%(num)d days", whole.days) % {"num": whole.days}
-    return f"{days}, {clock}"
+        if count := getattr(scan, kind):
+            means, step = KIND_TEXTS[kind]
+            url = findings_url(scan, kind__exact=kind.value) if linked else ""
+            yield KindSummary(kind.label, count, means, url, step if linked else "")
 
 
 def scan_duration(scan: BucketScan) -> timedelta:

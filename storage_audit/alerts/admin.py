@@ -10,6 +10,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
+from django.utils.text import capfirst
 from django.utils.timesince import timesince
 from django.utils.timezone import now
 from django.utils.translation import gettext as _
@@ -17,22 +18,18 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.alerts import deliver
 from storage_audit.alerts.alert_rules import list_recipients
-from storage_audit.alerts.alert_text import (
-    alert_headline,
-    alert_meaning,
-    ended_text,
-    requester_text,
-)
+from storage_audit.alerts.alert_text import explain_alert
 from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.conf import conf
-from storage_audit.display_formats import format_utc
+from storage_audit.display_formats import Answer, format_utc
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
 from storage_audit.redaction import printable_text
 from storage_audit.roles import refusal_reason
-from storage_audit.ui.links import changelist_url
+from storage_audit.ui.links import changelist_url, cleanup_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin
+from storage_audit.ui.object_page import Button, ObjectPageAdmin
 
 State = Delivery.State
 
@@ -50,12 +47,11 @@ class AlertStateFilter(admin.SimpleListFilter):
 
 
 @admin.register(Alert)
-class AlertAdmin(ReadOnlyAdmin[Alert]):
+class AlertAdmin(ObjectPageAdmin[Alert], ReadOnlyAdmin[Alert]):
     list_display = ("kind_label", "project_label", "began_label", "ended_label", "delivery_summary")
     list_filter = (AlertStateFilter, "kind")
     list_select_related = ("cleanup",)
     ordering = ("-began_at", "pk")
-    fields = ()
     change_list_template = "admin/storage_audit/alert/change_list.html"
     change_form_template = "admin/storage_audit/alert/change_form.html"
     empty_list_text = gettext_lazy("No alerts so far.")
@@ -108,22 +104,24 @@ class AlertAdmin(ReadOnlyAdmin[Alert]):
         }
         return super().changelist_view(request, {**context, **(extra_context or {})})
 
-    def render_change_form(
-        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
-    ) -> HttpResponse:
-        alert = context["original"]
-        context |= {
-            "title": alert_headline(alert),
-            "lasted": ended_text(alert) if alert.ended_at else "",
-            "requester": requester_text(alert),
-            "meaning": alert_meaning(alert),
-            "summary": printable_text(alert.summary),
-            "findings": changelist_url(
-                "finding", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN
-            ),
-            "deliveries": [delivery_context(*each) for each in deliveries_of(alert)],
-        }
-        return super().render_change_form(request, context, *args, **kwargs)
+    def page_title(self, alert: Alert) -> str:
+        return capfirst(str(self.opts.verbose_name))
+
+    def page_answer(self, alert: Alert) -> Answer:
+        return explain_alert(alert)
+
+    def page_links(self, request: HttpRequest, alert: Alert) -> Iterator[Button]:
+        if alert.cleanup_id and request.user.has_perm("storage_audit.view_cleanup"):
+            yield Button(_("Open the cleanup"), url=cleanup_url(alert.cleanup_id))
+        elif alert.kind == Alert.Kind.FINDINGS and request.user.has_perm(
+            "storage_audit.view_finding"
+        ):
+            url = changelist_url("finding", bucket=ALL_BUCKETS, state__exact=Finding.State.OPEN)
+            yield Button(_("Open the findings"), url=url)
+
+    def page_context(self, request: HttpRequest, alert: Alert) -> dict[str, Any]:
+        deliveries = [delivery_context(*each) for each in deliveries_of(alert)]
+        return super().page_context(request, alert) | {"deliveries": deliveries}
 
     def send_test(self, request: HttpRequest) -> HttpResponse:
         if refusal_reason(request, "test_notifications"):

@@ -16,7 +16,7 @@ from storage_audit.alerts.models import Alert, Notification
 from storage_audit.cleanup.limits import planned_size
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
-from storage_audit.display_formats import format_utc
+from storage_audit.display_formats import Answer, format_utc
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
 from storage_audit.redaction import printable_text, redact_secrets
@@ -86,6 +86,23 @@ VANISHED_MEANING = gettext_lazy(
     "No files of these projects are deleted. Restore the projects, or approve to delete their"
     " files."
 )
+
+
+# What can wait a while.
+MILD_KINDS = (Kind.OVERDUE, Kind.FINDINGS, Kind.IDS, Kind.PAUSED)
+
+
+def explain_alert(alert: Alert) -> Answer:
+    """What its page says first."""
+    reason = [] if alert.kind == Kind.FINDINGS else [_("Reason: %s") % alert.summary]
+    if alert.ended_at:
+        return Answer("good", alert_headline(alert), [ended_text(alert), *reason])
+    sentences = [alert_meaning(alert), *reason]
+    if alert.cleanup and alert.cleanup.requested_by:
+        sentences.append(requester_text(alert))
+    sentences.append(_("Open since %s.") % format_utc(alert.began_at))
+    style = "attention" if alert.kind in MILD_KINDS else "bad"
+    return Answer(style, alert_headline(alert), sentences)
 
 
 def mail_subject(notification: Notification) -> str:

@@ -137,7 +137,7 @@ def test_at_night_all_is_paused_one_deletion_is_cancelled_and_the_rest_resumed(
         with Cluster(tmp_path, R2_ENDPOINT_URL=network.url):
             assert first_left.wait(timeout=60)
             page.goto(path("alert", "change", Alert.objects.get().pk))
-            expect(page.get_by_role("link", name="Open the deletion")).to_be_visible()
+            expect(page.get_by_role("link", name="Open the cleanup")).to_be_visible()
             page.goto(DASHBOARD)
             page.get_by_role("link", name="Pause deletions…").click()
             expect(page.get_by_text("Up to 1 request is under way.")).to_be_visible()

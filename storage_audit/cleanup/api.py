@@ -25,7 +25,7 @@ from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import printable_text
 

@@ -21,7 +21,7 @@ from storage_audit.cleanup.delete_projects import delete_project_by_id, has_own_
 from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupQuerySet
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.named_files import cascading_models
-from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject

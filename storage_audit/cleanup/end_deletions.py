@@ -16,7 +16,8 @@ from storage_audit import project_model
 from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored, restore_snapshot
+from storage_audit.cleanup.restore_rows import CannotRestore
+from storage_audit.cleanup.restore_snapshot import Restored, restore_snapshot
 from storage_audit.models import KnownProject
 from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin

@@ -55,6 +55,11 @@ def stored_fields(model: Table) -> list[Any]:
     return [each for each in model._meta.local_concrete_fields if not each.generated]
 
 
+def stored_links(table: Table) -> list[Any]:
+    """Its foreign keys."""
+    return [each for each in stored_fields(table) if each.remote_field]
+
+
 def encode_key(model: Table, pk: Any) -> str:
     values = pk if isinstance(pk, tuple) else (pk,)
     fields = model._meta.pk_fields

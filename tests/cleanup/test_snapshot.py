@@ -21,7 +21,8 @@ from storage_audit import signals
 from storage_audit.cleanup import end_deletions
 from storage_audit.cleanup import take_snapshot as take_module
 from storage_audit.cleanup.models import Cleanup, Snapshot, SnapshotChunk, SnapshotFile
-from storage_audit.cleanup.restore_snapshot import CannotRestore, Restored, restore_snapshot
+from storage_audit.cleanup.restore_rows import CannotRestore
+from storage_audit.cleanup.restore_snapshot import Restored, restore_snapshot
 from storage_audit.cleanup.snapshot_rows import JSON_NULL, latest_migrations
 from storage_audit.cleanup.take_snapshot import snapshot_obstacle
 from storage_audit.models import KnownProject

@@ -19,7 +19,7 @@ from storage_audit.cleanup.held_ids import ProjectHeld
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.requests import ProjectExists
-from storage_audit.cleanup.restore_snapshot import CannotRestore
+from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker

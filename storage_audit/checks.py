@@ -24,7 +24,7 @@ from storage_audit import project_model, queue
 from storage_audit.cleanup.named_files import project_file_columns, sample_key
 from storage_audit.conf import conf
 from storage_audit.models import R2Object
-from storage_audit.ownership import references
+from storage_audit.ownership import referring_columns
 from storage_audit.ownership.key_template import KeyFormatError
 from storage_audit.ownership.ownership_rule import get_key_formats, refused_ids, refused_ids_text
 from storage_audit.request_origin import OriginMiddleware
@@ -273,7 +273,7 @@ def has_pooler() -> bool:
 
 def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     try:
-        references.declared_references()
+        referring_columns.declared_references()
     except ImproperlyConfigured as error:
         hint = "Name text fields as app.Model.field, and functions by their path."
         return [Error(str(error), hint=hint, id="storage_audit.E006")]
@@ -311,7 +311,7 @@ def check_indexes(
     **kwargs: Any,
 ) -> list[CheckMessage]:
     try:
-        columns = references.columns_for_bucket(conf().bucket)
+        columns = referring_columns.columns_for_bucket(conf().bucket)
         asked = [column for column in columns if column.alias in (databases or ())]
         without = [column for column in asked if column.has_index() is False]
     except ImproperlyConfigured:

@@ -48,7 +48,7 @@ class Conf:
     media_kinds: tuple[str, ...] = ()
     current_key_format: str = ""
     # What else names files, beside FileFields whose storage may write to the bucket: text fields
-    # as "app.Model.field", and functions by their path; see ownership/references.py.
+    # as "app.Model.field", and functions by their path; see ownership/referring_columns.py.
     references: tuple[str, ...] = ()
 
     discovery: str = "both"

@@ -15,7 +15,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import JSONField, Max, QuerySet, Value
 
 from storage_audit.cleanup.models import Snapshot, SnapshotChunk, SnapshotFile
-from storage_audit.ownership.references import Column, declared_references, file_columns
+from storage_audit.ownership.referring_columns import Column, declared_references, file_columns
 
 Obstacle = Snapshot.Obstacle
 ROWS_PER_CHUNK = 200

@@ -25,7 +25,7 @@ from storage_audit.conf import conf
 from storage_audit.lookup.object_rules import explain_object
 from storage_audit.lookup.search import look_up
 from storage_audit.models import Project, R2Object
-from storage_audit.ownership import references
+from storage_audit.ownership import references, referring_columns
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.ownership.references import FileReferences, find_key_references
 from storage_audit.read_in_steps import read_with_timeout
@@ -454,7 +454,7 @@ def test_a_wrong_entry_is_an_error(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"REFERENCES": [entry]}
     with pytest.raises(ImproperlyConfigured, match=why):
-        references.declared_references()
+        referring_columns.declared_references()
     assert entry in run_system_checks()["storage_audit.E006"].msg
 
 

@@ -7,7 +7,8 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.models import R2Object, R2ObjectQuerySet
-from storage_audit.ownership.references import Cascade, find_row_references, has_references
+from storage_audit.ownership.references import Cascade, find_row_references
+from storage_audit.ownership.referring_columns import has_references
 from storage_audit.redaction import printable_text
 
 FILES_SHOWN, QUERY_SECONDS = 50, 2.0

@@ -94,7 +94,7 @@ class Page(NamedTuple):
 
     name: str
     url: str
-    needs: set[str]
+    needs: frozenset[str]
 
     @property
     def expected_status(self) -> int:
@@ -122,7 +122,7 @@ def list_pages() -> Iterator[Page]:
     for name, pattern in list_patterns():
         if name.startswith(API_NAME):
             continue
-        yield Page(name, "/" + build_address(pattern), set(find_needs(name, pattern).split()))
+        yield Page(name, "/" + build_address(pattern), frozenset(find_needs(name, pattern).split()))
 
 
 def build_address(pattern: str) -> str:

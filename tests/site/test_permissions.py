@@ -12,7 +12,7 @@ import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Group, Permission, User
 from django.core.management import get_commands
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
 from django.urls import resolve
 from pytest_django import Settings
 
@@ -43,6 +43,8 @@ from tests.site.pages import (
     PAGES,
     SHORTCUT,
     STAFF,
+    SUPERUSER,
+    Page,
     list_pages,
     name_permissions,
 )
@@ -75,6 +77,12 @@ def people(*more: Permission) -> Iterator[tuple[str, User]]:
             yield name, staff(*more, permission)
 
 
+def everyone_but(*missing: str) -> User:
+    """May do all that needs none of these. What they may not do, nobody with fewer permissions may:
+    nothing asks that one is missing."""
+    return staff(*(permission for name, permission in permissions() if name not in missing))
+
+
 def test_somebody_decided_on_each_page_and_each_decision_is_of_a_page(world: Bucket) -> None:
     found = {page.name for page in list_pages()}
     decided = set(OTHER_PAGES) | NOT_FOUND | {LISTS_OF_APPS}
@@ -105,17 +113,27 @@ def test_who_is_not_on_the_staff_is_sent_to_the_login(world: Bucket, known: bool
 
 
 def test_each_permission_opens_its_pages_and_no_other(world: Bucket) -> None:
-    all_pages = [each for each in list_pages() if not each.needs & {ANYBODY, STAFF}]
-    for name, user in people():
-        client, before = make_client(user), dump_everything(world)
-        for each in all_pages:
+    pages = [each for each in list_pages() if not each.needs & {ANYBODY, STAFF}]
+    clients = {name: make_client(user) for name, user in people()}
+    lacking = {each.needs: make_client(everyone_but(*each.needs)) for each in pages}
+    before = dump_everything(world)
+    for name, client in clients.items():
+        for each in pages:
             if each.is_open_to(name):
                 assert client.get(each.url).status_code == each.expected_status, (name, each)
-                continue
-            for method, answer in get_and_post(client, each.url).items():
-                # 405 where there is nothing to post to.
-                assert answer.status_code in (403, 405), (name, method, each)
+            elif SUPERUSER in each.needs:
+                assert_refused(client, each, name)
         assert dump_everything(world) == before, name
+    for each in pages:
+        if SUPERUSER not in each.needs:
+            assert_refused(lacking[each.needs], each, "without what it needs")
+    assert dump_everything(world) == before
+
+
+def assert_refused(client: Client, page: Page, who: str) -> None:
+    for method, answer in get_and_post(client, page.url).items():
+        # 405 where there is nothing to post to.
+        assert answer.status_code in (403, 405), (who, method, page)
 
 
 def viewing_permissions() -> list[Permission]:
@@ -141,10 +159,12 @@ def test_each_permission_brings_its_actions_and_no_other(world: Bucket) -> None:
     for name, user in people(*viewing_permissions()):
         mine = {action for action, needs in ACTIONS.items() if needs == name}
         assert offered(user) == mine, name
-        if not mine and name != "the others":
-            continue
+    for name in sorted({name for needs in ACTIONS.values() for name in needs.split()}):
+        lacking = {action for action, needs in ACTIONS.items() if name in needs.split()}
+        user = everyone_but(name)
+        assert offered(user) == ACTIONS.keys() - lacking, name
         client, before = make_client(user), dump_everything(world)
-        for model, action in ACTIONS.keys() - mine:
+        for model, action in lacking:
             for url in list_places(model):
                 post_form(client, url, **choose_first(model, action))
         assert dump_everything(world) == before, name

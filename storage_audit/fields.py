@@ -20,6 +20,7 @@ TEXTS_PER_QUERY = 300
 
 # R2 sends ETags of some 40 characters.
 MAX_ETAG_LENGTH = 200
+LAST_CHARACTER = "\U0010ffff"
 UUID_START = "[0-9a-f]{8,32}"
 BYTEWISE_COLLATIONS = {"postgresql": "C", "sqlite": "BINARY"}
 

@@ -11,7 +11,8 @@ from typing import Any, Self, TypeAlias
 from django.core.exceptions import ValidationError
 from django.db import OperationalError, connection, models, transaction
 from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
-from django.db.models.functions import Coalesce, Upper
+from django.db.models.functions import Coalesce, Concat, Upper
+from django.db.models.lookups import GreaterThanOrEqual, LessThan
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -19,6 +20,7 @@ from storage_audit import project_model
 from storage_audit.clocks import is_recent, time_within
 from storage_audit.conf import conf
 from storage_audit.fields import (
+    LAST_CHARACTER,
     MAX_ETAG_LENGTH,
     Bytewise,
     BytewiseTextField,
@@ -65,6 +67,13 @@ class Project(models.Model):
         # A key is built from the id, so an id outside the grammar must not come into being.
         validate_project_id(self.pk)
         super().save(*args, **kwargs)
+
+    @classmethod
+    def title_starts_with(cls, text: str) -> Q:
+        """In whatever case. A range, as SQLite reads no index for LIKE."""
+        first = Upper(Value(text))
+        is_after = GreaterThanOrEqual(cls.UPPER_TITLE, first)
+        return Q(is_after, LessThan(cls.UPPER_TITLE, Concat(first, Value(LAST_CHARACTER))))
 
 
 class KnownProjectQuerySet(models.QuerySet["KnownProject"]):

@@ -76,10 +76,10 @@ def find_existing_by_title(title: str) -> dict[str, str]:
     """A model of the site's own may have no index for that, so it is not searched."""
     if project_model.get_model() is not Project:
         return {}
-    titled = Project.objects.alias(titled=Project.UPPER_TITLE).values_list("pk", "title")
-    found = dict(titled.filter(titled=Upper(Value(title)))[:2])
+    titles = Project.objects.values_list("pk", "title")
+    found = dict(titles.alias(titled=Project.UPPER_TITLE).filter(titled=Upper(Value(title)))[:2])
     if len(found) != 1:
-        longer = titled.filter(titled__startswith=Upper(Value(title)))
+        longer = titles.filter(Project.title_starts_with(title))
         found = dict(longer[: MAX_MATCHES + 1])
     return found
 

@@ -1,7 +1,8 @@
 """People find a deleted project by its title, for as long as the deletion can be undone."""
 
 import pytest
-from django.contrib.auth.models import Permission, User
+from django.contrib.auth.admin import GroupAdmin
+from django.contrib.auth.models import Group, Permission, User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -20,6 +21,7 @@ from tests.admin_client import (
     superuser_client,
     url_of_cleanup,
 )
+from tests.builders import create_cleanup
 from tests.held import grant_grace
 from tests.real_bucket import Bucket
 
@@ -60,6 +62,58 @@ def test_other_searches_find_what_they_found(held: Cleanup) -> None:
     assert NAME not in listed(client, "winter")
     assert "We have no record of this file." in looked_up(client, "winter")
     assert not find_by_name(" ") and not find_by_name("\0")
+
+
+@pytest.fixture
+def compared(db: None) -> Cleanup:
+    Project.objects.create(pk="proj_2", title="Autumn Sale")
+    return create_cleanup("clean", kind=Cleanup.Kind.VERIFY, project_id="proj_2")
+
+
+def test_list_finds_a_live_project_by_the_beginning_of_its_title(compared: Cleanup) -> None:
+    client = superuser_client()
+    for text in ("autumn", " AUTUMN SALE "):
+        assert "Autumn Sale (proj_2)" in listed(client, text), text
+    for text in ("Sale", "autumn sales", "%", "_utumn"):
+        assert "0 cleanups" in listed(client, text), text
+
+
+def test_title_of_a_new_project_is_not_shown_for_an_earlier_deletion(compared: Cleanup) -> None:
+    create_cleanup("clean", project_id="proj_2")
+    assert listed(superuser_client(), "autumn").count("Autumn Sale (proj_2)") == 1
+
+
+def test_list_finds_projects_of_a_model_of_the_sites_own(
+    compared: Cleanup, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
+    group = Group.objects.create(name="Night shift")
+    create_cleanup("clean", project_id=str(group.pk))
+    client = superuser_client()
+    assert "1 cleanup " in listed(client, "shift") and "0 cleanups" in listed(client, "autumn")
+    monkeypatch.setattr(GroupAdmin, "search_fields", ())
+    assert "0 cleanups" in listed(client, "shift"), "this list has no search"
+    monkeypatch.undo()
+    hidden = Group.objects.none()
+    monkeypatch.setattr(GroupAdmin, "get_queryset", lambda _self, _request: hidden)
+    assert "0 cleanups" in listed(client, "shift"), "this person may not see the row"
+
+
+def test_search_by_a_title_reads_indexes_only(compared: Cleanup) -> None:
+    if connection.vendor == "postgresql":
+        # It would read the whole of a small table.
+        with connection.cursor() as cursor:
+            cursor.execute("SET LOCAL enable_seqscan = off")
+    plan = Project.objects.order_by().filter(Project.title_starts_with("autumn")).explain()
+    assert "project_titled" in plan
+
+
+def test_titles_of_live_projects_are_for_those_who_may_view_projects(compared: Cleanup) -> None:
+    user = User.objects.create_user("eve", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename="view_cleanup"))
+    client = client_for(user)
+    assert "Autumn" not in listed(client, "proj_2")
+    assert "0 cleanups" in listed(client, "autumn")
 
 
 def test_titles_are_for_those_who_may_view_projects(held: Cleanup) -> None:

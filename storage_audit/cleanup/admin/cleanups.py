@@ -39,7 +39,11 @@ from storage_audit.cleanup.admin.decision_kinds import UNDO
 from storage_audit.cleanup.admin.decisions import DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
 from storage_audit.cleanup.admin.forms import DeclareDeletedForm
-from storage_audit.cleanup.admin.project_names import find_by_name, may_view_projects
+from storage_audit.cleanup.admin.project_names import (
+    find_by_name,
+    find_existing_by_name,
+    may_view_projects,
+)
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.display_formats import format_amount
@@ -82,7 +86,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
         "The beginning of a project ID, such as proj_1, or of a deletion ID (8 digits or more), or"
-        " a word of the title of a deleted project that can be restored."
+        " of a project’s title. Of a deleted project that can be restored, any word of the title."
     )
     ordering = ("-created_at", "pk")
     sortable_by = ("requested",)
@@ -139,10 +143,13 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Cleanup], search_term: str
     ) -> tuple[QuerySet[Cleanup], bool]:
+        if not search_term:
+            return queryset, False
         found = starts_with("project_id", search_term)
         found |= uuid_starts_with("pk", search_term) or Q()
-        if may_view_projects(request) and (named := find_by_name(search_term)):
-            found |= Q(pk__in=named)
+        if may_view_projects(request):
+            existing = find_existing_by_name(request, self.admin_site, search_term)
+            found |= Q(pk__in=find_by_name(search_term)) | Q(project_id__in=existing)
         return queryset.filter(found), False
 
     def render_change_form(

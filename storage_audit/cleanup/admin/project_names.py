@@ -1,16 +1,19 @@
-"""Deleted projects by name, such as their title, while their deletion can be undone."""
+"""Projects by name, such as their title: those that exist, and deleted ones while their deletion
+can be undone."""
 
 from typing import Any
 from uuid import UUID
 
+from django.contrib.admin import AdminSite
 from django.contrib.auth import get_permission_codename
+from django.db import DEFAULT_DB_ALIAS
 from django.http import HttpRequest
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.conf import conf
 
-# The latest ones.
 MAX_FOUND = 100
 
 
@@ -29,5 +32,19 @@ def find_by_name(text: str) -> list[UUID]:
     name = text.strip()
     if not name or not is_storable(name):
         return []
+    # The latest ones.
     found = Cleanup.objects.called(name).order_by("-created_at")
     return list(found.values_list("pk", flat=True)[:MAX_FOUND])
+
+
+def find_existing_by_name(request: HttpRequest, site: AdminSite, text: str) -> set[str]:
+    """The ids of projects that the search of the site's own list of projects finds. It knows what
+    their model calls a title, which index finds one, and which projects this person may see."""
+    projects = site._registry.get(project_model.get_model())
+    name = text.strip()
+    if not projects or not projects.get_search_fields(request) or not name:
+        return set()
+    rows = projects.get_queryset(request).using(DEFAULT_DB_ALIAS).order_by()
+    found, has_duplicates = projects.get_search_results(request, rows, name)
+    ids = found.values_list(conf().project_id_field, flat=True)
+    return set(map(str, (ids.distinct() if has_duplicates else ids)[:MAX_FOUND]))

@@ -8,9 +8,10 @@ from operator import or_
 from typing import Any, Self, TypeVar
 
 from django.db import models
-from django.db.models import Case, Exists, F, OuterRef, Q, Value, When
+from django.db.models import Case, Exists, F, OuterRef, Q, Subquery, Value, When
 from django.db.models.functions import Coalesce
 
+from storage_audit import project_model
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem
 from storage_audit.cleanup.models.pause import DeletionPause
@@ -18,6 +19,7 @@ from storage_audit.cleanup.models.snapshot import SnapshotName
 from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
+from storage_audit.models import Project
 
 # A call of `storage.delete` with all its checks, at a slow store. Its cleanup waits that long.
 STORAGE_DELETE_TIME = timedelta(minutes=5)
@@ -138,10 +140,17 @@ class CleanupQueries(models.QuerySet[_C]):
         return self.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
 
     def with_names(self) -> Self:
-        """Annotate what the deleted project was called, for as long as that is kept."""
+        """Annotate what the deleted project was called, for as long as that is kept; of what was
+        only compared or previewed, the title of the project. A model of the site's own may have
+        none."""
         same = {"snapshot": OuterRef("snapshot"), "project_id": OuterRef("project_id")}
-        names = SnapshotName.objects.filter(**same).values("name")[:1]
-        return self.annotate(project_name=models.Subquery(names))
+        name: Any = Subquery(SnapshotName.objects.filter(**same).values("name")[:1])
+        if project_model.get_model() is Project:
+            titles = Project.objects.filter(pk=OuterRef("project_id")).values("title")
+            deletes_nothing = Q(kind=self.model.Kind.VERIFY) | Q(dry_run=True)
+            title = Case(When(deletes_nothing, then=Subquery(titles)))
+            name = Coalesce(name, title, output_field=models.TextField())
+        return self.annotate(project_name=name)
 
     def called(self, text: str) -> Self:
         """Deletions of projects whose name contains this, in whatever case."""

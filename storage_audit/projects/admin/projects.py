@@ -9,8 +9,7 @@ from django.contrib import admin, messages
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.widgets import AdminTextInputWidget
 from django.db import transaction
-from django.db.models import OuterRef, Q, QuerySet, Subquery, Value
-from django.db.models.functions import Upper
+from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
@@ -403,9 +402,8 @@ class ProjectAdmin(OwnerAdmin[Project]):
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Project], search_term: str
     ) -> tuple[QuerySet[Project], bool]:
-        titled = queryset.alias(titled=Project.UPPER_TITLE)
-        named = Q(titled__startswith=Upper(Value(search_term)))
-        return titled.filter(starts_with("pk", search_term) | named), False
+        found = starts_with("pk", search_term) | Project.title_starts_with(search_term)
+        return queryset.filter(found), False
 
     def get_list_display(self, request: HttpRequest) -> Any:
         may_delete = self.has_delete_permission(request)

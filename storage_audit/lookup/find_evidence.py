@@ -65,9 +65,33 @@ def find_kept_item(facts: ObjectFacts) -> CleanupItem | None:
     return None if is_over else item
 
 
+def find_kept_item_of_deletion(facts: ObjectFacts) -> CleanupItem | None:
+    """Not of a verification or a dry run."""
+    item = find_kept_item(facts)
+    return item if item and item.cleanup.is_deletion else None
+
+
 def find_kept_item_of_deleted(facts: ObjectFacts) -> CleanupItem | None:
     item = find_kept_item(facts)
     return item if item and cleaned_state(facts, item) is ProjectState.DELETED else None
+
+
+def add_current_doubt(
+    find: Callable[[ObjectFacts], CleanupItem | None],
+) -> Callable[[ObjectFacts], object]:
+    """Finds the item with the doubt that keeps the object now, if one does: the item has the doubt
+    of back then, and a project that lived then may be deleted by now."""
+
+    def find_with_doubt(facts: ObjectFacts) -> object:
+        item = find(facts)
+        of_project = item and [
+            judged.verdict.reason
+            for judged in facts.verdicts
+            if judged.project.project_id == item.cleanup.project_id
+        ]
+        return item and [item, *filter(None, of_project or ())]
+
+    return find_with_doubt
 
 
 def cleaned_state(facts: ObjectFacts, item: CleanupItem) -> ProjectState | None:
@@ -228,12 +252,13 @@ def find_ownerless_of(facts: ObjectFacts, owner: ProjectStatus | None) -> object
 
 
 def find_last_doubt(facts: ObjectFacts) -> object:
-    """With the verdict of a cleanup of the project that was deleted last, which may delete what
+    """With the doubt of a cleanup of the project that was deleted last, which may delete what
     others kept."""
     finding, now = find_ownerless(facts), timezone.now()
-    if not finding:
+    doubtful = [each for each in facts.verdicts if each.verdict.reason]
+    if not finding or not doubtful:
         return None
-    last = max(facts.verdicts, key=lambda each: each.project.deleted_at or now)
+    last = max(doubtful, key=lambda each: each.project.deleted_at or now)
     return [finding, last.verdict.reason]
 
 

@@ -79,15 +79,19 @@ OBJECT_RULES: tuple[Rule[ObjectFacts], ...] = (
     Rule("cancelled", evidence.find_cancelled_owner, situation=Situation.KEPT),
     Rule(
         "kept",
-        restrict_finder(evidence.find_kept_item, lambda item: item.cleanup.is_deletion),
+        evidence.add_current_doubt(evidence.find_kept_item_of_deletion),
         evidence.maybe_changed_text,
     ),
     Rule(
         "would_be_kept_of_deleted",
-        evidence.find_kept_item_of_deleted,
+        evidence.add_current_doubt(evidence.find_kept_item_of_deleted),
         evidence.maybe_changed_text,
     ),
-    Rule("would_be_kept", evidence.find_kept_item, evidence.maybe_changed_text),
+    Rule(
+        "would_be_kept",
+        evidence.add_current_doubt(evidence.find_kept_item),
+        evidence.maybe_changed_text,
+    ),
     Rule("differs", lambda f: find_latest_item(f, Outcome.FAILED)),
     Rule(
         "ignored",
@@ -288,10 +292,7 @@ OBJECT_TEXTS: dict[str, Any] = {
         "The name fits several projects, and none of them exists any more. A scan found the file on"
         " %(seen_at)s. To delete it, clean up the files of %(project)s."
     ),
-    "ambiguous_and_doubtful": _(
-        "The name fits several projects, and none of them exists any more. A scan found the file on"
-        " %(seen_at)s. %(reason)s"
-    ),
+    "ambiguous_and_doubtful": _("%(reason)s A scan found the file on %(seen_at)s."),
     Kind.AMBIGUOUS: _(
         "The name fits more than one project, so no cleanup deletes this file. A scan found it on"
         " %(seen_at)s. Assign it to the right project."

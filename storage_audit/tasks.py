@@ -20,7 +20,14 @@ from storage_audit import logs, queue
 from storage_audit.alerts import alert_rules, deliver
 from storage_audit.alerts.models import Delivery
 from storage_audit.bucket.request_stats import record_requests
-from storage_audit.cleanup import bulk, held_ids, requests, runner, vanished_projects
+from storage_audit.cleanup import (
+    bulk,
+    held_ids,
+    pause_deletions,
+    requests,
+    runner,
+    vanished_projects,
+)
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.clocks import DatabaseNow
@@ -83,7 +90,7 @@ def sweep() -> dict[str, int]:
                 every.callback(requests.enqueue_cleanup, cleanup_id)
     finally:
         noticed = vanished_projects.check_vanished_projects()
-    update_daily_figures()
+    update_hourly()
     return {"vanished": noticed, "enqueued": len(ids)}
 
 
@@ -94,10 +101,13 @@ def bring_work_forward(now: datetime) -> None:
     queue.bring_sweeps_forward(now)
 
 
-def update_daily_figures() -> None:
-    """Last of all, as nothing depends on them, and to count everything takes a while."""
+def update_hourly() -> None:
+    """Last of all, as no deletion depends on the figures, and to count everything takes a while."""
     try:
-        daily_figures.take_figures()
+        is_hour_over = daily_figures.take_figures()
+        if is_hour_over:
+            # Of a restored database, the last figures are old, so this is done at once.
+            pause_deletions.adopt_pauses()
     except Exception:
         logger.exception("Could not record the day's figures. The next sweep tries again.")
 

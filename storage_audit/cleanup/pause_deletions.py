@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain
+from typing import NamedTuple
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Count, Sum
+from django.db.models import Count, Q, Sum
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -52,6 +53,14 @@ class PauseResult:
 
     pause: DeletionPause
     unwritten: dict[str, str]
+
+
+class DueFigures(NamedTuple):
+    """How many cleanups are concerned, and what they may still delete as far as that is known."""
+
+    cleanups: int
+    objects: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,10 @@ def write_objects(pause: DeletionPause) -> dict[str, str]:
 
 
 def buckets_of(pause: DeletionPause) -> list[str]:
-    if pause.cleanup:
-        return [pause.cleanup.bucket]
+    return [pause.cleanup.bucket] if pause.cleanup else connected_buckets()
+
+
+def connected_buckets() -> list[str]:
     identity_row = DatabaseIdentity.objects.first()
     return sorted(identity_row.markers) if identity_row else []
 
@@ -159,10 +170,23 @@ def find_resume_figures(cleanup: Cleanup | None = None) -> ResumeFigures:
     if pause is None:
         raise IllegalTransition(_("Deletions are not paused."))
     due = find_resting(pause)
+    return ResumeFigures(pause, *count_due(due), over_limits_text(due))
+
+
+def find_pause_figures(cleanup: Cleanup | None = None) -> DueFigures:
+    """What is shown before deletions are paused."""
+    concerned = Cleanup.objects.deleting().open()
+    if cleanup:
+        return count_due(concerned.filter(Q(pk=cleanup.pk) | Q(parent=cleanup.pk)))
+    # A follow-up check that is yet to begin mostly finds nothing.
+    return count_due(concerned.covering())
+
+
+def count_due(due: CleanupQuerySet) -> DueFigures:
     items = CleanupItem.objects.filter(cleanup__in=due).planned()
     items = items.exclude(found_in=CleanupItem.FoundIn.TRACKED)
     sums = items.aggregate(n=Count("pk"), size=Coalesce(Sum("size"), 0))
-    return ResumeFigures(pause, due.count(), sums["n"], sums["size"], over_limits_text(due))
+    return DueFigures(due.count(), sums["n"], sums["size"])
 
 
 def find_resting(pause: DeletionPause) -> CleanupQuerySet:
@@ -277,6 +301,22 @@ def rest_cleanup(cleanup: Cleanup, met: DeletionsPaused | PausedInBucket) -> Non
         cleanup.rest_while_paused(reason, after=after, progress=shown)
         delete_batches.unlock_idle_items(cleanup)
         cleanup.record("paused", reason)
+
+
+def adopt_pauses() -> None:
+    """Write the rows of all pauses that only their objects tell of, so that pages show them and a
+    person can resume. A worker would write them, but only once it has something to delete."""
+    for bucket in connected_buckets():
+        try:
+            keys = bucket_marker.find_pauses(bucket)
+        except StoreError:
+            continue
+        for key in keys:
+            deletion_id = bucket_marker.paused_id(key)
+            is_shown = DeletionPause.objects.filter(cleanup=deletion_id).exists()
+            is_ours = deletion_id is None or Cleanup.objects.filter(pk=deletion_id).exists()
+            if is_ours and not is_shown:
+                adopt_pause(PausedInBucket(bucket, key))
 
 
 def adopt_pause(met: PausedInBucket) -> bool:

@@ -3,6 +3,7 @@
 import json
 import re
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from django.test import Client
@@ -10,11 +11,15 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
+from storage_audit import tasks
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
+from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import pause_deletions
 from storage_audit.cleanup.models import Cleanup, DeletionPause
-from storage_audit.models import Project
+from storage_audit.dashboard.models import DailyFigures
+from storage_audit.models import DatabaseIdentity, Project
+from storage_audit.ownership import bucket_marker
 from tests.admin_client import (
     DASHBOARD,
     admin_url,
@@ -94,6 +99,67 @@ def test_cleanups_page_pauses_it_alone(bucket: Bucket) -> None:
     assert "1 cleanup waits." in asked and "Resume, delete at most 1 file" in asked
     client.post(resume, {"figures": read_figures(asked)})
     assert run_until_idle(cleanup).status == Status.CLEAN
+
+
+def test_question_before_a_pause_counts_cleanups_and_files(
+    bucket: Bucket, settings: Settings
+) -> None:
+    client = superuser_client()
+    assert "No cleanup is open now." in page_text(client.get(PAUSE))
+    grant_grace(settings)
+    create_projects("proj_1", "proj_2")
+    put_files(bucket, 3)
+    first = run_until_idle(request_cleanup("proj_1"))
+    other = request_cleanup("proj_2")
+    asked = page_text(client.get(PAUSE))
+    assert "This stops 2 open cleanups, which have found 3 files, 21" in asked
+    asked = page_text(client.get(f"{PAUSE}?cleanup={first.pk}"))
+    assert "This stops 1 open cleanup, which has found 3 files, 21" in asked
+    asked = page_text(client.get(f"{PAUSE}?cleanup={other.pk}"))
+    assert "This stops 1 open cleanup, which has found no files to delete so far." in asked
+
+
+def test_pause_that_only_the_bucket_knows_is_shown_and_resumed(bucket: Bucket) -> None:
+    """The database was restored from a backup, and nothing is to be deleted meanwhile."""
+    pause_deletions.pause_deletions("files are missing")
+    DeletionPause.objects.all().delete()
+    client = superuser_client()
+    assert BAR not in page_text(client.get(DASHBOARD))
+    tasks.sweep()
+    shown = page_text(client.get(DASHBOARD))
+    assert "All deletions are paused." in shown and "files are missing" in shown
+    asked = page_text(client.get(RESUME))
+    client.post(RESUME, {"figures": read_figures(asked)})
+    assert not DeletionPause.objects.exists() and not bucket_marker.find_pauses(bucket.name)
+    DailyFigures.objects.all().delete()
+    tasks.sweep()
+    assert not DeletionPause.objects.exists()
+
+
+def test_pause_of_a_cleanup_that_the_database_does_not_know_pauses_nothing_else(
+    bucket: Bucket,
+) -> None:
+    bucket.put(bucket_marker.pause_key(uuid4()))
+    tasks.sweep()
+    assert not DeletionPause.objects.exists()
+
+
+def test_bucket_that_does_not_answer_hides_no_pause_of_another(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = bucket_marker.find_pauses
+
+    def refuse_one(name: str) -> list[str]:
+        if name == "another":
+            raise StoreError("refused")
+        return find(name)
+
+    markers = DatabaseIdentity.objects.get().markers
+    DatabaseIdentity.objects.update(markers={**markers, "another": "etag"})
+    bucket.put(bucket_marker.PAUSE_KEY)
+    monkeypatch.setattr(bucket_marker, "find_pauses", refuse_one)
+    tasks.sweep()
+    assert DeletionPause.objects.exists()
 
 
 def test_pause_is_offered_on_a_follow_up_check_and_not_on_its_cleanup_that_is_over(

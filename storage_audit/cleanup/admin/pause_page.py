@@ -83,9 +83,24 @@ def ask_pause(
         "title": _("Pause this cleanup?") if cleanup else _("Pause all deletions?"),
         "subject": printable_text(cleanup.subject) if cleanup else "",
         "form": form,
+        "concerned": concerned_text(cleanup),
         "under_way": under_way_text(),
     }
     return show_page(model_admin, request, "pause", context)
+
+
+def concerned_text(cleanup: Cleanup | None) -> str:
+    """How many cleanups stop, and how many files that keeps from being deleted."""
+    figures = pause_deletions.find_pause_figures(cleanup)
+    if not figures.cleanups:
+        return _("No cleanup is open now.")
+    text = ngettext(
+        "This stops %(count)d open cleanup, which has found %(files)s to delete so far.",
+        "This stops %(count)d open cleanups, which have found %(files)s to delete so far.",
+        figures.cleanups,
+    )
+    files = format_amount(figures.objects, figures.size) if figures.objects else _("no files")
+    return text % {"count": figures.cleanups, "files": files}
 
 
 def under_way_text() -> str:

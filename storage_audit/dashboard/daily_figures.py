@@ -127,13 +127,17 @@ def has_few_leftovers() -> bool:
 
 def outcomes_by_day(since: date) -> list[DayOutcomes]:
     """The outcomes of each day from `since` on, by status."""
-    begin = timezone.make_aware(datetime.combine(since, datetime.min.time()))
+    begin = day_start(since)
     first = Q(parent=None, dry_run=False) & ~Q(kind=Cleanup.Kind.VERIFY)
     ended = Cleanup.objects.filter(finished_at__gte=begin).order_by()
     sums = ended.values("status", day=TruncDate("finished_at")).annotate(
         deletions=Count("pk", filter=first), bytes=Sum("deleted_bytes", default=0)
     )
     return [DayOutcomes(**group) for group in sums]
+
+
+def day_start(day: date) -> datetime:
+    return timezone.make_aware(datetime.combine(day, datetime.min.time()))
 
 
 def stored_now_and_before() -> tuple[DailyFigures | None, DailyFigures | None]:
@@ -145,17 +149,17 @@ def stored_now_and_before() -> tuple[DailyFigures | None, DailyFigures | None]:
 
 
 def freed_bytes() -> FreedBytes:
-    """Also by follow-up checks. Without records from before both periods, the earlier one may be
-    incomplete, and is not compared."""
-    now, period = timezone.now(), timedelta(days=TREND_DAYS)
-    ended = Cleanup.objects.filter(finished_at__gte=now - 2 * period)
-    lately = Q(finished_at__gte=now - period)
+    """Also by follow-up checks, of the days that the chart of 30 days has too. Without records from
+    before both periods, the earlier one may be incomplete, and is not compared."""
+    today, period = timezone.localdate(), timedelta(days=TREND_DAYS)
+    first_day = day_start(today - period + timedelta(days=1))
+    ended = Cleanup.objects.filter(finished_at__gte=first_day - period)
+    lately = Q(finished_at__gte=first_day)
     sums = ended.aggregate(
         lately=Sum("deleted_bytes", filter=lately, default=0),
         before=Sum("deleted_bytes", filter=~lately, default=0),
     )
-    began = timezone.localdate() - 2 * period
-    if not DailyFigures.objects.filter(day__lte=began).exists():
+    if not DailyFigures.objects.filter(day__lte=today - 2 * period).exists():
         return FreedBytes(sums["lately"], None)
     return FreedBytes(**sums)
 

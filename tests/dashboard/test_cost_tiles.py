@@ -82,7 +82,9 @@ def test_freed_bytes_are_compared_with_the_30_days_before(db: None) -> None:
     record(60, 1)
     free(1, 2)
     free(29, 4)
-    free(31, 8)
+    # The chart of 30 days begins 29 days before today, too.
+    free(30, 7)
+    free(31, 1)
     free(61, 16)
     figure, text = cost_tile("Freed in the last 30 days")
     assert figure == "5.6 GB"

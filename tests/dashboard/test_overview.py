@@ -21,7 +21,7 @@ from django_q.models import OrmQ, Schedule
 from pytest_django import Settings
 
 from autoshorts import urls
-from storage_audit import tasks
+from storage_audit import queue, tasks
 from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, Snapshot, SnapshotName
@@ -437,7 +437,11 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
         ],
         change("cleanup", failed.pk): ["AccessDenied", "try again"],
         change("bucketscan", broken.pk): ["The listing broke off.", "then scan again."],
-        change("healthreport", wrong.pk): ["The last health report", "check again"],
+        change("healthreport", wrong.pk): [
+            "Health check: worker",
+            "No queue worker answered within 30 seconds.",
+            "start one (manage.py qcluster)",
+        ],
     }.items():
         entry = entry_of(shown, url)
         assert all(escape(text) in entry for text in said), entry
@@ -447,6 +451,35 @@ def test_each_need_says_why_and_what_to_do_and_leads_there(db: None) -> None:
     assert listed(client, missing[0]) == 1
     # The oldest first.
     assert shown.index(str(blocked.pk)) < shown.index(str(failed.pk))
+
+
+def test_wrong_health_report_names_the_first_check_that_failed(db: None) -> None:
+    warning = PROBE | {"name": "clock", "status": "warning", "summary": "Two minutes off."}
+    wrong = PROBE | {"name": "bucket", "status": "wrong", "summary": "No such bucket: <b>."}
+    waits = PROBE | {"name": "marker", "status": "wrong", "readings": {"waits for": "bucket"}}
+    report = HealthReport.objects.create(
+        context="web", host="h", pid=1, probes=[warning, waits, wrong]
+    )
+    entry = entry_of(
+        page_text(superuser_client().get(DASHBOARD)), change("healthreport", report.pk)
+    )
+    assert "Health check: bucket" in entry and escape("No such bucket: <b>.") in entry
+    assert "marker" not in entry and "Two minutes" not in entry
+
+
+def test_work_that_waits_for_a_first_worker_needs_a_person(db: None, settings: Settings) -> None:
+    Schedule.objects.update(task=None)
+    shown = "1 task waits, and no worker has run yet"
+    client = superuser_client()
+    assert "no worker has run yet" not in page_text(client.get(DASHBOARD))
+    queue.send_task(queue.RUN_CLEANUP, str(create_cleanup().pk))
+    assert shown in page_text(client.get(DASHBOARD))
+    assert shown not in page_text(allowed("view_cleanup").get(DASHBOARD))
+    Schedule.objects.update(task="swept")
+    assert shown not in page_text(client.get(DASHBOARD))
+    Schedule.objects.update(task=None)
+    settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
+    assert shown not in page_text(client.get(DASHBOARD))
 
 
 def test_who_may_scan_is_led_to_it_and_others_are_told_who_may(connected: None, db: None) -> None:
@@ -479,7 +512,7 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
     for kind in next_steps.STEP_PERMISSIONS:
         create_finding("b", kind=kind)
     HealthReport.objects.create(
-        context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong"}]
+        context="web", host="h", pid=1, probes=[PROBE | {"status": "wrong", "advice": "Mend it."}]
     )
     given_up()
     told = steps(allowed(*VIEWER_PERMISSIONS))
@@ -495,7 +528,7 @@ def test_each_step_that_a_person_may_not_take_names_the_group_that_may(
         "Track the file": "operator",
         "Assign the file to a project, or ignore": "operator",
         "Abort the upload": "admin",
-        "Do what it says first": "operator",
+        "Mend it.": "operator",
         "See which, mend the channel": "admin",
     }.items():
         [step] = [each for each in told if each.startswith(begin)]
@@ -755,7 +788,7 @@ def test_a_figure_is_shown_to_who_may_see_its_list(db: None) -> None:
     shown = page_text(client.get(DASHBOARD))
     titles = re.findall('audit-tile-title">(.*?) ?<', shown)
     assert titles == ["Freed in the last 30 days", "Open deletions", "Waiting for a person"]
-    for hidden in ("1 leftover", "secret", "The last health report", "file type"):
+    for hidden in ("1 leftover", "secret", "Health check", "file type"):
         assert hidden not in shown
     assert client.get(LEFTOVER_URL).status_code == 403
     user = User.objects.get(username="ben")

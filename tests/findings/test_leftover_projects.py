@@ -81,6 +81,15 @@ def test_project_at_the_edge_of_what_is_counted_begins_the_next_page(
     assert [each[:2] for each in shown_projects(after="proj_0")] == [("proj_1", 4)]
 
 
+@pytest.mark.parametrize("is_ripe", [True, False])
+def test_delete_is_offered_once_a_file_can_be_deleted(db: None, is_ripe: bool) -> None:
+    create_finding("a", project_id="proj_1", **RIPE if is_ripe else {})
+    shown = page_text(superuser_client().get(URL))
+    assert ('value="delete_objects"' in shown) == is_ripe
+    assert ("None of these files can be deleted yet." in shown) != is_ripe
+    assert 'value="preview_deletion"' in shown
+
+
 def test_page_beyond_the_last_project_leads_back(db: None) -> None:
     create_finding("a", project_id="proj_1")
     shown = page_text(superuser_client().get(URL, {"after": "proj_1"}))

@@ -39,7 +39,7 @@ def stored_tile(
     if now is None:
         return Tile(title, _("unknown"), [_("Files are counted once an hour.")], url)
     amount = Amount(now.tracked, now.tracked_bytes)
-    lines = [format_amount(*amount), stored_trend(amount, before)]
+    lines = [_("Tracked: %s") % format_amount(*amount), stored_trend(amount, before)]
     return Tile(title, format_monthly_price(amount.bytes), lines, url)
 
 

@@ -5,10 +5,12 @@ from datetime import datetime
 from typing import Any, NamedTuple, cast
 
 from django.db.models import Count
+from django.utils import timezone
 from django.utils.text import Truncator, capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
+from storage_audit import queue
 from storage_audit.alerts.lateness import Delay
 from storage_audit.alerts.models import Alert
 from storage_audit.cleanup.admin.project_names import may_view_titles
@@ -17,6 +19,7 @@ from storage_audit.cleanup.needs_attention import (
     find_verifications_with_leftovers,
     select_waiting_for_person,
 )
+from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures
 from storage_audit.display_formats import format_age, format_amount
 from storage_audit.doctor.compare_processes import Comparison
@@ -63,10 +66,11 @@ class NextStep(NamedTuple):
         return format_age(self.since) if self.since else ""
 
 
-def list_next_steps(links: Links, late: list[Delay]) -> list[NextStep]:
+def list_next_steps(links: Links, late: list[Delay], *, has_worker: bool) -> list[NextStep]:
     """First what holds up everything else, then decisions; the oldest of each sort first."""
     return [
         *delay_steps(links, late),
+        *([] if late or has_worker else worker_steps(links)),
         *health_steps(links),
         *scan_steps(links),
         *cleanup_steps(links),
@@ -89,6 +93,25 @@ def delay_steps(links: Links, late: list[Delay]) -> Iterator[NextStep]:
     url = links.list_url("healthreport")
     for delay in late:
         yield NextStep("wrong", _("late"), printable_text(delay.text), delay.advice, url)
+
+
+def worker_steps(links: Links) -> Iterator[NextStep]:
+    """Where no worker has run yet, though there is work: sooner than it counts as late."""
+    if not links.can_view("healthreport") or conf().sync:
+        return
+    if waiting := queue.count_ready_tasks(timezone.now()):
+        yield NextStep(
+            "wrong",
+            _("no worker"),
+            ngettext(
+                "%d task waits, and no worker has run yet",
+                "%d tasks wait, and no worker has run yet",
+                waiting,
+            )
+            % waiting,
+            _("Start a worker on the server: manage.py qcluster"),
+            links.list_url("healthreport"),
+        )
 
 
 def scan_steps(links: Links) -> Iterator[NextStep]:
@@ -298,16 +321,18 @@ def health_steps(links: Links) -> Iterator[NextStep]:
     if not links.can_view("healthreport"):
         return
     latest = HealthReport.objects.latest_first().first()
-    if latest and Comparison.of(latest).is_wrong:
+    comparison = latest and Comparison.of(latest)
+    if latest and comparison and comparison.is_wrong:
+        # The worst comes first. What only waits for another check is no problem of its own.
+        first = comparison.problems[0]
         yield NextStep(
             "wrong",
             _("wrong"),
-            _("The last health report"),
-            add_group_hint(
-                links, "add_healthreport", _("Do what it says first, then check again.")
-            ),
+            _("Health check: %s") % printable_text(first.probe),
+            add_group_hint(links, "add_healthreport", printable_text(first.advice)),
             links.page_url("healthreport", latest.pk),
-            since=latest.at,
+            shorten_reason(first.summary),
+            latest.at,
         )
 
 

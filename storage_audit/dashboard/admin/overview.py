@@ -45,7 +45,7 @@ def overview_context(context: Context) -> dict[str, Any]:
         "setup": list_setup_steps(links, scan, has_worker=swept),
         "costs": list(cost_tiles(links, left, scan)),
         "tiles": list(status_tiles(links, waiting, late, scan, has_worker=swept)),
-        "next_steps": list_next_steps(links, late),
+        "next_steps": list_next_steps(links, late, has_worker=swept),
         "more": max(waiting - CLEANUPS_SHOWN, 0),
         "more_url": links.list_url("cleanup", needs="person"),
         "pause": pause_page.pause_button(request),
@@ -109,7 +109,7 @@ def last_scan_tile(links: Links, scan: BucketScan | None) -> Tile:
     if not scan or not scan.finished_at:
         words = _("Run a scan to find leftover files.")
         return Tile(title, _("never"), [words], links.list_url("bucketscan"), "warning", _("scan"))
-    words = _("Of the whole bucket: %s") % format_amount(scan.listed, scan.listed_bytes)
+    words = _("In the bucket at that time: %s") % format_amount(scan.listed, scan.listed_bytes)
     figure = _("%s ago") % format_age(scan.finished_at)
     overdue = daily_figures.is_overdue(scan)
     look = ("warning", _("overdue")) if overdue else ("ok", "")

@@ -102,6 +102,8 @@ def show_leftovers(
 def projects_context(request: HttpRequest) -> dict[str, Any]:
     after = request.GET.get("after", "")
     projects, has_more = read_projects(after if is_storable(after) else "")
+    # One page with nothing to delete yet is all that there is to know.
+    is_too_early = not (after or has_more or any(one.ripe for one in projects))
     allowed = [act for act in PROJECT_ACTIONS if act.is_allowed(request)]
     refused = [
         (act.label, permission_advice(act.permissions[-1]))
@@ -112,7 +114,8 @@ def projects_context(request: HttpRequest) -> dict[str, Any]:
         "projects": projects,
         "is_first": not after,
         "next_project": projects[-1].project_id if has_more else None,
-        "actions": allowed,
+        "actions": [act for act in allowed if act is not DELETE_OBJECTS or not is_too_early],
+        "is_too_early": is_too_early,
         "refused": refused,
         "has_verified": find_leftovers().exists(),
     }

@@ -116,8 +116,8 @@ def lead_text(projects: int, files: str) -> str:
             projects,
         )
     text = ngettext(
-        "This also deletes the project’s files from R2: %s, and files that are not tracked.",
-        "This also deletes the projects’ files from R2: %s, and files that are not tracked.",
+        "This also deletes the project’s files from R2: %s, and any others found there.",
+        "This also deletes the projects’ files from R2: %s, and any others found there.",
         projects,
     )
     return text % files

@@ -42,7 +42,8 @@ NEXT_STEPS = {
     Status.PLANNED: gettext_lazy("Running this plan deletes only the files that it lists."),
     Status.PENDING: gettext_lazy("Usually starts within a minute."),
     Status.CLEAN_WITH_KEPT: gettext_lazy(
-        "The kept files are still in the bucket. Each says why it was kept."
+        "Nothing has to be done: kept files may belong to somebody else. To delete one all the"
+        " same, do what its reason says."
     ),
     Status.RETRYING: gettext_lazy("We try again automatically, at longer and longer intervals."),
     Status.FAILED: gettext_lazy("We still try once a day. Fix the cause, then choose “Retry now”."),
@@ -170,8 +171,8 @@ def next_step_texts(cleanup: Cleanup) -> list[str]:
 
 
 def hold_sentences(cleanup: Cleanup) -> list[str]:
-    """Until when nothing is sent, unless that is the answer, and what a person may do until then.
-    It may be planned, blocked or paused meanwhile."""
+    """Until when nothing is sent, unless that is the answer. It may be planned, blocked or paused
+    meanwhile."""
     until = cleanup.shown_hold()
     if until is None:
         return []
@@ -180,7 +181,4 @@ def hold_sentences(cleanup: Cleanup) -> list[str]:
     sentences = [] if is_shown_as_held(cleanup) else [held_text(cleanup)]
     if is_shown_as_paused(cleanup):
         sentences.append(str(PAUSED_TEXT))
-    if not cleanup.parent_id:
-        text = _("Undo the deletion to bring the project back. Cancel it to keep only the files.")
-        sentences.append(text)
     return sentences

@@ -21,7 +21,8 @@ MAIN_BUTTONS = 2
 
 
 class Button(NamedTuple):
-    """It posts an action of the list, or is a link. `refusal` says why this person can't use it."""
+    """It posts an action of the list, or is a link. `refusal` says why this person can't use it,
+    and `help` what it does, after the `name` of the button."""
 
     label: str
     refusal: str = ""
@@ -29,6 +30,7 @@ class Button(NamedTuple):
     url: str = ""
     is_danger: bool = False
     help: str = ""
+    name: str = ""
 
 
 class ObjectPageAdmin(AuditAdmin[M]):

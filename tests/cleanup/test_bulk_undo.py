@@ -92,6 +92,15 @@ def test_undo_of_all_pages_is_a_bulk_job_that_undoes_each() -> None:
     assert LogEntry.objects.get().change_message == "Undo deletion. wrong filter"
 
 
+def test_question_shows_ten_deletions_and_leads_to_all(settings: Settings) -> None:
+    delete_many(12)
+    asked = run_action(superuser_client(), "cleanup", "undo_deletion", "all", **ACROSS)
+    assert 'value="Undo 12 deletions"' in asked
+    assert len(re.findall(r"<td>proj_0\d\d</td>", asked)) == 10
+    assert "10 of 12 deletions are shown." in asked
+    assert f'{admin_url("cleanup")}?decision=undoable">Show all that can be undone</a>' in asked
+
+
 def test_deletions_that_cannot_be_undone_are_listed_and_stop_no_other() -> None:
     deleted = delete_many(7)
     Snapshot.objects.filter(cleanups=deleted[1]).update(unavailable="too_large")

@@ -3,6 +3,7 @@ and what follows."""
 
 import csv
 from datetime import timedelta
+from html import unescape
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -93,6 +94,43 @@ def test_open_deletion_can_be_cancelled(status: str, db: None) -> None:
 def test_running_or_ended_deletion_offers_no_decision(status: str, db: None) -> None:
     cleanup = create_cleanup(status, project_id="proj_1", project_deleted_at=timezone.now())
     assert not offered(page_text(superuser_client().get(url_of_cleanup(cleanup))))
+
+
+def test_each_button_of_a_held_cleanup_says_what_it_does(held: Cleanup) -> None:
+    page = page_text(superuser_client().get(url_of_cleanup(held)))
+    assert "<strong>Undo deletion:</strong> The project comes back. Its files stay." in page
+    cancel = "<strong>Cancel, keep the files:</strong> The project stays deleted. Its files stay."
+    assert cancel in page
+
+
+@pytest.mark.parametrize("hold", ["held", "held, rows lost", "none"])
+def test_approval_says_whether_a_hold_follows_and_whether_it_can_be_undone(
+    bucket: Bucket, settings: Settings, hold: str
+) -> None:
+    if hold != "none":
+        grant_grace(settings)
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "LIMIT_OBJECTS": 2, "LIMIT_SHARE": 0.01}
+    create_projects("proj_1")
+    put_files(bucket, 3)
+    cleanup = delete_held()
+    assert cleanup.status == Status.BLOCKED
+    if hold == "held, rows lost":
+        Cleanup.objects.update(snapshot=None)
+    client = superuser_client()
+    page = unescape(page_text(client.get(url_of_cleanup(cleanup))))
+    asked = unescape(run_action(client, "cleanup", "force_delete", cleanup.pk))
+    assert "Approve 1 cleanup?" in asked
+    for shown in (page, asked):
+        assert ("at once. You can't undo it." in shown) == (hold == "none")
+        assert ("when the hold ends, on" in shown) == (hold != "none")
+        assert ("You can undo the deletion until then." in shown) == (hold == "held")
+    assert ("You can't undo this." in asked) == (hold == "none")
+
+
+def test_clean_cleanup_with_kept_files_says_that_nothing_has_to_be_done(db: None) -> None:
+    cleanup = create_cleanup("clean_with_kept", found=12, deleted=10, kept=2)
+    page = page_text(superuser_client().get(url_of_cleanup(cleanup)))
+    assert "Nothing has to be done: kept files may belong to somebody else." in page
 
 
 def test_without_permission_buttons_name_the_group_to_ask(held: Cleanup) -> None:

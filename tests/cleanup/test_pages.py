@@ -33,7 +33,8 @@ from tests.admin_client import (
     superuser_client,
     url_of_cleanup,
 )
-from tests.builders import add_items, create_cleanup
+from tests.builders import add_items, create_cleanup, create_row
+from tests.dashboard.tiles import allowed
 from tests.keys import ESCAPED, HOSTILE
 from tests.real_bucket import Bucket
 
@@ -269,6 +270,35 @@ def test_search_finds_by_project_and_by_deletion_id(db: None) -> None:
     for term in ("proj_go", str(cleanup.pk)):
         shown = page_text(client.get(admin_url("cleanup"), {"q": term}))
         assert "proj_gone" in shown and "proj_other" not in shown
+
+
+def test_question_before_a_declaration_shows_what_is_recorded(db: None) -> None:
+    for number in range(11):
+        create_row(f"a/{number:02}<b>", project_id="proj_gone", size=10)
+    url = reverse("admin:storage_audit_declare_deleted")
+    shown = page_text(superuser_client().get(url, {"project_id": "proj_gone"}))
+    assert "Recorded for proj_gone: 11 files, 110" in shown
+    sample = shown.partition('<ul class="audit-sample">')[2].partition("</ul>")[0]
+    assert sample.count("<li>") == 10 and "&lt;b&gt;" in sample and "<b>" not in sample
+    assert "Show all 11 files" in shown
+    other = page_text(superuser_client().get(url, {"project_id": "proj_other"}))
+    assert "No file is recorded for proj_other." in other
+    hidden = page_text(allowed("force_cleanup").get(url, {"project_id": "proj_gone"}))
+    assert "11 files" not in hidden and "a/0" not in hidden
+
+
+@pytest.mark.parametrize("action", ["force_delete", "cancel_deletion"])
+def test_cleanups_that_a_confirmed_action_leaves_out_are_counted_in_one_message(
+    db: None, action: str
+) -> None:
+    blocked = create_cleanup("blocked", project_id="proj_1", project_deleted_at=timezone.now())
+    others = [create_cleanup("clean", project_id=f"proj_{n}") for n in range(2, 6)]
+    pks = [each.pk for each in (blocked, *others)]
+    shown = confirm_action(superuser_client(), "cleanup", action, *pks)
+    assert shown.count('class="error"') == 1
+    assert "4 of 5 are left out: " in shown
+    blocked.refresh_from_db()
+    assert blocked.status != "blocked"
 
 
 def test_verification_is_queued_linked_and_logged(transactional_db: None) -> None:

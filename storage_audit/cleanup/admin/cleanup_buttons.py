@@ -46,9 +46,17 @@ def list_buttons(
             action="force_delete",
             is_danger=deletes and cleanup.kind != Kind.VANISHED,
             help=str(choice[1]),
+            name=str(choice[0]),
         )
     for offer in offered_decisions(request, cleanup):
-        yield Button(offer.label, offer.refusal, action=offer.name, is_danger=offer.is_danger)
+        yield Button(
+            offer.label,
+            offer.refusal,
+            action=offer.name,
+            is_danger=offer.is_danger,
+            help=offer.effect,
+            name=offer.label,
+        )
     last = [*pause_buttons(request, cleanup), *verify_buttons(request, cleanup)]
     yield from reversed(last) if cleanup.status in Cleanup.ENDED else last
 
@@ -72,7 +80,8 @@ def clean_up_button(request: HttpRequest, cleanup: Cleanup) -> Button:
     url = f"{reverse('admin:storage_audit_declare_deleted')}?{query}"
     text = _("Deletes the files that are still there. You confirm with the project ID first.")
     refusal = refusal_reason(request, "force_cleanup")
-    return Button(_("Clean up after it again…"), refusal, url=url, help=text)
+    label = _("Clean up after it again…")
+    return Button(label, refusal, url=url, help=text, name=label)
 
 
 def force_label(cleanup: Cleanup, label: Any, lines: Sequence[TotalsLine]) -> str:

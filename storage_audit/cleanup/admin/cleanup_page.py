@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
+from storage_audit.cleanup import end_deletions
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.admin.items import items_context
 from storage_audit.cleanup.admin.timeline import timeline_context
@@ -58,14 +59,11 @@ VANISHED_CHOICE = (
     gettext_lazy("Approve"),
     gettext_lazy("Each project gets its own cleanup. The safety limits apply to it."),
 )
+APPROVE_LABEL = gettext_lazy("Approve")
 FORCE_CHOICES = {
-    Status.BLOCKED: (
-        gettext_lazy("Approve"),
-        gettext_lazy("Approving deletes exactly these files. You can't undo it."),
-    ),
     Status.PLANNED: (
         gettext_lazy("Run this plan"),
-        gettext_lazy("Running the plan deletes exactly these files. You can't undo it."),
+        gettext_lazy("Deletes exactly these files. You can't undo it."),
     ),
     Status.RETRYING: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),
     Status.FAILED: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),
@@ -78,7 +76,21 @@ def force_choice(cleanup: Cleanup) -> tuple[Any, Any] | None:
         return None
     if cleanup.kind == Kind.VANISHED and cleanup.status == Status.BLOCKED:
         return VANISHED_CHOICE
+    if cleanup.status == Status.BLOCKED:
+        return APPROVE_LABEL, approval_effect(cleanup)
     return FORCE_CHOICES.get(Status(cleanup.status))
+
+
+def approval_effect(cleanup: Cleanup) -> str:
+    """When an approval deletes the files, and whether there is a way back until then."""
+    until = cleanup.shown_hold()
+    if until is None:
+        return _("Deletes exactly these files at once. You can't undo it.")
+    at = format_utc(until)
+    if end_deletions.undo_obstacle(cleanup):
+        return _("Deletes exactly these files when the hold ends, on %s. You can't undo it.") % at
+    text = _("Deletes exactly these files when the hold ends, on %s.")
+    return f"{text % at} {_('You can undo the deletion until then.')}"
 
 
 def amounts_to_delete(cleanups: Iterable[Cleanup]) -> dict[UUID, tuple[int, int]]:

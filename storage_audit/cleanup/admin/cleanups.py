@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
+from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.admin import (
     cleanup_buttons,
@@ -34,7 +35,13 @@ from storage_audit.cleanup.admin.cleanup_filters import (
     NeedsFilter,
     RequesterFilter,
 )
-from storage_audit.cleanup.admin.confirm_text import file_sample, left_out_lines
+from storage_audit.cleanup.admin.confirm_text import (
+    file_sample,
+    force_sentence,
+    force_title,
+    left_out_lines,
+    recorded_files,
+)
 from storage_audit.cleanup.admin.decision_kinds import UNDO
 from storage_audit.cleanup.admin.decisions import DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
@@ -55,6 +62,7 @@ from storage_audit.ui.model_admin import DJANGO_6_1, ReadOnlyAdmin
 # Verified in one request; of whole projects, a bulk job verifies any number.
 MAX_VERIFICATIONS = 100
 Outcome = CleanupItem.Outcome
+APPROVAL_REFUSALS = (IllegalTransition, requests.ProjectExists, ValidationError)
 
 
 @admin.register(Cleanup)
@@ -229,25 +237,24 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
             confirmed = False
         if not confirmed:
             return self.confirm_force(request, selection, cleanups)
-        approved = [
-            each for cleanup in cleanups for each in self.approve_or_retry(request, cleanup)
-        ]
+        approved, refused = list[Cleanup](), list[str]()
+        for cleanup in cleanups:
+            try:
+                approved += self.approve_or_retry(request, cleanup)
+            except APPROVAL_REFUSALS as refusal:
+                refused.append(refusal_text(refusal))
+        self.report_left_out(request, len(cleanups), refused)
         text = _("Queued: a worker takes it next. Its page says what became of it.")
         return announce_cleanups(self, request, text, approved)
 
     def approve_or_retry(self, request: HttpRequest, cleanup: Cleanup) -> list[Cleanup]:
+        """Raises one of `APPROVAL_REFUSALS`."""
         if may_not := cleanup_page.force_refusal(request, cleanup):
-            self.message_user(request, f"{cleanup.pk}: {may_not}", messages.ERROR)
-            return []
-        try:
-            with transaction.atomic():
-                approved = requests.approve_or_retry(cleanup)
-                self.log_change(request, cleanup, _("Force-deleted."))
-                requests.enqueue_on_commit(approved)
-        except (IllegalTransition, requests.ProjectExists, ValidationError) as refusal:
-            text = refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)
-            self.message_user(request, printable_text(text), messages.ERROR)
-            return []
+            raise IllegalTransition(may_not)
+        with transaction.atomic():
+            approved = requests.approve_or_retry(cleanup)
+            self.log_change(request, cleanup, _("Force-deleted."))
+            requests.enqueue_on_commit(approved)
         return approved
 
     def confirm_force(
@@ -258,7 +265,6 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         # Without a plan nobody knows yet what it deletes.
         is_known = 0 < len(forced) == len(going)
         count, size = map(sum, zip(*going.values(), strict=True)) if is_known else (0, 0)
-        are_plans = all(each.status == Cleanup.Status.PLANNED for each in cleanups)
         refused = [cleanup_page.force_effect(each) for each in cleanups if each not in forced]
         label = _("Delete %s") % format_amount(count, size) if is_known else _("Approve or retry")
         return self.render_confirmation(
@@ -266,16 +272,8 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
             selection,
             action="force_delete",
             figures=combined_digest(cleanups),
-            title=_("Run this plan?") if are_plans else _("Force-delete?"),
-            sentences=[
-                _(
-                    "No safety limit stops this deletion. Files that may belong to another project,"
-                    " or whose owner is unknown, are kept. You can't undo this."
-                )
-                if forced
-                else "",
-                *left_out_lines(len(cleanups), refused),
-            ],
+            title=force_title(cleanups),
+            sentences=[force_sentence(forced), *left_out_lines(len(cleanups), refused)],
             heads=(
                 _("Project"),
                 _("Deletes at most"),
@@ -300,7 +298,8 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
     def declare_deleted(self, request: HttpRequest) -> HttpResponse:
         if not self.has_force_permission(request):
             raise PermissionDenied
-        given = {"project_id": request.GET.get("project_id")}
+        asked = request.GET.get("project_id", "")
+        given = {"project_id": asked}
         form = DeclareDeletedForm(request.POST or None, initial=given)
         if form.is_valid() and (answer := self.submit_declaration(request, form)):
             return answer
@@ -311,6 +310,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
             "opts": self.opts,
             "media": self.media,
             "form": form,
+            **recorded_files(request, asked if is_storable(asked) else ""),
         }
         return TemplateResponse(
             request, "admin/storage_audit/cleanup/declare_deleted.html", context
@@ -342,3 +342,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         return get_object_or_404(Cleanup, pk=deletion_id)
+
+
+def refusal_text(refusal: Exception) -> str:
+    return refusal.messages[0] if isinstance(refusal, ValidationError) else str(refusal)

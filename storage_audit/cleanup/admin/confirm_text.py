@@ -3,13 +3,45 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.display_formats import format_bucket_key
-from storage_audit.ui.links import cleanup_url
+from storage_audit.cleanup.cleanup_text import describe_request
+from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
+from storage_audit.display_formats import format_amount, format_bucket_key
+from storage_audit.models import R2Object
+from storage_audit.redaction import printable_text
+from storage_audit.ui.links import changelist_url, cleanup_url
 
-FILES_SHOWN, REASONS_SHOWN = 10, 3
+Status = Cleanup.Status
+FILES_SHOWN, DELETIONS_SHOWN, REASONS_SHOWN = 10, 10, 3
+
+
+def force_title(cleanups: Sequence[Cleanup]) -> str:
+    """What the button on a cleanup's page was called, where it is the same for all of these."""
+    statuses, count = {each.status for each in cleanups}, len(cleanups)
+    if statuses == {Status.PLANNED}:
+        return _("Run this plan?")
+    if statuses == {Status.BLOCKED}:
+        return ngettext("Approve %d cleanup?", "Approve %d cleanups?", count) % count
+    if statuses and statuses <= {Status.RETRYING, Status.FAILED}:
+        return _("Retry now?")
+    return _("Force-delete?")
+
+
+def force_sentence(forced: Sequence[Cleanup]) -> str:
+    """What they have in common. Of a held one its own line says how long it can be undone."""
+    if not forced:
+        return ""
+    text = _(
+        "No safety limit stops this deletion. Files that may belong to another project, or whose"
+        " owner is unknown, are kept."
+    )
+    is_held = any(each.shown_hold() for each in forced)
+    return text if is_held else " ".join([text, _("You can't undo this.")])
 
 
 def left_out_lines(total: int, reasons: Sequence[Any]) -> list[str]:
@@ -39,4 +71,47 @@ def file_sample(cleanups: Iterable[Cleanup], count: int) -> dict[str, Any]:
         "sample": [format_bucket_key(*each) for each in found],
         "all_files": count,
         "files_url": f"{cleanup_url(pks[0])}?tab=files" if len(pks) == 1 else "",
+    }
+
+
+def deletion_sample(cleanups: CleanupQuerySet) -> list[tuple[str, str, str]]:
+    """Some of many deletions: the project, its files as far as they are known, and who asked."""
+    shown = list(cleanups.order_by("pk")[:DELETIONS_SHOWN])
+    counts = {each.pk: [0, 0] for each in shown}
+    for pk, _outcome, count, size in CleanupItem.objects.by_cleanup(counts):
+        counts[pk][0] += count
+        counts[pk][1] += size
+    return [
+        (
+            printable_text(each.named_subject),
+            format_amount(*counts[each.pk]) if each.planned_at else _("not counted yet"),
+            describe_request(each),
+        )
+        for each in shown
+    ]
+
+
+def all_deletions_line(count: int) -> SafeString | str:
+    """Where all deletions that can be undone are listed, if not all of these are shown."""
+    if count <= DELETIONS_SHOWN:
+        return ""
+    text = _("%(shown)d of %(count)d deletions are shown.")
+    shown = text % {"shown": DELETIONS_SHOWN, "count": count}
+    url = changelist_url("cleanup", decision="undoable")
+    return format_html('{} <a href="{}">{}</a>', shown, url, _("Show all that can be undone"))
+
+
+def recorded_files(request: HttpRequest, project_id: str) -> dict[str, Any]:
+    """What a cleanup of the project deletes as far as it is recorded, for people who may see it."""
+    if not project_id or not request.user.has_perm("storage_audit.view_r2object"):
+        return {}
+    rows = R2Object.objects.filter(project_id=project_id)
+    count, size = rows.totals()
+    found = rows.order_by().values_list("bucket", "key")[:FILES_SHOWN]
+    return {
+        "recorded": format_amount(count, size) if count else "",
+        "project_id": printable_text(project_id),
+        "sample": [format_bucket_key(*each) for each in found],
+        "all_files": count,
+        "files_url": changelist_url("r2object", project_id=project_id),
     }

@@ -66,6 +66,7 @@ class Offer(NamedTuple):
     label: str
     refusal: str
     is_danger: bool
+    effect: str
 
 
 def cancel_refusal(cleanup: Cleanup) -> str:
@@ -152,7 +153,7 @@ CANCEL = Decision(
         gettext_lazy("The files stay in the bucket. The project stays deleted."),
         gettext_lazy("No cleanup deletes these files until somebody chooses “Clean up again”."),
     ),
-    gettext_lazy("Its files stay. The project stays deleted."),
+    gettext_lazy("The project stays deleted. Its files stay."),
     OptionalReasonForm,
     cancel_refusal,
     cancel,
@@ -212,4 +213,5 @@ def offered_decisions(request: HttpRequest, cleanup: Cleanup) -> Iterator[Offer]
     for each in DECISIONS:
         if not each.find_refusal(cleanup):
             refusal = refusal_reason(request, each.permission)
-            yield Offer(each.name, str(each.label), refusal, not each.is_harmless)
+            danger, effect = not each.is_harmless, str(each.effect)
+            yield Offer(each.name, str(each.label), refusal, danger, effect)

@@ -15,7 +15,12 @@ from django.utils.translation import ngettext
 
 from storage_audit.cleanup import bulk, requests
 from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
-from storage_audit.cleanup.admin.confirm_text import file_sample, left_out_lines
+from storage_audit.cleanup.admin.confirm_text import (
+    all_deletions_line,
+    deletion_sample,
+    file_sample,
+    left_out_lines,
+)
 from storage_audit.cleanup.admin.decision_kinds import CANCEL, CLEAN_UP_AGAIN, ERASE, UNDO, Decision
 from storage_audit.cleanup.admin.deleting import cleanup_badge
 from storage_audit.cleanup.cleanup_text import describe_request
@@ -104,7 +109,9 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
             selection,
             action=UNDO.name,
             title=_("Undo the deletions?"),
-            sentences=sentences,
+            sentences=[*sentences, all_deletions_line(able.count())],
+            heads=(_("Project"), _("Files"), _("Deleted")),
+            rows=deletion_sample(able),
             form=form,
             button=UNDO.name_button(len(bulk.list_deletions(selection.rows)), ""),
             is_harmless=True,
@@ -144,24 +151,32 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         form = decision.form(request.POST if confirmed else None)
         if not (confirmed and form.is_valid()):
             return self.ask_decision(request, selection, decision, shown, figures, form)
-        for cleanup in one_of_each_call(cleanups) if decision is UNDO else cleanups:
-            self.carry_out(request, cleanup, decision, form.cleaned_data["reason"])
+        decided = one_of_each_call(cleanups) if decision is UNDO else cleanups
+        refused = list[str]()
+        for cleanup in decided:
+            try:
+                self.carry_out(request, cleanup, decision, form.cleaned_data["reason"])
+            except (IllegalTransition, CannotRestore) as refusal:
+                refused.append(str(refusal))
+        self.report_left_out(request, len(decided), refused)
         return HttpResponseRedirect(cleanup_url(cleanups[0].pk)) if len(cleanups) == 1 else None
 
     def carry_out(
         self, request: HttpRequest, cleanup: Cleanup, decision: Decision, reason: str
     ) -> None:
-        try:
-            with transaction.atomic():
-                result = decision.carry_out(cleanup, reason)
-                self.log_change(request, cleanup, f"{decision.label}. {reason}".strip())
-                requests.enqueue_on_commit(result.cleanups)
-        except (IllegalTransition, CannotRestore) as refusal:
-            self.message_user(request, printable_text(str(refusal)), messages.ERROR)
-            return
+        """Raises IllegalTransition and CannotRestore."""
+        with transaction.atomic():
+            result = decision.carry_out(cleanup, reason)
+            self.log_change(request, cleanup, f"{decision.label}. {reason}".strip())
+            requests.enqueue_on_commit(result.cleanups)
         self.message_user(request, result.text, messages.SUCCESS)
         if result.warnings:
             self.message_user(request, format_lines(result.warnings), messages.WARNING)
+
+    def report_left_out(self, request: HttpRequest, total: int, reasons: Sequence[str]) -> None:
+        """One message, however many of the confirmed cleanups stayed as they were."""
+        for line in left_out_lines(total, reasons):
+            self.message_user(request, printable_text(line), messages.ERROR)
 
     def deleted_together(
         self, request: HttpRequest, cleanups: Iterable[Cleanup]

@@ -15,9 +15,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.api.models import ApiToken
+from storage_audit.api.token_text import explain_token, token_state
+from storage_audit.display_formats import Answer
 from storage_audit.redaction import printable_text
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.model_admin import DateTimeWidget, ReadOnlyAdmin, admin_action
+from storage_audit.ui.object_page import ObjectPageAdmin
 
 
 class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
@@ -31,7 +34,7 @@ class ApiTokenForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscripta
 
 
 @admin.register(ApiToken)
-class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
+class ApiTokenAdmin(ObjectPageAdmin[ApiToken], ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     form = ApiTokenForm
     formfield_overrides = {DateTimeField: {"widget": DateTimeWidget}}
     list_display = ("visible_name", "user", "may_write", "state", "last_used_at", "expires_at")
@@ -39,13 +42,21 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
     list_select_related = ("user",)
     search_fields = ("name",)
     ordering = ("-created_at", "pk")
-    actions = ("revoke",)
+    actions = danger_actions = ("revoke",)
     empty_list_text = gettext_lazy("No API token yet. Add one for each service that calls the API.")
-    change_form_template = "admin/storage_audit/change_form.html"
+    # Only to add one.
+    add_form_template = "admin/change_form.html"
+    facts = ("user", "created_at", "last_used_at", "expires_at", "revoked_at")
 
     # ReadOnlyAdmin forbids adding, but tokens can be added.
     def has_add_permission(self, request: HttpRequest) -> bool:
         return request.user.has_perm("storage_audit.add_apitoken")
+
+    def page_answer(self, token: ApiToken) -> Answer:
+        return explain_token(token)
+
+    def is_action_offered(self, row: ApiToken, name: str) -> bool:
+        return super().is_action_offered(row, name) and not row.revoked_at
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[ApiToken], search_term: str
@@ -57,16 +68,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
 
     def get_fields(self, request: HttpRequest, obj: ApiToken | None = None) -> tuple[str, ...]:
         if obj:
-            return (
-                "visible_name",
-                "user",
-                "may_write",
-                "state",
-                "created_at",
-                "last_used_at",
-                "expires_at",
-                "revoked_at",
-            )
+            return ()
         # A token for somebody else would give that person's permissions.
         whose = ("user",) if request.user.is_superuser else ()
         return ("name", *whose, "may_write", "expires_at")
@@ -94,13 +96,7 @@ class ApiTokenAdmin(ReadOnlyAdmin[ApiToken], ConfirmingAdmin[ApiToken]):
 
     @admin.display(description=gettext_lazy("state"))
     def state(self, token: ApiToken) -> str:
-        if token.revoked_at:
-            return _("revoked")
-        if token.expires_at and token.expires_at <= timezone.now():
-            return _("expired")
-        if token.is_suspended:
-            return _("suspended: %s can't sign in") % token.user
-        return _("valid")
+        return token_state(token)
 
     def save_model(self, request: HttpRequest, obj: ApiToken, form: Any, change: bool) -> None:
         if not request.user.is_superuser:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
@@ -11,19 +11,23 @@ from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.concurrency import Busy, acquire_slot
+from storage_audit.display_formats import Answer
 from storage_audit.doctor.compare_processes import Comparison, Fact
+from storage_audit.doctor.health_text import explain_health
 from storage_audit.doctor.models import HealthReport
 from storage_audit.doctor.probe_result import Status
 from storage_audit.doctor.run_checks import REPORT_ENTRY, run_probes_everywhere
 from storage_audit.ui.model_admin import ReadOnlyAdmin
+from storage_audit.ui.object_page import ObjectPageAdmin
 
 
 @admin.register(HealthReport)
-class HealthReportAdmin(ReadOnlyAdmin[HealthReport]):
+class HealthReportAdmin(ObjectPageAdmin[HealthReport], ReadOnlyAdmin[HealthReport]):
     list_display = ("at", "context", "host", "results")
     list_filter = ("context",)
     ordering = ("-at", "pk")
@@ -82,14 +86,22 @@ class HealthReportAdmin(ReadOnlyAdmin[HealthReport]):
             return redirect("admin:index")
         return redirect("admin:storage_audit_healthreport_change", health_report.pk)
 
-    def render_change_form(
-        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
-    ) -> HttpResponse:
-        context |= {
-            "title": _("Health report"),
-            **comparison_context(Comparison.of(context["original"])),
-        }
-        return super().render_change_form(request, context, *args, **kwargs)
+    def page_title(self, health_report: HealthReport) -> str:
+        return capfirst(str(self.opts.verbose_name))
+
+    def page_answer(self, health_report: HealthReport) -> Answer:
+        return explain_health(read_comparison(health_report))
+
+    def page_context(self, request: HttpRequest, health_report: HealthReport) -> dict[str, Any]:
+        context = super().page_context(request, health_report)
+        return context | comparison_context(read_comparison(health_report))
+
+
+def read_comparison(health_report: HealthReport) -> Comparison:
+    """Read once for the page: a worker may answer while it is built."""
+    if "comparison" not in vars(health_report):
+        vars(health_report)["comparison"] = Comparison.of(health_report)
+    return cast(Comparison, vars(health_report)["comparison"])
 
 
 def comparison_context(comparison: Comparison) -> dict[str, Any]:

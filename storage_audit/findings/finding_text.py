@@ -3,6 +3,7 @@
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext_lazy
 
+from storage_audit.display_formats import Answer
 from storage_audit.findings.models import Finding, Kind
 
 State = Finding.State
@@ -60,6 +61,7 @@ KIND_COUNTS = {
     ),
     Kind.UNFINISHED: ngettext_lazy("%d unfinished upload", "%d unfinished uploads"),
 }
+HERO_STYLES = {State.OPEN: "attention", State.IGNORED: "quiet", State.RESOLVED: "good"}
 MAY_BE_DELETED = gettext_lazy("Can be deleted now: choose “Delete leftover files”.")
 # For open findings the step above is shown.
 STATE_TEXTS = {
@@ -78,12 +80,12 @@ def kind_count(kind: Kind, count: int) -> str:
     return str(KIND_COUNTS[kind] % count)
 
 
-def explain_finding(finding: Finding) -> list[str]:
+def explain_finding(finding: Finding) -> Answer:
     """What it means, what was decided about it, and what a person does about it."""
     means, step = KIND_TEXTS[Kind(finding.kind)]
     who = {"who": finding.decided_by or _("Somebody"), "note": finding.note}
-    sentences = [str(means), STATE_TEXTS[State(finding.state)] % who]
+    sentences = [STATE_TEXTS[State(finding.state)] % who]
     if finding.state == State.OPEN:
         is_ripe = Finding.objects.deletable().contains(finding)
         sentences.append(str(MAY_BE_DELETED if is_ripe else step))
-    return sentences
+    return Answer(HERO_STYLES[State(finding.state)], str(means), sentences)

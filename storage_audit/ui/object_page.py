@@ -1,6 +1,6 @@
 """The page of one object that nobody edits: one answer, what can be done now, then the facts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import chain
 from typing import Any, ClassVar, NamedTuple
@@ -37,6 +37,7 @@ class ObjectPageAdmin(AuditAdmin[M]):
     fields: ClassVar[Any] = ()
     # Like Django's `fields`; those without a value are not shown.
     facts: Sequence[str] = ()
+    danger_actions: Collection[str] = ()
     change_form_template = "admin/storage_audit/ui/object_page.html"
 
     def page_title(self, row: M) -> str:
@@ -75,7 +76,7 @@ class ObjectPageAdmin(AuditAdmin[M]):
         place: Any = {"action_location": admin.ActionLocation.CHANGE_FORM} if DJANGO_6_1 else {}
         for name, label in self.get_action_choices(request, [], **place):
             if self.is_action_offered(row, name):
-                yield Button(label, action=name)
+                yield Button(label, action=name, is_danger=name in self.danger_actions)
 
     def delete_button(self, request: HttpRequest, row: M) -> Iterator[Button]:
         if self.has_delete_permission(request, row):

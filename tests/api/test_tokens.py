@@ -1,7 +1,7 @@
 """The API's tokens in the admin: shown once, revoked for good, and nothing else."""
 
 import logging
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -186,3 +186,39 @@ def test_search_takes_the_whole_text_as_a_part_of_the_name() -> None:
         client.get(admin_url("apitoken"), {"q": "job nightly"})
     )
     assert client.get(admin_url("apitoken"), {"q": "a " * 2000}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("facts", "answer"),
+    [
+        ({}, "Valid until somebody revokes it."),
+        ({"expires_at": datetime(2100, 1, 2, tzinfo=UTC)}, "Valid until 2 Jan 2100, 00:00 UTC."),
+        (
+            {"expires_at": datetime(2020, 1, 2, tzinfo=UTC)},
+            "Expired 2 Jan 2020, 00:00 UTC. Programs can&#x27;t use this token any more.",
+        ),
+        (
+            {"revoked_at": datetime(2020, 1, 2, tzinfo=UTC)},
+            "Revoked 2 Jan 2020, 00:00 UTC. Programs can&#x27;t use this token any more.",
+        ),
+    ],
+)
+def test_the_page_of_a_token_begins_with_what_it_is_good_for(
+    facts: dict[str, datetime], answer: str
+) -> None:
+    client = superuser_client()
+    row, _token = ApiToken.issue(name="t", user=User.objects.get(), **facts)
+    shown = page_text(client.get(admin_url("apitoken", "change", row.pk)))
+    assert f'<h2 id="audit-answer">{answer}</h2>' in shown
+    is_valid = answer.startswith("Valid")
+    assert ("Programs that use it can only read." in shown) == is_valid
+    assert ('<input type="submit" value="Revoke"' in shown) == ("revoked_at" not in facts)
+    assert "Last used" not in shown
+
+
+def test_the_page_of_a_token_says_when_its_person_cannot_sign_in() -> None:
+    client, zoe = superuser_client(), User.objects.create_user("zoe", is_staff=False)
+    row, _token = ApiToken.issue(name="t", user=zoe, may_write=True)
+    shown = page_text(client.get(admin_url("apitoken", "change", row.pk)))
+    assert "Suspended, because zoe can&#x27;t sign in." in shown
+    assert "Programs that use it may read and write. They have the permissions of zoe." in shown

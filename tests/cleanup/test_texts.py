@@ -14,11 +14,11 @@ from storage_audit.cleanup import answer_text, cleanup_text
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings import finding_text
 from storage_audit.findings.models import Finding, Kind
-from storage_audit.models import KnownProject, R2Object
+from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.projects.admin.known_projects import EVIDENCE_MEANINGS
 from storage_audit.scan import scan_text
 from storage_audit.scan.models import BucketScan
-from storage_audit.tracking.admin.files import STATE_TEXTS
+from storage_audit.tracking.file_text import STATE_TEXTS
 from tests.admin_client import admin_url, page_text, superuser_client, url_of_cleanup
 from tests.builders import create_cleanup, create_finding, create_row
 from tests.keys import ESCAPED, HOSTILE
@@ -58,7 +58,8 @@ def shown_of(one: Finding) -> str:
 def test_an_open_finding_says_what_it_means_and_what_to_do(kind: Kind) -> None:
     shown = shown_of(create_finding("a", kind.value))
     means, step = finding_text.KIND_TEXTS[kind]
-    assert f"{escape(str(means))}<br>Open: nobody has decided yet.<br>{step}" in shown
+    assert f'<h2 id="audit-answer">{escape(str(means))}</h2>' in shown
+    assert f"<p>Open: nobody has decided yet.</p><p>{escape(str(step))}</p>" in shown
 
 
 @pytest.mark.django_db
@@ -99,11 +100,11 @@ def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(
 
 @pytest.mark.django_db
 def test_a_finding_shows_no_field_that_says_nothing() -> None:
-    odd = ("Shown escaped", "Upload id")
+    odd = ("Shown escaped", "Upload id", "Note", "Decided")
     shown = shown_of(create_finding("a"))
     assert not [label for label in odd if label in shown]
     shown = shown_of(create_finding("b", "unfinished", escaped=True, upload_id="u1"))
-    assert all(label in shown for label in odd)
+    assert [label for label in odd if label in shown] == ["Shown escaped", "Upload id"]
 
 
 # Rows and ids
@@ -114,7 +115,24 @@ def test_a_finding_shows_no_field_that_says_nothing() -> None:
 def test_a_row_says_what_its_state_means(state: R2Object.State) -> None:
     tracked = create_row("a", state=state.value)
     shown = page_text(superuser_client().get(admin_url("r2object", "change", tracked.pk)))
-    assert escape(str(STATE_TEXTS[state])) in shown
+    _style, where, means = STATE_TEXTS[state]
+    assert f'<h2 id="audit-answer">{where} It belongs to no known project.</h2>' in shown
+    assert f"<p>{escape(str(means))}</p>" in shown
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("project_id", "owner"),
+    [
+        ("proj_1", "It belongs to project proj_1."),
+        ("proj_2", "Its project proj_2 does not exist."),
+    ],
+)
+def test_a_row_says_whether_its_project_exists(project_id: str, owner: str) -> None:
+    Project.objects.create(pk="proj_1")
+    row = create_row("a", project_id=project_id)
+    shown = page_text(superuser_client().get(admin_url("r2object", "change", row.pk)))
+    assert f'<h2 id="audit-answer">In the bucket. {owner}</h2>' in shown
 
 
 @pytest.mark.django_db

@@ -1,7 +1,7 @@
 """The list of findings, and what staff decide about them. It asks first, and says why a finding was
 skipped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -10,9 +10,10 @@ from django import forms
 from django.contrib import admin, messages
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET
 
@@ -21,13 +22,13 @@ from storage_audit.cleanup.admin.deleting import announce_cleanups, paused_text
 from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.display_formats import (
+    Answer,
     format_bucket_key,
-    format_key,
     format_key_list,
-    format_lines,
+    format_utc,
 )
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many
-from storage_audit.findings.actions import ACTIONS, DELETE_OBJECTS, FindingAction
+from storage_audit.findings.actions import ACTIONS, DELETE_OBJECTS, IGNORE, FindingAction
 from storage_audit.findings.admin import leftover_pages
 from storage_audit.findings.admin.action_pages import FORMS, PREVIEWS, finding_size, selection_page
 from storage_audit.findings.finding_text import explain_finding
@@ -39,10 +40,9 @@ from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.keyset_list import BucketFilter
 from storage_audit.ui.links import why_link
 from storage_audit.ui.model_admin import ReadOnlyAdmin, admin_action
+from storage_audit.ui.object_page import Button, ObjectPageAdmin
 
-Answer = HttpResponse | None
-# Fields that are shown only when they say something.
-OPTIONAL_FIELDS = ("escaped", "upload_id")
+Reply = HttpResponse | None
 
 
 class DeletableFilter(admin.SimpleListFilter):
@@ -56,9 +56,9 @@ class DeletableFilter(admin.SimpleListFilter):
         return findings.deletable() if self.value() == "go" else findings
 
 
-def build_admin_action(act: FindingAction) -> Callable[..., Answer]:
-    def run_action(page: Any, request: HttpRequest, findings: FindingQuerySet) -> Answer:
-        answer: Answer = page.run_action(request, findings, act)
+def build_admin_action(act: FindingAction) -> Callable[..., Reply]:
+    def run_action(page: Any, request: HttpRequest, findings: FindingQuerySet) -> Reply:
+        answer: Reply = page.run_action(request, findings, act)
         return answer
 
     run_action.__name__ = act.name
@@ -66,7 +66,7 @@ def build_admin_action(act: FindingAction) -> Callable[..., Answer]:
 
 
 @admin.register(Finding)
-class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
+class FindingAdmin(ObjectPageAdmin[Finding], ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     list_display = ("key_and_evidence", "kind", "state", "owner", "shown_size", "last_seen_at")
     list_filter = (BucketFilter, DeletableFilter, "state", "kind")
     empty_list_text = gettext_lazy("No findings. A reconcile scan looks for differences.")
@@ -80,27 +80,25 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     ordering = ("key", "pk")
     sortable_by = ("key_and_evidence",)
     actions = tuple(map(build_admin_action, ACTIONS))
-    fields = (
-        "meaning",
+    danger_actions = (DELETE_OBJECTS.name,)
+    facts = (
         "bucket",
-        "display_key",
         "reason_link",
         "escaped",
         "kind",
         "upload_id",
-        "state",
         "owner",
         "shown_size",
         "etag",
         "last_modified",
-        "shown_evidence",
-        "shown_note",
+        "evidence",
+        "note",
         "decided_by",
         "decided_at",
         "first_seen_at",
         "last_seen_at",
-        "first_scan",
-        "last_scan",
+        "first_scan_link",
+        "last_scan_link",
     )
 
     def get_urls(self) -> list[URLPattern]:
@@ -114,9 +112,16 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
             *super().get_urls(),
         ]
 
-    def get_fields(self, request: HttpRequest, obj: Finding | None = None) -> list[Any]:
-        silent = [name for name in OPTIONAL_FIELDS if obj and not getattr(obj, name)]
-        return [name for name in super().get_fields(request, obj) if name not in silent]
+    def page_title(self, finding: Finding) -> str:
+        return _("Finding: %s") % printable_text(finding.key)
+
+    def page_answer(self, finding: Finding) -> Answer:
+        return explain_finding(finding)
+
+    def action_buttons(self, request: HttpRequest, finding: Finding) -> Iterator[Button]:
+        """What settles it comes before what leaves it as it is."""
+        buttons = super().action_buttons(request, finding)
+        yield from sorted(buttons, key=lambda each: each.action == IGNORE.name)
 
     def leftovers(self, request: HttpRequest) -> HttpResponse:
         if request.method != "POST":
@@ -135,14 +140,6 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         key = format_bucket_key(finding.bucket, finding.key)
         return format_html('{}<br><span class="quiet">{}</span>', key, evidence)
 
-    @admin.display(description=gettext_lazy("meaning"))
-    def meaning(self, finding: Finding) -> SafeString:
-        return format_lines(explain_finding(finding))
-
-    @admin.display(description=gettext_lazy("key"))
-    def display_key(self, finding: Finding) -> SafeString:
-        return format_key(finding.key)
-
     @admin.display(description=gettext_lazy("why it is there"))
     def reason_link(self, finding: Finding) -> SafeString:
         return why_link(finding.bucket, finding.key)
@@ -155,13 +152,13 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
     def shown_size(self, finding: Finding) -> str | None:
         return finding_size(finding)
 
-    @admin.display(description=gettext_lazy("evidence"))
-    def shown_evidence(self, finding: Finding) -> str:
-        return printable_text(finding.evidence)
+    @admin.display(description=gettext_lazy("first scan"))
+    def first_scan_link(self, finding: Finding) -> SafeString | None:
+        return scan_link(finding.first_scan)
 
-    @admin.display(description=gettext_lazy("note"))
-    def shown_note(self, finding: Finding) -> str:
-        return printable_text(finding.note)
+    @admin.display(description=gettext_lazy("last scan"))
+    def last_scan_link(self, finding: Finding) -> SafeString | None:
+        return scan_link(finding.last_scan)
 
     def is_action_offered(self, row: Finding, name: str) -> bool:
         return any(act.name == name and act.is_offered(row) for act in ACTIONS)
@@ -175,7 +172,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
 
     def run_action(
         self, request: HttpRequest, findings: FindingQuerySet, act: FindingAction
-    ) -> Answer:
+    ) -> Reply:
         # Without a confirmation page nothing was shown either.
         all_now = Selection(findings, "", is_confirmed=True)
         selection = self.read_selection(request, findings) if act.button else all_now
@@ -220,7 +217,7 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         page |= {"chosen": chosen}
         return self.render_confirmation(request, selection, **page)
 
-    def report_result(self, request: HttpRequest, act: FindingAction, decision: Decision) -> Answer:
+    def report_result(self, request: HttpRequest, act: FindingAction, decision: Decision) -> Reply:
         cleanups: list[Any] = decision.cleanups
         with transaction.atomic():
             for cleanup in cleanups:
@@ -236,6 +233,13 @@ class FindingAdmin(ReadOnlyAdmin[Finding], ConfirmingAdmin[Finding]):
         if decision.done and not cleanups:
             self.message_user(request, format_key_list(text, decision.results), messages.SUCCESS)
         return announce_cleanups(self, request, text, cleanups)
+
+
+def scan_link(scan: Any) -> SafeString | None:
+    if scan is None:
+        return None
+    url = reverse("admin:storage_audit_bucketscan_change", args=[scan.pk])
+    return format_html('<a href="{}">{}</a>', url, format_utc(scan.started_at))
 
 
 for act in ACTIONS:

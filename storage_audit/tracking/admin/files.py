@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit.cleanup.admin.deleting import DeletingAdmin
 from storage_audit.cleanup.changing_objects import exclude_in_hand
 from storage_audit.display_formats import (
+    Answer,
     deletion_text,
     format_amount,
     format_bucket_key,
@@ -25,36 +26,19 @@ from storage_audit.display_formats import (
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import printable_text
 from storage_audit.tracking.admin.used_file_lines import DELETED_TEXT, lines_in_use
+from storage_audit.tracking.file_text import explain_file
 from storage_audit.tracking.untrack import rows_to_keep
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.keyset_list import BucketFilter
 from storage_audit.ui.links import why_link
 from storage_audit.ui.model_admin import admin_action
+from storage_audit.ui.object_page import ObjectPageAdmin
 
-RowState = R2Object.State
-# What the state of a tracking row means, and what a person does where it stays so.
-STATE_TEXTS = {
-    RowState.UPLOADING: gettext_lazy(
-        "The application is uploading this file. If that takes hours, the upload has died: upload"
-        " the file again."
-    ),
-    RowState.STORED: gettext_lazy(
-        "The file was in the bucket when we last checked, with this size and ETag."
-    ),
-    RowState.UPLOAD_FAILED: gettext_lazy(
-        "The upload failed, so the file is probably not in the bucket. Upload it again, or delete"
-        " it here."
-    ),
-    RowState.DELETING: gettext_lazy(
-        "The file is being deleted, and uploads to its name are refused. This entry disappears"
-        " when the file is gone. If that takes long, “Why?” shows the reason."
-    ),
-}
 KEYS_SHOWN = 50
 
 
 @admin.register(R2Object)
-class R2ObjectAdmin(DeletingAdmin[R2Object]):
+class R2ObjectAdmin(ObjectPageAdmin[R2Object], DeletingAdmin[R2Object]):
     list_display = ("display_key", "owner", "shown_size", "state", "last_modified")
     list_filter = (BucketFilter, "state")
     empty_list_text = gettext_lazy("No files yet. A backfill scan records the files of the bucket.")
@@ -66,11 +50,9 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
     prefix_field = "key"
     ordering = ("key", "pk")
     sortable_by = ("display_key",)
-    fields = (
+    facts = (
         "bucket",
-        "display_key",
         "reason_link",
-        "owner",
         "scene_id",
         "file_type",
         "key_format",
@@ -78,8 +60,6 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
         "etag",
         "last_modified",
         "source",
-        "state",
-        "state_meaning",
         "created_at",
         "updated_at",
     )
@@ -91,6 +71,9 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
 
     def has_change_permission(self, request: HttpRequest, obj: R2Object | None = None) -> bool:
         return False
+
+    def page_answer(self, row: R2Object) -> Answer:
+        return explain_file(row)
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def display_key(self, row: R2Object) -> SafeString:
@@ -108,10 +91,6 @@ class R2ObjectAdmin(DeletingAdmin[R2Object]):
     @admin.display(description=gettext_lazy("size"), ordering="size")
     def shown_size(self, row: R2Object) -> str | None:
         return None if row.size is None else filesizeformat(row.size)
-
-    @admin.display(description=gettext_lazy("meaning"))
-    def state_meaning(self, row: R2Object) -> str:
-        return str(STATE_TEXTS[R2Object.State(row.state)])
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         rows = objs

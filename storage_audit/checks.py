@@ -1,10 +1,10 @@
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import wraps
 from typing import Any
 
 from django.apps import apps
-from django.apps.config import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
@@ -31,24 +31,38 @@ from storage_audit.request_origin import OriginMiddleware
 
 
 def register_checks() -> None:
-    register(check_settings, Tags.compatibility)
-    register(check_use_tz, Tags.compatibility)
-    register(check_routers, Tags.compatibility)
-    register(check_middleware, Tags.compatibility)
-    register(check_queue, Tags.compatibility)
-    register(check_notifications, Tags.compatibility)
-    register(check_schedule, Tags.database)
-    register(check_sqlite, Tags.database)
-    register(check_pooler, Tags.database)
-    register(check_references, Tags.compatibility)
-    register(check_relations, Tags.compatibility)
-    register(check_indexes, Tags.database)
-    register(check_project_ids, Tags.database)
-    register(check_upload_keys, Tags.compatibility)
-    register(check_file_deleting_apps, Tags.compatibility)
+    for check in (
+        check_settings,
+        check_use_tz,
+        check_routers,
+        check_middleware,
+        check_queue,
+        check_notifications,
+        check_references,
+        check_relations,
+        check_upload_keys,
+        check_file_deleting_apps,
+    ):
+        register(check, Tags.compatibility)
+    for check in (check_schedule, check_sqlite, check_pooler, check_indexes, check_project_ids):
+        register(check, Tags.database)
 
 
-def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def if_configured(check: Callable[..., list[CheckMessage]]) -> Callable[..., list[CheckMessage]]:
+    """Run it with valid settings only: of others `check_settings` says what is wrong."""
+
+    @wraps(check)
+    def checked(**kwargs: Any) -> list[CheckMessage]:
+        try:
+            get_key_formats()
+        except (ImproperlyConfigured, KeyFormatError):
+            return []
+        return check(**kwargs)
+
+    return checked
+
+
+def check_settings(**kwargs: Any) -> list[CheckMessage]:
     try:
         get_key_formats()
     except (ImproperlyConfigured, KeyFormatError) as error:
@@ -79,7 +93,7 @@ def is_unique_field(name: str) -> bool:
     return field.concrete and not field.is_relation and field.unique and not field.null
 
 
-def check_use_tz(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_use_tz(**kwargs: Any) -> list[CheckMessage]:
     if settings.USE_TZ:
         return []
     hint = "Set it to True. The store's times have a time zone."
@@ -90,7 +104,7 @@ def check_use_tz(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
 CALLS_PER_ROUTER = 20
 
 
-def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_routers(**kwargs: Any) -> list[CheckMessage]:
     """Cleanups decide by what they have just written, which a replica may not have yet. They do not
     see a project written through another alias, and its deletion would wait for itself."""
     ours = list(apps.get_app_config("storage_audit").get_models())
@@ -113,7 +127,7 @@ def check_routers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
     return [Error(text, hint=hint, id="storage_audit.E007")]
 
 
-def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_middleware(**kwargs: Any) -> list[CheckMessage]:
     """A subclass will do. Middleware that cannot be imported stops the start in any case."""
     if not any(map(apps.is_installed, ("django.contrib.admin", "ninja"))):
         return []
@@ -130,7 +144,7 @@ def check_middleware(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     return [Warning(text, hint=hint, id="storage_audit.W010")]
 
 
-def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_queue(**kwargs: Any) -> list[CheckMessage]:
     """https://django-q2.readthedocs.io/en/stable/configure.html#retry"""
     cluster: dict[str, Any] = getattr(settings, "Q_CLUSTER", {})
     workers = cluster.get("workers") or os.cpu_count() or 1
@@ -149,14 +163,9 @@ def check_queue(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
 NON_SENDING_BACKENDS = {"console", "dummy", "filebased", "locmem"}
 
 
-def check_notifications(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
-    try:
-        told = conf()
-    except ImproperlyConfigured:
-        return []  # `check_settings` says it.
-    found: list[CheckMessage] = []
+@if_configured
+def check_notifications(**kwargs: Any) -> list[CheckMessage]:
+    found, told = list[CheckMessage](), conf()
     if (told.notify_emails or told.notify_webhook_url) and not told.notify_site_url:
         hint = (
             "Set STORAGE_AUDIT['NOTIFY_SITE_URL'] to this site's address, such as"
@@ -181,21 +190,15 @@ def mail_backend() -> str:
     return str(mailers.get("default", {}).get("BACKEND", "smtp"))
 
 
-def check_schedule(
-    app_configs: Sequence[AppConfig] | None,
-    databases: Sequence[str] | None = None,
-    **kwargs: Any,
-) -> list[CheckMessage]:
+@if_configured
+def check_schedule(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     if not databases:
         return []
     found: list[CheckMessage] = []
     try:
         scheduled, pause = queue.is_sweep_scheduled(), queue.reconcile_interval()
-        wanted = conf().reconcile_every
     except (OperationalError, ProgrammingError):
         return []  # Not migrated yet; migrate makes the schedules.
-    except ImproperlyConfigured:
-        return []  # `check_settings` says it.
     if not scheduled:
         hint = "Run manage.py migrate, or run manage.py sweep_cleanups from cron every minute."
         found.append(
@@ -203,18 +206,14 @@ def check_schedule(
                 "The worker's regular check is not scheduled.", hint=hint, id="storage_audit.W001"
             )
         )
-    if pause != wanted:
+    if pause != conf().reconcile_every:
         hint = "Run manage.py migrate."
         text = "The schedule of scans does not match STORAGE_AUDIT['RECONCILE_EVERY']."
         found.append(Warning(text, hint=hint, id="storage_audit.W003"))
     return found
 
 
-def check_sqlite(
-    app_configs: Sequence[AppConfig] | None,
-    databases: Sequence[str] | None = None,
-    **kwargs: Any,
-) -> list[CheckMessage]:
+def check_sqlite(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """https://docs.djangoproject.com/en/stable/ref/databases/#sqlite-notes"""
     if not databases or connection.vendor != "sqlite":
         return []
@@ -243,11 +242,7 @@ def sqlite_settings() -> dict[str, bool]:
     }
 
 
-def check_pooler(
-    app_configs: Sequence[AppConfig] | None,
-    databases: Sequence[str] | None = None,
-    **kwargs: Any,
-) -> list[CheckMessage]:
+def check_pooler(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """https://docs.djangoproject.com/en/stable/ref/databases/#transaction-pooling-server-side-cursors"""
     if not databases or connection.vendor != "postgresql":
         return []
@@ -271,7 +266,8 @@ def has_pooler() -> bool:
     return bool(pid != driver.info.backend_pid)
 
 
-def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+@if_configured
+def check_references(**kwargs: Any) -> list[CheckMessage]:
     try:
         referring_columns.declared_references()
     except ImproperlyConfigured as error:
@@ -284,7 +280,7 @@ def check_references(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
 DB_SET_ACTIONS = [getattr(models, name, None) for name in ("DB_SET_NULL", "DB_SET_DEFAULT")]
 
 
-def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+def check_relations(**kwargs: Any) -> list[CheckMessage]:
     """The row of a deleted file goes in the database itself, past `on_delete`."""
     meta: Any = R2Object._meta
     relations: Any = get_candidate_relations_to_delete(meta)
@@ -305,17 +301,14 @@ def check_relations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> l
     ]
 
 
-def check_indexes(
-    app_configs: Sequence[AppConfig] | None,
-    databases: Sequence[str] | None = None,
-    **kwargs: Any,
-) -> list[CheckMessage]:
+@if_configured
+def check_indexes(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     try:
         columns = referring_columns.columns_for_bucket(conf().bucket)
         asked = [column for column in columns if column.alias in (databases or ())]
         without = [column for column in asked if column.has_index() is False]
     except ImproperlyConfigured:
-        return []  # Other checks say it.
+        return []  # `check_references` says it.
     except DatabaseError:
         return []  # Whatever needs the database says it.
     text = "{} may name files in the bucket, but has no index."
@@ -333,19 +326,14 @@ def check_indexes(
     ]
 
 
-def check_project_ids(
-    app_configs: Sequence[AppConfig] | None,
-    databases: Sequence[str] | None = None,
-    **kwargs: Any,
-) -> list[CheckMessage]:
+@if_configured
+def check_project_ids(databases: Sequence[str] | None = None, **kwargs: Any) -> list[CheckMessage]:
     if not databases:
         return []
     try:
         refused = refused_ids()
     except (OperationalError, ProgrammingError):
         return []  # Not migrated yet.
-    except (ImproperlyConfigured, KeyFormatError):
-        return []  # `check_settings` says it.
     if not refused:
         return []
     hint = (
@@ -355,15 +343,13 @@ def check_project_ids(
     return [Warning(refused_ids_text(refused), hint=hint, id="storage_audit.W007")]
 
 
-def check_upload_keys(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    try:
-        columns = [each for each in project_file_columns() if each.bucket == conf().bucket]
-        keys = {each: sample_key(each) for each in columns}
-        unread = {
-            each: key for each, key in keys.items() if key and not get_key_formats().parse_key(key)
-        }
-    except (ImproperlyConfigured, KeyFormatError):
-        return []  # `check_settings` says it.
+@if_configured
+def check_upload_keys(**kwargs: Any) -> list[CheckMessage]:
+    columns = [each for each in project_file_columns() if each.bucket == conf().bucket]
+    keys = {each: sample_key(each) for each in columns}
+    unread = {
+        each: key for each, key in keys.items() if key and not get_key_formats().parse_key(key)
+    }
     hint = "Build keys with storage_audit.storage.key_for, or add the format to KEY_FORMATS."
     text = (
         "No key format matches the keys of {}, such as {}. Its files are kept when a"
@@ -379,14 +365,10 @@ def check_upload_keys(app_configs: Sequence[AppConfig] | None, **kwargs: Any) ->
 FILE_DELETING_APPS = ("django_cleanup",)
 
 
-def check_file_deleting_apps(
-    app_configs: Sequence[AppConfig] | None, **kwargs: Any
-) -> list[CheckMessage]:
-    try:
-        if not conf().grace:
-            return []
-    except ImproperlyConfigured:
-        return []  # `check_settings` says it.
+@if_configured
+def check_file_deleting_apps(**kwargs: Any) -> list[CheckMessage]:
+    if not conf().grace:
+        return []
     hint = (
         "Remove that app, exclude the models that are deleted with a project, or set"
         " GRACE to 0. Cleanups delete projects' files already."

@@ -11,7 +11,7 @@ def key_of(clip: "Clip", filename: str) -> str:
 
 class Clip(models.Model):
     title = models.CharField(max_length=200)
-    file = models.FileField(upload_to=key_of, max_length=1024)
+    file = models.FileField(upload_to=key_of, max_length=1024, db_index=True)
 
     def __str__(self) -> str:
         return self.title

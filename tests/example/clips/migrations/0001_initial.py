@@ -19,7 +19,10 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("title", models.CharField(max_length=200)),
-                ("file", models.FileField(max_length=1024, upload_to=clips.models.key_of)),
+                (
+                    "file",
+                    models.FileField(db_index=True, max_length=1024, upload_to=clips.models.key_of),
+                ),
             ],
         ),
     ]

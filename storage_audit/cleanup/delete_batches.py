@@ -38,10 +38,8 @@ from storage_audit.conf import conf
 from storage_audit.locking import atomic_with_timeout
 from storage_audit.models import R2Object, uploading_rows
 from storage_audit.ownership import bucket_marker
-from storage_audit.ownership.ownership_rule import (
-    TrackingRow,
-    get_key_formats,
-)
+from storage_audit.ownership.ownership_rule import get_key_formats
+from storage_audit.ownership.row_evidence import TrackingRow
 
 Outcome = CleanupItem.Outcome
 # Compared in the database by whoever goes on with it, in whatever language: not translated.

@@ -36,13 +36,12 @@ from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.attribution import OwnerProblem, find_owner
 from storage_audit.ownership.key_template import ParsedKeys
 from storage_audit.ownership.ownership_rule import (
-    TrackingRow,
     get_key_formats,
     known_ids,
     living_owners,
-    projects_in_rows,
     rival_reason,
 )
+from storage_audit.ownership.row_evidence import TrackingRow, projects_in_rows
 from storage_audit.read_in_steps import read_in_steps
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome

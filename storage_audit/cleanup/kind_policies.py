@@ -17,13 +17,8 @@ from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, T
 from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.ownership.key_template import ParsedKeys
-from storage_audit.ownership.ownership_rule import (
-    Ownership,
-    TrackingRow,
-    judge_ownership,
-    living_owners,
-    projects_in_rows,
-)
+from storage_audit.ownership.ownership_rule import Ownership, judge_ownership, living_owners
+from storage_audit.ownership.row_evidence import TrackingRow, projects_in_rows
 
 Kind = Cleanup.Kind
 

@@ -20,9 +20,10 @@ from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.fields import insert_new_rows
 from storage_audit.models import R2Object
-from storage_audit.ownership.ownership_rule import get_key_formats, living_projects, row_provenance
+from storage_audit.ownership.ownership_rule import get_key_formats, living_projects
 from storage_audit.ownership.references import Cascade, split_chunks
 from storage_audit.ownership.referring_columns import Column, file_columns
+from storage_audit.ownership.row_evidence import row_provenance
 from storage_audit.redaction import printable_text
 
 logger = logging.getLogger(__name__)

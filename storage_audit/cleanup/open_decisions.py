@@ -20,15 +20,17 @@ from storage_audit.fields import unicode_spellings
 from storage_audit.models import KnownProject
 from storage_audit.ownership.key_template import ParsedKeys
 from storage_audit.ownership.ownership_rule import (
-    ObjectFacts,
-    TrackingRow,
-    authoritative_projects,
     get_key_formats,
     has_too_many_owners,
     living_projects,
-    may_be_outdated,
     possible_projects,
     shorten_list,
+)
+from storage_audit.ownership.row_evidence import (
+    ObjectFacts,
+    TrackingRow,
+    authoritative_projects,
+    may_be_outdated,
 )
 
 Status = Cleanup.Status

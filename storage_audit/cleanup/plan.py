@@ -39,13 +39,12 @@ from storage_audit.ownership.key_template import ParsedKeys
 from storage_audit.ownership.ownership_rule import (
     DeletedProject,
     Ownership,
-    TrackingRow,
     Verdict,
     get_key_formats,
     judge_ownership,
     living_owners,
-    projects_in_rows,
 )
+from storage_audit.ownership.row_evidence import TrackingRow, projects_in_rows
 
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 Discovery = Cleanup.Discovery

@@ -21,8 +21,8 @@ from storage_audit.ownership.ownership_rule import (
     get_key_formats,
     judge_ownership,
     living_owners,
-    projects_in_rows,
 )
+from storage_audit.ownership.row_evidence import projects_in_rows
 
 
 def record_unfinished_uploads(work: Turn) -> None:

@@ -33,8 +33,8 @@ from storage_audit.ownership.ownership_rule import (
     get_key_formats,
     judge_ownership,
     living_owners,
-    projects_in_rows,
 )
+from storage_audit.ownership.row_evidence import projects_in_rows
 
 State = R2Object.State
 

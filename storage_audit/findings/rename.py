@@ -34,12 +34,8 @@ from storage_audit.findings.rename_plan import (
     take_snapshot,
 )
 from storage_audit.models import R2Object
-from storage_audit.ownership.ownership_rule import (
-    get_key_formats,
-    is_unconfirmed,
-    row_provenance,
-    unambiguous_version,
-)
+from storage_audit.ownership.ownership_rule import get_key_formats, unambiguous_version
+from storage_audit.ownership.row_evidence import is_unconfirmed, row_provenance
 from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
 from storage_audit.tracking.rows import find_being_deleted, object_values

@@ -20,7 +20,8 @@ from storage_audit.lookup.facts import (
     ProjectStatus,
 )
 from storage_audit.models import KnownProject, R2Object
-from storage_audit.ownership.ownership_rule import Ownership, row_provenance
+from storage_audit.ownership.ownership_rule import Ownership
+from storage_audit.ownership.row_evidence import row_provenance
 
 Outcome = CleanupItem.Outcome
 Status = Cleanup.Status

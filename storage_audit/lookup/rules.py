@@ -15,7 +15,7 @@ from storage_audit.findings.models import Finding
 from storage_audit.lookup.cards import Card, Situation
 from storage_audit.lookup.facts import ProjectStatus
 from storage_audit.models import R2Object
-from storage_audit.ownership.ownership_rule import row_provenance
+from storage_audit.ownership.row_evidence import row_provenance
 
 F = TypeVar("F")
 VANISHED_TEXT = gettext_lazy(

@@ -10,14 +10,16 @@ from django.utils.translation import gettext_lazy
 from storage_audit.ownership.key_template import ParsedKey, ParsedKeys
 from storage_audit.ownership.ownership_rule import (
     DeletedProject,
-    ObjectFacts,
     Ownership,
-    TrackingRow,
-    deciding_projects,
     get_key_formats,
-    is_assigned,
     judge_ownership,
     unambiguous_version,
+)
+from storage_audit.ownership.row_evidence import (
+    ObjectFacts,
+    TrackingRow,
+    deciding_projects,
+    is_assigned,
 )
 
 

@@ -14,12 +14,8 @@ from storage_audit.cleanup.plan import rows_by_identity
 from storage_audit.clocks import may_be_since
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner, OwnerProblem, find_owner
-from storage_audit.ownership.ownership_rule import (
-    get_key_formats,
-    known_ids,
-    living_owners,
-    projects_in_rows,
-)
+from storage_audit.ownership.ownership_rule import get_key_formats, known_ids, living_owners
+from storage_audit.ownership.row_evidence import projects_in_rows
 
 Source, State = R2Object.Source, R2Object.State
 

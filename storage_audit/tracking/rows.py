@@ -26,7 +26,7 @@ from storage_audit.cleanup.changing_objects import select_marked
 from storage_audit.cleanup.models import CleanupItem
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner
-from storage_audit.ownership.ownership_rule import (
+from storage_audit.ownership.row_evidence import (
     has_same_time,
     is_same_object,
     is_unconfirmed,

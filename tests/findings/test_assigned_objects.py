@@ -19,7 +19,7 @@ from storage_audit.findings import track_files
 from storage_audit.findings.models import Finding
 from storage_audit.findings.orphans import delete_objects
 from storage_audit.models import R2Object
-from storage_audit.ownership.ownership_rule import is_assigned
+from storage_audit.ownership.row_evidence import is_assigned
 from tests.builders import create_orphans, list_ids
 from tests.keys import AMBIGUOUS
 from tests.promises import (

@@ -27,15 +27,13 @@ from storage_audit.ownership.ownership_rule import (
     Ownership,
     Verdict,
     get_key_formats,
-    is_assigned,
-    is_unconfirmed,
     judge_ownership,
     key_formats_version,
-    may_be_outdated,
     rival_reason,
     shorten_list,
     too_young_reason,
 )
+from storage_audit.ownership.row_evidence import is_assigned, is_unconfirmed, may_be_outdated
 from tests.promises import (
     FLAT_KEY,
     Status,

@@ -1,5 +1,6 @@
 """Anything in any order, against a simple model of what must stay, what may go, and what goes."""
 
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from sys import exc_info
@@ -292,5 +293,8 @@ def test_any_order_of_events(
     monkeypatch.setattr(s3, "PAGE_SIZE", 5)
     here = {"bucket": bucket, "store": store, "world": World(monkeypatch)}
     is_long = settings.get_current_profile_name() == "crash"
-    size = settings(max_examples=60 if is_long else 15, stateful_step_count=50 if is_long else 25)
+    size = settings(
+        max_examples=int(os.environ.get("HISTORIES", 60)) if is_long else 15,
+        stateful_step_count=50 if is_long else 25,
+    )
     run_state_machine_as_test(type("Machine", (Machine,), here), settings=size)

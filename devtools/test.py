@@ -3,8 +3,10 @@
 `make test` runs the checks of `make check` first."""
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +16,9 @@ from devtools.postgres import temporary_database_url
 from devtools.processes import Child, find_program, stop_on_signals
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED_MEMORY = Path("/dev/shm")
+# Of a whole run; some containers give 64 MB.
+NEEDED_BYTES = 4 * 1024**3
 
 EPILOG = """\
 Arguments go to pytest, whose own help is `pytest --help`.
@@ -53,7 +58,9 @@ def command_line() -> ArgumentParser:
 
 def main(database: str | None, arguments: list[str]) -> None:
     require_programs()
-    with stop_on_signals(), TemporaryDirectory() as folder:
+    # Databases, stores and the tests' own folders: pytest and all programs go by this variable.
+    with stop_on_signals(), TemporaryDirectory(prefix="test-", dir=find_fast_folder()) as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
         if database != "postgresql":
             beside = [] if database else ["--beside-postgresql"]
             _run_pytest("SQLite", f"sqlite:///{folder}/db.sqlite3", [*arguments, *beside])
@@ -75,6 +82,18 @@ def require_programs() -> None:
             f"missing: {', '.join(missing)}. To install on Debian, as root:"
             f" apt-get install --no-install-recommends {' '.join(missing)}"
         )
+
+
+def find_fast_folder() -> str | None:
+    """In memory, if there is room: half of the time of a request to local R2 is spent waiting for
+    the disk. None stands for the usual folder."""
+    try:
+        flags, usage = os.statvfs(SHARED_MEMORY).f_flag, shutil.disk_usage(SHARED_MEMORY)
+    except OSError:
+        return None
+    # The tests write programs and run them.
+    may_run = not flags & os.ST_NOEXEC and os.access(SHARED_MEMORY, os.W_OK)
+    return str(SHARED_MEMORY) if may_run and usage.free >= NEEDED_BYTES else None
 
 
 def _run_pytest(database: str, url: str, arguments: list[str]) -> None:

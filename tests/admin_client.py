@@ -10,7 +10,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import BulkJob, Cleanup
 
 DASHBOARD = reverse("admin:app_list", args=["storage_audit"])
 VIEW_PERMISSIONS = ("view_project", "view_r2object", "view_cleanup")
@@ -88,6 +88,13 @@ def url_of_cleanup(cleanup: Cleanup) -> str:
 def is_page_of(cleanup: Cleanup, shown: str) -> bool:
     """Whether this is the page of the cleanup, and no list of several."""
     return f"<title>Cleanup: {cleanup.subject} |" in shown and str(cleanup.pk) in shown
+
+
+def is_page_of_all_cleanups(shown: str) -> bool:
+    """Whether this is the page of the only bulk job, and all cleanups are of it."""
+    job = BulkJob.objects.get()
+    is_page = f'<a href="{admin_url("cleanup")}?bulk_job={job.pk}">Show all of them</a>' in shown
+    return is_page and not Cleanup.objects.exclude(bulk_job=job).exists()
 
 
 def count_queries(client: Client, url: str) -> int:

@@ -2,7 +2,7 @@
 time."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from typing import Any
@@ -24,6 +24,7 @@ from storage_audit.cleanup.named_files import cascading_models
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.conf import conf
+from storage_audit.fields import filter_by_pks
 from storage_audit.models import KnownProject
 from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text, redact_secrets
@@ -250,6 +251,24 @@ def undo_or_note(bulk_job: BulkJob, deletion_id: str) -> None:
 def note_failed_undo(bulk_job: BulkJob, deletion_id: str) -> None:
     text = _("Cleanup %s was not undone: that failed. The server's log says why.") % deletion_id
     bulk_job.notes.create(cleanup_id=deletion_id, is_refused=True, text=text)
+
+
+@transaction.atomic
+def group_deletions(cleanups: Sequence[Cleanup]) -> BulkJob:
+    """A bulk job that is done, for deletions of several projects that a request made itself. Its
+    page shows their progress, and undoes them together."""
+    forced = any(each.trigger == Cleanup.Trigger.FORCED for each in cleanups)
+    action = BulkJob.Action.FORCE if forced else BulkJob.Action.DELETE
+    ids = list_projects(cleanups)
+    job: BulkJob = BulkJob.objects.request(action, ids)
+    job.advance(len(ids))
+    mine = filter_by_pks(Cleanup.objects.all(), [each.pk for each in cleanups])
+    mine.update(bulk_job=job)
+    return job
+
+
+def list_projects(cleanups: Iterable[Cleanup]) -> list[str]:
+    return list(dict.fromkeys(each.project_id for each in cleanups if each.project_id))
 
 
 def request_undo(cleanups: CleanupQuerySet, permissions: list[str], reason: str) -> BulkJob:

@@ -35,6 +35,7 @@ from tests.admin_client import (
     admin_url,
     client_for,
     confirmation_fields,
+    is_page_of_all_cleanups,
     page_text,
     run_action,
     staff_client,
@@ -256,7 +257,7 @@ def test_deleting_few_projects_is_done_at_once() -> None:
     client = superuser_client()
     shown = page_text(client.get(confirm_all(client, "delete_selected").url))
     assert "Deleting the files of 3 projects now." in shown
-    assert not Project.objects.exists() and not BulkJob.objects.exists()
+    assert not Project.objects.exists() and is_page_of_all_cleanups(shown)
 
 
 def test_a_deletion_goes_on_behind_projects_that_are_already_gone(

@@ -23,9 +23,9 @@ from tests.admin_client import (
     admin_url,
     confirm_action,
     is_page_of,
+    is_page_of_all_cleanups,
     page_text,
     superuser_client,
-    url_of_cleanup,
 )
 from tests.api_client import assert_problem, client_with_token
 from tests.database import THREAD_TIMEOUT_SECONDS, run_in_thread, wait_for_blocked_query
@@ -118,7 +118,7 @@ def test_project_that_stays_keeps_no_other_one(
     assert "only the log" not in shown and "othing was" not in shown
     assert "Deleting the files of 2 projects now." in shown
     assert Cleanup.objects.count() == 2
-    assert all(url_of_cleanup(each) in shown for each in Cleanup.objects.all())
+    assert is_page_of_all_cleanups(shown)
     assert (list_projects(), list_logged()) == (["proj_2"], ["proj_1", "proj_3"])
 
 

@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.test import Client
 
 from storage_audit.cleanup import pause_deletions
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import Project
 from storage_audit.projects.admin.projects import ProjectAdmin
 from tests.admin_client import (
@@ -53,13 +53,36 @@ def test_deletion_of_one_project_leads_to_its_cleanup(way: str) -> None:
     assert "uccessfully" not in shown
 
 
-def test_deletion_of_several_projects_leads_to_exactly_their_cleanups() -> None:
+@pytest.mark.parametrize(
+    ("way", "action"), [("delete_selected", "delete"), ("force_delete", "force")]
+)
+def test_deletion_of_several_projects_leads_to_one_page_with_their_progress(
+    way: str, action: str
+) -> None:
     create_projects("proj_0", "proj_1", "proj_2")
     Project.objects.get(pk="proj_0").delete()
-    shown = confirm_action(superuser_client(), "project", "delete_selected", "proj_1", "proj_2")
+    client = superuser_client()
+    shown = confirm_action(client, "project", way, "proj_1", "proj_2")
     assert "Deleting the files of 2 projects now." in shown and "uccessfully" not in shown
-    made = {each.project_id: url_of_cleanup(each) for each in Cleanup.objects.all()}
-    assert made["proj_1"] in shown and made["proj_2"] in shown and made["proj_0"] not in shown
+    assert not Project.objects.exists(), "they are deleted at once, as without a bulk job"
+    [job] = BulkJob.objects.all()
+    assert (job.action, job.projects, job.position) == (action, 2, 2)
+    assert job.finished_at and job.requested_by == "anna"
+    assert {each.project_id for each in job.cleanups.all()} == {"proj_1", "proj_2"}
+    assert f"<title>{str(job).capitalize()} |" in shown
+    assert "2 of 2 cleanups are not finished yet." in shown
+    Cleanup.objects.filter(project_id="proj_1").update(status="clean")
+    assert "1 of 2 cleanups are not finished yet." in page_text(
+        client.get(admin_url("bulkjob", "change", job.pk))
+    )
+
+
+def test_list_follows_the_deletion_of_several_projects_for_those_who_may_view_no_cleanup() -> None:
+    create_projects("proj_1", "proj_2")
+    client = client_without_cleanups()
+    shown = confirm_action(client, "project", "delete_selected", "proj_1", "proj_2")
+    assert "Deleting the files of 2 projects now." in shown
+    assert "<title>Projects |" in shown
 
 
 def test_person_who_may_not_view_cleanups_lands_on_the_list() -> None:

@@ -16,6 +16,7 @@ from tests.admin_client import (
     confirm_action,
     count_queries,
     is_page_of,
+    is_page_of_all_cleanups,
     page_text,
     run_action,
     staff_client,
@@ -107,16 +108,13 @@ def test_deletion_leads_to_its_cleanup_which_empties_the_bucket(bucket: Bucket) 
     assert bucket.keys() == set()
 
 
-def test_deletion_of_many_leads_to_the_list_of_their_cleanups(transactional_db: None) -> None:
+def test_deletion_of_many_leads_to_the_progress_of_their_cleanups(transactional_db: None) -> None:
     client = superuser_client()
-    Cleanup.objects.request(
-        kind="project", project_id="proj_old", bucket="tests", trigger="deleted"
-    )
     track_files("proj_1", 1)
     track_files("proj_2", 1)
     shown = confirm_action(client, "project", "delete_selected", "proj_1", "proj_2")
     assert "Deleting the files of 2 projects now." in shown and "uccessfully" not in shown
-    assert all(f">proj_{n}</a>" in shown for n in (1, 2)) and "proj_old" not in shown
+    assert is_page_of_all_cleanups(shown) and Cleanup.objects.count() == 2
 
 
 def test_getting_any_url_of_a_project_changes_nothing(db: None) -> None:

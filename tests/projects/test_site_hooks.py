@@ -17,9 +17,9 @@ from tests.admin_client import (
     admin_url,
     confirm_action,
     is_page_of,
+    is_page_of_all_cleanups,
     page_text,
     superuser_client,
-    url_of_cleanup,
 )
 from tests.api_client import client_with_token, read_json
 from tests.promises import create_projects
@@ -83,7 +83,7 @@ def test_hook_that_fails_after_the_commit_does_not_call_projects_kept(
         monkeypatch.setattr(Project, "delete", lambda project: stock(project))
     shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2")
     assert LATER in shown and "not deleted" not in shown and "In use" not in shown
-    assert all(url_of_cleanup(each) in shown for each in Cleanup.objects.all())
+    assert is_page_of_all_cleanups(shown)
     assert (list_projects(), LogEntry.objects.count()) == ([], 2)
 
 

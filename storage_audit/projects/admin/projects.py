@@ -22,11 +22,12 @@ from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
 from storage_audit.cleanup.admin.deleting import (
     DeletingAdmin,
     announce_cleanups,
+    deletion_text,
     name_of_only,
 )
 from storage_audit.cleanup.bulk import enqueue_bulk_on_commit
 from storage_audit.cleanup.delete_projects import REFUSAL_EXCEPTIONS, DeletionResult, refusal_text
-from storage_audit.cleanup.models import BulkJob
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.cleanup.requests import ProjectExists, enqueue_on_commit
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_lines
@@ -178,10 +179,24 @@ class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
             self.log_addition(request, job, _("Requested of %d projects.") % job.projects)
             enqueue_bulk_on_commit(job)
         text = _("%d projects are queued as one bulk job. Its page shows how far it is.")
-        self.message_user(request, text % job.projects, messages.SUCCESS)
+        return self.announce_bulk_job(request, text % job.projects, job)
+
+    def announce_bulk_job(
+        self, request: HttpRequest, text: str, job: BulkJob
+    ) -> HttpResponse | None:
+        self.message_user(request, text, messages.SUCCESS)
         if not may_view_bulk_jobs(request):
             return None
         return redirect("admin:storage_audit_bulkjob_change", job.pk)
+
+    def follow_deletion(
+        self, request: HttpRequest, name: str, count: int, cleanups: Sequence[Cleanup]
+    ) -> HttpResponse | None:
+        """The cleanup of one project; of several, one page with the progress of all."""
+        if min(count, len(bulk.list_projects(cleanups))) < 2:
+            return super().follow_deletion(request, name, count, cleanups)
+        text = deletion_text(request, self.started_text(name, count), cleanups)
+        return self.announce_bulk_job(request, text, bulk.group_deletions(cleanups))
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None

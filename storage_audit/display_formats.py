@@ -52,10 +52,16 @@ def format_amount(count: int, size: int) -> str:
 
 def format_monthly_price(size: int) -> str:
     """What the store charges for these bytes, such as “$1.50 a month”."""
-    price = size / BYTES_PER_GB * conf().price_per_gb
+    price = format_price(size / BYTES_PER_GB * conf().price_per_gb, conf().currency)
+    return _("%s a month") % price
+
+
+def format_price(price: float, currency: str = "$") -> str:
+    """Such as “$1.50”. What R2 takes for calls is in dollars, whatever the settings say."""
     if 0 < price < 0.005:
-        return _("less than %s a month") % f"{conf().currency}{number_format(0.01, 2)}"
-    return _("%s a month") % f"{conf().currency}{number_format(price, 2)}"
+        return _("less than %s") % f"{currency}{number_format(0.01, 2)}"
+    # Django cuts decimals off.
+    return f"{currency}{number_format(round(price, 2), 2)}"
 
 
 def format_projects(ids: Collection[str | None]) -> str:

@@ -51,6 +51,8 @@ class AlertAdmin(ObjectPageAdmin[Alert], ReadOnlyAdmin[Alert]):
     list_display = ("kind_label", "project_label", "began_label", "ended_label", "delivery_summary")
     list_filter = (AlertStateFilter, "kind")
     list_select_related = ("cleanup",)
+    # Nobody changes one.
+    has_history = False
     ordering = ("-began_at", "pk")
     change_list_template = "admin/storage_audit/alert/change_list.html"
     change_form_template = "admin/storage_audit/alert/change_form.html"

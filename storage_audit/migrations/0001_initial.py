@@ -257,7 +257,7 @@ class Migration(migrations.Migration):
                         editable=False,
                         primary_key=True,
                         serialize=False,
-                        verbose_name="scan id",
+                        verbose_name="scan ID",
                     ),
                 ),
                 ("bucket", storage_audit.fields.BytewiseTextField(verbose_name="bucket")),

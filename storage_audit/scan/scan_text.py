@@ -1,9 +1,12 @@
 """What a person reads first about a scan: one answer, and what to do then."""
 
+from datetime import timedelta
+
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.display_formats import Answer
+from storage_audit.bucket import prices
+from storage_audit.display_formats import Answer, format_duration, format_price
 from storage_audit.findings.models import Kind
 from storage_audit.scan.models import BucketScan
 
@@ -54,6 +57,18 @@ def explain_scan(scan: BucketScan) -> Answer:
     if special := DRY_RUN_TEXTS if scan.dry_run else PARTIAL_TEXTS if scan.is_partial else ():
         return Answer("quiet", text, list(map(str, special)))
     return Answer("attention", text, steps) if found else Answer("good", text)
+
+
+def scan_size_text(objects: int, requests: int, length: timedelta | None) -> str:
+    """Such as “28 files, 5 requests to the bucket, less than $0.01, 3 seconds”."""
+    dollars = prices.cost_in_dollars([("ListObjectsV2", requests)])
+    parts = [
+        ngettext("%s file", "%s files", objects) % f"{objects:,}",
+        ngettext("%s request to the bucket", "%s requests to the bucket", requests)
+        % f"{requests:,}",
+        format_price(dollars),
+    ]
+    return ", ".join([*parts, format_duration(length)] if length is not None else parts)
 
 
 def count_findings(scan: BucketScan) -> int:

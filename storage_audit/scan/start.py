@@ -16,6 +16,7 @@ from storage_audit.bucket import prices
 from storage_audit.bucket.s3 import PAGE_SIZE
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_price
 from storage_audit.models import DatabaseIdentity
 from storage_audit.ownership.ownership_rule import get_key_formats
 from storage_audit.redaction import printable_text
@@ -144,14 +145,14 @@ def refuse_second_scan(scan: BucketScan) -> None:
 def refuse_expensive_scan(scan: BucketScan) -> None:
     if scan.max_requests is not None and (wanted := scan_cost(scan)).requests > scan.max_requests:
         text = ngettext(
-            "No scan was started: it needs about %(requests)s request ($%(dollars).2f), and the"
+            "No scan was started: it needs about %(requests)s request (%(price)s), and the"
             " limit is %(limit)s. To scan anyway, raise the limit.",
-            "No scan was started: it needs about %(requests)s requests ($%(dollars).2f), and the"
+            "No scan was started: it needs about %(requests)s requests (%(price)s), and the"
             " limit is %(limit)s. To scan anyway, raise the limit.",
             wanted.requests,
         )
         words = {"requests": f"{wanted.requests:,}", "limit": f"{scan.max_requests:,}"}
-        raise ScanTooExpensive(text % {**words, "dollars": wanted.dollars})
+        raise ScanTooExpensive(text % {**words, "price": format_price(wanted.dollars)})
 
 
 def other_bucket_reason(scan: BucketScan) -> str:

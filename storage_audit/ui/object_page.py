@@ -37,6 +37,7 @@ class ObjectPageAdmin(AuditAdmin[M]):
     fields: ClassVar[Any] = ()
     # Like Django's `fields`; those without a value are not shown.
     facts: Sequence[str] = ()
+    has_history = True
     danger_actions: Collection[str] = ()
     change_form_template = "admin/storage_audit/ui/object_page.html"
 
@@ -62,7 +63,8 @@ class ObjectPageAdmin(AuditAdmin[M]):
         return {
             "title": self.page_title(row),
             "subtitle": None,
-            "has_own_object_tools": not DJANGO_6_1,
+            "has_history": self.has_history,
+            "has_own_object_tools": self.has_history and not DJANGO_6_1,
             "answer": Answer(
                 answer.style, printable_text(answer.text), list(map(fact_text, answer.sentences))
             ),
@@ -92,14 +94,16 @@ class ObjectPageAdmin(AuditAdmin[M]):
 
 
 def list_facts(model_admin: ObjectPageAdmin[Any], row: Any) -> Iterator[tuple[str, Any]]:
-    """The label and the value of each that has one; what does not apply is no fact."""
+    """The label and the value of each that has one."""
     for name in model_admin.facts:
         field, _attribute, value = lookup_field(name, row, model_admin)
-        if value in (None, "") or value is False:
+        if not value:
             continue
         if choices := dict(getattr(field, "flatchoices", ())):
             value = choices[value]
-        yield str(label_for_field(name, type(row), model_admin)), fact_text(value)
+        # What the page computed is safe already.
+        shown = fact_text(value) if field else value
+        yield str(label_for_field(name, type(row), model_admin)), shown
 
 
 def fact_text(value: Any) -> Any:

@@ -260,7 +260,7 @@ def test_a_scan_that_would_take_more_than_it_may_is_not_begun(
         out, err, code = run_command("reconcile_r2", *more)
         assert (out, code) == ("", 2)
         assert err.startswith(
-            "CommandError: No scan was started: it needs about 1 request ($0.00), and"
+            "CommandError: No scan was started: it needs about 1 request (less than $0.01), and"
         )
         assert err.endswith("Use --max-requests.\n")
     assert not BucketScan.objects.exists()

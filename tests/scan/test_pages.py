@@ -190,8 +190,10 @@ def test_a_duration_is_in_words(seconds: float, shown: str) -> None:
 )
 def test_a_scan_says_what_it_listed(scope: dict[str, object], says: str) -> None:
     one = create_scan(bucket="tests", **scope)
-    for url in (admin_url("bucketscan"), admin_url("bucketscan", "change", one.pk)):
-        assert says in page_text(superuser_client().get(url))
+    client = superuser_client()
+    assert says in page_text(client.get(admin_url("bucketscan")))
+    shown = page_text(client.get(admin_url("bucketscan", "change", one.pk)))
+    assert f"<h1>Scan of {says.removeprefix('>')}" in shown
 
 
 def test_a_scan_under_way_has_a_duration_and_one_that_failed_its_message() -> None:
@@ -302,8 +304,27 @@ def test_the_cost_is_said_first_and_nothing_is_begun() -> None:
     shown = page_text(
         superuser_client().post(admin_url("bucketscan", "add"), {"purpose": "reconcile"})
     )
-    assert "Estimated files: 3. Requests: 1 (R2 Class A). Cost: $0.0000." in shown
+    assert "Estimate: 3 files, 1 request to the bucket, less than $0.01. Nothing was" in shown
     assert not BucketScan.objects.exists() and not list_enqueued_ids()
+
+
+def test_the_form_says_what_a_scan_does_and_what_the_last_one_took() -> None:
+    client, url = superuser_client(), admin_url("bucketscan", "add")
+    shown = page_text(client.get(url, {"purpose": "backfill"}))
+    assert "It never changes or deletes a file in the bucket." in shown
+    assert "The last scan" not in shown
+    ended, whole = timezone.now(), conf().bucket
+    for bucket, prefix, listed in ((whole, "a/", 1), ("other", "", 2), (whole, "", 1_400_000)):
+        create_scan(
+            bucket=bucket,
+            prefix=prefix,
+            listed=listed,
+            requests=1400,
+            started_at=ended - timedelta(seconds=90),
+            finished_at=ended,
+        )
+    took = "1,400,000 files, 1,400 requests to the bucket, $0.01, 1 minute."
+    assert f"The last scan of the whole bucket took: {took}" in page_text(client.get(url))
 
 
 @pytest.mark.parametrize(

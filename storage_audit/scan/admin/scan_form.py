@@ -15,19 +15,20 @@ from storage_audit.redaction import printable_text
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import NOT_A_PROJECT_TEXT, ONE_SCOPE_TEXT
 
+Purpose = BucketScan.Purpose
+
 
 class ScanForm(forms.Form):
     purpose = forms.ChoiceField(
-        label=_("What it does"),
-        choices=BucketScan.Purpose,
-        widget=AdminRadioSelect(attrs={"class": "radiolist inline"}),
-        help_text=_(
-            "Both compare the bucket with the tracked files and report findings. A backfill also"
-            " tracks new files. Neither deletes anything."
-        ),
+        label=_("What the scan does"),
+        choices={
+            Purpose.RECONCILE: _("Report only: list what differs (reconcile)"),
+            Purpose.BACKFILL: _("Report, and track files that are not tracked yet (backfill)"),
+        },
+        widget=AdminRadioSelect(attrs={"class": "radiolist"}),
     )
     beginning = forms.CharField(
-        label=_("Only keys that start with"),
+        label=_("Only files whose names start with"),
         max_length=1024,
         strip=False,
         required=False,
@@ -43,7 +44,7 @@ class ScanForm(forms.Form):
     dry_run = forms.BooleanField(
         label=_("Dry run"),
         required=False,
-        help_text=_("Shows the same figures, but saves no findings and tracks no files."),
+        help_text=_("Shows the same numbers, but saves no findings and tracks no files."),
     )
     max_requests = forms.IntegerField(
         label=_("Maximum requests"),
@@ -51,7 +52,9 @@ class ScanForm(forms.Form):
         max_value=2**63 - 1,
         required=False,
         widget=AdminIntegerFieldWidget,
-        help_text=_("Leave empty to use the setting SCAN_MAX_REQUESTS."),
+        help_text=_(
+            "One request lists up to 1,000 files. Leave empty to use the setting SCAN_MAX_REQUESTS."
+        ),
     )
 
     def clean_project_id(self) -> str:

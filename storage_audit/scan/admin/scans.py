@@ -27,12 +27,18 @@ from storage_audit.roles import refusal_reason
 from storage_audit.scan.admin.scan_form import ScanForm
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.models.scan import BucketScanQuerySet
-from storage_audit.scan.scan_text import RESUME_TEXT, count_findings, explain_scan
+from storage_audit.scan.scan_text import (
+    RESUME_TEXT,
+    count_findings,
+    explain_scan,
+    scan_size_text,
+)
 from storage_audit.scan.start import (
     NO_WORKERS_TEXT,
     QUEUED_TEXT,
     RESUMED_TEXTS,
     STOPPED_TEXT,
+    ScanCost,
     ScanTooExpensive,
     estimate_scan,
     other_bucket_reason,
@@ -77,7 +83,6 @@ class BucketScanAdmin(ObjectPageAdmin[BucketScan], ReadOnlyAdmin[BucketScan]):
     ordering = ("-started_at", "pk")
     sortable_by = ("started_at",)
     facts = (
-        "location",
         "started_at",
         "finished_at",
         "rate",
@@ -129,8 +134,8 @@ class BucketScanAdmin(ObjectPageAdmin[BucketScan], ReadOnlyAdmin[BucketScan]):
             "opts": self.opts,
             "media": self.media,
             "form": form,
-            "cost": cost,
-            "duration": cost and cost.seconds and format_duration(timedelta(seconds=cost.seconds)),
+            "cost": cost and estimate_text(cost),
+            "last_scan": last_scan_text(),
             "refusal": start_refusal(request),
         }
         return TemplateResponse(request, "admin/storage_audit/bucketscan/start.html", context)
@@ -273,6 +278,17 @@ def kind_summaries(scan: BucketScan, *, linked: bool) -> Iterator[KindSummary]:
 def scan_duration(scan: BucketScan) -> timedelta:
     """From its beginning, with the time for which it was stopped."""
     return (scan.finished_at or timezone.now()) - scan.started_at
+
+
+def estimate_text(cost: ScanCost) -> str:
+    length = None if cost.seconds is None else timedelta(seconds=cost.seconds)
+    return scan_size_text(cost.objects, cost.requests, length)
+
+
+def last_scan_text() -> str:
+    """What the latest scan of the whole bucket took, without counting anything now."""
+    last = BucketScan.objects.of_whole_bucket(conf().bucket).last_complete()
+    return scan_size_text(last.listed, last.requests, scan_duration(last)) if last else ""
 
 
 def start_refusal(request: HttpRequest) -> str:

@@ -85,7 +85,7 @@ class BucketScan(models.Model):
         COMPLETE = "complete", _("complete")
         FAILED = "failed", _("failed")
 
-    id = models.UUIDField(_("scan id"), primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField(_("scan ID"), primary_key=True, default=uuid.uuid4, editable=False)
     bucket = BytewiseTextField(_("bucket"))
     purpose = models.CharField(
         _("purpose"), max_length=10, choices=Purpose, default=Purpose.BACKFILL

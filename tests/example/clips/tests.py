@@ -47,7 +47,7 @@ class AdminTests(TestCase):
 
     def test_a_clip_shows_its_storage(self) -> None:
         text = self.read(self.client.get(self.page("change", 1234)))
-        self.assertIn("2 objects", text)
+        self.assertIn("2 files", text)
         self.assertIn("?project_id=1234", text)
         self.read(self.client.get(self.page("add")))
 

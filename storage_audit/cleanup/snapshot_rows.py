@@ -15,7 +15,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import JSONField, Max, QuerySet, Value
 
 from storage_audit.cleanup.models import Snapshot, SnapshotChunk, SnapshotFile
-from storage_audit.ownership.referring_columns import Column, declared_references, file_columns
+from storage_audit.ownership.referring_columns import columns_for_any_bucket
 
 Obstacle = Snapshot.Obstacle
 ROWS_PER_CHUNK = 200
@@ -143,7 +143,8 @@ def read_values(rows: QuerySet[Any], names: Sequence[str]) -> list[tuple[Any, ..
 
 
 def write_rows(snapshot: Snapshot, model: Table, rows: Sequence[TextRow]) -> None:
-    keys, columns = [key_of(model, row) for row in rows], named_columns(model)
+    keys = [key_of(model, row) for row in rows]
+    columns = [each for each in columns_for_any_bucket() if table_of(each.field.model) is model]
     names = [field.attname for field in stored_fields(model)]
     values = [[row[name] for name in names] for row in rows]
     write_chunk(snapshot, model, keys, {"fields": names, "values": values})
@@ -177,12 +178,6 @@ def write_chunk(
         keys=keys,
         rows=text,
     )
-
-
-def named_columns(model: Table) -> list[Column]:
-    """The table's columns that name files of a bucket."""
-    declared = [each for each in declared_references().values() if isinstance(each, Column)]
-    return [each for each in [*file_columns(), *declared] if table_of(each.field.model) is model]
 
 
 def latest_migrations(labels: Iterable[str]) -> dict[str, str]:

@@ -140,8 +140,13 @@ def is_index(constraint: Any) -> bool:
 
 def columns_for_bucket(bucket: str) -> list[Column]:
     """The fields that may name files of the bucket. Raises ImproperlyConfigured."""
-    texts = [each for each in declared_references().values() if isinstance(each, Column)]
-    return [*(each for each in file_columns() if each.bucket in ("", bucket)), *texts]
+    return [each for each in columns_for_any_bucket() if each.bucket in ("", bucket)]
+
+
+def columns_for_any_bucket() -> list[Column]:
+    """The fields that may name files of any bucket. Raises ImproperlyConfigured."""
+    declared = [each for each in declared_references().values() if isinstance(each, Column)]
+    return [*file_columns(), *declared]
 
 
 def file_columns() -> Iterator[Column]:

@@ -137,11 +137,9 @@ class PlanFigures:
         push(self.largest, (item.size or 0, item.key))
 
 
-def do_nothing() -> None:
-    pass
-
-
-def summarise_plan(cleanup: Cleanup, after_some: Callable[[], None] = do_nothing) -> dict[str, Any]:
+def summarise_plan(
+    cleanup: Cleanup, after_some: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """What the plan would delete, what would stay and why, what it costs and how fast it is."""
     found = PlanFigures()
     for item in read_items(cleanup.items.all(), after_some):

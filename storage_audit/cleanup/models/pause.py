@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 from django.db import models
@@ -15,7 +15,9 @@ from django.utils.translation import gettext_lazy as _
 class DeletionPauseQuerySet(models.QuerySet["DeletionPause"]):
     def in_force(self) -> Self:
         """Without those of cleanups that are over, with all that follows them."""
-        is_open = Q(cleanup__next_attempt_at__isnull=False) | Q(cleanup__status="blocked")
+        cleanups: Any = self.model._meta.get_field("cleanup").related_model
+        blocked = Q(cleanup__status=cleanups.Status.BLOCKED)
+        is_open = Q(cleanup__next_attempt_at__isnull=False) | blocked
         follows = Q(cleanup__children__next_attempt_at__isnull=False)
         return self.filter(Q(cleanup=None) | is_open | follows).distinct()
 

@@ -82,9 +82,9 @@ class Command(DocumentedCommand):
 def find_blocked(deletion_id: UUID) -> Cleanup:
     found = Cleanup.objects.filter(pk=deletion_id).first()
     if found is None or found.status != Cleanup.Status.BLOCKED:
-        state = found.get_status_display() if found else "unknown"
+        shown = found.get_status_display() if found else "unknown"
         raise CommandError(
-            f"Cleanup {deletion_id} does not need approval. Its status is {state}.",
+            f"Cleanup {deletion_id} does not need approval. Its status is {shown}.",
             returncode=EXIT_USAGE,
         )
     try:

@@ -122,10 +122,10 @@ def test_tiles_are_unknown_before_there_was_a_scan(db: None) -> None:
     create_scan()
     shown = page_text(client.get(DASHBOARD))
     assert tile(shown, "Storage cost")[1] == "$0.03 a month"
-    assert tile(shown, "Leftover files")[1] == "0 objects"
+    assert tile(shown, "Leftover files")[1] == "0 files"
 
 
 def test_leftover_files_of_a_scan_that_broke_off_are_counted(db: None) -> None:
     create_finding("a")
     BucketScan.objects.update(status="failed")
-    assert tile(page_text(superuser_client().get(DASHBOARD)), "Leftover files")[1] == "1 object"
+    assert tile(page_text(superuser_client().get(DASHBOARD)), "Leftover files")[1] == "1 file"

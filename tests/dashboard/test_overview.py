@@ -167,7 +167,7 @@ def test_leftover_files_have_each_object_once_with_its_size(db: None) -> None:
     assert leftover_amount() == (4, 100 + 0 + 10 + 10)
     client = superuser_client()
     url, figure, _said = tile(page_text(client.get(DASHBOARD)), "Leftover files")
-    assert figure == "4 objects"
+    assert figure == "4 files"
     assert f'href="{LEFTOVER_URL}"' in page_text(client.get(url))
     keys = [left.key for left in client.get(LEFTOVER_URL).context["rows"]]
     assert keys == ["a", "b", "c", "d"]
@@ -402,7 +402,7 @@ def test_the_chart_of_leftover_files_ends_with_the_figure_of_the_tile(db: None) 
     )
     create_finding("a", size=2048)
     shown = page_text(superuser_client().get(DASHBOARD))
-    assert tile(shown, "Leftover files")[1] == "1 object"
+    assert tile(shown, "Leftover files")[1] == "1 file"
     today = timezone.localdate().isoformat()
     chart = shown.split("<h3>Leftover files <small>Now: 1</small></h3>")[1].split("</section>")[0]
     assert f'<th scope="row">{today}</th><td>1</td><td>2.0 KB</td>' in chart
@@ -673,11 +673,11 @@ def test_kept_objects_are_one_line_until_a_later_check_finds_none(db: None) -> N
     client = superuser_client()
     shown = page_text(client.get(DASHBOARD))
     url, entry = kind_need(shown, "kept")
-    assert "2 cleanups kept" in entry and "4 objects in all." in entry
-    assert "delete it in the Cloudflare dashboard, or ignore its finding" in entry
+    assert "2 cleanups kept" in entry and "4 files in all." in entry
+    assert "Nothing has to be done." in entry
     assert listed(client, url) == 2
     create_cleanup("clean", project_id="proj_b", kind="verify", finished_at=NOW)
-    assert "2 objects in all." in kind_need(page_text(client.get(DASHBOARD)), "kept")[1]
+    assert "2 files in all." in kind_need(page_text(client.get(DASHBOARD)), "kept")[1]
 
 
 def test_real_leftovers_are_found_from_the_dashboard_with_their_reasons(bucket: Bucket) -> None:
@@ -712,7 +712,7 @@ def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup
     look, client = verify("proj_1"), superuser_client()
     assert leftover_amount() == (1, 7)
     entry = entry_of(page_text(client.get(DASHBOARD)), change("cleanup", look.pk))
-    assert "1 object of proj_1 is still in bucket tests" in entry
+    assert "1 file of proj_1 is still in bucket tests" in entry
     [left] = client.get(LEFTOVER_URL).context["rows"]
     told = "Still in the bucket. Clean up after its project again."
     assert (left.key, left.reason, left.source) == (key, told, look)
@@ -807,7 +807,7 @@ def test_the_home_of_the_admin_tells_it_in_a_line_and_no_other_app_does(db: None
     panel = shown.partition('class="audit-panel"')[2].partition("</section>")[0]
     plain = re.sub("<.*?>", "", panel)
     assert "Waiting for a person: 1 decide" in plain
-    assert "Leftover files: 1 object" in plain
+    assert "Leftover files: 1 file" in plain
     assert f'<a href="{DASHBOARD}">Open the overview</a>' in panel
     assert "audit-panel" not in page_text(client.get(reverse("admin:app_list", args=["auth"])))
     assert "audit-panel" not in page_text(client.get(DASHBOARD))
@@ -880,13 +880,13 @@ def test_no_page_waits_for_a_count_of_many_leftover_files(
     create_finding("c", first_seen_at=LONG_AGO, last_modified=LONG_AGO)
     create_finding("d")
     client = superuser_client()
-    assert "4 objects" in said_of(client, url)
+    assert "4 files" in said_of(client, url)
     create_finding("e")
-    assert "about 4 objects or more" in said_of(client, url)
+    assert "about 4 files or more" in said_of(client, url)
     daily_figures.take_figures()
     DailyFigures.objects.update(taken_at=timezone.now() - timedelta(minutes=20))
     create_finding("f")
-    assert "5 objects, as of 20 minutes ago" in said_of(client, url)
+    assert "5 files, as of 20 minutes ago" in said_of(client, url)
     with CaptureQueriesContext(connection) as captured:
         shown = page_text(client.get(url))
     items = [each["sql"] for each in captured if "storage_audit_cleanupitem" in each["sql"]]
@@ -1041,7 +1041,7 @@ def test_a_line_goes_through_the_days_that_were_counted(db: None) -> None:
 
 def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> None:
     client = superuser_client()
-    title = "Objects and bytes by file type"
+    title = "Files and bytes by file type"
     assert "They are counted once an hour." in charts_on(client)[title]
     create_row("a", file_type="mp4", size=3000)
     create_row("b", file_type="mp4", size=None)
@@ -1055,7 +1055,7 @@ def test_file_types_are_those_of_the_last_count_and_say_of_when(db: None) -> Non
         ["srt", "1", "5 bytes"],
         ["none", "1", "1 byte"],
     ]
-    assert "Tracked in all: 4 objects, 2.9 KB" in chart
+    assert "Tracked in all: 4 files, 2.9 KB" in chart
     assert "Counted 20 minutes ago" in chart
 
 
@@ -1068,7 +1068,7 @@ def counted(days_ago: int, **types: list[int]) -> None:
 def test_file_types_are_drawn_over_time_the_largest_of_any_day_and_the_others_together(
     db: None,
 ) -> None:
-    titles = [f"Tracked {what} over time, by file type" for what in ("objects", "bytes")]
+    titles = [f"Tracked {what} over time, by file type" for what in ("files", "bytes")]
     client, today = superuser_client(), timezone.localdate()
     assert all("They are counted once an hour." in charts_on(client)[title] for title in titles)
     counted(40, avi=[9, 9 * 1024**3])
@@ -1100,7 +1100,7 @@ def test_file_types_over_time_have_no_part_for_others_where_there_are_none(db: N
 
 def test_where_nothing_is_tracked_that_is_drawn(db: None) -> None:
     counted(0)
-    chart = charts_on(superuser_client())["Tracked objects over time, by file type"]
+    chart = charts_on(superuser_client())["Tracked files over time, by file type"]
     assert table_of(chart)[1:] == [[str(timezone.localdate()), "0"]]
 
 

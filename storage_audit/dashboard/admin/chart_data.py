@@ -130,7 +130,7 @@ def leftovers_chart(
     return Chart(
         title,
         charts.draw_line("left-behind", title, now, period, [by_day.get(day) for day in period]),
-        (_("Day"), _("Objects"), _("Bytes")),
+        (_("Day"), _("Files"), _("Bytes")),
         [
             (str(day), amount.objects, filesizeformat(amount.bytes))
             for day, amount in counted.items()
@@ -141,7 +141,7 @@ def leftovers_chart(
 
 
 def file_types_chart(latest: DailyFigures | None) -> Chart:
-    title = _("Objects and bytes by file type")
+    title = _("Files and bytes by file type")
     if latest is None:
         return Chart(title, "", note=_("No figures yet. They are counted once an hour."))
     # PostgreSQL does not keep the order of JSON keys.
@@ -149,7 +149,7 @@ def file_types_chart(latest: DailyFigures | None) -> Chart:
     names = sorted(known, key=lambda name: (name == OTHER_TYPES, -known[name].bytes, name))
     types = [(type_label(name), known[name]) for name in names]
     most = Amount(*(max((a[i] for _name, a in types), default=0) for i in range(2)))
-    total = _("Tracked in all: %(objects)d objects, %(size)s") % {
+    total = _("Tracked in all: %(objects)d files, %(size)s") % {
         "objects": latest.tracked,
         "size": filesizeformat(latest.tracked_bytes),
     }
@@ -168,9 +168,9 @@ def file_types_chart(latest: DailyFigures | None) -> Chart:
     return Chart(
         title,
         charts.draw_share_bars("types", title, total, rows) if rows else "",
-        (_("File type"), _("Objects"), _("Bytes")),
+        (_("File type"), _("Files"), _("Bytes")),
         [(name, amount.objects, filesizeformat(amount.bytes)) for name, amount in types],
-        [("solid", _("objects")), ("striped", _("bytes"))] if rows else (),
+        [("solid", _("files")), ("striped", _("bytes"))] if rows else (),
         note=f"{total}. {counted_note(latest)}",
         total=format_amount(latest.tracked, latest.tracked_bytes),
     )
@@ -179,7 +179,7 @@ def file_types_chart(latest: DailyFigures | None) -> Chart:
 def types_over_time(period: list[date], figures: list[DailyFigures]) -> Iterator[Chart]:
     """The number of objects of each type over time, and their bytes."""
     titles = (
-        _("Tracked objects over time, by file type"),
+        _("Tracked files over time, by file type"),
         _("Tracked bytes over time, by file type"),
     )
     types = largest_types(figures)

@@ -79,7 +79,7 @@ def leftovers_tile(links: Links, left: LeftoverAmount | None, scan: BucketScan |
     title, url, warning = _("Leftover files"), links.leftovers_url(), ("warning", _("look"))
     without = _("Kept files, and files of open cleanups, are not counted.")
     if left is None:
-        figure = _("about %s objects or more") % number_format(
+        figure = _("about %s files or more") % number_format(
             daily_figures.MAX_COUNTED_LEFTOVERS, force_grouping=True
         )
         return Tile(title, figure, [_("The next sweep counts them."), without], url, *warning)
@@ -87,7 +87,7 @@ def leftovers_tile(links: Links, left: LeftoverAmount | None, scan: BucketScan |
     if not has_known_leftovers(left, scan):
         text = _("The bucket has not been scanned yet. Run a scan to find leftover files.")
         return Tile(title, _("unknown"), [text], url, "warning", _("scan"))
-    objects = ngettext("%d object", "%d objects", amount.objects) % amount.objects
+    objects = ngettext("%d file", "%d files", amount.objects) % amount.objects
     if taken_at:
         objects = _("%(objects)s, as of %(age)s ago") % {
             "objects": objects,

@@ -231,8 +231,8 @@ def leftover_steps(links: Links) -> Iterator[NextStep]:
     found = find_verifications_with_leftovers().order_by("finished_at", "pk")
     for cleanup in found[:CLEANUPS_SHOWN]:
         title = ngettext(
-            "%(objects)d object of %(project)s is still in bucket %(bucket)s",
-            "%(objects)d objects of %(project)s are still in bucket %(bucket)s",
+            "%(objects)d file of %(project)s is still in bucket %(bucket)s",
+            "%(objects)d files of %(project)s are still in bucket %(bucket)s",
             cleanup.failed,
         )
         names = {
@@ -260,7 +260,7 @@ def kept_steps(links: Links) -> Iterator[NextStep]:
         "%d cleanups kept what may be somebody else’s",
         kept.cleanups,
     )
-    objects = ngettext("%d object in all.", "%d objects in all.", kept.objects)
+    objects = ngettext("%d file in all.", "%d files in all.", kept.objects)
     yield NextStep(
         Cleanup.Status.CLEAN_WITH_KEPT,
         _("kept"),
@@ -268,11 +268,7 @@ def kept_steps(links: Links) -> Iterator[NextStep]:
         add_group_hint(
             links,
             "change_finding",
-            _(
-                "Each says whose it may be. If it is a project’s, leave it or assign it from its"
-                " finding. If it is nobody’s, delete it in the Cloudflare dashboard, or ignore"
-                " its finding."
-            ),
+            _("Nothing has to be done. To delete a file all the same, do what its reason says."),
         ),
         links.list_url("cleanup", needs="judgement"),
         objects % kept.objects,

@@ -24,6 +24,8 @@ from tests.browser.staff import (
     CLEAN_MESSAGE,
     CLICKS,
     COUNT_CLICKS,
+    count_words,
+    count_words_in_view,
     log_in_as_superuser,
     reload_until,
 )
@@ -33,6 +35,10 @@ from tests.held import hold_deletion
 from tests.promises import Status
 from tests.queue.clusters import Cluster
 from tests.real_bucket import Bucket
+
+# From the overview: until a deletion is undone, and until everything is paused and resumed again.
+MAX_UNDO_CLICKS, MAX_UNDO_WORDS = 4, 300
+MAX_PAUSE_CLICKS, MAX_PAUSE_WORDS = 5, 900
 
 
 @pytest.fixture(autouse=True)
@@ -90,14 +96,21 @@ def test_project_that_was_deleted_two_days_ago_is_found_by_its_title_and_restore
     log_in_as_superuser(page)
     page.add_init_script(COUNT_CLICKS)
     page.goto(DASHBOARD)
+    words = list[int]()
     page.get_by_role("searchbox", name="Why?").fill("summer")
     page.get_by_role("button", name="Why?").click()
     expect(page.get_by_role("heading", name="Summer sale proj_1")).to_be_visible()
     expect(page.get_by_text("Winter sale")).to_have_count(0)
+    words.append(count_words(page))
     page.get_by_role("link", name="Undo the deletion…").click()
-    page.get_by_role("button", name="Undo 1 deletion").click()
+    button = page.get_by_role("button", name="Undo 1 deletion")
+    expect(button).to_be_visible()
+    words.append(count_words(page))
+    button.click()
     expect(page.get_by_text("Deletion of proj_1 undone.")).to_be_visible()
-    assert 0 < page.evaluate(CLICKS) <= 4
+    words.append(count_words(page))
+    assert 0 < page.evaluate(CLICKS) <= MAX_UNDO_CLICKS
+    assert sum(words) <= MAX_UNDO_WORDS, words
     assert bucket.keys() == keys
     assert dict(Project.objects.values_list("pk", "title")) == {
         "proj_1": "Summer sale",
@@ -182,6 +195,39 @@ def test_at_night_all_is_paused_one_deletion_is_cancelled_and_the_rest_resumed(
     assert held.is_held()
     blocked = Cleanup.objects.get(project_id="proj_blocked")
     assert (blocked.status, blocked.deleted) == (Status.BLOCKED, 0)
+
+
+def test_everything_is_paused_looked_at_and_resumed_in_few_clicks(
+    page: Page, bucket: Bucket
+) -> None:
+    block_deletion(bucket)
+    Project.objects.create(pk="proj_held", title="Summer sale")
+    bucket.upload("proj_held")
+    runner.run_to_end(hold_deletion("proj_held").pk)
+    log_in_as_superuser(page)
+    page.add_init_script(COUNT_CLICKS)
+    page.goto(DASHBOARD)
+    words = [count_words_in_view(page)]
+    page.get_by_role("link", name="Pause deletions…").click()
+    expect(page.get_by_text("This stops 2 open cleanups, which have found 4 files")).to_be_visible()
+    words.append(count_words_in_view(page))
+    page.get_by_label("Reason").fill("Files are missing")
+    page.get_by_role("button", name="Pause all deletions").click()
+    bar = page.get_by_text("All deletions are paused. Paused by anna on")
+    expect(bar).to_be_visible()
+    words.append(count_words_in_view(page))
+    page.get_by_role("link", name="Cleanups", exact=True).first.click()
+    expect(page.get_by_role("link", name="Summer sale (proj_held)")).to_be_visible()
+    words.append(count_words_in_view(page))
+    page.get_by_role("link", name="Resume…").click()
+    expect(page.get_by_text("No cleanup waits.")).to_be_visible()
+    words.append(count_words_in_view(page))
+    page.get_by_role("button", name="Resume deletions").click()
+    expect(page.get_by_text("Deletions are resumed.")).to_be_visible()
+    expect(bar).to_have_count(0)
+    words.append(count_words_in_view(page))
+    assert 0 < page.evaluate(CLICKS) <= MAX_PAUSE_CLICKS
+    assert sum(words) <= MAX_PAUSE_WORDS, words
 
 
 def test_undo_pause_cancel_and_resume_need_no_scripts(

@@ -41,7 +41,7 @@ def test_deleted_row_takes_its_object_along(page: Page, bucket: Bucket, worker: 
     log_in_as_superuser(page)
     page.goto(path("r2object"))
     run_row_action(page, "Delete selected files", gone)
-    expect(page.get_by_text("This deletes these files from R2")).to_be_visible()
+    expect(page.get_by_text("This deletes 1 file (")).to_be_visible()
     page.get_by_role("button", name="Delete 1 file").click()
     reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == {kept}

@@ -8,6 +8,7 @@ from django_q.models import OrmQ
 from storage_audit.cleanup import runner
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, R2Object
+from storage_audit.tracking.admin.file_scope import file_deletion_page
 from tests.admin_client import (
     admin_url,
     confirm_action,
@@ -74,9 +75,21 @@ def test_list_and_page_show_hostile_keys_escaped(db: None) -> None:
 def test_confirmation_says_that_the_very_objects_go_with_count_and_bytes(db: None) -> None:
     rows = [create_row("a", size=1000), create_row("b", size=2000)]
     shown = run_action(superuser_client(), "r2object", "delete_selected", *[r.pk for r in rows])
-    assert "This deletes these files from R2, even if their project exists" in shown
-    assert "2 files, 2.9 KB in bucket tests will be deleted from R2" in shown
+    assert "This deletes 2 files (2.9 KB) from R2, even if their projects exist." in shown
+    assert "You can't undo this." in shown and "<h1>Delete 2 files?</h1>" in shown
+    assert "in bucket" not in shown and 'value="Delete 2 files"' in shown
     assert R2Object.objects.count() == 2
+
+
+def test_confirmation_says_what_goes_from_each_of_several_buckets(db: None) -> None:
+    create_row("a", size=1000, project_id="proj_1")
+    assert file_deletion_page(R2Object.objects.all(), ())["lines"] == ["Project: proj_1."]
+    create_row("b", size=500, bucket="other")
+    assert file_deletion_page(R2Object.objects.all(), ())["lines"] == [
+        "Projects: proj_1, unknown.",
+        "1 file, 500\xa0bytes in bucket other will be deleted from R2",
+        "1 file, 1000\xa0bytes in bucket tests will be deleted from R2",
+    ]
 
 
 def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None) -> None:
@@ -84,8 +97,9 @@ def test_confirmation_of_many_rows_lists_the_first_and_counts_the_rest(db: None)
     client = superuser_client()
     across = {"select_across": "1", "index": "0"}
     shown = run_action(client, "r2object", "delete_selected", "all", **across)
-    assert "… and 150 more" in shown
-    assert "Files: 200 files" in shown
+    assert "This deletes 200 files (" in shown and "Project: proj_1." in shown
+    assert shown.count('<code class="audit-key">') == 10
+    assert "10 of 200 files are shown." in shown
     assert shown.count("_selected_action") == 1
 
 
@@ -100,7 +114,7 @@ def test_page_asks_again_when_the_object_is_another_by_now(bucket: Bucket, actio
     assert "Nothing was done: your selection changed" in again
     assert R2Object.objects.exists() and not Cleanup.objects.exists()
     if action == "delete_selected":
-        assert "14 bytes in bucket tests will be deleted from R2" in again
+        assert "This deletes 1 file (14 bytes) from R2" in again
     run_action(client, "r2object", action, row.pk, **confirmation_fields(again))
     assert Cleanup.objects.exists() or not R2Object.objects.exists()
 

@@ -9,6 +9,7 @@ from django.db.models import QuerySet
 from django.db.models.deletion import get_candidate_relations_to_delete
 from django.http import HttpRequest, HttpResponse
 from django.template.defaultfilters import filesizeformat
+from django.template.response import TemplateResponse
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
@@ -17,15 +18,13 @@ from storage_audit.cleanup.admin.deleting import DeletingAdmin
 from storage_audit.cleanup.changing_objects import exclude_in_hand
 from storage_audit.display_formats import (
     Answer,
-    deletion_text,
     format_amount,
     format_bucket_key,
     format_key_list,
-    format_projects,
 )
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import printable_text
-from storage_audit.tracking.admin.used_file_lines import DELETED_TEXT, lines_in_use
+from storage_audit.tracking.admin.file_scope import file_deletion_page, file_sample, projects_line
 from storage_audit.tracking.file_text import explain_file
 from storage_audit.tracking.untrack import rows_to_keep
 from storage_audit.ui.confirm import Selection
@@ -33,8 +32,6 @@ from storage_audit.ui.keyset_list import BucketFilter
 from storage_audit.ui.links import why_link
 from storage_audit.ui.model_admin import admin_action
 from storage_audit.ui.object_page import ObjectPageAdmin
-
-KEYS_SHOWN = 50
 
 
 @admin.register(R2Object)
@@ -96,7 +93,7 @@ class R2ObjectAdmin(ObjectPageAdmin[R2Object], DeletingAdmin[R2Object]):
         rows = objs
         if not isinstance(objs, QuerySet):
             rows = R2Object.objects.filter(pk__in=[row.pk for row in objs])
-        listed, counts, protected = key_lines(rows), dict[Any, Any](), list[Any]()
+        listed, counts, protected = list[Any](), dict[Any, Any](), list[Any]()
         lacking = set() if self.has_delete_permission(request) else {self.opts.verbose_name}
         # Django reads every row, so it is asked only where other tables have rows that may follow.
         meta: Any = self.opts
@@ -105,15 +102,21 @@ class R2ObjectAdmin(ObjectPageAdmin[R2Object], DeletingAdmin[R2Object]):
             listed = whole if len(counts) > 1 else listed
             lacking |= refused
         return (
-            [
-                *listed,
-                *(deletion_text(*figures) for figures in rows.totals_by_bucket()),
-                *lines_in_use(rows, DELETED_TEXT),
-            ],
+            listed,
             counts | {self.opts.verbose_name_plural: format_amount(*rows.totals())},
             lacking,
             protected,
         )
+
+    def render_delete_form(self, request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+        rows = R2Object.objects.filter(pk=context["object"].pk)
+        return super().render_delete_form(request, context | scope_context(rows, context))
+
+    def delete_selection(self, request: HttpRequest, selection: Selection) -> HttpResponse | None:
+        response = super().delete_selection(request, selection)
+        if isinstance(response, TemplateResponse) and response.context_data is not None:
+            response.context_data |= scope_context(selection.rows, response.context_data)
+        return response
 
     @admin_action("delete", gettext_lazy("Untrack, keep the files"))
     def untrack(self, request: HttpRequest, queryset: R2ObjectQuerySet) -> HttpResponse | None:
@@ -156,14 +159,13 @@ class R2ObjectAdmin(ObjectPageAdmin[R2Object], DeletingAdmin[R2Object]):
     def confirm_untracking(self, request: HttpRequest, selection: Selection) -> HttpResponse:
         rows: R2ObjectQuerySet = selection.rows
         count, size = rows.totals()
-        projects = set(rows.order_by().values_list("project_id", flat=True).distinct())
         return self.render_confirmation(
             request,
             selection,
             action="untrack",
             title=ngettext("Untrack %d file?", "Untrack %d files?", count) % count,
             sentences=(
-                f"{format_amount(count, size)}. {format_projects(projects)}",
+                f"{format_amount(count, size)}. {projects_line(rows)}",
                 _(
                     "The files stay in R2. A backfill can track them again, but what their uploads"
                     " recorded is lost."
@@ -174,18 +176,13 @@ class R2ObjectAdmin(ObjectPageAdmin[R2Object], DeletingAdmin[R2Object]):
                     " files, and files being uploaded or deleted."
                 ),
             ),
-            heads=(_("File"),),
-            rows=[(key,) for key in key_lines(rows)],
+            **file_sample(rows, count),
             button=ngettext("Untrack %d file", "Untrack %d files", count) % count,
         )
 
 
-def key_lines(rows: R2ObjectQuerySet) -> list[str]:
-    """The first keys; where there are more, the last line says how many."""
-    keys = [
-        printable_text(key)
-        for key in rows.order_by("key").values_list("key", flat=True)[:KEYS_SHOWN]
-    ]
-    if more := rows.count() - len(keys):
-        keys.append(_("… and %d more") % more)
-    return keys
+def scope_context(rows: R2ObjectQuerySet, context: dict[str, Any]) -> dict[str, Any]:
+    if context["perms_lacking"] or context["protected"]:
+        return {}
+    scope = file_deletion_page(rows, context["model_count"])
+    return {"scope": scope, "title": scope["title"]}

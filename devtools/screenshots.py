@@ -39,12 +39,14 @@ CONFIRMATION_PAGES = {
     "finding-ignore": ("finding-list", "Ignore"),
     "finding-delete-orphans": ("finding-list", "Delete leftover files"),
     "finding-assign": ("finding-list", "Assign to a project"),
+    "apitoken-revoke": ("apitoken-list", "Revoke"),
     "finding-rename": ("finding-list", "Rename files with old names"),
 }
-# Each asks first, as a button of a cleanup's page leads to it.
+# What a button of another page leads to. Nothing is done yet.
 DECISION_PAGES = {
     "cleanup-cancel": ("cleanup-held", "Cancel, keep the files"),
     "cleanup-erase": ("cleanup-held", "Erase now"),
+    "bucketscan-estimate": ("bucketscan-add", "Estimate the cost"),
     "cleanup-again": ("cleanup-cancelled", "Clean up again"),
 }
 # Shot again while deletions are paused.
@@ -173,6 +175,11 @@ def visit_pages(page: Page, password: str, pages: dict[str, str]) -> Iterator[st
         page.get_by_role("button", name=button, exact=True).click()
         page.wait_for_load_state()
         yield name
+    page.goto(pages["apitoken-add"])
+    page.get_by_label("Name:").fill("Nightly export")
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_load_state()
+    yield "apitoken-made"
 
 
 def visit_paused(page: Page, password: str, pages: dict[str, str]) -> Iterator[str]:

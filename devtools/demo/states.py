@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 from django.conf import settings
 from django.contrib.admin.utils import quote
+from django.contrib.auth import get_user_model
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.core.management import call_command
@@ -19,6 +20,7 @@ from devtools.demo.story import DELETED_PROJECT, file_content
 from devtools.local_r2 import LocalR2
 from storage_audit.alerts import alert_rules
 from storage_audit.alerts.models import Alert
+from storage_audit.api.models import ApiToken
 from storage_audit.cleanup import bulk, end_deletions, requests, runner
 from storage_audit.cleanup.admin import pause_page
 from storage_audit.cleanup.models import BulkJob, Cleanup
@@ -44,6 +46,7 @@ MODELS = (
     "healthreport",
     "bulkjob",
     "alert",
+    "apitoken",
 )
 HELD_PROJECT = "proj_summer"
 # Two months and some days: the overview compares one month with the one before.
@@ -178,6 +181,12 @@ def create_health_report() -> HealthReport:
     return health_report
 
 
+def create_token() -> ApiToken:
+    user = get_user_model()._default_manager.get(username=USER)
+    token, _text = ApiToken.issue(name="Nightly report", user=user)
+    return token
+
+
 def delete_project(project_id: str) -> Cleanup:
     Project.objects.get(pk=project_id).delete()
     return Cleanup.objects.get(project_id=project_id, trigger="deleted")
@@ -208,6 +217,7 @@ def page_addresses(states: dict[str, Cleanup]) -> dict[str, str]:
         "undo": reverse("admin:storage_audit_undo_deletion", args=[states["held"].pk]),
         "pause": reverse("admin:storage_audit_pause"),
         "pause-one": pause_page.page_url("pause", states["held"]),
+        "apitoken": admin_url("apitoken", "change", create_token().pk),
         "apitoken-add": admin_url("apitoken", "add"),
         "api-docs": reverse("storage_audit_docs"),
         "compare": comparison_url("proj_autumn-sale"),

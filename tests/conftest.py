@@ -42,7 +42,7 @@ from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.clocks import DatabaseNow
 from storage_audit.doctor.models import HealthReport
 from storage_audit.models import DatabaseIdentity, Project
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from tests import leftovers
@@ -294,9 +294,9 @@ def reconnect_bucket(bucket: Bucket, bucket_connections: list[BucketConnection])
     if bucket_connections:
         bucket_connections[0].row.save(force_insert=True)
         bucket.put(bucket_marker.MARKER_KEY, body=bucket_connections[0].marker)
-        bucket_marker.record_marker(bucket.name)
+        bucket_connection.record_marker(bucket.name)
     else:
-        bucket_marker.connect_bucket(bucket.name)
+        bucket_connection.connect_bucket(bucket.name)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from django.core.files.storage import default_storage
 
 from devtools.store import Store
 from storage_audit.models import Project
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.storage import key_for
 
 BUCKETS = ["tests", "other", "empty"]
@@ -41,7 +41,7 @@ class Bucket:
         """Claim the bucket with a marker that has these fields."""
         content = json.loads(self.r2.read(bucket_marker.MARKER_KEY, self.name))
         self.put(bucket_marker.MARKER_KEY, body=json.dumps({**content, **changes}).encode())
-        bucket_marker.record_marker(self.name)
+        bucket_connection.record_marker(self.name)
 
     def upload(self, project_id: str, filename: str = "take.mp4", body: bytes = b"take") -> str:
         """Save a file as the application does; the project is made when it is not there."""

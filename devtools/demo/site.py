@@ -104,9 +104,9 @@ def set_up_django() -> str:
     call_command("migrate", verbosity=0)
     from django.contrib.auth.models import User
 
-    from storage_audit.ownership import bucket_marker
+    from storage_audit.ownership import bucket_connection
 
-    bucket_marker.connect_bucket(BUCKET)
+    bucket_connection.connect_bucket(BUCKET)
     password = secrets.token_urlsafe(12)
     User.objects.create_superuser(USER, password=password)
     return password

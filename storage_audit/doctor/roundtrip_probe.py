@@ -21,11 +21,11 @@ from storage_audit.bucket.listing import ListingOutOfOrder, object_pages
 from storage_audit.conf import conf
 from storage_audit.doctor.probe_result import Cause, Facts, Result, Status
 from storage_audit.doctor.store_probes import find_cause
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.ownership.key_formats import OWN_PREFIX
 
 PROBE_BODY = b"Written by r2_doctor to see whether it can be read, listed and deleted. It may go.\n"
-# Keys made here and in bucket_marker.probe_traits. No probe still uses objects older than this.
+# Keys made here and in bucket_connection.probe_traits. No probe still uses objects older than this.
 PROBE_KEY_PATTERN = re.compile(
     re.escape(OWN_PREFIX) + r"(doctor|probe)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     "(-b|/b|-\u00e9|-e\u0301)?"
@@ -151,7 +151,7 @@ def add_leftover_warning(result: Result, left: str) -> Result:
 
 def compare_traits(bucket: str, start: str, keys: list[str]) -> Result:
     """Raises StoreError."""
-    folds = bucket_marker.probe_traits(bucket).folds_unicode
+    folds = bucket_connection.probe_traits(bucket).folds_unicode
     in_order = is_listing_ordered(bucket, start, keys)
     lists_uploads = multipart.list_unfinished_uploads(bucket, OWN_PREFIX) is not None
     connected = (bucket_marker.read_marker(bucket) or {}).get("folds_unicode", folds)

@@ -24,7 +24,7 @@ from storage_audit.bucket.listing import (
 )
 from storage_audit.bucket.listing_xml import NO_ENTRIES, Entries, Entry
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.storage import is_listed
 from tests.faults.kinds import change_reply
 from tests.faults.matching import is_later_page, is_listing, rule_for
@@ -338,7 +338,7 @@ def test_bucket_whose_store_sends_less_than_before_can_be_connected_again(
     with pytest.raises(InvalidResponse, match="lacks ListBucketResult.KeyCount"):
         is_listed(three.name, "a/1")
     sent_before = answer_schema.expected_fields(three.name)
-    assert "ListBucketResult.KeyCount" not in bucket_marker.connect_bucket(three.name).echoes
+    assert "ListBucketResult.KeyCount" not in bucket_connection.connect_bucket(three.name).echoes
     assert is_listed(three.name, "a/1")
     answer_schema.set_expected_fields(
         three.name, sent_before
@@ -380,7 +380,9 @@ def test_two_stores_repeat_the_request(local_r2: LocalR2, seaweedfs: SeaweedFS) 
         bucket = Bucket(origin)
         bucket.wipe()
         with faulty_network(origin):
-            answer_schema.set_expected_fields("tests", bucket_marker.probe_traits("tests").echoes)
+            answer_schema.set_expected_fields(
+                "tests", bucket_connection.probe_traits("tests").echoes
+            )
             assert {
                 "ListBucketResult.Prefix",
                 "ListBucketResult.StartAfter",

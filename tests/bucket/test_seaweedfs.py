@@ -9,7 +9,7 @@ from storage_audit.bucket import s3
 from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing import exact_key, find_keys, key_bytes, object_pages
 from storage_audit.models import R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection
 from tests.faults.matching import is_delete_batch
 from tests.faults.proxy import FaultyStore
 from tests.network import faulty_network
@@ -40,7 +40,7 @@ def proxy(seaweedfs: SeaweedFS) -> Iterator[FaultyStore]:
 def bucket(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bucket:
     found = Bucket(seaweedfs)
     found.wipe()
-    bucket_marker.connect_bucket(found.name)
+    bucket_connection.connect_bucket(found.name)
     proxy.requests.clear()
     return found
 

@@ -19,7 +19,7 @@ from storage_audit.bucket import s3
 from storage_audit.cleanup import adaptive_batch
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection
 from tests.faults import kinds
 from tests.faults.kinds import FAULT_KINDS, confirm_without_deleting
 from tests.faults.matching import (
@@ -137,7 +137,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Network]:
 def bucket(network: Network, transactional_db: None) -> Iterator[Bucket]:
     found = Bucket(network.origin)
     found.wipe()
-    bucket_marker.connect_bucket(found.name)
+    bucket_connection.connect_bucket(found.name)
     found.put(*KEYS, *OTHERS)
     network.proxy.requests.clear()
     network.finished.clear()

@@ -21,7 +21,7 @@ from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.findings.models import Finding
 from storage_audit.models import DatabaseIdentity, KnownProject, Project, R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER_KEY, MARKER_PREFIX, CannotConclude
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.scan_limits import expected_objects
@@ -822,7 +822,7 @@ def test_approval_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings
     bucket.r2.remove(MARKER_KEY, bucket.name)
     cleanup = clean_up_project("proj_1")
     assert (cleanup.status, cleanup.planned_at) == (Status.BLOCKED, None)
-    bucket_marker.connect_bucket(bucket.name)
+    bucket_connection.connect_bucket(bucket.name)
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
     assert "the safety limit of 1" in cleanup.message
@@ -1121,7 +1121,8 @@ def test_copy_that_disowns_the_bucket_is_blocked_though_it_cannot_be_told_from_t
     create_projects("proj_1")
     bucket.put(HIERARCHICAL_KEY)
     same = bucket_marker.database_fingerprint()
-    monkeypatch.setattr(bucket_marker, "database_fingerprint", lambda: same)
+    for module in (bucket_marker, bucket_connection):
+        monkeypatch.setattr(module, "database_fingerprint", lambda: same)
     with copy_database(tmp_path):
         bucket_marker.check_bucket(bucket.name)
         out, _err, code = run_command("connect_bucket", "--disown")
@@ -1130,7 +1131,7 @@ def test_copy_that_disowns_the_bucket_is_blocked_though_it_cannot_be_told_from_t
         assert cleanup.status == Status.BLOCKED
         assert "belongs to another database" in cleanup.message
         with pytest.raises(CannotConclude):
-            bucket_marker.connect_bucket(bucket.name)
+            bucket_connection.connect_bucket(bucket.name)
         assert DatabaseIdentity.objects.count() == 1
     assert bucket.keys() == {HIERARCHICAL_KEY}
     assert clean_up_project("proj_1").status == Status.CLEAN

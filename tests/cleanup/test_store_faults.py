@@ -34,7 +34,7 @@ from storage_audit.cleanup.worker_turn import Turn, TurnOver
 from storage_audit.conf import conf
 from storage_audit.findings.models import Finding
 from storage_audit.models import Project, R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection
 from storage_audit.ownership.bucket_marker import StoreTraits
 from storage_audit.scan.models import BucketScan
 from tests.bucket.store_replies import UPLOADS, answer_uploads
@@ -998,9 +998,9 @@ def test_key_listed_in_another_spelling_than_tracked_is_not_called_gone(
 
 def folding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        bucket_marker, "probe_traits", lambda bucket: StoreTraits(folds_unicode=True)
+        bucket_connection, "probe_traits", lambda bucket: StoreTraits(folds_unicode=True)
     )
-    bucket_marker.connect_bucket(conf().bucket)
+    bucket_connection.connect_bucket(conf().bucket)
 
 
 def test_row_in_another_spelling_still_says_whose_the_object_is(

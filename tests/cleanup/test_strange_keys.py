@@ -21,7 +21,7 @@ from storage_audit.cleanup import retention
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection
 from storage_audit.redaction import printable_text
 from tests.admin_client import admin_url, superuser_client
 from tests.faults.kinds import change_reply
@@ -92,7 +92,7 @@ def tree(seaweedfs: SeaweedFS, transactional_db: None) -> Iterator[Bucket]:
     with faulty_network(seaweedfs):
         bucket = Bucket(seaweedfs)
         bucket.wipe()
-        bucket_marker.connect_bucket(bucket.name)
+        bucket_connection.connect_bucket(bucket.name)
         create_projects("proj_1", "proj_2")
         yield bucket
 

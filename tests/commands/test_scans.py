@@ -18,7 +18,7 @@ from storage_audit.bucket import s3
 from storage_audit.cleanup import limits
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.scan.models import BucketScan, PendingFinding, ScanShard
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
@@ -341,7 +341,7 @@ def test_a_scan_that_failed_goes_on_where_it_was(bucket: Bucket, store: FaultySt
     _out, err, code = run_command("backfill_r2")
     assert code == 1
     assert "holds no marker of this database" in err
-    bucket_marker.connect_bucket(bucket.name)
+    bucket_connection.connect_bucket(bucket.name)
     assert run_command("backfill_r2", "--resume", str(BucketScan.objects.get().pk)) == (
         "1 object (7 bytes) in bucket tests: 1 tracked, 0 updated, 0 unchanged.\n"
         "1 unrecognised file:\n"

@@ -23,7 +23,7 @@ from storage_audit.debug import api as debug
 from storage_audit.debug import comparison_result
 from storage_audit.doctor.models import HealthReport
 from storage_audit.models import Project
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection
 from storage_audit.ownership.bucket_marker import MARKER_KEY
 from tests.admin_client import admin_url, page_text, superuser_client
 from tests.api_client import API_PATH, assert_problem, client_with_token, create_staff, read_json
@@ -140,7 +140,7 @@ def test_both_discoveries_and_what_only_one_finds(bucket: Bucket) -> None:
 def test_each_bucket_that_may_have_some_is_checked(bucket: Bucket) -> None:
     elsewhere = Bucket(bucket.r2, "other")
     elsewhere.wipe()
-    bucket_marker.connect_bucket("other")
+    bucket_connection.connect_bucket("other")
     here, there = bucket.upload("proj_1"), "projects/proj_1/scenes/s1/media/other.mp4"
     elsewhere.put(there)
     track_key(elsewhere, there, "proj_1")
@@ -258,7 +258,7 @@ def test_all_buckets_of_the_project_are_checked(
     other: Bucket, cloudflare_api: CloudflareApi
 ) -> None:
     record_deleted_projects("proj_1")
-    bucket_marker.connect_bucket(other.name)
+    bucket_connection.connect_bucket(other.name)
     left = client_with_token().get("/debug/verify-cleanup/proj_1")
     assert left["buckets"] == ["other", "tests"]
     assert left["files_remaining_wrangler"] == left["files_remaining_s3"] == [FLAT_KEY]

@@ -38,7 +38,7 @@ from storage_audit.doctor import (
 from storage_audit.doctor.models import HealthReport
 from storage_audit.doctor.probe_result import Result, Status
 from storage_audit.doctor.run_checks import run_probes
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.ownership.key_formats import OWN_PREFIX
 from tests.database import LATEST_MIGRATION, lock_table
 from tests.faults.kinds import HTML_REPLY, change_reply, error_xml
@@ -610,7 +610,7 @@ def test_a_probe_that_fails_stops_no_other(bucket: Bucket, monkeypatch: pytest.M
     def fails(*args: object) -> None:
         raise RuntimeError(f"unexpected {conf().secret_access_key}")
 
-    monkeypatch.setattr(bucket_marker, "probe_traits", fails)
+    monkeypatch.setattr(bucket_connection, "probe_traits", fails)
     told = probe_results()
     assert with_status(told) == {"traits": "RuntimeError: unexpected [redacted]"}
     assert told["marker"]["status"] == Status.OK

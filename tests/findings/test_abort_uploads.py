@@ -22,7 +22,7 @@ from storage_audit.conf import conf
 from storage_audit.findings import abort_uploads
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.scan import unfinished_uploads
 from storage_audit.scan.models import BucketScan, PendingFinding
@@ -62,7 +62,7 @@ def tree(seaweedfs: SeaweedFS, proxy: FaultyStore, transactional_db: None) -> Bu
     bucket = Bucket(seaweedfs)
     bucket.wipe()
     end_all(bucket)
-    bucket_marker.connect_bucket(bucket.name)
+    bucket_connection.connect_bucket(bucket.name)
     return bucket
 
 

@@ -27,7 +27,7 @@ from storage_audit.conf import conf
 from storage_audit.findings import rename, rename_plan
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from tests.builders import create_findings
 from tests.faults.kinds import error_xml
 from tests.faults.matching import is_delete_batch, is_listing, rule_for, run_before
@@ -956,7 +956,7 @@ def tree(seaweedfs: SeaweedFS, transactional_db: None) -> Iterator[Bucket]:
     with faulty_network(seaweedfs):
         bucket = Bucket(seaweedfs)
         bucket.wipe()
-        bucket_marker.connect_bucket(bucket.name)
+        bucket_connection.connect_bucket(bucket.name)
         create_projects("proj_1")
         yield bucket
 

@@ -17,7 +17,7 @@ from storage_audit.cleanup.delete_pipeline import PlannedItem
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.models import DatabaseIdentity, Project, R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER_KEY, CannotConclude, StoreTraits
 from tests.bucket.store_replies import answer_uploads
 from tests.database import copy_database
@@ -99,7 +99,7 @@ def test_database_that_connected_no_bucket_deletes_nothing(tracked: Bucket) -> N
     cleanup = blocked(tracked, clean_up_project("proj_1"))
     assert "connect_bucket" in cleanup.message
     assert len(tracked.keys()) == 2
-    bucket_marker.connect_bucket(tracked.name, take_over=True)
+    bucket_connection.connect_bucket(tracked.name, take_over=True)
     healed(tracked, cleanup)
 
 
@@ -138,7 +138,7 @@ def test_marker_that_differs_blocks(tracked: Bucket, changes: dict[str, str]) ->
     assert len(tracked.keys()) == 2
     if "installation" in changes:
         with pytest.raises(CannotConclude):
-            bucket_marker.connect_bucket(tracked.name)
+            bucket_connection.connect_bucket(tracked.name)
     tracked.set_marker(**right)
     healed(tracked, cleanup)
 
@@ -149,7 +149,7 @@ def test_copied_bucket_is_refused_until_it_is_connected(tracked: Bucket) -> None
     cleanup = blocked(tracked, clean_up_project("proj_1"))
     assert "its marker is not the one" in cleanup.message and "connect_bucket" in cleanup.message
     assert len(tracked.keys()) == 2
-    bucket_marker.connect_bucket(tracked.name)
+    bucket_connection.connect_bucket(tracked.name)
     healed(tracked, cleanup)
 
 
@@ -159,7 +159,7 @@ def test_bucket_connected_before_its_marker_was_recorded_must_be_connected_again
     DatabaseIdentity.objects.update(markers={})
     cleanup = blocked(tracked, clean_up_project("proj_1"))
     assert "by an older version" in cleanup.message and "connect_bucket" in cleanup.message
-    bucket_marker.connect_bucket(tracked.name)
+    bucket_connection.connect_bucket(tracked.name)
     healed(tracked, cleanup)
 
 
@@ -176,7 +176,7 @@ def test_cleanup_waits_while_the_bucket_is_being_connected(
 
     monkeypatch.setattr(s3, "write_object", write_slowly)
     DatabaseIdentity.objects.update(markers={})
-    bucket_marker.connect_bucket(tracked.name)
+    bucket_connection.connect_bucket(tracked.name)
     [cleanup] = waiting
     assert cleanup.status == Status.RETRYING
     assert "is being connected" in cleanup.message
@@ -187,13 +187,13 @@ def test_marker_check_names_the_marker_of_its_bucket(bucket: Bucket, local_r2: L
     seen = bucket_marker.require_marker(bucket.name)
     other = Bucket(local_r2, BUCKETS[1])
     other.wipe()
-    bucket_marker.connect_bucket(other.name)
+    bucket_connection.connect_bucket(other.name)
     assert (
         bucket_marker.require_marker(bucket.name)
         == seen
         != bucket_marker.require_marker(other.name)
     )
-    bucket_marker.connect_bucket(bucket.name)
+    bucket_connection.connect_bucket(bucket.name)
     assert bucket_marker.require_marker(bucket.name) == seen
     bucket.set_marker(folds_unicode=True)
     assert bucket_marker.require_marker(bucket.name) != seen
@@ -204,7 +204,7 @@ def test_marker_that_is_garbled_blocks(tracked: Bucket, content: bytes) -> None:
     tracked.r2.put(MARKER_KEY, content, tracked.name)
     blocked(tracked, clean_up_project("proj_1"))
     with pytest.raises(CannotConclude):
-        bucket_marker.connect_bucket(tracked.name)
+        bucket_connection.connect_bucket(tracked.name)
 
 
 def remove_marker(bucket: Bucket) -> Callable[[], None]:
@@ -224,7 +224,7 @@ def test_marker_removed_between_plan_and_batch_blocks(
         patch.setattr(delete_batches, "next_batch", next_batch)
         cleanup = blocked(tracked, clean_up_project("proj_1"))
     assert len(tracked.keys()) == 2
-    bucket_marker.connect_bucket(tracked.name)
+    bucket_connection.connect_bucket(tracked.name)
     healed(tracked, cleanup)
 
 
@@ -234,7 +234,7 @@ def test_marker_removed_between_batch_and_verification_blocks(
     act_before_verification(monkeypatch, remove_marker(tracked))
     cleanup = blocked(tracked, clean_up_project("proj_1"))
     assert set(read_outcomes(cleanup).values()) == {"to_delete"}
-    bucket_marker.connect_bucket(tracked.name)
+    bucket_connection.connect_bucket(tracked.name)
     healed(tracked, cleanup)
 
 
@@ -253,7 +253,7 @@ def test_what_was_seen_in_the_wrong_bucket_is_not_believed_in_the_right_one(
         patch.setattr(delete_batches, "next_batch", once(delete_batches.next_batch))
         cleanup = blocked(tracked, clean_up_project("proj_1"))
     tracked.put(*keys)
-    bucket_marker.connect_bucket(tracked.name)
+    bucket_connection.connect_bucket(tracked.name)
     cleanup.approve("me")
     run_until_idle(cleanup)
     assert not {"deleted", "already_gone"} & set(read_outcomes(cleanup).values())
@@ -289,7 +289,7 @@ def test_plan_made_in_the_wrong_bucket_is_made_again(
         patch.setattr(bucket_marker, "identify_bucket", wrong_after_this)
         cleanup = blocked(tracked, clean_up_project("proj_1"))
     tracked.put(*keys)
-    bucket_marker.connect_bucket(tracked.name)
+    bucket_connection.connect_bucket(tracked.name)
     healed(tracked, cleanup)
 
 
@@ -303,9 +303,9 @@ def test_copy_of_the_database_is_blocked_and_after_a_take_over_the_original_is(
         assert "copy" in cleanup.message
         assert len(tracked.keys()) == 2
         with pytest.raises(CannotConclude):
-            bucket_marker.connect_bucket(tracked.name)
+            bucket_connection.connect_bucket(tracked.name)
         before = DatabaseIdentity.objects.get().pk
-        bucket_marker.connect_bucket(tracked.name, take_over=True)
+        bucket_connection.connect_bucket(tracked.name, take_over=True)
         assert DatabaseIdentity.objects.get().pk != before
         healed(tracked, cleanup)
     blocked(tracked, clean_up_project("proj_1"))
@@ -325,7 +325,7 @@ def test_verification_that_could_not_see_the_bucket_says_nothing(tracked: Bucket
 
 def test_connecting_learns_the_stores_traits_and_leaves_no_objects(bucket: Bucket) -> None:
     traits = StoreTraits(folds_unicode=False, lists_in_key_order=True, echoes=ECHOES)
-    assert bucket_marker.connect_bucket(bucket.name) == traits
+    assert bucket_connection.connect_bucket(bucket.name) == traits
     assert bucket_marker.check_bucket(bucket.name) == traits
     assert bucket.keys() == set()
     bucket.set_marker(folds_unicode=True, lists_in_key_order=False, echoes=ECHOES[:2])
@@ -344,7 +344,7 @@ def test_bucket_of_unknown_traits_is_taken_to_fold(bucket: Bucket) -> None:
 
 def test_connecting_again_changes_nothing(bucket: Bucket) -> None:
     before = marker(bucket)
-    bucket_marker.connect_bucket(bucket.name)
+    bucket_connection.connect_bucket(bucket.name)
     assert marker(bucket) == before
     assert DatabaseIdentity.objects.count() == 1
 
@@ -394,7 +394,7 @@ def test_store_whose_listings_lack_new_objects_is_not_connected(
 
     store.rules.append(rule_for(has_probes, change_reply(empty_page)))
     with pytest.raises(InvalidResponse, match="does not list what was just written"):
-        bucket_marker.connect_bucket(bucket.name)
+        bucket_connection.connect_bucket(bucket.name)
 
 
 def test_traits_of_the_marker_before_are_refused(

@@ -17,7 +17,7 @@ from storage_audit.bucket.listing import object_pages
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 
 COUNT = 2345
 KEYS = [key_at(n) for n in range(COUNT)]
@@ -73,7 +73,7 @@ def test_a_page_of_one(store: CannedStore) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_can_be_connected() -> None:
-    assert bucket_marker.connect_bucket(BUCKET).folds_unicode
+    assert bucket_connection.connect_bucket(BUCKET).folds_unicode
     bucket_marker.check_bucket(BUCKET)
     assert listed() == [bucket_marker.MARKER_KEY, *KEYS]
     s3.delete_single(BUCKET, bucket_marker.MARKER_KEY)

@@ -13,7 +13,7 @@ from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.s3 import Page
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection, bucket_marker
 from storage_audit.ownership.bucket_marker import StoreTraits
 from storage_audit.scan import worker
 from storage_audit.scan.models import BucketScan, ListedKey, PendingFinding
@@ -264,7 +264,7 @@ def seaweed(
 ) -> Bucket:
     found = Bucket(seaweedfs)
     found.wipe()
-    bucket_marker.connect_bucket(found.name)
+    bucket_connection.connect_bucket(found.name)
     monkeypatch.setattr(s3, "PAGE_SIZE", 3)
     add_projects("proj_1")
     return found

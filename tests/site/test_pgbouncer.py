@@ -22,7 +22,7 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.debug import discovery_comparison
 from storage_audit.debug.comparison_result import DiscoveryMethod
 from storage_audit.models import Project, R2Object
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection
 from storage_audit.scan.models import BucketScan
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
@@ -98,7 +98,9 @@ def test_cleanup_and_scans_work_behind_a_transaction_pooler(
 ) -> None:
     for module in (read_in_steps, models):
         monkeypatch.setattr(module, "ROWS_PER_STEP", 2)
-    bucket_marker.connect_bucket(bucket.name, take_over=True)  # The host is part of its identity.
+    bucket_connection.connect_bucket(
+        bucket.name, take_over=True
+    )  # The host is part of its identity.
     for project_id in ("proj_1", "proj_2"):
         for n in range(FILES):
             bucket.upload(project_id, f"{n}.mp4")

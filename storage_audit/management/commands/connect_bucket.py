@@ -4,7 +4,7 @@ from storage_audit.conf import conf
 from storage_audit.management.console import command_context
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import DatabaseIdentity
-from storage_audit.ownership import bucket_marker
+from storage_audit.ownership import bucket_connection
 
 
 class Command(DocumentedCommand):
@@ -48,14 +48,14 @@ class Command(DocumentedCommand):
     def handle(self, *, take_over: bool, disown: bool, **options: object) -> None:
         if disown:
             self.stdout.write(
-                f"This database is now {bucket_marker.new_identity().pk}. It has no bucket, so it"
-                " deletes nothing. Next: set a bucket of its own, then run manage.py"
+                f"This database is now {bucket_connection.new_identity().pk}. It has no bucket, so"
+                " it deletes nothing. Next: set a bucket of its own, then run manage.py"
                 " connect_bucket."
             )
             return
         bucket = conf().bucket
         with command_context():
-            traits = bucket_marker.connect_bucket(bucket, take_over=take_over)
+            traits = bucket_connection.connect_bucket(bucket, take_over=take_over)
         self.stdout.write(
             f"Bucket {bucket} belongs to database {DatabaseIdentity.objects.get().pk}."
         )

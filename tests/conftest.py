@@ -60,7 +60,9 @@ SLOW_FILES = {
     "test_permissions.py",
     "test_clusters.py",
     "test_crash.py",
+    "test_secrets.py",
     "test_stateful.py",
+    "test_stopping.py",
 }
 
 # On a busy machine everything takes its time. The profile `crash` looks for what is new, for hours.

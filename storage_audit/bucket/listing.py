@@ -4,7 +4,7 @@ import os.path
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
 from operator import lt
 from secrets import token_hex
@@ -179,9 +179,7 @@ def find_keys(
             found |= find_alike(rest)
         elif rest:
             found |= find_spellings(bucket, rest, after_page)
-    for folder in nameless_folders(each.key for each in found.values()):
-        check_folder_listed(bucket, folder)
-        after_page()
+    check_nameless_folders(bucket, found, after_page)
     return found
 
 
@@ -203,6 +201,15 @@ def find_at_places(
                 break
         todo = [key for key in todo[1:] if reached is not None and key_bytes(key) > reached]
     return found
+
+
+def check_nameless_folders(
+    bucket: str, found: Mapping[str, ListedObject], after_page: Callable[[], None]
+) -> None:
+    """See `check_folder_listed`, for the folders of these objects."""
+    for folder in nameless_folders(each.key for each in found.values()):
+        check_folder_listed(bucket, folder)
+        after_page()
 
 
 def nameless_folders(keys: Iterable[str]) -> set[str]:

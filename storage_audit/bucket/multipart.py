@@ -40,6 +40,13 @@ def list_unfinished_uploads(bucket: str, prefix: str) -> Iterator[list[Multipart
     return upload_pages(first, bucket, prefix)
 
 
+def list_if_one_page(bucket: str) -> list[MultipartUpload] | None:
+    """All unfinished uploads of the bucket, or None if one page does not show all of them. Raises
+    StoreError, with the code NotImplemented where the store cannot list them."""
+    found, following = list_upload_page(bucket, "", {})
+    return found if following is None else None
+
+
 def upload_pages(page: UploadPage, bucket: str, prefix: str) -> Iterator[list[MultipartUpload]]:
     while True:
         found, markers = page

@@ -21,7 +21,14 @@ from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 from django.utils.translation import gettext as _
 
-from storage_audit.bucket import answer_schema, delete_answers, listing_xml, request_stats
+from storage_audit.bucket import (
+    answer_schema,
+    concurrent_requests,
+    delete_answers,
+    listing_xml,
+    request_stats,
+)
+from storage_audit.bucket.connections import number_connections
 from storage_audit.bucket.errors import (
     LOCKED,
     UNANSWERED,
@@ -125,8 +132,10 @@ def prepare_client(client: Any) -> None:
     )
     client.meta.events.register("before-call.s3.DeleteObjects", delete_answers.write_all_keys)
     client.meta.events.register("before-call.s3", refuse_redirect)
+    client.meta.events.register("response-received.s3", note_pause)
     client.meta.events.register("response-received.s3", count_attempt)
     client.meta.events.register("after-call-error.s3", count_failure)
+    number_connections(client)
 
 
 def refuse_redirect(context: dict[str, Any], **kwargs: Any) -> None:
@@ -166,8 +175,22 @@ def count_attempt(event_name: str, context: dict[str, Any], **kwargs: Any) -> No
         result = request_stats.result_name(str(answer["Error"].get("Code", "")), status)
     else:
         result = request_stats.OK
-    if not isinstance(error, DeadlinePassed):  # which was not sent
+    if not isinstance(error, StoreError):  # which stands for a request that was not sent
         request_stats.count_request(event_name.rpartition(".")[2], result)
+
+
+def note_pause(parsed_response: dict[str, Any] | None, **kwargs: Any) -> None:
+    """Have what is asked at the same time wait too when the store asks for a pause."""
+    answer = (parsed_response or {}).get("ResponseMetadata", {})
+    if answer.get("HTTPStatusCode") in (429, 503) and (seconds := retry_after(answer)):
+        concurrent_requests.note_pause(seconds)
+
+
+def retry_after(answer: Mapping[str, Any]) -> float:
+    """The seconds that the store asks us to wait. A date is legal too, and would ask for a clock
+    that agrees with ours."""
+    asked = answer.get("HTTPHeaders", {}).get("retry-after", "")
+    return float(asked) if asked.isdecimal() else 0
 
 
 def count_failure(
@@ -229,6 +252,7 @@ def _build_s3_client(
     )
     prepare_client(client)
     client.meta.events.register("before-send.s3", check_send_deadline)
+    client.meta.events.register("before-send.s3", concurrent_requests.hold_back)
     client.meta.events.register("before-call.s3.CopyObject", forbid_overwrite)
     return cast("S3Client", client)
 
@@ -257,12 +281,10 @@ def translate_client_error(error: ClientError) -> StoreError:
     status = metadata.get("HTTPStatusCode", 0)
     code = str(details.get("Code", status))
     text = f"{error.operation_name} failed: {code} {details.get('Message', '')}".strip()
-    asked = metadata.get("HTTPHeaders", {}).get("retry-after", "")
     return classify_error(code, status)(
         text,
         code,
-        # A date is legal too, and would ask for a clock that agrees with ours.
-        retry_after=float(asked) if asked.isdecimal() else 0,
+        retry_after=retry_after(metadata),
         # Where there is no S3 error to read, botocore takes the status for the code.
         answered=status < 500 or not code.isdecimal(),
     )

@@ -53,8 +53,19 @@ def list_unfinished_uploads(work: Turn) -> Iterator[tuple[MultipartUpload, str]]
     """The project's multipart uploads, each with the reason why it is kept, if it is; None where
     the store cannot list them. The lease outlasts each page, not all of them."""
     cleanup = work.cleanup
+    prefixes = tuple(cleanup.listed_prefixes)
+    try:
+        everything = multipart.list_if_one_page(cleanup.bucket) if prefixes else []
+    except StoreError as error:
+        if error.code == "NotImplemented":
+            return None
+        raise
+    cleanup.renew()
+    if everything is not None:
+        ours = [upload for upload in everything if upload.key.startswith(prefixes)]
+        return owned_uploads_in_pages(work, [ours])
     listings = []
-    for prefix in cleanup.listed_prefixes:
+    for prefix in prefixes:
         pages = multipart.list_unfinished_uploads(cleanup.bucket, prefix)
         cleanup.renew()
         if pages is None:

@@ -1,19 +1,17 @@
 """One worker's turn on one cleanup."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property
-from itertools import chain, groupby, islice, takewhile
+from functools import cached_property, partial
+from itertools import chain, groupby, islice, repeat
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
-from storage_audit import logs
-from storage_audit.bucket import listing, s3
-from storage_audit.bucket.errors import InvalidResponse, StoreError
+from storage_audit.bucket import listing
+from storage_audit.bucket.concurrent_requests import MAX_CONNECTIONS, run_at_once
+from storage_audit.bucket.connections import KeptConnection
 from storage_audit.bucket.listing import (
     KeyIdentity,
     can_show_all_spellings,
@@ -21,6 +19,15 @@ from storage_audit.bucket.listing import (
     match_spellings,
 )
 from storage_audit.bucket.s3 import PAGE_SIZE, ListedObject
+from storage_audit.cleanup.listing_pieces import (
+    RangePiece,
+    gather_pages,
+    group_pieces,
+    join_pieces,
+    prefetch_pages,
+    split_into_runs,
+    take_page,
+)
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.position_basis import PositionBasis, SpellingSearch
@@ -30,19 +37,13 @@ from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import StoreTraits
 from storage_audit.ownership.ownership_rule import DeletedProject
 
+Step = Cleanup.Step
 # Keys that are looked up one by one, a request for each at worst: so few that the lease outlasts
 # them.
 MAX_LONE_KEYS = 100
 # More are looked up together while that takes less than QUICK_LOOKUP_SECONDS, as neighbours share a
 # page; no more than that number again when it takes more than SLOW_LOOKUP_SECONDS.
 QUICK_LOOKUP_SECONDS, SLOW_LOOKUP_SECONDS = 2.0, 10.0
-
-# Pages that are requested in advance, and that one check of the marker covers.
-PREFETCHED_PAGES = 5
-# At most so many ranges, if they are short.
-RANGES_PER_GROUP = 4
-# Fewer if they take longer than this, as the lease is not renewed meanwhile.
-GATHER_SECONDS = 5.0
 
 
 class TooManySeeks(Exception):
@@ -83,6 +84,8 @@ class Turn:
     keys_per_lookup: int = MAX_LONE_KEYS
     # wrangler was seen to use the same bucket as we do.
     is_wrangler_checked: bool = False
+    # When the lease was renewed last for the sake of a request under way.
+    lease_kept_at: float = field(default_factory=monotonic_seconds)
 
     def __post_init__(self) -> None:
         self.marker_seen_at = self.read_clock()
@@ -117,7 +120,7 @@ class Turn:
     def recheck_bucket(self) -> None:
         """Is it still the right bucket, and the right database? Raises CannotConclude and
         StoreError."""
-        self.traits = bucket_marker.identify_bucket(self.cleanup.bucket)
+        bucket_marker.require_same_database()
         self.check_marker()
         bucket_marker.require_project_table()
 
@@ -133,7 +136,7 @@ class Turn:
     def deleting_ids(self) -> list[UUID]:
         """Those whose pause keeps it from deleting, in the delete step."""
         ids = [self.cleanup.pk, self.cleanup.parent_id]
-        return [each for each in ids if each] if self.cleanup.step == Cleanup.Step.DELETE else []
+        return [each for each in ids if each] if self.cleanup.step == Step.DELETE else []
 
     def read_clock(self) -> datetime:
         """The time by the database's clock, which was read as the turn began."""
@@ -147,20 +150,43 @@ class Turn:
         """The position with these fields changed, to be written with what was seen up to it."""
         return self.basis.attach(replace(self.cleanup.position, **where), self.marker_seen_at)
 
-    def list_ranges(self, span: int, after: str = "") -> Iterator["RangePiece"]:
+    def list_ranges(self, span: int, after: str = "") -> Iterator[RangePiece]:
         """The cleanup's ranges from this one on, which starts behind `after`, in pieces that may be
         written like those of `list_pages`."""
-        for pieces in group_pieces(self.prefetch_ranges(span, after)):
+        if self.may_call_gone:
+            groups = group_pieces(self.prefetch_ranges(span, after))
+        else:
+            groups = group_pieces(self.list_at_once(span, after), MAX_CONNECTIONS)
+        for pieces in groups:
             self.check_marker()
             for number, of_one in groupby(pieces, key=attrgetter("range_index")):
                 some = list(of_one)
                 yield RangePiece(number, join_pieces(some), some[-1].is_last)
 
-    def prefetch_ranges(self, span: int, after: str) -> Iterator["RangePiece"]:
+    def prefetch_ranges(self, span: int, after: str) -> Iterator[RangePiece]:
         for number, prefix in islice(enumerate(self.cleanup.listed_prefixes), span, None):
             pages = prefetch_pages(listing.object_pages(self.cleanup.bucket, prefix, after))
             yield from (RangePiece(number, page) for page in pages if page)
             yield RangePiece(number, [], is_last=True)
+            after = ""
+
+    def list_at_once(self, span: int, after: str) -> Iterator[RangePiece]:
+        """The same for a plan. The first pages of some ranges are requested at once."""
+        prefixes = self.cleanup.listed_prefixes
+        for start in range(span, len(prefixes), MAX_CONNECTIONS):
+            some = range(start, len(prefixes))[:MAX_CONNECTIONS]
+            listings = [
+                listing.object_pages(self.cleanup.bucket, prefixes[number], after)
+                for number, after in zip(some, chain([after], repeat("")), strict=False)
+            ]
+            jobs = [partial(take_page, pages) for pages in listings]
+            firsts, trouble = run_at_once(jobs, self.keep_lease)
+            for number, first, pages in zip(some, firsts, listings, strict=False):
+                yield RangePiece(number, first)
+                yield from (RangePiece(number, page) for page in prefetch_pages(pages) if page)
+                yield RangePiece(number, [], is_last=True)
+            if trouble:
+                raise trouble
             after = ""
 
     def list_pages(self, prefix: str, after: str = "") -> Iterator[list[ListedObject]]:
@@ -218,11 +244,39 @@ class Turn:
     ) -> dict[str, ListedObject]:
         cleanup = self.cleanup
         find_alike = self.find_spellings_briefly if briefly else self.find_spellings
-        found = listing.find_keys(cleanup.bucket, keys, self.identity, after_page, find_alike)
+        if self.may_call_gone:
+            found = listing.find_keys(cleanup.bucket, keys, self.identity, after_page, find_alike)
+        else:
+            found, alike = self.find_at_once(keys, after_page)
+            if alike:
+                more = find_alike(alike)
+                listing.check_nameless_folders(cleanup.bucket, more, after_page)
+                found |= more
         self.check_marker()
         if cleanup.position.spelling_search:
             cleanup.renew(position=self.next_position(spelling_search=None))
         return found
+
+    def find_at_once(
+        self, keys: Sequence[str], after_run: Callable[[], None]
+    ) -> tuple[dict[str, ListedObject], list[str]]:
+        """Look the keys up, those of several places at once. Also returns keys that only a search
+        for all their spellings may find. `after_run` is called each second and after each place."""
+        alike = list[str]()
+
+        def find_run(run: Sequence[str], kept: KeptConnection) -> dict[str, ListedObject]:
+            def note_alike(rest: Sequence[str]) -> dict[str, ListedObject]:
+                alike.extend(rest)
+                return {}
+
+            bucket, identity = self.cleanup.bucket, self.identity
+            return listing.find_keys(bucket, run, identity, find_alike=note_alike)
+
+        runs = split_into_runs(keys, self.cleanup.listed_prefixes)
+        found, trouble = run_at_once([partial(find_run, run) for run in runs], after_run)
+        if trouble:
+            raise trouble
+        return {name: each for some in found for name, each in some.items()}, sorted(alike)
 
     def find_spellings(self, keys: Sequence[str]) -> dict[str, ListedObject]:
         """The objects of these keys in any spelling, among all keys that start alike. That may be
@@ -247,6 +301,21 @@ class Turn:
                 break
         return found
 
+    @property
+    def may_call_gone(self) -> bool:
+        """Whether a file that its listings omit is called gone: not by a plan, which then keeps it,
+        and not by a recheck, whose verification follows."""
+        cleanup = self.cleanup
+        is_check = cleanup.kind == Cleanup.Kind.VERIFY or cleanup.parent_id is not None
+        return cleanup.step == Step.VERIFY or (is_check and cleanup.step == Step.PLAN)
+
+    def keep_lease(self) -> None:
+        """Renew the lease in time, while others wait for the store. Raises LeaseLost."""
+        now = monotonic_seconds()
+        if now > self.lease_kept_at + conf().lease_time.total_seconds() / 4:
+            self.cleanup.renew()
+            self.lease_kept_at = now
+
     def is_half_over(self) -> bool:
         return monotonic_seconds() >= self.deadline - conf().turn_time.total_seconds() / 2
 
@@ -254,69 +323,3 @@ class Turn:
         """Call where the turn may end. Raises TurnOver."""
         if monotonic_seconds() >= self.deadline:
             raise TurnOver
-
-
-class RangePiece(NamedTuple):
-    """A piece of the listing of one range; the last one ends it."""
-
-    range_index: int
-    page: list[ListedObject]
-    is_last: bool = False
-
-
-def join_pieces(pieces: Iterable[RangePiece]) -> list[ListedObject]:
-    return list(chain.from_iterable(piece.page for piece in pieces))
-
-
-def gather_pages(pages: Iterator[list[ListedObject]]) -> Iterator[list[ListedObject]]:
-    """Join some pages to one, as `group_pieces` gives them."""
-    return map(join_pieces, group_pieces(RangePiece(0, page) for page in pages))
-
-
-def group_pieces(pieces: Iterator[RangePiece]) -> Iterator[list[RangePiece]]:
-    """Some at a time. None is held back for long, so that the lease outlasts them. Pieces before a
-    failure are given, so that the next attempt goes on behind them, unless an answer was
-    malformed."""
-    held, until = list[RangePiece](), monotonic_seconds() + GATHER_SECONDS
-    trouble: StoreError | None = None
-    try:
-        for piece in pieces:
-            held.append(piece)
-            if is_group_full(held) or monotonic_seconds() > until:
-                yield held
-                held, until = [], monotonic_seconds() + GATHER_SECONDS
-    except StoreError as error:
-        trouble = error
-    if held and not isinstance(trouble, InvalidResponse):
-        yield held
-    if trouble:
-        raise trouble
-
-
-def is_group_full(held: Sequence[RangePiece]) -> bool:
-    ended = sum(piece.is_last for piece in held)
-    return (
-        ended >= RANGES_PER_GROUP
-        or sum(len(piece.page) for piece in held) >= PREFETCHED_PAGES * s3.PAGE_SIZE
-    )
-
-
-def prefetch_pages(pages: Iterator[list[ListedObject]]) -> Iterator[list[ListedObject]]:
-    """The same pages, some requested in advance; those that have arrived are joined to one. A
-    caller that stops early waits for the request under way."""
-    pool = ThreadPoolExecutor(1, initializer=logs.context_initializer())
-    try:
-        coming = deque(pool.submit(next, pages, None) for _page in range(PREFETCHED_PAGES))
-        while (page := coming[0].result()) is not None:
-            rest = takewhile(has_arrived, islice(coming, 1, None))
-            found = [page, *(more.result() or [] for more in rest)]
-            for _page in found:
-                coming.popleft()
-                coming.append(pool.submit(next, pages, None))
-            yield list(chain(*found))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def has_arrived(page: Future[list[ListedObject] | None]) -> bool:
-    return page.done() and page.exception() is None

@@ -143,6 +143,7 @@ def require_marker(bucket: str, *deleting: UUID) -> str:
         )
         raise CannotConclude(text % bucket)
     if name_marker(listed) != recorded:
+        identify_bucket(bucket)  # Is it another database's?
         text = _(
             "Bucket %s may be a copy, or restored from a backup: its marker is not the one that we"
             " wrote. If it is the right bucket, run: manage.py connect_bucket"
@@ -220,7 +221,8 @@ def marker_unlisted_error(bucket: str) -> InvalidResponse:
     )
 
 
-def identify_bucket(bucket: str) -> StoreTraits:
+def require_same_database() -> DatabaseIdentity:
+    """Raises CannotConclude when no bucket is connected to this database, or it is a copy."""
     identity_row = DatabaseIdentity.objects.first()
     if identity_row is None:
         raise CannotConclude(
@@ -233,7 +235,11 @@ def identify_bucket(bucket: str) -> StoreTraits:
                 " the other one is gone for good, run: manage.py connect_bucket --take-over"
             )
         )
-    content = read_marker(bucket)
+    return identity_row
+
+
+def identify_bucket(bucket: str) -> StoreTraits:
+    identity_row, content = require_same_database(), read_marker(bucket)
     if content is None:
         raise CannotConclude(
             _(

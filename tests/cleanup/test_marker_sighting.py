@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ from storage_audit import tasks
 from storage_audit.bucket import listing, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup import progress, runner, verify, worker_turn
+from storage_audit.cleanup import listing_pieces, progress, runner, verify
 from storage_audit.cleanup.delete_batches import NOT_LISTED
+from storage_audit.cleanup.listing_pieces import PREFETCHED_PAGES, gather_pages
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.worker_turn import PREFETCHED_PAGES, Turn, gather_pages
+from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER_PREFIX
@@ -199,7 +201,7 @@ def test_deleted_file_is_left_to_its_cleanup_unless_the_marker_is_listed(
 def test_listings_that_take_long_say_of_empty_prefixes_what_others_say(
     filled: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_turn, "GATHER_SECONDS", 0.0)
+    monkeypatch.setattr(listing_pieces, "GATHER_SECONDS", 0.0)
     assert clean_up_project("proj_1").status == Status.CLEAN
 
 
@@ -427,6 +429,7 @@ def test_at_most_four_ranges_are_listed_before_a_marker_check(
     cleanup.listed_prefixes = [f"p{number}/" for number in range(6)]
     bucket.put("p1/a", "p5/b")
     work = Turn.start(cleanup)
+    cleanup.step = Step.VERIFY
     store.requests.clear()
     given = list[tuple[int, int]]()
     for piece in work.list_ranges(1):
@@ -434,6 +437,27 @@ def test_at_most_four_ranges_are_listed_before_a_marker_check(
         given.append((piece.range_index, len(piece.page)))
     assert [is_page(request) for request in store.requests] == [True] * 4 + [False, True, False]
     assert given == [(1, 1), (2, 0), (3, 0), (4, 0), (5, 1)]
+
+
+def test_plan_lists_its_ranges_at_once_and_then_checks_the_marker(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    create_projects("proj_1")
+    cleanup = request_cleanup("proj_1")
+    cleanup.listed_prefixes = [f"p{number}/" for number in range(6)]
+    bucket.put("p1/a", "p5/b")
+    work = Turn.start(cleanup)
+    all_here = Barrier(5)
+
+    def wait_for_others(request: Request, forward: Any) -> None:
+        if is_page(request):
+            all_here.wait(timeout=10)
+
+    store.rules.append(wait_for_others)
+    store.requests.clear()
+    given = [(piece.range_index, len(piece.page)) for piece in work.list_ranges(1)]
+    assert given == [(1, 1), (2, 0), (3, 0), (4, 0), (5, 1)]
+    assert [is_page(request) for request in store.requests] == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize("place", range(4))

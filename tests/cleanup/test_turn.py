@@ -9,7 +9,7 @@ import pytest
 
 from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup.worker_turn import PREFETCHED_PAGES, prefetch_pages
+from storage_audit.cleanup.listing_pieces import PREFETCHED_PAGES, prefetch_pages
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

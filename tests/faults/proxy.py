@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
-from itertools import chain
+from itertools import chain, count
 from select import select
 from threading import Lock, Thread
 from typing import Any
@@ -43,7 +43,8 @@ RESET_REPLY = Reply(0)
 @dataclass(frozen=True)
 class Request:
     """`body` is empty when it is larger than any call that is about keys. `follows` is the page
-    of the listing that this request goes on from, `past` the first answer to the same request."""
+    of the listing that this request goes on from, `past` the first answer to the same request.
+    `connection` counts the clients' connections from 1."""
 
     method: str
     target: str
@@ -51,6 +52,7 @@ class Request:
     body: bytes
     previous_page: Reply | None = None
     first_answer: Reply | None = None
+    connection: int = 0
 
     @property
     def query(self) -> dict[str, str]:
@@ -147,6 +149,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.pages = _Pages()
+        self.numbers = count(1)
         self._open: set[socket.socket] = set()
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -179,6 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.upstream = _Upstream(self.server.upstream)
+        self.number = next(self.server.numbers)
 
     def finish(self) -> None:
         self.upstream.close()
@@ -198,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = start if len(start) <= MAX_BODY_BYTES else b""
         pages = self.server.pages
         before, past = pages.find_previous(target), pages.find_first(target)
-        request = Request(self.command, target, headers, body, before, past)
+        request = Request(self.command, target, headers, body, before, past, self.number)
         forward = Forward(lambda: self.upstream.send(request, chain([start], pieces)))
         reply = self.server.store.answer(request, forward)
         for _piece in pieces:

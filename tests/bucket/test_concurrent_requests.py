@@ -1,0 +1,177 @@
+"""Requests that are made at once: how many, over which connections, and what ends them."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Lock
+from time import monotonic, sleep
+
+import pytest
+
+from devtools.http_reply import Reply
+from storage_audit.bucket import concurrent_requests, s3
+from storage_audit.bucket.concurrent_requests import MAX_CONNECTIONS, run_at_once
+from storage_audit.bucket.connections import KeptConnection, keep_connection
+from storage_audit.bucket.errors import InvalidResponse, Overloaded, StoreError, Unavailable
+from tests.faults.matching import is_listing_under, rule_for
+from tests.faults.proxy import RESET_REPLY, FaultyStore
+from tests.real_bucket import Bucket
+
+
+def listing_of(bucket: Bucket, prefix: str) -> Callable[[KeptConnection], int]:
+    return lambda kept: len(s3.list_page(bucket.name, prefix).objects)
+
+
+def test_no_more_than_so_many_run_at_once() -> None:
+    running, most, lock = 0, 0, Lock()
+
+    def job(kept: KeptConnection) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        sleep(0.01)
+        with lock:
+            running -= 1
+        return most
+
+    outer: list[Callable[[KeptConnection], int]] = [job] * (3 * MAX_CONNECTIONS)
+    results, trouble = run_at_once(outer)
+    assert len(results) == 3 * MAX_CONNECTIONS and trouble is None
+    assert 1 < most <= MAX_CONNECTIONS
+
+
+def test_all_callers_share_the_slots() -> None:
+    running, most, lock = 0, 0, Lock()
+
+    def job(kept: KeptConnection) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        sleep(0.05)
+        with lock:
+            running -= 1
+
+    with ThreadPoolExecutor(2) as callers:
+        list(callers.map(run_at_once, [[job] * MAX_CONNECTIONS] * 2))
+    assert most <= MAX_CONNECTIONS
+
+
+def test_each_keeps_a_connection_of_its_own(bucket: Bucket, store: FaultyStore) -> None:
+    together = Barrier(3)
+
+    def job(kept: KeptConnection) -> tuple[int, int]:
+        for _turn in range(3):
+            together.wait(timeout=10)
+            s3.list_page(bucket.name, "a/")
+        return len(kept.served), len(set(kept.served))
+
+    store.requests.clear()
+    results, _trouble = run_at_once([job] * 3)
+    assert results == [(3, 1)] * 3
+    assert len({request.connection for request in store.requests}) == 3
+
+
+def test_connection_that_is_opened_again_has_another_number(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    with keep_connection() as kept:
+        s3.list_page(bucket.name, "a/")
+        store.rules.append(rule_for(is_listing_under("b/"), RESET_REPLY, times=1))
+        s3.list_page(bucket.name, "b/")
+        s3.list_page(bucket.name, "c/")
+    first, *_lost, again, last = kept.served
+    assert first != again == last
+
+
+def test_results_before_a_failure_are_given_and_what_follows_it_is_not_sent(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    store.rules.append(rule_for(is_listing_under("p3/"), Reply(403)))
+
+    def job(number: int) -> Callable[[KeptConnection], int]:
+        def run(kept: KeptConnection) -> int:
+            if number > 3:  # Until it failed.
+                sleep(0.5)
+            return listing_of(bucket, f"p{number}/")(kept)
+
+        return run
+
+    store.requests.clear()
+    results, trouble = run_at_once([job(number) for number in range(6)])
+    assert results == [0, 0, 0] and isinstance(trouble, StoreError)
+    assert {request.query["prefix"] for request in store.requests} == {
+        f"p{number}/" for number in range(4)
+    }
+
+
+def test_pause_that_the_store_asks_one_for_holds_back_all(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    throttled = Reply(503, b"", (("Retry-After", "1"),))
+    store.rules.append(rule_for(is_listing_under("p0/"), throttled, times=1))
+    sent = dict[str, float]()
+
+    def note(request: object, *others: object) -> None:
+        sent[request.query["prefix"]] = monotonic()  # type: ignore[attr-defined]
+
+    store.observers.append(note)
+
+    def late(kept: KeptConnection) -> int:
+        sleep(0.3)
+        return listing_of(bucket, "p1/")(kept)
+
+    began = monotonic()
+    results, trouble = run_at_once([listing_of(bucket, "p0/"), late])
+    assert (results, trouble) == ([0, 0], None)
+    assert min(sent.values()) >= began + 1
+
+
+def test_long_pause_ends_all_and_is_told(bucket: Bucket, store: FaultyStore) -> None:
+    throttled = Reply(503, b"", (("Retry-After", "60"),))
+    store.rules.append(rule_for(is_listing_under("p0/"), throttled))
+
+    def late(kept: KeptConnection) -> int:
+        sleep(0.5)
+        return listing_of(bucket, "p1/")(kept)
+
+    store.requests.clear()
+    results, trouble = run_at_once([listing_of(bucket, "p0/"), late])
+    assert not results and isinstance(trouble, Overloaded) and 55 < trouble.retry_after <= 60
+    assert [request.query["prefix"] for request in store.requests] == ["p0/"]
+
+
+def test_what_is_raised_while_waiting_ends_what_is_not_sent_yet(
+    bucket: Bucket, store: FaultyStore
+) -> None:
+    def stop() -> None:
+        raise KeyError
+
+    def slow(kept: KeptConnection) -> int:
+        sleep(0.3)
+        return listing_of(bucket, "late/")(kept)
+
+    with pytest.raises(KeyError):
+        run_at_once([listing_of(bucket, "p0/"), slow], stop)
+    assert not store.find_requests(is_listing_under("late/"))
+
+
+def test_worst_error_is_told_with_the_longest_pause() -> None:
+    def fail(error: StoreError) -> Callable[[KeptConnection], int]:
+        def job(kept: KeptConnection) -> int:
+            together.wait(timeout=10)
+            raise error
+
+        return job
+
+    together = Barrier(3)
+    errors = [Unavailable("a"), InvalidResponse("b"), Overloaded("c", retry_after=7)]
+    _results, trouble = run_at_once([fail(error) for error in errors])
+    assert isinstance(trouble, InvalidResponse) and trouble.retry_after == 7
+
+
+def test_process_that_was_forked_has_all_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = concurrent_requests._slots
+    monkeypatch.setattr(concurrent_requests, "_slots", taken)
+    concurrent_requests.reset_after_fork()
+    assert concurrent_requests._slots is not taken

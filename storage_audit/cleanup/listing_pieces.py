@@ -18,8 +18,6 @@ from storage_audit.clocks import monotonic_seconds
 
 # Pages that are requested in advance, and that one check of the marker covers.
 PREFETCHED_PAGES = 5
-# At most so many ranges, if they are short, where what a listing omits counts as gone.
-RANGES_PER_GROUP = 4
 # Fewer if they take longer than this, as the lease is not renewed meanwhile.
 GATHER_SECONDS = 5.0
 
@@ -58,14 +56,7 @@ def join_pieces(pieces: Iterable[RangePiece]) -> list[ListedObject]:
     return list(chain.from_iterable(piece.page for piece in pieces))
 
 
-def gather_pages(pages: Iterator[list[ListedObject]]) -> Iterator[list[ListedObject]]:
-    """Join some pages to one, as `group_pieces` gives them."""
-    return map(join_pieces, group_pieces(RangePiece(0, page) for page in pages))
-
-
-def group_pieces(
-    pieces: Iterator[RangePiece], ranges: int = RANGES_PER_GROUP
-) -> Iterator[list[RangePiece]]:
+def group_pieces(pieces: Iterator[RangePiece]) -> Iterator[list[RangePiece]]:
     """Some at a time. None is held back for long, so that the lease outlasts them. Pieces before a
     failure are given, so that the next attempt goes on behind them, unless an answer was
     malformed."""
@@ -74,7 +65,7 @@ def group_pieces(
     try:
         for piece in pieces:
             held.append(piece)
-            if is_group_full(held, ranges) or monotonic_seconds() > until:
+            if is_group_full(held) or monotonic_seconds() > until:
                 yield held
                 held, until = [], monotonic_seconds() + GATHER_SECONDS
     except StoreError as error:
@@ -85,11 +76,8 @@ def group_pieces(
         raise trouble
 
 
-def is_group_full(held: Sequence[RangePiece], ranges: int) -> bool:
-    ended = sum(piece.is_last for piece in held)
-    return (
-        ended >= ranges or sum(len(piece.page) for piece in held) >= PREFETCHED_PAGES * s3.PAGE_SIZE
-    )
+def is_group_full(held: Sequence[RangePiece]) -> bool:
+    return sum(len(piece.page) for piece in held) >= PREFETCHED_PAGES * s3.PAGE_SIZE
 
 
 def prefetch_pages(pages: Iterator[list[ListedObject]]) -> Iterator[list[ListedObject]]:

@@ -4,14 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
-from itertools import chain, groupby, islice, repeat
+from itertools import chain, groupby, repeat
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from storage_audit.bucket import listing
 from storage_audit.bucket.concurrent_requests import MAX_CONNECTIONS, run_at_once
-from storage_audit.bucket.connections import KeptConnection
 from storage_audit.bucket.listing import (
     KeyIdentity,
     can_show_all_spellings,
@@ -21,7 +20,6 @@ from storage_audit.bucket.listing import (
 from storage_audit.bucket.s3 import PAGE_SIZE, ListedObject
 from storage_audit.cleanup.listing_pieces import (
     RangePiece,
-    gather_pages,
     group_pieces,
     join_pieces,
     prefetch_pages,
@@ -31,6 +29,12 @@ from storage_audit.cleanup.listing_pieces import (
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.position_basis import PositionBasis, SpellingSearch
+from storage_audit.cleanup.sighted_listing import (
+    PiecewiseListing,
+    SightedLister,
+    find_run,
+    without_witness,
+)
 from storage_audit.clocks import is_from_fast_clock, monotonic_seconds
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
@@ -127,8 +131,15 @@ class Turn:
     def check_marker(self) -> None:
         """Call after a listing, before anything of it is written. Raises CannotConclude and
         StoreError, and PausedInBucket in the delete step."""
-        seen = bucket_marker.require_marker(self.cleanup.bucket, *self.deleting_ids)
-        if seen != self.marker:
+        self.accept_marker(self.see_marker())
+
+    def see_marker(self) -> ListedObject | None:
+        """The marker as a listing shows it now. Does not use the database."""
+        return bucket_marker.find_marker(self.cleanup.bucket, *self.deleting_ids)
+
+    def accept_marker(self, sighting: ListedObject | None) -> None:
+        """Compare a sighting with the marker on record. Raises CannotConclude and StoreError."""
+        if bucket_marker.accept_marker(self.cleanup.bucket, sighting) != self.marker:
             raise bucket_marker.reconnected_error(self.cleanup.bucket)
         self.marker_seen_at = self.read_clock()
 
@@ -154,21 +165,19 @@ class Turn:
         """The cleanup's ranges from this one on, which starts behind `after`, in pieces that may be
         written like those of `list_pages`."""
         if self.may_call_gone:
-            groups = group_pieces(self.prefetch_ranges(span, after))
-        else:
-            groups = group_pieces(self.list_at_once(span, after), MAX_CONNECTIONS)
-        for pieces in groups:
+            prefixes, bucket = self.cleanup.listed_prefixes, self.cleanup.bucket
+            yield from self.sighted.list_ranges(bucket, prefixes, span, after)
+            return
+        for pieces in group_pieces(self.list_at_once(span, after)):
             self.check_marker()
             for number, of_one in groupby(pieces, key=attrgetter("range_index")):
                 some = list(of_one)
                 yield RangePiece(number, join_pieces(some), some[-1].is_last)
 
-    def prefetch_ranges(self, span: int, after: str) -> Iterator[RangePiece]:
-        for number, prefix in islice(enumerate(self.cleanup.listed_prefixes), span, None):
-            pages = prefetch_pages(listing.object_pages(self.cleanup.bucket, prefix, after))
-            yield from (RangePiece(number, page) for page in pages if page)
-            yield RangePiece(number, [], is_last=True)
-            after = ""
+    @property
+    def sighted(self) -> SightedLister:
+        """Lists so that each connection shows the marker, for what is called gone."""
+        return SightedLister(self.see_marker, self.accept_marker, self.keep_lease)
 
     def list_at_once(self, span: int, after: str) -> Iterator[RangePiece]:
         """The same for a plan. The first pages of some ranges are requested at once."""
@@ -190,13 +199,12 @@ class Turn:
             after = ""
 
     def list_pages(self, prefix: str, after: str = "") -> Iterator[list[ListedObject]]:
-        """A listing, in pieces that may be written: the marker was seen after each. Complete when
-        the iteration ends without an exception. Raises CannotConclude and StoreError."""
-        for piece in gather_pages(
-            prefetch_pages(listing.object_pages(self.cleanup.bucket, prefix, after))
-        ):
-            self.check_marker()
-            yield piece
+        """A listing, in pieces that may be written: its connection showed the marker after each.
+        Complete when the iteration ends without an exception. Raises CannotConclude and
+        StoreError."""
+        pages_after = partial(listing.object_pages, self.cleanup.bucket, prefix)
+        for piece in self.sighted.finish_listing(PiecewiseListing(pages_after, after)):
+            yield piece.page
 
     def find_objects(
         self, keys: Sequence[str], *, briefly: bool = False
@@ -243,16 +251,14 @@ class Turn:
         self, keys: Sequence[str], after_page: Callable[[], None], *, briefly: bool
     ) -> dict[str, ListedObject]:
         cleanup = self.cleanup
-        find_alike = self.find_spellings_briefly if briefly else self.find_spellings
-        if self.may_call_gone:
-            found = listing.find_keys(cleanup.bucket, keys, self.identity, after_page, find_alike)
-        else:
-            found, alike = self.find_at_once(keys, after_page)
-            if alike:
-                more = find_alike(alike)
-                listing.check_nameless_folders(cleanup.bucket, more, after_page)
-                found |= more
-        self.check_marker()
+        found, alike = self.find_at_once(keys, after_page)
+        if alike:
+            find_alike = self.find_spellings_briefly if briefly else self.find_spellings
+            more = find_alike(alike)
+            listing.check_nameless_folders(cleanup.bucket, more, after_page)
+            found |= more
+        if not self.may_call_gone:
+            self.check_marker()
         if cleanup.position.spelling_search:
             cleanup.renew(position=self.next_position(spelling_search=None))
         return found
@@ -261,31 +267,29 @@ class Turn:
         self, keys: Sequence[str], after_run: Callable[[], None]
     ) -> tuple[dict[str, ListedObject], list[str]]:
         """Look the keys up, those of several places at once. Also returns keys that only a search
-        for all their spellings may find. `after_run` is called each second and after each place."""
-        alike = list[str]()
+        for all their spellings may find. `after_run` is called each second and after each place.
 
-        def find_run(run: Sequence[str], kept: KeptConnection) -> dict[str, ListedObject]:
-            def note_alike(rest: Sequence[str]) -> dict[str, ListedObject]:
-                alike.extend(rest)
-                return {}
-
-            bucket, identity = self.cleanup.bucket, self.identity
-            return listing.find_keys(bucket, run, identity, find_alike=note_alike)
-
+        Each connection shows the marker where what is not found is called gone.
+        """
+        bucket, identity = self.cleanup.bucket, self.identity
         runs = split_into_runs(keys, self.cleanup.listed_prefixes)
-        found, trouble = run_at_once([partial(find_run, run) for run in runs], after_run)
+        jobs = [partial(find_run, bucket, run, identity) for run in runs]
+        if self.may_call_gone:
+            results, trouble = self.sighted.run(jobs, after_run)
+        else:
+            results, trouble = run_at_once([without_witness(job) for job in jobs], after_run)
         if trouble:
             raise trouble
-        return {name: each for some in found for name, each in some.items()}, sorted(alike)
+        found = {name: each for some, _alike in results for name, each in some.items()}
+        return found, sorted(key for _some, alike in results for key in alike)
 
     def find_spellings(self, keys: Sequence[str]) -> dict[str, ListedObject]:
         """The objects of these keys in any spelling, among all keys that start alike. That may be
         the whole bucket, so it goes on where the last turn stopped with the same keys."""
         cleanup, place = self.cleanup, SpellingSearch.of(self.cleanup.position, keys)
-        for piece in gather_pages(
-            prefetch_pages(listing.spelling_pages(cleanup.bucket, keys, place.after))
-        ):
-            self.check_marker()
+        pages_after = partial(listing.spelling_pages, cleanup.bucket, keys)
+        for some in self.sighted.finish_listing(PiecewiseListing(pages_after, place.after)):
+            piece = some.page
             before, place = place, place.advance(piece, keys)
             cleanup.renew(position=self.next_position(spelling_search=place.to_dict()))
             if place.after != before.after:

@@ -121,12 +121,19 @@ def check_bucket(bucket: str) -> StoreTraits:
 def require_marker(bucket: str, *deleting: UUID) -> str:
     """Call after a listing, before it is believed. Returns a text that names the marker seen.
 
-    With ids of cleanups that are about to delete, raises PausedInBucket as `find_marker` does.
+    With ids of cleanups that are about to delete, raises PausedInBucket as `find_marker` does;
+    otherwise what `accept_marker` raises.
+    """
+    return accept_marker(bucket, find_marker(bucket, *deleting))
+
+
+def accept_marker(bucket: str, listed: ListedObject | None) -> str:
+    """Whether what a listing showed as the marker is ours. Returns a text that names it.
 
     Only the marker that `connect_bucket` wrote is accepted, with its ETag and time: that of a
     copied bucket has another time. Raises CannotConclude and StoreError, as `check_bucket` does.
     """
-    listed, recorded = find_marker(bucket, *deleting), recorded_marker(bucket)
+    recorded = recorded_marker(bucket)
     if listed is None:
         identify_bucket(bucket)  # Is it the listing, or is the marker gone?
         raise marker_unlisted_error(bucket)

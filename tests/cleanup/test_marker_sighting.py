@@ -1,10 +1,11 @@
 """Nothing is concluded, or skipped, from a page unless a sighting of the marker follows it."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from itertools import groupby
 from threading import Barrier
 from typing import Any
 
@@ -17,16 +18,15 @@ from pytest_django import Settings
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks
-from storage_audit.bucket import listing, s3
+from storage_audit.bucket import s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup import listing_pieces, progress, runner, verify
+from storage_audit.cleanup import listing_pieces, progress, runner, sighted_listing, verify
 from storage_audit.cleanup.delete_batches import NOT_LISTED
-from storage_audit.cleanup.listing_pieces import PREFETCHED_PAGES, gather_pages
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.sighted_listing import PAGES_AT_FIRST, PAGES_PER_PIECE
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.models import R2Object
-from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import MARKER_PREFIX
 from storage_audit.ownership.key_formats import DEFAULT_TEMPLATES
 from tests.faults.kinds import change_reply
@@ -37,7 +37,7 @@ from tests.faults.matching import (
     is_listing_under,
     rule_for,
 )
-from tests.faults.pages import find_entries, with_entries
+from tests.faults.pages import copied_bucket_page, with_entries
 from tests.faults.proxy import FaultyStore, Request
 from tests.promises import (
     FLAT_KEY,
@@ -70,13 +70,6 @@ def is_page(request: Request) -> bool:
     return is_listing(request) and not is_listing_under(MARKER_PREFIX)(request)
 
 
-def as_copied(xml: str) -> str:
-    """What a copy of the bucket lists that holds nothing but the marker, copied as well."""
-    markers = [entry for entry in find_entries(xml) if "installation.json" in entry]
-    time = "<LastModified>2026-01-01T00:00:00.000Z<"
-    return with_entries(xml, [re.sub("<LastModified>.*?<", time, entry) for entry in markers])
-
-
 @pytest.fixture
 def filled(bucket: Bucket) -> Bucket:
     """A project with files under two prefixes, and one that only its row leads to."""
@@ -98,7 +91,10 @@ def test_copied_bucket_that_answers_from_now_on_calls_nothing_gone(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"TURN_TIME": slice_}
     store.rules.append(rule_for(is_delete_batch, Reply(503)))
-    moment(monkeypatch, lambda: store.rules.append(rule_for(is_listing, change_reply(as_copied))))
+    moment(
+        monkeypatch,
+        lambda: store.rules.append(rule_for(is_listing, change_reply(copied_bucket_page))),
+    )
     cleanup = clean_up_project("proj_1")
     if moment is act_before_batch:
         assert cleanup.status == Status.BLOCKED and "may be a copy" in cleanup.message
@@ -110,9 +106,9 @@ def test_copied_bucket_that_answers_from_now_on_calls_nothing_gone(
 def die_before_marker_check(
     patch: pytest.MonkeyPatch, store: FaultyStore, step: str, before: Sequence[str] = ()
 ) -> None:
-    """In this step the pages show nothing, and the worker stops before it sees the marker."""
+    """In this step the pages show nothing, and the worker stops before it believes them."""
     struck, now = list[str](), list[str]()
-    enter, see_marker = progress.start_step, Turn.check_marker
+    enter, accept_marker = progress.start_step, Turn.accept_marker
 
     def strike(request: Request, forward: Any) -> Reply | None:
         if not now or now[-1] != step or not is_page(request):
@@ -124,14 +120,14 @@ def die_before_marker_check(
         now.append(cleanup.step)
         enter(cleanup)
 
-    def stop(work: Turn) -> None:
+    def stop(work: Turn, sighting: ListedObject | None) -> None:
         if struck:
             raise SystemExit
-        see_marker(work)
+        accept_marker(work, sighting)
 
     store.rules.append(strike)
     patch.setattr(progress, "start_step", enter_step)
-    patch.setattr(Turn, "check_marker", stop)
+    patch.setattr(Turn, "accept_marker", stop)
 
 
 # What is held lists nothing.
@@ -202,6 +198,7 @@ def test_listings_that_take_long_say_of_empty_prefixes_what_others_say(
     filled: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listing_pieces, "GATHER_SECONDS", 0.0)
+    monkeypatch.setattr(sighted_listing, "PIECE_SECONDS", -1.0)
     assert clean_up_project("proj_1").status == Status.CLEAN
 
 
@@ -394,49 +391,41 @@ def test_file_whose_name_no_request_can_carry_is_checked_twice_too(
 
 
 def test_each_piece_of_a_listing_is_used_only_after_a_marker_check(
-    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = list[str]()
-
-    def pages(name: str, prefix: str, after: str) -> Iterator[list[ListedObject]]:
-        for number in range(2 * PREFETCHED_PAGES + 1):
-            told.append("page")
-            yield [ListedObject(f"{prefix}{number:02}", 1, "e", datetime(2026, 1, 1, tzinfo=UTC))]
-
-    def see_marker(name: str) -> str:
-        told.append("sighting")
-        return "m"
-
     create_projects("proj_1")
+    bucket.put(*(f"p/{number:02}" for number in range(2 * PAGES_PER_PIECE + 1)))
     work = Turn.start(request_cleanup("proj_1"))
-    work.marker = "m"
     monkeypatch.setattr(s3, "PAGE_SIZE", 1)
-    monkeypatch.setattr(listing, "object_pages", pages)
-    monkeypatch.setattr(bucket_marker, "require_marker", see_marker)
-    given = 0
+    store.requests.clear()
+    given = list[str]()
     for piece in work.list_pages("p/"):
-        given += len(piece)
-        assert told[-1] == "sighting" or told.count("page") > given
-    assert given == 2 * PREFETCHED_PAGES + 1
-    assert 2 <= told.count("sighting") <= 3
+        given += [each.key for each in piece]
+        assert not is_page(store.requests[-1])
+    assert given == [f"p/{number:02}" for number in range(2 * PAGES_PER_PIECE + 1)]
+    sizes = [PAGES_AT_FIRST, PAGES_PER_PIECE, PAGES_PER_PIECE + 1 - PAGES_AT_FIRST]
+    expected = [each for size in sizes for each in [*[True] * size, False]]
+    assert [is_page(request) for request in store.requests] == expected
 
 
-def test_at_most_four_ranges_are_listed_before_a_marker_check(
+def test_each_connection_shows_the_marker_for_at_most_four_ranges(
     bucket: Bucket, store: FaultyStore
 ) -> None:
     create_projects("proj_1")
     cleanup = request_cleanup("proj_1")
-    cleanup.listed_prefixes = [f"p{number}/" for number in range(6)]
+    cleanup.listed_prefixes = [f"p{number}/" for number in range(8)]
     bucket.put("p1/a", "p5/b")
     work = Turn.start(cleanup)
     cleanup.step = Step.VERIFY
     store.requests.clear()
-    given = list[tuple[int, int]]()
-    for piece in work.list_ranges(1):
-        assert not is_page(store.requests[-1])
-        given.append((piece.range_index, len(piece.page)))
-    assert [is_page(request) for request in store.requests] == [True] * 4 + [False, True, False]
-    assert given == [(1, 1), (2, 0), (3, 0), (4, 0), (5, 1)]
+    given = [(piece.range_index, len(piece.page)) for piece in work.list_ranges(1)]
+    assert given == [(1, 1), (2, 0), (3, 0), (4, 0), (5, 1), (6, 0), (7, 0)]
+    by_connection = defaultdict[int, list[bool]](list)
+    for request in store.requests:
+        by_connection[request.connection].append(is_page(request))
+    for asked in by_connection.values():
+        assert not asked[-1]
+        assert max(len(list(run)) for is_listed, run in groupby(asked) if is_listed) <= 4
 
 
 def test_plan_lists_its_ranges_at_once_and_then_checks_the_marker(
@@ -474,12 +463,3 @@ def test_ranges_before_a_failure_are_given_and_no_range_behind_it(
         for piece in work.list_ranges(0):
             given.append(piece.range_index)
     assert given == list(range(place))
-
-
-def test_pieces_hold_some_pages_and_an_empty_listing_is_one() -> None:
-    assert list(gather_pages(iter([[]]))) == [[]]
-    one = [ListedObject("k", 1, "e", datetime(2026, 1, 1, tzinfo=UTC))] * s3.PAGE_SIZE
-    assert [len(piece) for piece in gather_pages(iter([one] * (PREFETCHED_PAGES + 1)))] == [
-        PREFETCHED_PAGES * s3.PAGE_SIZE,
-        s3.PAGE_SIZE,
-    ]

@@ -70,6 +70,13 @@ def other_bucket_page(xml: str) -> str:
     return with_field(with_field(empty_page(xml), "Name", "other"), "Bucket", "other")
 
 
+def copied_bucket_page(xml: str) -> str:
+    """What a copy of the bucket lists that holds nothing but the marker, copied as well."""
+    markers = [entry for entry in find_entries(xml) if "installation.json" in entry]
+    time = "<LastModified>2026-01-01T00:00:00.000Z<"
+    return with_entries(xml, [re.sub("<LastModified>.*?<", time, entry) for entry in markers])
+
+
 def other_prefix_page(xml: str) -> str:
     """With nothing under it."""
     return with_field(empty_page(xml), "Prefix", "elsewhere/")

@@ -12,7 +12,7 @@ from botocore.retries.standard import ExponentialBackoff
 from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
-from storage_audit.cleanup import worker_turn
+from storage_audit.cleanup import listing_pieces, worker_turn
 from storage_audit.cleanup.models import states
 
 WRITE_STATEMENTS = ("INSERT", "UPDATE", "DELETE")
@@ -36,7 +36,8 @@ class World:
         self._watch_store(patch, URLLib3Session.send)
         for name in ("execute", "executemany"):
             self._watch_database(patch, name, getattr(CursorWrapper, name))
-        patch.setattr(worker_turn, "monotonic_seconds", self._clock)
+        for module in (worker_turn, listing_pieces):
+            patch.setattr(module, "monotonic_seconds", self._clock)
         patch.setattr(ExponentialBackoff, "delay_amount", lambda *args: 0)
         # What is drawn at random would make of the same steps another story.
         patch.setattr(states, "MAX_JITTER_FACTOR", 1.0)

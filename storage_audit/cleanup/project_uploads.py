@@ -25,7 +25,8 @@ from storage_audit.ownership.ownership_rule import (
 from storage_audit.ownership.row_evidence import projects_in_rows
 
 
-def record_unfinished_uploads(work: Turn) -> None:
+def record_unfinished_uploads(work: Turn) -> bool:
+    """Note the project's unfinished uploads in the timeline. Whether there are any to abort."""
     cleanup, uploads = work.cleanup, list_unfinished_uploads(work)
     # The first ones are listed by name, and the others counted.
     keys, kept, count = list[str](), dict[str, str](), 0
@@ -47,6 +48,7 @@ def record_unfinished_uploads(work: Turn) -> None:
             cleanup.record("plan", text, keys=keys)
         for key, reason in kept.items():
             cleanup.record("plan", not_aborted_text(reason), key=key)
+    return count > 0
 
 
 def list_unfinished_uploads(work: Turn) -> Iterator[tuple[MultipartUpload, str]] | None:

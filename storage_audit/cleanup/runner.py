@@ -226,11 +226,11 @@ def discard_listing(cleanup: Cleanup) -> None:
 def make_plan(work: Turn) -> None:
     """Find the objects, freeze the plan, and check it against the limits."""
     cleanup, policy = work.cleanup, policy_of(work.cleanup)
-    is_new = cleanup.planned_at is None
+    is_new, may_have_uploads = cleanup.planned_at is None, True
     if is_new:
         policy.find_objects(work)
         named_files.check_named_files(work)
-        project_uploads.record_unfinished_uploads(work)
+        may_have_uploads = project_uploads.record_unfinished_uploads(work)
     # A plan that waited for a person is old by now.
     unread = used_files.keep_used_files(work)
     if is_new:
@@ -260,7 +260,18 @@ def make_plan(work: Turn) -> None:
         hold_cleanup.rest_until_hold_ends(cleanup)
     else:
         hold_cleanup.require_hold_over(work)
-        start_deleting(cleanup)
+        if cleanup.parent_id and not may_have_uploads and not cleanup.items.exists():
+            end_empty_follow_up(cleanup)
+        else:
+            start_deleting(cleanup)
+
+
+def end_empty_follow_up(cleanup: Cleanup) -> None:
+    """There is nothing to delete. A follow-up check lists as a verification does, so listing again
+    would show no more."""
+    with transaction.atomic():
+        cleanup.renew(step=Step.VERIFY, position=Position(is_settled=True))
+        cleanup.record("verify", _("Every range was listed to its end: nothing is left."))
 
 
 def plan_after_hold(work: Turn) -> None:

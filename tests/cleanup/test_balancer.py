@@ -33,6 +33,7 @@ from tests.promises import (
     list_gone,
     read_outcomes,
     run_again,
+    run_follow_up,
     track_key,
 )
 from tests.real_bucket import Bucket
@@ -63,7 +64,7 @@ def keep_files(bucket: Bucket, store: FaultyStore, *keys: str) -> None:
 def act_before_relisting(patch: pytest.MonkeyPatch, effect: Callable[[], object]) -> None:
     """Let this happen once, before a verification lists anything, over new connections. The check
     of the marker at its end goes over another one, which leads to the right bucket."""
-    original, todo, check_marker = verify.relist_prefixes, [effect], Turn.check_marker
+    original, todo = verify.relist_prefixes, [effect]
 
     def relist(work: Turn) -> None:
         while todo:
@@ -71,11 +72,18 @@ def act_before_relisting(patch: pytest.MonkeyPatch, effect: Callable[[], object]
             todo.pop()()
         original(work)
 
+    patch.setattr(verify, "relist_prefixes", relist)
+    check_anew_at_end(patch)
+
+
+def check_anew_at_end(patch: pytest.MonkeyPatch) -> None:
+    """Let other checks of the marker than those of a listing's connection go over a new one."""
+    check_marker = Turn.check_marker
+
     def check_anew(work: Turn) -> None:
         s3.drop_connections()
         check_marker(work)
 
-    patch.setattr(verify, "relist_prefixes", relist)
     patch.setattr(Turn, "check_marker", check_anew)
 
 
@@ -115,6 +123,34 @@ def test_connection_that_leads_elsewhere_has_nothing_called_gone(
     assert not list_gone(cleanup)
     store.rules.clear()
     check_promises(bucket)
+
+
+def test_follow_up_check_is_not_clean_where_a_connection_leads_elsewhere(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends with its plan if that shows nothing, so its plan lists as a verification does."""
+    create_projects("proj_1")
+    cleanup = clean_up_project("proj_1")
+    bucket.put(HIERARCHICAL_KEY)
+    check_anew_at_end(monkeypatch)
+    s3.drop_connections()
+    store.rules.append(on_connection("projects/proj_1/scenes/", EMPTY))
+    check = run_follow_up(cleanup)
+    assert check.status == Status.RETRYING
+    store.rules.clear()
+    check = run_again(check)
+    assert (check.status, read_outcomes(check)) == (Status.CLEAN, {HIERARCHICAL_KEY: "deleted"})
+
+
+def test_follow_up_check_that_finds_nothing_lists_once(bucket: Bucket, store: FaultyStore) -> None:
+    create_projects("proj_1")
+    cleanup = clean_up_project("proj_1")
+    store.requests.clear()
+    check = run_follow_up(cleanup)
+    assert (check.status, check.items.count()) == (Status.CLEAN, 0)
+    listed = [request.query["prefix"] for request in store.find_requests(is_listing)]
+    assert sorted(set(listed) - {MARKER_PREFIX}) == sorted(check.listed_prefixes)
+    assert len(listed) - listed.count(MARKER_PREFIX) == len(check.listed_prefixes)
 
 
 def test_outage_before_the_marker_is_seen_has_nothing_called_gone(

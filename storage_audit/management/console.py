@@ -4,7 +4,7 @@ import getpass
 import os
 import socket
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -83,6 +83,16 @@ def parse_deletion_id(text: str) -> UUID:
         return UUID(text)
     except ValueError as error:
         raise ArgumentTypeError(f"“{printable_text(text)}” is not a deletion ID.") from error
+
+
+def add_decision_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "cleanup",
+        metavar="DELETION_ID",
+        type=parse_deletion_id,
+        help="the deletion ID, as the cleanup's page in the admin shows it",
+    )
+    parser.add_argument("--reason", required=True, help="the reason; it is saved with the cleanup")
 
 
 def find_cleanup(deletion_id: UUID) -> Cleanup:

@@ -8,9 +8,9 @@ from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
     EXIT_FAILED,
+    add_decision_arguments,
     command_context,
     find_cleanup,
-    parse_deletion_id,
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.redaction import printable_text
@@ -35,17 +35,7 @@ class Command(DocumentedCommand):
     """
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument(
-            "cleanup",
-            metavar="DELETION_ID",
-            type=parse_deletion_id,
-            help="the deletion ID, as the cleanup's page in the admin shows it",
-        )
-        parser.add_argument(
-            "--reason",
-            required=True,
-            help="the reason; it is saved with the cleanup",
-        )
+        add_decision_arguments(parser)
 
     def handle(self, *, cleanup: UUID, reason: str, **options: object) -> None:
         found = find_cleanup(cleanup)

@@ -128,7 +128,7 @@ INSERT INTO storage_audit_cleanupitem (cleanup_id, key, identity, escaped, range
 SELECT %(deletion)s::uuid, key, key, false, n / 1000, 'proj_000006', 1000000, md5(n::text),
   timestamptz '2025-01-01', 'both', 'hierarchical: proj_000006',
   CASE WHEN n %% 100 = 7 THEN 'kept' ELSE 'deleted' END,
-  CASE WHEN n %% 100 = 7 THEN 'It could also belong to the live project proj_000007.' ELSE '' END,
+  CASE WHEN n %% 100 = 7 THEN 'The name also fits an existing project: proj_000007.' ELSE '' END,
   CASE WHEN n %% 100 = 7 THEN '' ELSE 'Deleted' END, 1, 1, timestamptz '2025-01-02',
   timestamptz '2025-01-02'
 FROM (SELECT n, 'projects/proj_000006/scenes/s' || lpad((n / 100)::text, 5, '0') || '/media/'

@@ -208,9 +208,9 @@ class KnownProject(models.Model):
 
     class Evidence(models.TextChoices):
         SAVED = "saved", _("saved by the application")
-        SEEN = "seen", _("seen alive by the sweep")
+        SEEN = "seen", _("found by a worker")
         DELETED = "deleted", _("deleted by the application")
-        VANISHED = "vanished", _("gone without a signal")
+        VANISHED = "vanished", _("missing, not reported")
         DECLARED = "declared", _("declared deleted by a person")
 
     class KeptFor(models.TextChoices):

@@ -33,9 +33,9 @@ SWEEP_SCHEDULES = {
 MAX_TASKS_READ = 1_000
 # The results of tasks that did nothing.
 RESULT_NOT_DUE = "not due, or held by another worker"
-RESULT_GIVEN_UP = "no worker gets on with it"
-RESULT_OVER = "over, or not there any more"
-RESULT_TAKEN = "another worker is at it"
+RESULT_GIVEN_UP = "no worker can finish it"
+RESULT_OVER = "over or deleted"
+RESULT_TAKEN = "another worker runs it"
 
 
 def send_task(function: str, *args: object, **options: Any) -> None:

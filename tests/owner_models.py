@@ -37,7 +37,7 @@ def assert_cleanup_waits(cleanup: Cleanup) -> None:
     if ON_POSTGRESQL:
         left = runner.run_to_end(cleanup.pk)
         assert left.status == Status.RETRYING
-        assert left.message == "Project proj_1 is just being created, or deleted again."
+        assert left.message == "Project proj_1 is being created or deleted right now."
         return
     with connection.cursor() as cursor:
         cursor.execute("PRAGMA busy_timeout = 100")

@@ -136,7 +136,7 @@ def save_smaller_batch(cleanup: Cleanup, batch_size: BatchSize, why: StoreError)
 
 
 def record_batch_size(cleanup: Cleanup, batch_size: BatchSize, why: str) -> None:
-    text = _("From now on at most %(size)s objects after one check, %(calls)s calls at once.")
+    text = _("The batch size is now %(size)s files, with %(calls)s calls at once.")
     figures = {"size": batch_size.size, "calls": batch_size.calls}
     cleanup.record("batch_size", f"{why} {text % figures}", **batch_size._asdict())
 

@@ -1,4 +1,4 @@
-"""Deletions to follow, from the request to the verification."""
+"""Deletions, from the request to the verification."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ class Deletion(Schema):
     strategy: Cleanup.Strategy
     dry_run: bool
     status: Cleanup.Status
-    over: bool = Field(description="No further work follows unless a person asks for it.")
+    over: bool = Field(description="Nothing more happens until a person requests it.")
     requested_by: str
     requested_from: str
     created_at: datetime
@@ -63,21 +63,23 @@ class Deletion(Schema):
     finished_at: datetime | None
     next_attempt_at: datetime | None
     held_until: datetime | None = Field(
-        description="No file is deleted before that, and the deletion can be undone."
+        description="No file is deleted before this time. Until then you can undo the deletion."
     )
     first_request_at: datetime | None = Field(
-        description="When the store was first asked to delete. From then on nothing can be undone."
+        description="When we sent the first delete request. You can't undo the deletion after that."
     )
-    decided_by: str = Field(description="Who undid or cancelled it, or erased its files now.")
+    decided_by: str = Field(description="Who undid, cancelled or erased the deletion.")
     decided_at: datetime | None
     decision_reason: str
     cancelled_at: datetime | None
 
 
 class Pause(Schema):
-    """Nothing of what it covers is deleted; plans, verifications and scans go on."""
+    """While paused, no file is deleted. Plans, verifications and scans continue."""
 
-    deletion_id: UUID | None = Field(description="Null when all deletions are paused.")
+    deletion_id: UUID | None = Field(
+        description="The paused deletion; null if all deletions are paused."
+    )
     paused_by: str
     reason: str
     paused_at: datetime
@@ -86,7 +88,7 @@ class Pause(Schema):
 class DeletionPage(Schema):
     items: list[Deletion]
     next_cursor: UUID | None
-    paused: Pause | None = Field(description="Set while all deletions are paused.")
+    paused: Pause | None = Field(description="The pause of all deletions; null if there is none.")
 
 
 class Amount(Schema):
@@ -95,8 +97,8 @@ class Amount(Schema):
 
 
 class Totals(Schema):
-    """The state of the items now. Once final, found is the sum of deleted, already_gone, kept and
-    failed."""
+    """The files by outcome. When `final` is true, `found` is the sum of `deleted`, `already_gone`,
+    `kept` and `failed`."""
 
     final: bool
     found: Amount
@@ -118,18 +120,24 @@ class Event(Schema):
 class DeletionDetails(Deletion):
     meaning: list[str] = Field(description="What the status means and what happens next.")
     message: str
-    follows: UUID | None = Field(description="The deletion that this one follows.")
-    paused: Pause | None = Field(description="What keeps it from deleting, if anything does.")
+    follows: UUID | None = Field(
+        description="The deletion that this verification or follow-up check belongs to."
+    )
+    paused: Pause | None = Field(
+        description="The pause that stops this deletion; null if there is none."
+    )
     plan_digest: str
     totals: Totals
     timeline: list[Event]
-    earlier_events: bool = Field(description="The timeline is longer: these are its latest lines.")
+    earlier_events: bool = Field(
+        description="True if the timeline has more than the latest events, shown here."
+    )
 
 
 class Item(Schema):
     id: int
     key: str
-    escaped: bool = Field(description="The key cannot be written as it is, and is shown escaped.")
+    escaped: bool = Field(description="The key has characters that are shown escaped.")
     size: int | None
     etag: str
     last_modified: datetime | None
@@ -155,31 +163,41 @@ class DeletionLink(Schema):
 
 class PauseDeletions(StrictSchema):
     reason: Text
-    deletion_id: UUID | None = Field(None, description="Pause this one; all without it.")
+    deletion_id: UUID | None = Field(
+        None, description="The deletion to pause. By default, all are paused."
+    )
 
 
 class Paused(Schema):
     paused: Pause
-    requests_under_way: int = Field(description="So many that have left may still delete.")
-    not_written: list[str] = Field(description="Buckets in which it could not be noted.")
+    requests_under_way: int = Field(
+        description="Requests that were already sent and may still delete files."
+    )
+    not_written: list[str] = Field(description="Buckets where we could not write the pause object.")
 
 
 class PauseState(Schema):
-    """What becomes due when deletions are resumed. `confirm` stands for the figures, for ten
-    minutes."""
+    """What will be deleted when you resume. Send `confirm` within ten minutes to resume exactly
+    this."""
 
-    paused: Pause | None = Field(description="Null when they are not paused.")
+    paused: Pause | None = Field(description="Null if deletions are not paused.")
     deletions: int = 0
     objects: int = 0
     bytes: int = 0
-    over_limits: str = Field(default="", description="Why it needs an approval, if it does.")
+    over_limits: str = Field(
+        default="", description="Why resuming needs approval; empty if it does not."
+    )
     confirm: str = ""
 
 
 class ResumeDeletions(StrictSchema):
     confirm: Text
-    deletion_id: UUID | None = Field(None, description="Resume this one; all without it.")
-    over_limits: bool = Field(False, description="Approve it. Needs force_cleanup, too.")
+    deletion_id: UUID | None = Field(
+        None, description="The deletion to resume. By default, all are resumed."
+    )
+    over_limits: bool = Field(
+        False, description="Approve going over the safety limit. Also needs force_cleanup."
+    )
 
 
 class Resumed(Schema):
@@ -197,7 +215,7 @@ class OptionalReason(StrictSchema):
         "",
         max_length=1000,
         pattern=WITHOUT_NUL,
-        description="Why; it is kept with the deletion.",
+        description="The reason, which is recorded with the deletion.",
     )
 
 
@@ -206,7 +224,7 @@ class GivenReason(StrictSchema):
         min_length=1,
         max_length=1000,
         pattern=WITHOUT_NUL,
-        description="Why; it is kept with the deletion.",
+        description="The reason, which is recorded with the deletion.",
     )
 
 
@@ -215,14 +233,14 @@ class Undone(Schema):
     deletion_id: UUID
     status_url: str
     project_id: str | None
-    restored: dict[str, int] = Field(description="How many rows are back, by their kind.")
-    left_out: list[str] = Field(description="A sentence for each row that is not.")
+    restored: dict[str, int] = Field(description="The number of restored rows of each model.")
+    left_out: list[str] = Field(description="A sentence about each row that was not restored.")
 
 
 class Decided(Schema):
     message: str
     deletions: list[DeletionLink] = Field(
-        description="The cleanups that continue; empty if none does."
+        description="The deletions that continue; empty if none does."
     )
 
 
@@ -234,8 +252,8 @@ def list_deletions(
     cursor: UUID = NOT_GIVEN,
     limit: Limit = 50,
 ) -> DeletionPage:
-    """The latest first, verifications and dry runs among them. `cursor` is the `next_cursor` of the
-    page before. Needs the permission view_cleanup."""
+    """Newest first, with verifications and dry runs. `cursor` is the `next_cursor` of the previous
+    page. Needs the permission view_cleanup."""
     require_permission(request, VIEW_PERMISSION)
     chosen = Cleanup.objects.order_by("-created_at", "-pk")
     if status:
@@ -256,8 +274,7 @@ def list_deletions(
 
 @router.post("/pause", response={200: Paused, **problem_responses(404, 409)})
 def pause_deletion(request: HttpRequest, body: PauseDeletions) -> Paused:
-    """Let nothing more be deleted until a person resumes it. Needs the permission
-    pause_cleanup."""
+    """Pause deletions until a person resumes them. Needs the permission pause_cleanup."""
     require_permission(request, PAUSE_PERMISSION)
     result = pause_deletions.pause_deletions(body.reason, get_chosen(body.deletion_id))
     return Paused(
@@ -269,8 +286,8 @@ def pause_deletion(request: HttpRequest, body: PauseDeletions) -> Paused:
 
 @router.get("/pause", response={200: PauseState, **problem_responses(404)})
 def get_pause(request: HttpRequest, deletion_id: UUID = NOT_GIVEN) -> PauseState:
-    """Whether deletions are paused, or this one is, and what becomes due when they are resumed.
-    Needs the permission pause_cleanup."""
+    """The pause of all deletions or of this one, and what is deleted when you resume. Needs the
+    permission pause_cleanup."""
     require_permission(request, PAUSE_PERMISSION)
     chosen = get_chosen(deletion_id)
     if pause_deletions.find_pause(chosen) is None:
@@ -288,7 +305,8 @@ def get_pause(request: HttpRequest, deletion_id: UUID = NOT_GIVEN) -> PauseState
 
 @router.post("/resume", response={200: Resumed, **problem_responses(404, 409)})
 def resume_deletion(request: HttpRequest, body: ResumeDeletions) -> Resumed:
-    """End a pause, for exactly the figures that were shown. Needs the permission pause_cleanup."""
+    """Resume deletions, if the numbers are still those that you saw. Needs the permission
+    pause_cleanup."""
     require_permission(request, PAUSE_PERMISSION)
     if body.over_limits:
         require_permission(request, "storage_audit.force_cleanup")
@@ -314,9 +332,9 @@ def get_deletion(
     deletion_id: UUID,
     wait: Annotated[float, Query(ge=0, le=MAX_WAIT_SECONDS)] = 0,
 ) -> DeletionDetails:
-    """With `wait` the answer comes when the status changes or the deletion is over, after so many
-    seconds at the latest, and at once when many wait already. Needs the permission
-    view_cleanup."""
+    """One deletion. With `wait`, the answer comes when the status changes or the deletion is over,
+    after this many seconds at most. It comes at once if too many requests wait. Needs the
+    permission view_cleanup."""
     require_permission(request, VIEW_PERMISSION)
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
     wait_for_change(cleanup, wait, request.user.pk)
@@ -330,7 +348,7 @@ def list_items(
     cursor: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     limit: Limit = 50,
 ) -> ItemPage:
-    """Each object of a deletion, and what became of it. None, once they are archived. Needs the
+    """The files of a deletion, with their outcomes. Empty once the list is archived. Needs the
     permission view_cleanup."""
     require_permission(request, VIEW_PERMISSION)
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
@@ -345,8 +363,8 @@ def list_items(
 def verify_deletion(
     request: HttpRequest, deletion_id: UUID, response: HttpResponse
 ) -> Status[Accepted]:
-    """Check again whether what it deleted is gone; changes nothing in the bucket. The verification
-    has a deletion ID of its own. Needs the permission verify_cleanup."""
+    """Check again that the deleted files are gone. The bucket does not change. The verification has
+    its own deletion ID. Needs the permission verify_cleanup."""
     require_permission(request, "storage_audit.verify_cleanup")
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
     with transaction.atomic():
@@ -355,15 +373,15 @@ def verify_deletion(
         auth.log_action(request, cleanup, CHANGE, note)
         requests.enqueue_on_commit([check])
     response["Location"] = status_url(check)
-    text = _("A verification is queued. It looks into the bucket and changes nothing.")
+    text = _("Verification queued. It checks the bucket and changes nothing.")
     accepted = Accepted(message=text, deletion_id=check.pk, status_url=status_url(check))
     return Status(202, accepted)
 
 
 @router.post("/{deletion_id}/undo", response={200: Undone, **problem_responses(404, 409)})
 def undo_deletion(request: HttpRequest, deletion_id: UUID, body: OptionalReason) -> Undone:
-    """Bring back the project, and the rows that were deleted with it, while the deletion is held.
-    Its files stay. Needs the permission undo_cleanup."""
+    """Restore the project, with the rows that were deleted with it, while the deletion is held. Its
+    files are kept. Needs the permission undo_cleanup."""
     require_permission(request, "storage_audit.undo_cleanup")
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
     with transaction.atomic():
@@ -381,20 +399,20 @@ def undo_deletion(request: HttpRequest, deletion_id: UUID, body: OptionalReason)
 
 @router.post("/{deletion_id}/cancel", response={200: Decided, **problem_responses(404, 409)})
 def cancel_deletion(request: HttpRequest, deletion_id: UUID, body: OptionalReason) -> Decided:
-    """Keep the files that are still in the bucket. If any were sent for deletion, a worker verifies
-    these first. Needs the permission cancel_cleanup."""
+    """Keep the files that are still in the bucket. A worker first verifies those whose deletion was
+    already sent. Needs the permission cancel_cleanup."""
     require_permission(request, "storage_audit.cancel_cleanup")
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
     with transaction.atomic():
         to_verify = end_deletions.cancel_deletion(cleanup, body.reason)
         return log_decision(
-            request, cleanup, to_verify, _("Cancelled. The files stay."), body.reason
+            request, cleanup, to_verify, _("Cancelled. The files are kept."), body.reason
         )
 
 
 @router.post("/{deletion_id}/erase", response={200: Decided, **problem_responses(404, 409)})
 def erase_deletion(request: HttpRequest, deletion_id: UUID, body: GivenReason) -> Decided:
-    """End the hold, so that the files are deleted now and nobody can undo it. Needs the permission
+    """End the hold and delete the files now. You can't undo this. Needs the permission
     erase_cleanup."""
     require_permission(request, "storage_audit.erase_cleanup")
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
@@ -408,15 +426,17 @@ def erase_deletion(request: HttpRequest, deletion_id: UUID, body: GivenReason) -
     "/{deletion_id}/clean-up-again", response={200: Decided, **problem_responses(404, 409)}
 )
 def clean_up_again(request: HttpRequest, deletion_id: UUID, body: GivenReason) -> Decided:
-    """Delete the files of a cleanup that was cancelled after all, in a new deletion. Needs the
-    permission force_cleanup."""
+    """Delete the files of a cancelled cleanup, with a new deletion. Needs the permission
+    force_cleanup."""
     require_permission(request, "storage_audit.force_cleanup")
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
     if cleanup.status != Cleanup.Status.CANCELLED or cleanup.kind != Cleanup.Kind.PROJECT:
-        raise IllegalTransition(_("Cleanup %s of a project was not cancelled.") % cleanup.pk)
+        raise IllegalTransition(
+            _("Cleanup %s is not a cancelled cleanup of a project.") % cleanup.pk
+        )
     with transaction.atomic():
         made = end_deletions.clean_up_again(cleanup.project_id or "", body.reason)
-        text = _("A new cleanup is queued. It deletes the files that stayed.")
+        text = _("A new cleanup is queued. It deletes the files that were kept.")
         return log_decision(request, cleanup, made, text, body.reason)
 
 

@@ -72,9 +72,9 @@ def refusal_reason(bulk_job: BulkJob, user: Any) -> str:
         return ""
     name = printable_text(bulk_job.requested_by)
     if not (user and user.is_active and user.is_staff):
-        return _("%s cannot sign in to the admin any more.") % name
+        return _("%s can no longer sign in to the admin.") % name
     if lost := [each for each in bulk_job.permissions if not user.has_perm(each)]:
-        text = _("%(name)s does not have the permission %(permission)s any more.")
+        text = _("%(name)s no longer has the permission %(permission)s.")
         return text % {"name": name, "permission": lost[0]}
     return ""
 
@@ -89,7 +89,7 @@ def process_next_projects(bulk_job: BulkJob) -> list[Cleanup]:
         try:
             return process_or_reload(bulk_job, PROJECTS_PER_TRANSACTION)
         except DatabaseError:
-            logger.warning("Bulk job %s goes on one project at a time", bulk_job.pk, exc_info=True)
+            logger.warning("Bulk job %s: one project at a time now", bulk_job.pk, exc_info=True)
     # A snapshot may have so many rows that some of them take as long as a task may.
     until = monotonic_seconds() + conf().turn_time.total_seconds()
     try:
@@ -138,7 +138,7 @@ def process_one_project(bulk_job: BulkJob) -> list[Cleanup]:
     except DatabaseError:
         logger.exception("Bulk job %s: the database refuses the commit", bulk_job.pk)
     shown = redact_secrets(printable_text(bulk_job.project_ids[position]))
-    logger.error("Bulk job %s leaves out project %s: see above", bulk_job.pk, shown)
+    logger.error("Bulk job %s skips project %s: see above", bulk_job.pk, shown)
     with transaction.atomic():
         if bulk_job.advance(1) and bulk_job.action == BulkJob.Action.UNDO:
             note_failed_undo(bulk_job, bulk_job.project_ids[position])
@@ -190,16 +190,16 @@ def request_project_action(bulk_job: BulkJob, project_id: str, user: Any) -> lis
             if bulk_job.action in BulkJob.DELETING_ACTIONS and (
                 why := skip_reason(bulk_job, project_id, user)
             ):
-                logger.warning("Bulk job %s leaves out project %s: %s", bulk_job.pk, shown, why)
+                logger.warning("Bulk job %s skips project %s: %s", bulk_job.pk, shown, why)
                 return []
             made = REQUESTS_BY_ACTION[bulk_job.action](project_id)
         if not made:
-            text = "Bulk job %s leaves out project %s: it is already gone"
+            text = "Bulk job %s skips project %s: it is already gone"
             logger.warning(text, bulk_job.pk, shown)
     except OperationalError:
         raise  # An error of the database is not the project's, and passes.
     except Exception:
-        logger.exception("Bulk job %s leaves out project %s", bulk_job.pk, shown)
+        logger.exception("Bulk job %s skips project %s", bulk_job.pk, shown)
     return made
 
 
@@ -210,7 +210,7 @@ def skip_reason(bulk_job: BulkJob, project_id: str, user: Any) -> str:
     project."""
     project, meant = project_model.lock_project(project_id), bulk_job.lives.get(project_id)
     if meant != KnownProject.objects.lifetimes([project_id])[project_id]:
-        return "it was deleted or created since the request"
+        return "it was deleted or created again after the request"
     if project is None:
         return ""
     request = HttpRequest()
@@ -218,7 +218,7 @@ def skip_reason(bulk_job: BulkJob, project_id: str, user: Any) -> str:
     if is_hidden(request, project):
         return "the admin does not show it to this person"
     if has_own_deletion(request, [project]):
-        return "the site deletes it in its own way"
+        return "the site has its own way to delete it"
     lacking, needing = deletion_obstacles(request, project)
     names = ", ".join(
         [*sorted(lacking), *(redact_secrets(printable_text(str(each))) for each in needing)]
@@ -249,7 +249,7 @@ def undo_or_note(bulk_job: BulkJob, deletion_id: str) -> None:
 
 
 def note_failed_undo(bulk_job: BulkJob, deletion_id: str) -> None:
-    text = _("Cleanup %s was not undone: that failed. The server's log says why.") % deletion_id
+    text = _("Cleanup %s was not undone because of an error. See the server's log.") % deletion_id
     bulk_job.notes.create(cleanup_id=deletion_id, is_refused=True, text=text)
 
 

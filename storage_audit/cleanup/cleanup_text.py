@@ -162,3 +162,23 @@ def find_blocking_cleanup(cleanup: Cleanup) -> Cleanup | None:
 def is_of_live_project(cleanup: Cleanup) -> bool:
     """Whether this is a plan that cannot be run as its project exists."""
     return cleanup.status == Status.PLANNED and project_model.is_alive(cleanup.project_id)
+
+
+def another_cleanup_advice() -> str:
+    return _("To delete the file, run another cleanup.")
+
+
+def next_scans_text() -> str:
+    return _("If it is a leftover file, the next complete scans report it.")
+
+
+def appeared_text() -> str:
+    return _("The file appeared after the plan was made.")
+
+
+def cancelled_by_person_text(project_id: str) -> str:
+    text = _(
+        "A person cancelled the cleanup of project %s, so its files are kept. To delete them,"
+        " choose Clean up again."
+    )
+    return text % project_id

@@ -37,7 +37,7 @@ ItemName = tuple[str, bool]
 
 
 class CrosscheckUnavailable(Exception):
-    """Cloudflare's own API said nothing to be relied on; the message says why."""
+    """Cloudflare's own API gave no usable answer; the message says why."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Crosscheck:
         """The result as text. Raises CannotConclude, LeaseLost, and StoreError when S3 gives no
         answer."""
         if reason := cloudflare_api.setup_problem():
-            return _("Cloudflare's own API was not asked. %s") % reason
+            return _("Cloudflare's own API was not checked. %s") % reason
         text = ""
         try:
             self._check_marker()
@@ -63,22 +63,22 @@ class Crosscheck:
             left_out = self._compare_lone_keys()
             self._check_marker()
             if not self.only_in_api and not self.only_in_s3:
-                text = _("Cloudflare's own API shows the same: %s objects.") % self.shown_by_both
+                text = _("Cloudflare's own API agrees. Files: %s.") % self.shown_by_both
             if left_out:
-                text += " " + _("It was not asked for %s more keys.") % left_out
+                text += " " + _("Files not checked there: %s.") % left_out
         except CrosscheckUnavailable as error:
-            text = _("Cloudflare's own API was asked in vain, so it says nothing: %s") % error
+            text = _("Cloudflare's own API gave no usable answer: %s") % error
         return " ".join(filter(None, [self._describe_result(), text.strip()]))
 
     def _describe_result(self) -> str:
         more = ngettext(
-            "Cloudflare's own API shows %d object that S3 did not show; its item says so.",
-            "Cloudflare's own API shows %d objects that S3 did not show; each item says so.",
+            "Cloudflare's own API shows %d file that S3 does not show. It counts as failed.",
+            "Cloudflare's own API shows %d files that S3 does not show. They count as failed.",
             self.only_in_api,
         )
         fewer = ngettext(
-            "Cloudflare's own API does not show %d object that S3 showed.",
-            "Cloudflare's own API does not show %d objects that S3 showed.",
+            "Cloudflare's own API does not show %d file that S3 shows.",
+            "Cloudflare's own API does not show %d files that S3 shows.",
             self.only_in_s3,
         )
         told = ((more, self.only_in_api), (fewer, self.only_in_s3))
@@ -165,8 +165,8 @@ class Crosscheck:
         return any(is_first_key(next(self._list_pages(name)), name) for name in names)
 
     def _settle_unseen(self, unseen: list[CleanupItem], again: Callable[[], set[ItemName]]) -> None:
-        """Ask both again. An item that S3 still does not show and the API does, fails. One that S3
-        shows by now came since, and counts as seen. The rest went since."""
+        """Ask both again. An item that only the API still shows fails. One that S3 shows by now
+        appeared meanwhile, and counts as seen. The rest disappeared meanwhile."""
         if not unseen:
             return
         cleanup = self.work.cleanup
@@ -198,8 +198,8 @@ def item_name(item: CleanupItem) -> ItemName:
 
 def only_in_api_reason() -> str:
     return _(
-        "The crosscheck with Cloudflare's own API shows this object, and S3 does not."
-        " Look for it in the Cloudflare dashboard, then verify again."
+        "Cloudflare's own API shows this file, but S3 does not. Look for the file in the Cloudflare"
+        " dashboard, then verify again."
     )
 
 
@@ -221,8 +221,8 @@ def listed_facts(listed: ListedObject) -> tuple[str, int, str, datetime]:
 def wrong_bucket_error(bucket: str) -> InvalidResponse:
     return InvalidResponse(
         _(
-            "It does not show the marker of bucket %s as S3 does: it is another bucket, or as it"
-            " was once. Look at CLOUDFLARE_ACCOUNT_ID and R2_JURISDICTION."
+            "Its marker of bucket %s differs from the one that S3 shows, so the bucket is another"
+            " one, or the answer is old. Check CLOUDFLARE_ACCOUNT_ID and R2_JURISDICTION."
         )
         % bucket
     )
@@ -267,7 +267,7 @@ def require_same_marker(bucket: str, marker: Sequence[ListedObject], ends: float
 
 def require_time_left(moment: float) -> None:
     if monotonic_seconds() > moment:
-        raise DeadlinePassed(_("Not asked: the time for it is over."))
+        raise DeadlinePassed(_("Not checked: the time limit is over."))
 
 
 def list_project_pages(
@@ -279,7 +279,7 @@ def list_project_pages(
     rows = R2Object.objects.in_bucket(bucket).filter(project_id=project_id).outside(prefixes)
     names = list(rows.order_by("key").values_list("key", flat=True)[: MAX_LONE_KEYS + 1])
     if len(names) > MAX_LONE_KEYS:
-        text = _("More than %s of the project's tracked keys lie outside its prefixes.")
+        text = _("More than %s of the project's tracked keys are outside its prefixes.")
         raise StoreError(text % MAX_LONE_KEYS)
     for form in {form for name in names for form in tracked_spellings(name, identity)}:
         page = next(cloudflare_api.api_pages(bucket, form))

@@ -18,6 +18,7 @@ from storage_audit.bucket.s3 import DELETED, ListedObject
 from storage_audit.bucket.wrangler import Command
 from storage_audit.cleanup import adaptive_batch, progress, used_files
 from storage_audit.cleanup.adaptive_batch import BatchSize
+from storage_audit.cleanup.cleanup_text import appeared_text
 from storage_audit.cleanup.delete_pipeline import (
     DeletePipeline,
     PlannedItem,
@@ -99,7 +100,7 @@ def delete_batch(work: Turn, batch: list[PlannedItem], pipeline: DeletePipeline)
     try:
         proof = recheck_batch(work, batch)
         if proof.deletable and monotonic_seconds() > until:
-            text = _("The check of the objects took longer than it may be relied on.")
+            text = _("The check of the files took too long, so its result is outdated.")
             raise DeadlinePassed(text)
     except DeadlinePassed as late:
         pipeline.collect()
@@ -178,7 +179,7 @@ def wait_for_rows() -> Iterator[None]:
         with atomic_with_timeout():
             yield
     except OperationalError as error:
-        text = _("Somebody is changing the tracking rows of objects to be deleted. %s")
+        text = _("Somebody is changing the records of files to delete. %s")
         raise OwnerChanging(text % StoreError.advice) from error
 
 
@@ -235,19 +236,19 @@ def change_since_plan(
     they were just before the listing, which may not show what one stored since."""
     policy, change = policy_of(cleanup), ""
     if any(row.state == R2Object.State.UPLOADING for row in rows):
-        change = _("An upload to this key is under way.")
+        change = _("An upload to this name is in progress.")
     elif reason := policy.tracked_again_reason(rows):
         return reason
     elif item.found_in == CleanupItem.FoundIn.TRACKED:
-        change = _("The object appeared after the plan.")
+        change = appeared_text()
     elif (listed.size, listed.etag, listed.last_modified) != (
         item.size,
         item.etag,
         item.last_modified,
     ):
-        change = _("The object was overwritten after the plan.")
+        change = _("The file was overwritten after the plan was made.")
     elif any(row.upload_id and (row.upload_id, row.state) not in before for row in rows):
-        change = _("An upload to this key has just ended.")
+        change = _("An upload to this name has just ended.")
     return f"{change} {policy.what_happens_next(cleanup)}" if change else ""
 
 

@@ -180,7 +180,7 @@ class DeletePipeline:
             try:
                 self._is_paused = self.work.cleanup.find_pause() is not None
             except DatabaseError:
-                logger.warning("The pauses can't be read, so no further call leaves.")
+                logger.warning("No further call is sent: the pauses can't be read.")
                 self._is_paused = True
             if self._is_paused:
                 self._stop.set()
@@ -228,7 +228,7 @@ def record_answers(cleanup: Cleanup, proof: RecheckedBatch, sent: SendResult) ->
         ):  # Not so where an error held all of it back.
             cleanup.record(
                 "delete",
-                _("Batch of %s objects sent.") % asked,
+                _("Sent a batch of %s files.") % asked,
                 sent=asked,
                 absent=len(proof.already_gone),
                 kept=len(proof.kept),

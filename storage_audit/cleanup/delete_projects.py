@@ -146,9 +146,7 @@ def explain_refusal(batch: ProjectBatch, error: Exception) -> str:
     if isinstance(error, ProjectExists):
         return reason
     [project_id] = batch
-    return not_deleted_text(
-        project_id, reason or _("its deletion failed. The server's log says why.")
-    )
+    return not_deleted_text(project_id, reason or _("its deletion failed. See the server's log."))
 
 
 def refusal_text(refusal: Exception) -> str:

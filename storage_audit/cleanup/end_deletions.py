@@ -108,7 +108,7 @@ def erase_deletion(cleanup: Cleanup, reason: str) -> list[Cleanup]:
     require_deletion(cleanup)
     if not reason.strip():
         raise IllegalTransition(
-            _("Give a reason to erase the files of cleanup %s now.") % cleanup.pk
+            _("Enter a reason to erase the files of cleanup %s now.") % cleanup.pk
         )
     cleanups = [each for each in lock_deletion(cleanup) if each.is_held()]
     if not cleanups:
@@ -132,9 +132,7 @@ def clean_up_again(project_id: str, reason: str) -> list[Cleanup]:
     if known is None or known.deleted_at is None:
         raise IllegalTransition(_("No cleanup of project %s was cancelled.") % shown)
     if not reason.strip():
-        raise IllegalTransition(
-            _("Give a reason to delete the files of project %s after all.") % shown
-        )
+        raise IllegalTransition(_("Enter a reason to delete the files of project %s.") % shown)
     KnownProject.objects.filter(pk=project_id).update(kept_for="")
     cleanups = supersede_cleanups.request_cleanups(
         project_id, trigger=Cleanup.Trigger.DECLARED, deleted_at=known.deleted_at
@@ -161,7 +159,7 @@ def undo_obstacle(cleanup: Cleanup) -> str:
     if cleanup.first_request_at:
         return _("Deleting the files has begun.")
     if cleanup.snapshot is None:
-        return _("No copy of the deleted rows was kept, or it is gone by now.")
+        return _("The copy of the deleted rows is missing or has expired.")
     if cleanup.snapshot.unavailable:
         text = _("No copy of the deleted rows could be kept: %s. You can cancel instead.")
         return text % cleanup.snapshot.get_unavailable_display()
@@ -220,7 +218,7 @@ def keep_cancelled_items(
 
 
 def keep_for_person(cleanup: Cleanup) -> None:
-    """Note that the project's files stay, unless it lives again by now."""
+    """Note that the project's files are kept, unless the project was created again."""
     if cleanup.kind == Kind.PROJECT:
         known = KnownProject.objects.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
         known.filter(deleted_at__isnull=False).update(kept_for=KeptFor.CANCELLED)

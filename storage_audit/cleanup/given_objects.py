@@ -1,7 +1,7 @@
-"""Objects that were given with the request: those of deleted rows, and orphans.
+"""Objects that come with the request: those of deleted rows, and orphans.
 
-Only the tables say who owns an orphan, so they are read when it is planned, and again just before
-it is sent: it goes only while no live project could own it.
+An orphan is deleted only while no existing project could own it. The tables say who could, so they
+are read for the plan and again just before the deletion.
 """
 
 from collections import defaultdict
@@ -17,8 +17,10 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket.listing import exact_key
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup import progress
+from storage_audit.cleanup.cleanup_text import next_scans_text
 from storage_audit.cleanup.delete_pipeline import PlannedItem
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
+from storage_audit.cleanup.models.item import track_and_delete_advice
 from storage_audit.cleanup.open_decisions import (
     asking_filter,
     covered_reason,
@@ -174,16 +176,16 @@ def overwritten_row_reason(cleanup: Cleanup, item: CleanupItem, listed: ListedOb
     )
     if then is None and cleanup.is_deletion and may_be_younger:
         reason = _(
-            "No row says when this file was written. The file may have been written after its"
-            " deletion was asked for, as clocks may differ by an hour."
+            "We don't know when this file was written. It may be newer than the deletion, because"
+            " clocks can differ by an hour."
         )
     elif item.etag and (item.etag, item.size) != (listed.etag, listed.size):
-        reason = _("The object is not the one that the row described: it was overwritten.")
+        reason = _("The file was overwritten: it is not the one that its deleted record described.")
     elif then not in (None, now, second):
-        reason = _("The object was written again, with the same content, since its row was.")
+        reason = _("The same content was uploaded again after the deleted record was made.")
     else:
         return ""
-    return reason + " " + _("Track it, and delete that row if it is to go.")
+    return reason + " " + track_and_delete_advice()
 
 
 def judge_orphans(work: Turn, looked: FoundItems) -> None:
@@ -216,10 +218,7 @@ def overwritten_orphan_reason(item: CleanupItem, listed: ListedObject) -> str:
     # The items that a follow-up check has copied do not say when theirs was written.
     if same and item.last_modified in (None, listed.last_modified):
         return ""
-    return _(
-        "The object is not the one of the finding: it was overwritten. If it is an orphan, the next"
-        " complete scans say so."
-    )
+    return _("The file was overwritten after the scan found it.") + " " + next_scans_text()
 
 
 def recheck_undecided(
@@ -238,7 +237,7 @@ def recheck_orphans(
 ) -> dict[str, str]:
     """Reasons to keep the orphans. Raises OwnerChanging if somebody is creating a project."""
     if KnownProject.objects.is_any_changing(named_projects(parsed_keys, rows)):
-        raise OwnerChanging(_("A project that could want these objects is just being created."))
+        raise OwnerChanging(_("A project that may own these files is being created right now."))
     doubts = find_orphan_doubts(work, parsed_keys, rows, found)
     return {key: doubt for key, doubt in doubts.items() if doubt}
 
@@ -252,8 +251,8 @@ def find_lost_copies(
         return {}
     rows = rows_by_identity(work.cleanup.bucket, copies.values(), work.identity)
     text = _(
-        "Its copy under the new name was not found as it is tracked, so this file stays. Run a"
-        " scan: its findings say what you can do."
+        "Kept: the copy under the new name is not in the bucket as recorded. Run a scan: its"
+        " findings show what you can do."
     )
     return {
         key: text
@@ -306,5 +305,5 @@ def orphan_doubt(
         return rival_reason(living)
     owner = find_owner(parsed_keys, rows, known, alive, stored)
     if owner.problem != OwnerProblem.ORPHANED:
-        return _("No longer a leftover file, but: %s.") % OwnerProblem(owner.problem).label
+        return _("No longer a leftover file: %s.") % OwnerProblem(owner.problem).label
     return ""

@@ -97,7 +97,7 @@ def end_past_holds() -> None:
     try:
         now = Least(DatabaseNow(), Value(bucket_marker.read_store_time(conf().bucket)))
     except StoreError as error:
-        logger.warning("Past holds stay: %s", redact_secrets(str(error)))
+        logger.warning("Expired holds could not be ended: %s", redact_secrets(str(error)))
         return
     ids, snapshots = find_past_holds(now)
     ids.update(kept_for="")

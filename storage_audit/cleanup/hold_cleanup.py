@@ -34,6 +34,6 @@ def require_hold_over(work: Turn) -> None:
         return
     left = cleanup.held_until - bucket_marker.read_store_time(cleanup.bucket)
     if left > timedelta(0):
-        text = _("The hold is not over by the store's clock. Check the database's clock.")
+        text = _("By the store's clock the hold is not over. Check the database's clock.")
         cleanup.record("held", text)
         raise TurnOver(min(left, conf().retry_longest))

@@ -10,6 +10,11 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup import given_objects, plan
+from storage_audit.cleanup.cleanup_text import (
+    another_cleanup_advice,
+    cancelled_by_person_text,
+    next_scans_text,
+)
 from storage_audit.cleanup.delete_pipeline import PlannedItem, items_of
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import asking_filter
@@ -53,8 +58,8 @@ class Policy:
         return prefixes
 
     def require_project_gone(self, cleanup: Cleanup) -> None:
-        """Check that the deletion still stands that the cleanup acts for. Raises ProjectRecreated,
-        CannotConclude and OwnerChanging."""
+        """Check that the project is still deleted. Raises ProjectRecreated, CannotConclude and
+        OwnerChanging."""
 
     def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
         """The tracking rows that it may lock: no other project's upload."""
@@ -73,12 +78,12 @@ class Policy:
         raise NotImplementedError
 
     def what_happens_next(self, cleanup: Cleanup) -> str:
-        """What becomes of an object that is kept because it changed."""
-        return _("Ask for another cleanup to decide on it.")
+        """What happens later to an object that was kept because it changed."""
+        return another_cleanup_advice()
 
 
 class WholeProject(Policy):
-    """All that a deleted project has in the bucket."""
+    """All files of a deleted project."""
 
     follow_up = Kind.PROJECT
 
@@ -91,7 +96,7 @@ class WholeProject(Policy):
         return plan.prefixes_to_list(cleanup.project_id)
 
     def require_project_gone(self, cleanup: Cleanup) -> None:
-        """Also that nobody is just creating the project."""
+        """Check also that nobody is creating the project right now."""
         project_id = cleanup.project_id or ""
         changing = KnownProject.objects.is_changing(project_id)
         alike = project_model.id_spellings(project_id)
@@ -99,30 +104,26 @@ class WholeProject(Policy):
         living = project_model.ids_with_rows(alike) | KnownProject.objects.unreported_ids(alike)
         if project_id in living:
             text = _(
-                "Project %s lives again, or did and is gone without a signal: its objects are the"
-                " new project's."
+                "Project %s was created again after this deletion, so the files belong to the new"
+                " project."
             )
             raise ProjectRecreated(text % project_id)
         if living:
             raise CannotConclude(namesake_text(project_id, min(living)))
         if changing:
-            text = _("Project %s is just being created, or deleted again.")
+            text = _("Project %s is being created or deleted right now.")
             raise OwnerChanging(text % project_id)
         deleted_at = KnownProject.objects.deletion_time(project_id)
         if deleted_at is None:
             text = _(
-                "The deletion of project %s is not on record any more, so its files are kept. To"
-                " delete them, declare the project deleted."
+                "We no longer have a record of the deletion of project %s, so its files are kept."
+                " To delete them, confirm that the project is deleted."
             )
             raise ProjectRecreated(text % project_id)
         if deleted_at != cleanup.project_deleted_at:
             raise ProjectRecreated(superseded_text(project_id))
         if not cleanup.cancelled_at and is_kept_by_person(cleanup):
-            text = _(
-                "A person cancelled the cleanup of project %s, so its files stay. If they are to"
-                " go, choose Clean up again."
-            )
-            raise CannotConclude(text % project_id)
+            raise CannotConclude(cancelled_by_person_text(project_id))
 
     def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
         rows = R2Object.objects.in_bucket(cleanup.bucket)
@@ -148,7 +149,7 @@ class WholeProject(Policy):
 
     def what_happens_next(self, cleanup: Cleanup) -> str:
         if cleanup.parent_id is None:
-            return _("A follow-up check decides on it.")
+            return _("A follow-up check decides about the file.")
         return super().what_happens_next(cleanup)
 
 
@@ -173,7 +174,7 @@ class DeletedRows(GivenObjects):
     def tracked_again_reason(self, rows: Sequence[TrackingRow]) -> str:
         if not rows:
             return ""
-        return _("A tracking row names this key again. The object goes when that is deleted.")
+        return _("A new record names this file. To delete the file, delete it under “Files”.")
 
     def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
         lost = given_objects.find_lost_copies(work, batch.items, batch.found)
@@ -182,9 +183,9 @@ class DeletedRows(GivenObjects):
 
 
 class Orphans(GivenObjects):
-    """Files that scans found to be nobody's."""
+    """Leftover files that scans have found."""
 
-    # What exists again by then is a new object: only a project's follow-up check deletes it.
+    # A file that is there again is a new one: only a project's follow-up check deletes it.
     follow_up = Kind.VERIFY
     compare = staticmethod(given_objects.judge_orphans)
 
@@ -192,8 +193,7 @@ class Orphans(GivenObjects):
         return self.locked_rows(cleanup).without_confirmed_owner()
 
     def locked_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
-        """Also the row of a project that is alive again by now, which would stay locked for
-        ever."""
+        """Also the row of a project that was created again, which would stay locked otherwise."""
         rows = R2Object.objects.in_bucket(cleanup.bucket)
         return rows.none() if cleanup.dry_run else rows
 
@@ -201,7 +201,7 @@ class Orphans(GivenObjects):
         return given_objects.recheck_orphans(work, batch.parsed_keys, batch.rows, batch.found)
 
     def what_happens_next(self, cleanup: Cleanup) -> str:
-        return _("If it is an orphan, the next complete scans say so.")
+        return next_scans_text()
 
 
 class Verification(Policy):
@@ -240,7 +240,7 @@ def undecided_reasons(
     rows: Mapping[str, Sequence[TrackingRow]],
     found: Mapping[str, ListedObject],
 ) -> dict[str, str]:
-    """By key, why a person has to decide on it elsewhere."""
+    """By key, why the object waits for a person's decision elsewhere."""
     cleanup, project_id = work.cleanup, work.project.project_id
     facts = parsed_keys, rows, found, work.identity
     return plan.find_keep_reasons(cleanup.bucket, project_id, *facts, asking_filter(cleanup))
@@ -253,15 +253,16 @@ def is_kept_by_person(cleanup: Cleanup) -> bool:
 
 def namesake_text(project_id: str, other: str) -> str:
     text = _(
-        "Project %(other)s exists. Its id differs from %(id)s only in the code points of letters"
-        " that look the same, so both may use the same files. Nothing is deleted. To delete the"
-        " files of %(id)s, give the other project another ID, then approve this cleanup."
+        "Project %(other)s exists. Its ID looks like %(id)s but uses other Unicode characters, so"
+        " both may use the same files. Nothing is deleted. To delete the files of %(id)s, give the"
+        " other project another ID, then approve this cleanup."
     )
     return text % {"other": other, "id": project_id}
 
 
 def superseded_text(project_id: str) -> str:
     text = _(
-        "Project %s was created and deleted again. The cleanup of that deletion has its files."
+        "Project %s was created and deleted again. The cleanup of the later deletion covers the"
+        " files."
     )
     return text % project_id

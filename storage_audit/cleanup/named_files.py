@@ -130,13 +130,13 @@ def owners_awaiting_cleanup(bucket: str, owners: set[str]) -> set[str]:
 def named_file_reason(named: NamedFile, owners: Collection[str]) -> str:
     if owners:
         text = _(
-            "Kept: %(row)s, a row of this project, named it, but its key names %(owners)s, which"
-            " does not exist. Clean up after that project."
+            "Kept: this project used the file in %(row)s, but the file name belongs to %(owners)s,"
+            " which does not exist. Clean up the files of that project."
         )
     else:
         text = _(
-            "Kept: %(row)s, a row of this project, named it, but no key format reads its key. If"
-            " nothing else uses it, delete it under “Files” or in the Cloudflare dashboard."
+            "Kept: this project used the file in %(row)s, but the name matches no known key format."
+            " If nothing else uses it, delete it under “Files” or in the Cloudflare dashboard."
         )
     return text % {"row": named.row, "owners": ", ".join(sorted(map(printable_text, owners)))}
 
@@ -171,8 +171,8 @@ def reset_named_files(cleanup: Cleanup) -> None:
 def kept_files_text(cleanup: Cleanup) -> str:
     kept = cleanup.items.named().filter(outcome=Outcome.KEPT).count()
     text = ngettext(
-        "Kept: %d file that this project's rows named.",
-        "Kept: %d files that this project's rows named.",
+        "Kept: %d file that this project used.",
+        "Kept: %d files that this project used.",
         kept,
     )
     return text % kept if kept else ""

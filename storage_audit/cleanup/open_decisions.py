@@ -140,8 +140,9 @@ def find_untracked(
             owners[key].add(owner or "")
     alive = living_projects(chain.from_iterable(owners.values())) if owners else set[str]()
     text = _(
-        "Kept: a deleted row gave this file to the live project %s, and the file may be newer than"
-        " that row. Assign the file to a project. If the file is to go, delete its row after that."
+        "Kept: a deleted record named an existing project for this file: %s. The file may be newer"
+        " than that record. Assign the file to a project. To delete it, delete it under “Files”"
+        " after that."
     )
     return {
         key: text % shorten_list(sorted(names & alive))
@@ -157,7 +158,7 @@ def register_ignore_list(ignore_list: IgnoreList) -> None:
 def get_ignore_list() -> IgnoreList:
     """Raises ImproperlyConfigured: while we do not know what people keep, nothing may go."""
     if not _ignore_lists:
-        raise ImproperlyConfigured("Nobody tells which files people keep: see storage_audit.apps.")
+        raise ImproperlyConfigured("No ignore list is registered: see storage_audit.apps.")
     return _ignore_lists[0]
 
 

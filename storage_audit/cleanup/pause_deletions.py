@@ -105,11 +105,11 @@ def pause_deletions(reason: str, cleanup: Cleanup | None = None) -> PauseResult:
     The row comes first, as it pauses at once. Call it outside a transaction.
     """
     if not reason.strip():
-        raise IllegalTransition(_("Give a reason to pause deletions."))
+        raise IllegalTransition(_("Enter a reason to pause deletions."))
     # A follow-up check deletes the same files as the cleanup that it follows.
     cleanup = cleanup and (cleanup.parent or cleanup)
     if cleanup and not may_still_delete(cleanup):
-        text = _("Cleanup %s deletes nothing any more, so there is nothing to pause.")
+        text = _("Cleanup %s has nothing left to delete, so it can't be paused.")
         raise IllegalTransition(text % cleanup.pk)
     user = current_origin().user or "command"
     with transaction.atomic():

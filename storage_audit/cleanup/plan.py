@@ -371,15 +371,15 @@ def listed_values(
 
 def left_out_by_discovery(cleanup: Cleanup, rows: Sequence[TrackingRow], span: int | None) -> str:
     """Why the chosen discovery leaves this object out, or nothing. It becomes an item all the same,
-    else the leftover file would be in no count."""
+    or no count would include the leftover file."""
     tracked = any(row.project_id == cleanup.project_id for row in rows)
     if cleanup.discovery == Discovery.TRACKED and not tracked:
-        left_out = _("Only tracked objects were asked for, and the project tracks no such object.")
+        left_out = _("Kept: the cleanup covers tracked files only, and this file is not tracked.")
     elif cleanup.discovery == Discovery.LISTED and span is None:
-        left_out = _("Only listed objects were asked for, and no listed prefix covers this one.")
+        left_out = _("Kept: the cleanup covers listed prefixes only, and none contains this file.")
     else:
         return ""
-    return left_out + " " + _("Ask for a cleanup of both to have it deleted.")
+    return left_out + " " + _("To delete it, run a cleanup of tracked and listed files.")
 
 
 def save_items(items: list[CleanupItem]) -> None:

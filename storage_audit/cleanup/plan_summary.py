@@ -259,14 +259,13 @@ def hash_plan(cleanup: Cleanup) -> str:
 def record_plan(cleanup: Cleanup) -> None:
     totals = cleanup.items.totals()
     to_delete = cleanup.items.planned().count()
-    text = _("Found %(found)s objects, %(to_delete)s of them to be deleted.")
+    text = _("Found %(found)s files, %(to_delete)s of them to delete.")
     if not policy_of(cleanup).deletes:
-        text = _("Found %(found)s objects to be compared.")
+        text = _("Found %(found)s files to compare.")
     text %= {"found": totals["found"], "to_delete": to_delete}
     if cleanup.runs_wrangler:
-        text += " " + _("wrangler takes about %s for them.") % limits.wrangler_duration_text(
-            to_delete
-        )
+        duration = limits.wrangler_duration_text(to_delete)
+        text += " " + _("wrangler takes about %s.") % duration
     cleanup.record(
         "plan",
         text,

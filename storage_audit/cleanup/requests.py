@@ -25,6 +25,7 @@ from storage_audit.cleanup import (
     supersede_cleanups,
     vanished_projects,
 )
+from storage_audit.cleanup.cleanup_text import cancelled_by_person_text
 from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
 from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -79,7 +80,7 @@ def request_cleanup_verification(cleanup: Cleanup) -> Cleanup:
     """Check again whether what a cleanup deleted is gone. Raises IllegalTransition for one that has
     no objects of its own, or not any more."""
     if cleanup.kind == Kind.VANISHED:
-        text = _("Cleanup %s lists projects, not objects. Verify the projects instead.")
+        text = _("Cleanup %s lists projects, not files. Verify the projects instead.")
         raise IllegalTransition(text % cleanup.pk)
     if cleanup.kind == Kind.VERIFY and cleanup.parent:
         cleanup = cleanup.parent
@@ -103,8 +104,8 @@ def require_items(cleanup: Cleanup) -> None:
     pruned = Cleanup.objects.filter(pk=cleanup.pk).lock().pruned().first()
     if pruned:
         text = _(
-            "Cleanup %(id)s does not know its objects any more: they were exported to"
-            " %(archive)s. Verify the project instead, or load that archive first."
+            "The list of files of cleanup %(id)s was exported to %(archive)s. Verify the project"
+            " instead, or load that archive first."
         )
         raise IllegalTransition(text % {"id": pruned.pk, "archive": pruned.archive})
 
@@ -247,22 +248,18 @@ def record_deletion(project_id: str) -> datetime:
     validate_project_id(project_id)
     require_deleted(project_id)
     if KnownProject.objects.filter(pk=project_id, kept_for=KeptFor.CANCELLED).exists():
-        text = _(
-            "A person cancelled the cleanup of project %s, so its files stay. If they are to go,"
-            " choose Clean up again."
-        )
-        raise IllegalTransition(text % printable_text(project_id))
+        raise IllegalTransition(cancelled_by_person_text(printable_text(project_id)))
     return KnownProject.objects.declare_deleted(project_id)
 
 
 def require_declaration(project_id: str) -> None:
     """Raises IllegalTransition when the project's row is gone without a signal and no person has
-    declared it deleted: until then its files count as a live project's."""
+    declared it deleted: until then its files count as an existing project's."""
     if project_model.is_alive(project_id) or not KnownProject.objects.maybe_alive_ids([project_id]):
         return
     text = _(
-        "Project %(project)s is gone, but no deletion of it is on record. Nothing was deleted. To"
-        " delete its files, %(how)s."
+        "Project %(project)s is missing from the database, and no deletion was reported. Nothing"
+        " was deleted. To delete its files, %(how)s."
     )
     blocked = Cleanup.objects.disappearances_of(project_id).first()
     how = _("run cleanup_project %s --declare-deleted") % printable_text(project_id)
@@ -283,7 +280,7 @@ def confirm_deletion(cleanup: Cleanup) -> None:
 def require_deleted(project_id: str | None) -> None:
     if project_model.is_alive(project_id):
         raise ProjectExists(
-            _("Project %s exists. Delete it in the admin; that cleans up after it.") % project_id
+            _("Project %s exists. Delete the project to delete its files.") % project_id
         )
 
 
@@ -339,7 +336,7 @@ def enqueue_cleanup(cleanup_id: UUID) -> None:
             send_to_queue(cleanup_id)
     except Exception:
         with logs.deletion_context(cleanup_id):
-            logger.exception("It could not be enqueued; the sweep does it.")
+            logger.exception("The cleanup could not be queued. A worker starts it within a minute.")
         raise
     if conf().sync:
         runner.run_to_end(cleanup_id)

@@ -67,7 +67,7 @@ def prune_cleanups(folder: Path, moment: datetime) -> Iterator[Cleanup]:
 def lock_folder(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as lock:
         if not locks.lock(lock, locks.LOCK_EX | locks.LOCK_NB):
-            raise ArchiveError(_("Another process prunes into %s; wait for its end.") % folder)
+            raise ArchiveError(_("Another process is pruning into %s. Try again later.") % folder)
         yield
 
 
@@ -77,10 +77,10 @@ def export_cleanup(cleanup: Cleanup, folder: Path) -> Archive:
         archive = write_archive(cleanup, folder)
         found = hash_archive(folder / archive.name)
     except READ_ERRORS as error:
-        text = _("Cleanup %(id)s was not exported, and keeps its details: %(error)s")
+        text = _("Cleanup %(id)s was not exported, so its details were kept: %(error)s")
         raise ArchiveError(text % {"id": cleanup.pk, "error": error}) from error
     if found != archive.digest:
-        text = _("Cleanup %(id)s keeps its details: %(name)s does not hold what was written.")
+        text = _("The details of cleanup %(id)s were kept: the file %(name)s is damaged.")
         raise ArchiveError(text % {"id": cleanup.pk, "name": archive.name})
     return archive
 
@@ -144,7 +144,7 @@ def delete_details(cleanup: Cleanup, archive: Archive, moment: datetime) -> bool
     items, _by_model = cleanup.items.all().delete()
     events, _by_model = cleanup.events.all().delete()
     if 1 + items + events != archive.rows:
-        text = _("Cleanup %s keeps its details: they changed while they were exported.")
+        text = _("The details of cleanup %s were kept: they changed during the export.")
         raise ArchiveError(text % cleanup.pk)
     return True
 
@@ -158,7 +158,7 @@ def find_damaged_archives(folder: Path) -> Iterator[str]:
             yield f"{cleanup.pk}: {error}"
             continue
         if found != cleanup.archive_digest:
-            yield _("%(id)s: %(name)s does not hold what was written.") % {
+            yield _("%(id)s: the file %(name)s is damaged.") % {
                 "id": cleanup.pk,
                 "name": cleanup.archive,
             }

@@ -85,7 +85,7 @@ def acquire_cleanup(cleanup_id: UUID) -> Cleanup | None:
         if ended:
             begin_again(cleanup)
         if cleanup.takeovers:
-            text = _("The worker before did not report back; this one goes on from there.")
+            text = _("The previous worker stopped without a report. This one continues its work.")
             cleanup.record("takeover", text)
             if cleanup.takeovers >= MAX_TAKEOVERS:
                 postpone_cleanup(
@@ -188,7 +188,7 @@ def resume_pass(work: Turn) -> None:
     with transaction.atomic():
         discard_listing(cleanup)
         cleanup.renew(position=Position(restarts=restarts))
-        text = _("Listing the bucket from the beginning: what was listed before no longer counts.")
+        text = _("Listing the bucket again from the beginning: the earlier listing is outdated.")
         cleanup.record(cleanup.step, text)
     if restarts % MAX_RESTARTS == 0:
         raise OwnerChanging(
@@ -320,8 +320,8 @@ def close_cleanup(work: Turn) -> None:
     totals = cleanup.items.totals()
     if failed := totals["failed"]:
         text = ngettext(
-            "%d object remains; its item says why.",
-            "%d objects remain; each item says why.",
+            "%d file is left. Its reason is under Files.",
+            "%d files are left. Their reasons are under Files.",
             failed,
         )
         refused = failed == cleanup.items.filter(outcome=Outcome.FAILED).locked().count()

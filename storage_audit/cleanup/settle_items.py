@@ -14,6 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import progress, used_files
+from storage_audit.cleanup.cleanup_text import another_cleanup_advice
 from storage_audit.cleanup.delete_batches import NOT_LISTED
 from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
@@ -46,7 +47,7 @@ def settle_items(work: Turn, lost: dict[int, str]) -> None:
     nameless = items.nameless().filter(last_seen_at=None)
     settle_in_batches(work, nameless, partial(mark_already_gone, cleanup))
     gone, again = items.filter(outcome=Outcome.DELETED).count(), items.planned().count()
-    text = _("Every range was listed to its end: %(gone)s gone, %(again)s to be tried again.")
+    text = _("Listed the bucket to the end: %(gone)s gone, %(again)s to delete again.")
     position = cleanup.position
     assert position.began_at and position.ended_at
     times = {"began": position.began_at.isoformat(), "ended": position.ended_at.isoformat()}
@@ -113,7 +114,7 @@ def keep_uploaded_items(cleanup: Cleanup, unsent: CleanupItemQuerySet) -> None:
     written = Q(state__in=STABLE_STATES) & time_maybe_since("updated_at", earliest)
     rows = rows.filter(uploading_rows() | written)
     ended = rows.filter(key__in=[OuterRef("key"), OuterRef("identity")])
-    reason = _("An upload to this key is under way, or has just ended.")
+    reason = _("An upload to this name is in progress or has just ended.")
     reason += " " + policy_of(cleanup).what_happens_next(cleanup)
     unsent.filter(Exists(ended)).mark(Outcome.KEPT, reason)
 
@@ -136,7 +137,7 @@ def reopen_reappeared(back: CleanupItemQuerySet) -> None:
     """An object that was gone in an earlier attempt and exists again counts as sent and not
     deleted: the next recheck compares it with the plan."""
     back.named().update(outcome=Outcome.KEPT, changed_at=timezone.now())
-    back.filter(escaped=True).mark(Outcome.FAILED, _("It was gone, and is in the bucket again."))
+    back.filter(escaped=True).mark(Outcome.FAILED, _("The file was gone, and is back."))
     back.mark(Outcome.DELETING)
 
 
@@ -149,11 +150,11 @@ def forget_gone_rows(cleanup: Cleanup, gone: CleanupItemQuerySet) -> None:
 def fail_items(cleanup: Cleanup, stayed: CleanupItemQuerySet) -> None:
     policy_of(cleanup).locked_rows(cleanup).unlock(stayed.keys_and_identities())
     not_sent = Value(
-        _("Still in the bucket, and never sent: the listing before the deletion did not have it.")
+        _("Still in the bucket. No deletion was sent, as an earlier listing did not show the file.")
         + " "
-        + _("Ask for another cleanup to decide on it.")
+        + another_cleanup_advice()
     )
-    answered = Concat(Value(_("Still in the bucket; the store's answer: ")), F("store_answer"))
+    answered = Concat(Value(_("Still in the bucket. The store's answer: ")), F("store_answer"))
     untried = When(store_answer=NOT_LISTED, then=not_sent)
     said = Case(untried, default=answered, output_field=TextField())
     stayed.update(outcome=Outcome.FAILED, reason=said, changed_at=timezone.now())

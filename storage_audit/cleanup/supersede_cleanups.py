@@ -37,7 +37,7 @@ def request_cleanups(
     values = held_ids.hold_of_deletion(project_id, deleted_at) | values
     for bucket in cleanups.buckets_for(project_id):
         if cleanup := known.get(bucket):
-            cleanup.record("request", _("Requested again, and not over yet."))
+            cleanup.record("request", _("Requested again while still open."))
         else:
             kind = Cleanup.Kind.PROJECT
             cleanup = cleanups.request(kind=kind, bucket=bucket, trigger=trigger, **whole, **values)

@@ -33,11 +33,11 @@ Outcome = CleanupItem.Outcome
 # For all queries of one recheck.
 RECHECK_SECONDS = 2.0
 KEPT_TEXT = gettext_lazy(
-    "Used by %s, so it was kept. Once no row names it, clean up after the project again. To delete"
-    " it all the same, delete it under “Files”. If it is not there, assign it to a project first."
+    "Kept, because %s uses it. Once nothing uses it, clean up the project again. To delete it"
+    " anyway, delete it under “Files”. If it is not listed there, assign it to a project first."
 )
 LOST_TEXT = gettext_lazy(
-    "Deleted, but %s still names it. Upload the file again, or delete the row."
+    "Deleted, but %s still uses it. Upload the file again, or delete that row."
 )
 # Sent with a cleanup and a text that names such a row, in the transaction that marks the files as
 # deleted: a person must know.
@@ -132,7 +132,7 @@ def recheck_uses(work: Turn, keys: Collection[str]) -> dict[str, str]:
     try:
         used = find_key_references(cleanup.bucket, [(key, key) for key in keys], RECHECK_SECONDS)
     except TimeoutError as error:
-        text = _("The database takes too long to tell whether rows of %s still use these files.")
+        text = _("The database takes too long to check whether rows of %s still use these files.")
         raise DeadlinePassed(text % error) from error
     if unread := find_unapproved_fields(cleanup, used):
         raise Unread(unread)
@@ -168,8 +168,8 @@ def report_lost_files(cleanup: Cleanup, rows: dict[int, str]) -> None:
         return
     write_reasons(rows, LOST_TEXT)
     text = ngettext(
-        "%(count)d file was deleted, but a row saved meanwhile still names it: %(row)s.",
-        "%(count)d files were deleted, but rows saved meanwhile still name them, such as %(row)s.",
+        "%(count)d file was deleted, but a row saved meanwhile uses it: %(row)s.",
+        "%(count)d files were deleted, but rows saved meanwhile use them, such as %(row)s.",
         len(rows),
     ) % {"count": len(rows), "row": next(iter(rows.values()))}
     cleanup.record("verify", text, still_named=list(rows.values())[:100])

@@ -98,7 +98,7 @@ def update_mass_decision(cleanup: Cleanup, gone: list[str]) -> int:
     before = cleanup.vanished_ids
     new, back = sorted(set(gone) - set(before)), sorted(set(before) - set(gone))
     if not gone:
-        cleanup.supersede(_("All of these projects are back, or were decided on."))
+        cleanup.supersede(_("All of these projects are back, or a person decided about them."))
     elif new or back:
         cleanup.change_if(Q(status=Status.BLOCKED), **decision_values(gone))
     if new or back:
@@ -109,10 +109,10 @@ def update_mass_decision(cleanup: Cleanup, gone: list[str]) -> int:
 def decision_values(gone: list[str]) -> dict[str, Any]:
     """The cleanup's values about these projects, and its message to the person who decides."""
     text = _(
-        "%(gone)s projects are gone at once, and no deletion was signalled; %(left)s are there."
-        " Most likely the table was emptied or restored by accident: then restore the rows, and"
-        " this settles itself. Until then these projects count as alive, and nothing of theirs is"
-        " deleted. To delete their files, approve this cleanup. They are: %(ids)s"
+        "%(gone)s projects are missing from the database, %(left)s are still there, and no deletion"
+        " was reported. Their files are kept. If the table was emptied or restored by accident,"
+        " restore the rows; this cleanup then ends. To delete the files, approve this cleanup. The"
+        " missing projects: %(ids)s"
     ) % {"gone": len(gone), "left": project_model.annotated_rows().count(), "ids": join_ids(gone)}
     digest = hashlib.sha256("\n".join(gone).encode()).hexdigest()
     return {"vanished_ids": gone, "plan_digest": digest, "message": text}
@@ -131,7 +131,7 @@ def approve_mass_deletion(cleanup: Cleanup, user: str) -> list[Cleanup]:
     when the list has changed."""
     hold_other_sweeps()
     listed = cleanup.vanished_ids
-    cleanup.supersede(_("Approved by %s: each project has a cleanup of its own.") % user)
+    cleanup.supersede(_("Approved by %s. Each project has its own cleanup.") % user)
     made = [each for pk in listed for each in request_vanished_cleanups(pk, Evidence.DECLARED)]
     cleanup.record("approved", cleanup.message, cleanups=[str(each.pk) for each in made])
     for each in made:
@@ -148,9 +148,8 @@ def block_vanished_project(project_id: str) -> bool:
         status=Status.BLOCKED,
         next_attempt_at=None,
         message=_(
-            "Project %s is gone, but no deletion was signalled: it was deleted with SQL or past"
-            " Django. To delete its files, approve this cleanup. To keep them, restore the"
-            " project."
+            "Project %s is missing from the database, and no deletion was reported. Its files are"
+            " kept. To delete them, approve this cleanup. To keep them, restore the project."
         )
         % project_id,
     )

@@ -23,6 +23,7 @@ from storage_audit.bucket.listing import (
 from storage_audit.bucket.s3 import DELETED, ListedObject
 from storage_audit.cleanup import limits, progress, settle_items, used_files
 from storage_audit.cleanup.changing_objects import exclude_in_hand, select_changing
+from storage_audit.cleanup.cleanup_text import appeared_text
 from storage_audit.cleanup.cloudflare_crosscheck import Crosscheck
 from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
@@ -104,7 +105,7 @@ def mark_present(work: Turn, page: Sequence[ListedObject], span: int) -> None:
     next_step = policy_of(work.cleanup).what_happens_next(work.cleanup)
     for item in late.values():
         item.outcome = Outcome.KEPT
-        item.reason = item.reason or (_("The object appeared after the plan.") + " " + next_step)
+        item.reason = item.reason or (appeared_text() + " " + next_step)
     save_items(list(late.values()))
 
 
@@ -195,8 +196,8 @@ def find_nameless_items(work: Turn, items: CleanupItemQuerySet) -> None:
 
 
 def compare_with_bucket(work: Turn) -> None:
-    """End a verification: for a live project, do bucket and table agree; for a deleted one, is
-    anything left? Changes only the cleanup's own items."""
+    """End a verification: compare bucket and table for an existing project, or look for what a
+    deleted one left. Changes only the cleanup's own items."""
     cleanup = work.cleanup
     live = project_model.is_alive(cleanup.project_id) and not cleanup.has_given_objects
     if live or cleanup.has_given_objects:
@@ -230,12 +231,11 @@ def compare_live_project(cleanup: Cleanup) -> str:
     )
     # A row that changed while the bucket was listed: the listing says nothing about it.
     missing.exclude(Exists(at_rest)).delete()
-    gone = missing.mark(
-        Outcome.FAILED, _("Tracked, but not in the bucket. Upload it again, or untrack it.")
-    )
+    reason = _("Tracked, but missing from the bucket. Upload the file again, or untrack it.")
+    gone = missing.mark(Outcome.FAILED, reason)
     untracked = items.filter(found_in=FoundIn.LISTED)
-    extra = untracked.mark(Outcome.FAILED, _("In the bucket, but not tracked: begin a backfill."))
-    text = _("%(agreed)s in step, %(gone)s missing, %(extra)s untracked.")
+    extra = untracked.mark(Outcome.FAILED, _("In the bucket, but not tracked. Run a backfill."))
+    text = _("%(agreed)s as expected, %(gone)s missing, %(extra)s untracked.")
     return text % {"agreed": agreed, "gone": gone, "extra": extra}
 
 
@@ -265,8 +265,8 @@ def is_project_kept(cleanup: Cleanup) -> bool:
 def next_step_text(cleanup: Cleanup) -> str:
     """What to do about leftover files: a cleanup that ended is not tried again."""
     if cleanup.has_given_objects:
-        return _("The next scan of the bucket tells whether anything keeps it.")
-    return _("Clean up after its project again.")
+        return _("The next scan shows whether anything keeps the file.")
+    return _("Clean up the project again.")
 
 
 def copy_parent_items(work: Turn) -> None:

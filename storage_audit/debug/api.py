@@ -47,12 +47,12 @@ SET, NOT_SET, NO_VALUE = "✓ Set", "❌ Not Set", "Not Set"
 
 
 class CommandResult(Schema):
-    """A command of wrangler; without an exit code it was killed, or could not be started."""
+    """A wrangler command. Without an exit code, it was killed or could not be started."""
 
     stdout: str
     stderr: str
     exit_code: int | None
-    reason: str = Field(description="Why there is no answer; empty if there is one.")
+    reason: str = Field(description="Why there is no result; empty if there is one.")
 
 
 class WranglerLogin(CommandResult):
@@ -96,12 +96,12 @@ class FilesFound(Schema):
 
 class FilesRemaining(Schema):
     project_id: str
-    buckets: list[str] = Field(description="The buckets that both listed, or could not list.")
+    buckets: list[str] = Field(description="The buckets that were checked both ways.")
     files_remaining_wrangler: list[str] | None
     files_remaining_s3: list[str] | None
     is_clean_wrangler: bool | None
     is_clean_s3: bool | None
-    reason_wrangler: str = Field(description="Why the value is null; empty if it is not.")
+    reason_wrangler: str = Field(description="Why the list is null; empty if it is not.")
     reason_s3: str
     counts: dict[str, int | None]
     is_cut: bool
@@ -121,8 +121,8 @@ class DebugCleanup(Schema):
 
 @router.get("/wrangler-auth", response={200: WranglerLogin, **problem_responses()})
 def wrangler_auth(request: HttpRequest) -> WranglerLogin:
-    """Whether wrangler is logged in, where the web server runs: `whoami --json`. Needs the
-    permission add_healthreport."""
+    """Whether wrangler is logged in on the web server (`whoami --json`). Needs the permission
+    add_healthreport."""
     require_permission(request, ADD_PERMISSION)
     command, identity, reason = run_wrangler(lambda ran: wrangler.login_status(on_command=ran))
     return WranglerLogin(
@@ -135,8 +135,7 @@ def wrangler_auth(request: HttpRequest) -> WranglerLogin:
 
 @router.get("/r2-access", response={200: Buckets, **problem_responses()})
 def r2_access(request: HttpRequest) -> Buckets:
-    """Which buckets wrangler sees, where the web server runs. Needs the permission
-    add_healthreport."""
+    """The buckets that wrangler sees on the web server. Needs the permission add_healthreport."""
     require_permission(request, ADD_PERMISSION)
     command, buckets, reason = run_wrangler(lambda ran: wrangler.list_buckets(on_command=ran))
     return Buckets(**command_output(command), buckets=buckets, reason=reason)
@@ -163,9 +162,8 @@ def command_output(command: Command | None) -> dict[str, Any]:
 
 @router.get("/env-vars", response={200: Environment, **problem_responses()})
 def env_vars(request: HttpRequest) -> Environment:
-    """The variables that make a difference, where the web server runs; of a secret only a
-    fingerprint. WRANGLER_PATH is where wrangler is looked for. Needs the permission
-    view_healthreport."""
+    """The web server's relevant environment variables; secrets only as fingerprints.
+    `WRANGLER_PATH` shows where we look for wrangler. Needs the permission view_healthreport."""
     require_permission(request, VIEW_PERMISSION)
     found = read_environment()
 
@@ -191,9 +189,9 @@ def env_vars(request: HttpRequest) -> Environment:
     response={200: FilesFound, **problem_responses(404, 502, 504)},
 )
 def list_project_files(request: HttpRequest, project_id: str) -> FilesFound:
-    """What a cleanup would take (the app) beside what names the project by its key alone (the
-    script), in each bucket that may have some. The lists are cut after 1,000 keys, the counts are
-    not; a key that cannot be written is shown escaped. Needs the permission verify_cleanup."""
+    """The files that a cleanup would delete (the app), and those whose keys name the project (the
+    script), in each bucket that may have some. Lists end after 1,000 keys; the counts are complete.
+    Keys with unprintable characters are escaped. Needs the permission verify_cleanup."""
     require_permission(request, VERIFY_PERMISSION)
     require_project_id(project_id)
     with acquire_slot():
@@ -230,11 +228,11 @@ def request_cleanup(
     mode: Literal["wrangler", "s3", "database", "sequential"] = "wrangler",
     dry_run: Annotated[bool, Query()] = False,
 ) -> Status[DebugCleanup]:
-    """Clean up after a project that is gone, in one of four ways, or plan to and delete nothing. A
-    live project is to be deleted first: DELETE projects/{project_id}. One that vanished without a
-    deletion on record is refused until a person decides. A worker does it: follow status_url. A
-    cleanup that is open already is returned; one that is retrying or failed is tried again, by
-    this mode. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
+    """Delete the files of a deleted project in one of four modes, or preview that. A worker runs
+    the cleanup; follow `status_url`. If a cleanup is open, it is returned; if that one is retrying
+    or failed, it is retried in this mode. For an existing project, use DELETE
+    projects/{project_id} instead. A project that is missing without a reported deletion is refused
+    until a person decides. Needs the permission force_cleanup, or dry_run_cleanup for a dry run."""
     require_permission(request, f"storage_audit.{'dry_run' if dry_run else 'force'}_cleanup")
     refuse_unknown_input(request, "mode", "dry_run")
     require_project_id(project_id)
@@ -266,10 +264,10 @@ def request_cleanup(
     "/verify-cleanup/{project_id}", response={200: FilesRemaining, **problem_responses(404)}
 )
 def verify_cleanup(request: HttpRequest, project_id: str) -> FilesRemaining:
-    """Which files a cleanup of the project would still find, in each bucket that may have
-    some: over S3 and over Cloudflare's own API, as wrangler cannot list. What could not be seen is
-    null, and never an empty list. The lists are cut after 1,000 keys, the counts are not. It looks,
-    and keeps no record: POST deletions/{deletion_id}/verify does. Needs the permission
+    """The files that a cleanup of the project would still find, in each bucket that may have some.
+    We list them over S3 and over Cloudflare's own API, as wrangler can't list. A list that could
+    not be made is null, never empty. Lists end after 1,000 keys; the counts are complete. This
+    keeps no record; POST deletions/{deletion_id}/verify does. Needs the permission
     verify_cleanup."""
     require_permission(request, VERIFY_PERMISSION)
     require_project_id(project_id)

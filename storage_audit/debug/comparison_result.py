@@ -28,7 +28,7 @@ class DifferenceReason(TextChoices):
         "others_row",
         gettext_lazy("A backfill read the name as another project's."),
     )
-    LIVE_UPLOAD = "live_upload", gettext_lazy("Another live project uploaded it.")
+    LIVE_UPLOAD = "live_upload", gettext_lazy("Another existing project uploaded it.")
     OTHERS_UPLOAD = (
         "others_upload",
         gettext_lazy("A deleted project uploaded it. That project's cleanup handles it."),

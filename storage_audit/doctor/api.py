@@ -58,7 +58,7 @@ class HealthCheck(Schema):
 
 @router.get("", response={200: HealthCheck, **problem_responses(404)})
 def get_health_check(request: HttpRequest) -> HealthCheck:
-    """The latest health check, with what other processes have answered so far. Needs the permission
+    """The latest health check, with the answers of other processes so far. Needs the permission
     view_healthreport."""
     require_permission(request, "storage_audit.view_healthreport")
     latest = HealthReport.objects.latest_first().first()
@@ -71,8 +71,8 @@ def get_health_check(request: HttpRequest) -> HealthCheck:
 
 @router.post("", response={202: HealthCheck, **problem_responses()})
 def run_health_check(request: HttpRequest, response: HttpResponse) -> Status[HealthCheck]:
-    """Run all probes in this web server now, which takes some seconds, and ask a queue worker to do
-    the same: GET here tells its answer. Needs the permission add_healthreport."""
+    """Run the health check in this web server now, which takes some seconds, and ask a queue worker
+    to run it too. GET returns the worker's answer. Needs the permission add_healthreport."""
     require_permission(request, "storage_audit.add_healthreport")
     with acquire_slot():
         health_report = run_probes_everywhere(HealthReport.Context.WEB)

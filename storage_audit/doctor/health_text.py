@@ -19,8 +19,8 @@ def explain_health(comparison: Comparison) -> Answer:
         return Answer("bad", text, [_("Fix the first problem below, then check again.")])
     if problems:
         text = ngettext(
-            "No check failed, but %d needs a look.",
-            "No check failed, but %d need a look.",
+            "No check failed. %d needs attention.",
+            "No check failed. %d need attention.",
             len(problems),
         )
         return Answer("attention", text % len(problems))

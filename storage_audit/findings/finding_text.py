@@ -5,6 +5,7 @@ from django.utils.translation import gettext_lazy, ngettext_lazy
 
 from storage_audit.display_formats import Answer
 from storage_audit.findings.models import Finding, Kind
+from storage_audit.ownership.ownership_rule import UNRECOGNISED_TEXT
 
 State = Finding.State
 # What each kind of finding means, and what a person does about it.
@@ -30,9 +31,7 @@ KIND_TEXTS = {
         gettext_lazy("Assign the file to the right project, or ignore it."),
     ),
     Kind.UNRECOGNISED: (
-        gettext_lazy(
-            "The name does not match any known key format, so we can’t tell whose file it is."
-        ),
+        UNRECOGNISED_TEXT,
         gettext_lazy("Assign the file to a project, or ignore it."),
     ),
     Kind.MISNAMED: (

@@ -205,7 +205,7 @@ def assign_skip_reason(
         return changed_reason()
     owner = seen.owner
     if not owner.problem and owner.project_id != project_id:
-        return _("The file belongs to the live project %s.") % owner.project_id
+        return _("The file belongs to project %s, which exists.") % owner.project_id
     return covered_reason(covering) if covering else ""
 
 

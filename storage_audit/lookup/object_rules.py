@@ -280,26 +280,26 @@ OBJECT_TEXTS: dict[str, Any] = {
         " file from its finding."
     ),
     "ambiguous_in_partial_view": _(
-        "The name fits more than one project. A scan found the file on %(seen_at)s. Open its"
+        "The name fits several projects. A scan found the file on %(seen_at)s. Open its"
         " finding to see what you can do."
     ),
     "ambiguous_of_vanished": _(
-        "The name fits more than one project, and no deletion of %(project)s was reported. No"
+        "The name fits several projects, and no deletion of %(project)s was reported. No"
         " cleanup deletes this file. A scan found it on %(seen_at)s. If %(project)s was deleted on"
         " purpose, clean up its files."
     ),
     "ambiguous_of_deleted": _(
-        "The name fits several projects, and none of them exists any more. A scan found the file on"
+        "The name fits several projects, and none of them exists now. A scan found the file on"
         " %(seen_at)s. To delete it, clean up the files of %(project)s."
     ),
     "ambiguous_and_doubtful": _("%(reason)s A scan found the file on %(seen_at)s."),
     Kind.AMBIGUOUS: _(
-        "The name fits more than one project, so no cleanup deletes this file. A scan found it on"
+        "The name fits several projects, so no cleanup deletes this file. A scan found it on"
         " %(seen_at)s. Assign it to the right project."
     ),
     Kind.UNRECOGNISED: _(
-        "The name matches no known key format, so we can’t tell whose file it is. A scan found it"
-        " on %(seen_at)s. Ignore it, assign it to a project, or add its key format."
+        "%(unrecognised)s A scan found it on %(seen_at)s. Ignore it, assign it to a project, or add"
+        " its key format."
     ),
     Kind.MISNAMED: _(
         "An old name: the project’s prefix appears twice. A scan found the file on %(seen_at)s."
@@ -364,8 +364,8 @@ OBJECT_TEXTS: dict[str, Any] = {
     "too_many_owners": "%(reason)s",
     "no_record": no_record_text,
     "no_key_format": _(
-        "The name matches no known key format, so we can’t tell whose file it is. No cleanup"
-        " deletes it. Ignore it, assign it to a project, or add its key format."
+        "%(unrecognised)s No cleanup deletes it. Ignore it, assign it to a project, or add its key"
+        " format."
     ),
     "of_unknown_project": _(
         "In the bucket according to our records, but we know no project that it could belong to:"

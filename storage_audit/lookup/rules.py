@@ -15,6 +15,7 @@ from storage_audit.findings.models import Finding
 from storage_audit.lookup.cards import Card, Situation
 from storage_audit.lookup.facts import ProjectStatus
 from storage_audit.models import R2Object
+from storage_audit.ownership.ownership_rule import UNRECOGNISED_TEXT
 from storage_audit.ownership.row_evidence import row_provenance
 
 F = TypeVar("F")
@@ -76,7 +77,7 @@ def apply_rules(rules: Iterable[Rule[F]], texts: Mapping[str, Any], facts: F) ->
 
 def evidence_words(evidence: Sequence[object]) -> dict[str, Any]:
     """What sentences can say of these, by name. A text among them is a `reason`."""
-    words: dict[str, Any] = {"project": ""}
+    words: dict[str, Any] = {"project": "", "unrecognised": UNRECOGNISED_TEXT}
     for one in evidence:
         if isinstance(one, Cleanup):
             words |= {

@@ -574,7 +574,7 @@ class Migration(migrations.Migration):
                             ("forced", "force-deletion"),
                             ("orphaned", "deletion of leftover files"),
                             ("declared", "declared deleted"),
-                            ("vanished", "gone without a signal"),
+                            ("vanished", "missing, not reported"),
                             ("dry_run", "dry run"),
                             ("verify", "verification"),
                             ("follow_up", "follow-up check"),
@@ -842,9 +842,9 @@ class Migration(migrations.Migration):
                     models.CharField(
                         choices=[
                             ("saved", "saved by the application"),
-                            ("seen", "seen alive by the sweep"),
+                            ("seen", "found by a worker"),
                             ("deleted", "deleted by the application"),
-                            ("vanished", "gone without a signal"),
+                            ("vanished", "missing, not reported"),
                             ("declared", "declared deleted by a person"),
                         ],
                         max_length=10,

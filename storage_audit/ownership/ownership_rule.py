@@ -10,6 +10,7 @@ from zlib import crc32
 
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
@@ -34,6 +35,9 @@ from storage_audit.redaction import printable_text
 # How many possible owners of a key a stored text names, and the length of each.
 MAX_OWNERS_SHOWN, MAX_OWNER_LENGTH = 10, 200
 MAX_IDS_SHOWN = 5
+UNRECOGNISED_TEXT = gettext_lazy(
+    "The name does not match any known key format, so we can't tell whose file it is."
+)
 
 
 @cache
@@ -208,7 +212,7 @@ def evidence_of(parsed_keys: ParsedKeys) -> str:
 
 
 def two_rows_reason(told: Iterable[str]) -> str:
-    text = _("Two tracking rows name different projects for this file: %s. Delete one of the rows.")
+    text = _("Two records name different projects for this file: %s. Delete one under “Files”.")
     return text % shorten_list(sorted(told))
 
 
@@ -220,57 +224,55 @@ def too_many_owners_reason() -> str:
 
 
 def unrecognised_reason() -> str:
-    return _(
-        "The name does not match any known key format, so we can't tell whose file it is. Add its"
-        " key format, or delete the file in the Cloudflare dashboard."
-    )
+    advice = _("Add its key format, or delete the file in the Cloudflare dashboard.")
+    return f"{UNRECOGNISED_TEXT} {advice}"
 
 
 def not_the_assigned_reason() -> str:
     return _(
         "The name does not match any known key format, and the file may not be the one that a"
-        " person assigned. Assign the file. To delete it, delete its tracking row."
+        " person assigned. Assign the file. To delete it, delete it under “Files”."
     )
 
 
 def row_alone_reason() -> str:
     return _(
-        "The tracking row names this project, but the file name fits another one. Check whose file"
-        " it is. To delete it, delete its tracking row."
+        "The record names this project, but the file name fits another one. Check whose file it is."
+        " To delete it, delete it under “Files”."
     )
 
 
 def rival_reason(rivals: Collection[str], rows: Sequence[TrackingRow] = ()) -> str:
-    """Why an object stays that could belong to these live projects, whatever its rows say."""
+    """Why an object is kept that could belong to these existing projects, whatever its rows say."""
     if has_assigned_row(rows):
         return uploaded_since_reason(rivals)
-    text = _("It could also belong to the live project %s. It is deleted with that project.")
+    text = _("The name also fits an existing project: %s. The file is deleted with that project.")
     if authoritative_projects(rows):
         text = _(
-            "The file name also fits the live project %s. Assign the file to that project. To"
-            " delete it, delete its tracking row."
+            "The name also fits an existing project: %s. Assign the file to that project. To delete"
+            " it, delete it under “Files”."
         )
     if not all(map(get_key_formats().is_project_id, rivals)):
         text = _(
-            "The file could also belong to project %s, but the setting PROJECT_ID_PATTERN does not"
-            " accept that ID. Change the ID or the setting."
+            "The name also fits an existing project: %s. But the setting PROJECT_ID_PATTERN does"
+            " not accept that ID. Change the ID or the setting."
         )
     return text % shorten_list(sorted(rivals))
 
 
 def uploaded_since_reason(rivals: Collection[str]) -> str:
-    """Why an object stays that may be another one than the person decided on."""
+    """Why an object is kept that may not be the one that the person assigned."""
     text = _(
-        "An upload to this name began after a person assigned the file, so it could belong to the"
-        " live project %s. Assign the file to that project. To delete it, delete its tracking"
-        " row."
+        "An upload to this name began after a person assigned the file, so the file may belong to"
+        " an existing project: %s. Assign the file to that project. To delete it, delete it under"
+        " “Files”."
     )
     return text % shorten_list(sorted(rivals))
 
 
 def tracked_row_reason(rivals: Collection[str]) -> str:
-    """Why an object stays that tracking rows of these live projects name."""
-    text = _("A tracking row names the live project %s. To delete the file, delete that row.")
+    """Why an object is kept whose tracking rows name these existing projects."""
+    text = _("A record names an existing project: %s. To delete the file, delete it under “Files”.")
     return text % shorten_list(sorted(rivals))
 
 
@@ -287,16 +289,16 @@ def shorten_list(texts: Iterable[str], separator: str = ", ") -> str:
 
 
 def too_young_reason(project: DeletedProject, last_modified: datetime) -> str:
-    """Why an object of several possible projects may belong to one that is still to come."""
+    """Why an object that fits several projects may belong to a new one."""
     if project.deleted_at is None or is_from_fast_clock(project.deleted_at):
         return maybe_younger_reason()
     if last_modified >= project.deleted_at:
-        text = _("The file name fits several projects, and the file is newer than the deletion.")
+        text = _("The name fits several projects, and the file is newer than the deletion.")
         return f"{text} {scan_first_advice()}"
     if last_modified >= timezone.now() - conf().commit_timeout:
         return _(
-            "The file name fits several projects, and one of them may be new. A follow-up check or"
-            " another cleanup decides when the file is older."
+            "The name fits several projects, and the file is new. A follow-up check or another"
+            " cleanup decides about it later."
         )
     # One of the times is by the store's clock.
     if last_modified >= project.deleted_at - min(clock_skew(), conf().commit_timeout):
@@ -306,14 +308,14 @@ def too_young_reason(project: DeletedProject, last_modified: datetime) -> str:
 
 def maybe_younger_reason() -> str:
     text = _(
-        "The file name fits several projects, and the file may be newer than the deletion: the"
-        " clocks differ."
+        "The name fits several projects, and the file may be newer than the deletion: the clocks"
+        " differ."
     )
     return f"{text} {scan_first_advice()}"
 
 
 def scan_first_advice() -> str:
     return _(
-        "Run a scan. If it calls the file a leftover, delete it there. If not, assign the file, or"
-        " delete it in the Cloudflare dashboard."
+        "Run a scan. If the file is a leftover file, delete it there. If not, assign it, or delete"
+        " it in the Cloudflare dashboard."
     )

@@ -34,7 +34,9 @@ router = Router(tags=["projects"])
 
 class ProjectDeleted(Accepted):
     project_id: str
-    deletions: list[DeletionLink] = Field(description="One for each bucket that has files of it.")
+    deletions: list[DeletionLink] = Field(
+        description="One deletion for each bucket that has the project's files."
+    )
 
 
 @router.delete("/{project_id}", response={202: ProjectDeleted, **problem_responses(404, 409)})
@@ -45,10 +47,10 @@ def delete_project(
     erase: Literal["now"] = NOT_GIVEN,
     reason: Text = NOT_GIVEN,
 ) -> Status[ProjectDeleted]:
-    """Delete a project as the admin does. A cleanup then deletes its files from R2. Its page shows
-    when they are gone. Again for the same project it does nothing and gives the same deletion id.
-    `erase=now` skips the time in which it can be undone, also of a deletion that is held: it needs
-    a `reason`, and the permission erase_cleanup. Needs the permission delete_project."""
+    """Delete a project as the admin does. A cleanup then deletes its files from R2. A repeated
+    request does nothing and returns the same deletion ID. `erase=now` skips or ends the hold, so
+    nobody can undo the deletion; it needs a `reason` and the permission erase_cleanup. Needs the
+    permission delete_project."""
     refuse_unknown_input(request, "erase", "reason")
     meta = project_model.get_model()._meta
     require_permission(request, f"{meta.app_label}.{get_permission_codename('delete', meta)}")
@@ -106,8 +108,8 @@ def deletion_message(project_id: str, cleanup: Cleanup) -> str:
     words = {"project": printable_text(project_id)}
     if until := cleanup.shown_hold():
         text = _(
-            "Project %(project)s deleted. The files stay in the bucket until %(until)s, and until"
-            " then the deletion can be undone."
+            "Project %(project)s deleted. Its files are kept until %(until)s; until then you can"
+            " undo the deletion."
         )
         return text % {**words, "until": format_utc(until)}
     if is_cancelled(project_id):
@@ -125,8 +127,8 @@ def is_cancelled(project_id: str) -> bool:
 
 def cancelled_text(project_id: str) -> str:
     text = _(
-        "Project %s was deleted before. A person cancelled its cleanup, so its files stay. If they"
-        " are to go, choose Clean up again."
+        "Project %s was deleted before. A person cancelled its cleanup, so its files are kept. To"
+        " delete them, choose Clean up again."
     )
     return text % printable_text(project_id)
 
@@ -151,8 +153,8 @@ def refuse_cascade(request: HttpRequest, project: Model) -> None:
     """Refuse as the admin does, if the row or rows deleted with it may not be deleted."""
     lacking, protected = deletion_obstacles(request, project)
     if lacking:
-        text = _("You may not delete what would go: %s.") % ", ".join(sorted(lacking))
+        text = _("You may not delete what is deleted with it: %s.") % ", ".join(sorted(lacking))
         raise Problem("forbidden", text)
     if protected:
         needing = ", ".join(redact_secrets(printable_text(str(row))) for row in protected)
-        raise Problem("in-use", _("Delete first what needs it: %s.") % needing)
+        raise Problem("in-use", _("Other rows need the project. Delete them first: %s.") % needing)

@@ -93,7 +93,7 @@ class FileDeletion:
         until, cleanup = recheck_deadline(), run_durably(self._request_cleanup)
         # An upload writes its row first and reads our item then.
         if run_durably(self.rows.filter(uploading_rows()).exists):
-            reason = _("An upload to this key is under way.")
+            reason = _("An upload to this name is in progress.")
             run_durably(partial(self._hand_to_worker, cleanup, reason, was_sent=False))
             return
         if self.found_upload:

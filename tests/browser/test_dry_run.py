@@ -50,7 +50,7 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
         expect(find_row(page, key)).to_contain_text("to be deleted")
     kept = find_row(page, "proj_1_x_s1_media.mp4")
     expect(kept).to_contain_text("kept")
-    expect(kept).to_contain_text("It could also belong to the live project proj_1_x.")
+    expect(kept).to_contain_text("The name also fits an existing project: proj_1_x.")
     expect(page.get_by_role("button", name=RUN)).to_have_count(0)
     expect(page.get_by_text("The project exists, so this plan can't be run.")).to_be_visible()
     assert bucket.facts() == before
@@ -71,7 +71,7 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     reload_until(page, "Preview. Nothing was deleted.")
     plan = page.locator("#plan")
     expect(find_row(page, "audio/proj_1/s1/")).to_contain_text("7 bytes")
-    expect(plan).to_contain_text("It could also belong to the live project proj_1_x.")
+    expect(plan).to_contain_text("The name also fits an existing project: proj_1_x.")
     bucket.put(changed, body=b"changed")
     page.get_by_role("button", name=RUN).click()
     expect(page.get_by_text("Deletes exactly these files.")).to_be_visible()
@@ -80,6 +80,6 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     reload_until(page, "Clean, some kept.")
     page.get_by_role("link", name="Plan", exact=True).click()
     expect(find_row(page, "3 files, 21 bytes")).to_contain_text("2 files, 14 bytes")
-    dropped = plan.get_by_role("listitem").filter(has_text="was overwritten after the plan.")
+    dropped = plan.get_by_role("listitem").filter(has_text="overwritten after the plan was made.")
     expect(dropped).to_contain_text(changed)
     assert bucket.keys() == {changed, kept}

@@ -240,7 +240,10 @@ def test_other_trouble_is_borne_for_hours(
     store.rules.append(rule_for(is_delete_batch, answer))
     cleanup = run_later(clean_up_project("proj_1"))
     assert cleanup.status == Status.RETRYING
-    assert "We retry automatically" in cleanup.message or "each item says why" in cleanup.message
+    assert (
+        "We retry automatically" in cleanup.message
+        or "Their reasons are under Files" in cleanup.message
+    )
     assert run_later(cleanup, HOURS).status == Status.FAILED
     store.rules.clear()
     assert run_later(cleanup).status == Status.CLEAN

@@ -230,7 +230,7 @@ def test_certificate_has_later_checks_and_the_cloudflare_crosscheck(
     assert looks[str(checked.pk)]["status"] == checked.status == "clean"
     assert looks[str(checked.pk)]["totals"]["found"] == {"objects": 0, "bytes": 0}
     second = looks[str(verified.pk)]["second_look"]
-    assert "shows the same" in second["said"] and second["doubted"] == 0
+    assert "own API agrees" in second["said"] and second["doubted"] == 0
     due = [look for look in head["later_looks"] if look["status"] == "pending"]
     assert len(due) == 2 and all(look["next_attempt_at"] for look in due)
     shown = page_text(superuser_client().get(page_of(cleaned)))

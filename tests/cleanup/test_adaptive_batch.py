@@ -88,9 +88,9 @@ def test_timeline_tells_of_each_change(store: FaultyStore, bucket: Bucket) -> No
     store.rules.append(rule_for(is_delete_batch, BUSY, times=2))
     assert batch_messages(clean_up_project("proj_1")) == [
         "DeleteObjects failed: SlowDown a fault, made on purpose."
-        f" From now on at most {keys} objects after one check, 1 calls at once."
+        f" The batch size is now {keys} files, with 1 calls at once."
         for keys in (25, 1)
-    ] + ["The store keeps up. From now on at most 25 objects after one check, 1 calls at once."]
+    ] + ["The store keeps up. The batch size is now 25 files, with 1 calls at once."]
 
 
 def test_errors_of_single_keys_slow_down_too(store: FaultyStore, bucket: Bucket) -> None:
@@ -129,7 +129,7 @@ def test_refusal_of_a_key_without_a_code_is_an_answer(
     store.rules.append(rule_for(is_delete_batch, refuse, times=10))
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.RETRYING
-    assert read_reason(cleanup, key) == "Still in the bucket; the store's answer: Error"
+    assert read_reason(cleanup, key) == "Still in the bucket. The store's answer: Error"
 
 
 def test_store_that_is_down_is_asked_ten_times_for_one_key_and_then_left_alone(

@@ -269,7 +269,7 @@ def test_a_deletion_goes_on_behind_projects_that_are_already_gone(
     work(job)
     assert not Project.objects.exists()
     assert made_for() == once(7) - once(4)
-    assert f"Bulk job {job.pk} leaves out project proj_003: it is already gone" in caplog.text
+    assert f"Bulk job {job.pk} skips project proj_003: it is already gone" in caplog.text
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
     assert "3 of 3 cleanups are not finished yet." in shown
     assert "Not deleted by this bulk job: 4. The log says why." in shown
@@ -321,8 +321,8 @@ def test_bulk_job_keeps_a_project_that_was_created_after_the_request(
         tasks.run_cleanup(str(cleanup.pk))
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
     assert bucket.keys() == {key}
-    reason = "proj_001: it was deleted or created since the request"
-    assert f"Bulk job {job.pk} leaves out project {reason}" in caplog.text
+    reason = "proj_001: it was deleted or created again after the request"
+    assert f"Bulk job {job.pk} skips project {reason}" in caplog.text
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
     assert "Not deleted by this bulk job: 1. The log says why." in shown
 
@@ -391,11 +391,17 @@ def take_permission(name: str) -> Callable[[User], None]:
 @pytest.mark.parametrize(
     ("lose", "reason"),
     [
-        (deactivate, "ben cannot sign in to the admin any more."),
-        (dismiss, "ben cannot sign in to the admin any more."),
-        (User.delete, "ben cannot sign in to the admin any more."),
-        (take_permission("delete_project"), "permission storage_audit.delete_project any more."),
-        (take_permission("force_cleanup"), "permission storage_audit.force_cleanup any more."),
+        (deactivate, "ben can no longer sign in to the admin."),
+        (dismiss, "ben can no longer sign in to the admin."),
+        (User.delete, "ben can no longer sign in to the admin."),
+        (
+            take_permission("delete_project"),
+            "no longer has the permission storage_audit.delete_project.",
+        ),
+        (
+            take_permission("force_cleanup"),
+            "no longer has the permission storage_audit.force_cleanup.",
+        ),
     ],
 )
 def test_deletion_stops_when_the_person_may_not_delete_any_more(
@@ -478,7 +484,7 @@ def test_bulk_job_keeps_a_project_that_the_admin_does_not_let_go_any_more(
     Project.objects.filter(pk="proj_001").update(title="held")
     work(job := BulkJob.objects.get())
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
-    assert f"Bulk job {job.pk} leaves out project proj_001" in caplog.text
+    assert f"Bulk job {job.pk} skips project proj_001" in caplog.text
 
 
 def test_log_of_a_bulk_job_shows_no_secret_of_a_row_that_needs_a_project(
@@ -549,7 +555,7 @@ def test_project_whose_deletion_always_times_out_is_left_out_after_some_attempts
             tasks.run_job(str(job.pk))
         assert f"Bulk job {job.pk} leaves out" not in caplog.text
     tasks.run_job(str(job.pk))
-    assert f"Bulk job {job.pk} leaves out project proj_001" in caplog.text
+    assert f"Bulk job {job.pk} skips project proj_001" in caplog.text
     work(job)
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_001"]
     assert made_for() == once(7) - Counter(["proj_001"])
@@ -645,7 +651,7 @@ def test_a_project_of_which_none_can_be_made_stops_no_other_and_is_told_of(
     enqueue_bulk_job(job.pk)
     work(job)
     assert made_for() == once(8) - Counter(["proj_004"])
-    assert f"Bulk job {job.pk} leaves out project proj_004" in caplog.text
+    assert f"Bulk job {job.pk} skips project proj_004" in caplog.text
     for cleanup in Cleanup.objects.all():
         tasks.run_cleanup(str(cleanup.pk))
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
@@ -882,7 +888,7 @@ def test_what_could_not_be_verified_is_under_way_until_it_is(
     address = admin_url("bulkjob", "change", job.pk)
     shown = page_text(client.get(address))
     assert "Of 2 cleanups, 2 are still to be done" in shown and "data-live" in shown
-    assert "To be tried again by themselves, as the bucket could not be asked or" in shown
+    assert "Retried automatically, as the bucket did not answer or files are left" in shown
     assert "Nothing so far." in shown and "differ" not in shown
     [link] = re.findall('href="([^"]*)"><span class="audit-status audit-retrying">', shown)
     assert "2 cleanups" in page_text(client.get(link.replace("&amp;", "&")))

@@ -280,7 +280,7 @@ def test_error_of_the_site_leaves_that_deletion_and_is_noted(
     finally:
         post_save.disconnect(refuse, Project)
     assert living() == {"proj_000", "proj_001", "proj_003", "proj_004"}
-    assert re.search(r"proj_002: .* was not undone: that failed\.", job_page(job))
+    assert re.search(r"proj_002: .* was not undone because of an error\.", job_page(job))
     assert "The site's own receiver failed." in caplog.text
     # Nothing of it was changed: a person can try again.
     assert Cleanup.objects.get(project_id="proj_002").is_held()

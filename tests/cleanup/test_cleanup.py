@@ -175,7 +175,7 @@ def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_three_batches(
     cleanup = run_until_idle(cleanup)
     assert (cleanup.status, cleanup.deleted) == (Status.CLEAN, 1001)
     assert not bucket.keys()
-    assert cleanup.events.filter(message__startswith="Batch of").count() == 3
+    assert cleanup.events.filter(message__startswith="Sent a batch of").count() == 3
     check_promises(bucket)
 
 
@@ -366,7 +366,7 @@ def test_key_that_nobody_can_name_and_that_is_back_is_not_called_gone(bucket: Bu
     bucket.put(back)
     cleanup = run_again(cleanup)
     assert read_outcomes(cleanup) == {escape_key(back): "failed", escape_key(other): "failed"}
-    assert "is in the bucket again" in read_reason(cleanup, escape_key(back))
+    assert "was gone, and is back" in read_reason(cleanup, escape_key(back))
     assert bucket.keys() == {back, other}
 
 
@@ -480,7 +480,7 @@ def test_file_of_a_deleted_row_without_facts_goes_only_if_written_long_before(
     monkeypatch.setattr(timezone, "now", lambda: deleted_at)
     cleanup = run_until_idle(Cleanup.objects.get())
     assert read_outcomes(cleanup) == {FLAT_KEY: outcome}
-    assert ("No row says when" in read_reason(cleanup, FLAT_KEY)) is (outcome == "kept")
+    assert ("We don't know when" in read_reason(cleanup, FLAT_KEY)) is (outcome == "kept")
     assert bucket.keys() == ({FLAT_KEY} if outcome == "kept" else set())
 
 
@@ -501,7 +501,7 @@ def test_object_that_a_row_names_again_stays(
         act_before_batch(monkeypatch, name_again)
     run_until_idle(cleanup)
     assert read_outcomes(cleanup) == {key: "kept"}
-    assert "names this key again" in read_reason(cleanup, key)
+    assert "A new record names this file" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
     assert R2Object.objects.get().state == "stored"
     check_promises(bucket)

@@ -46,7 +46,7 @@ from tests.promises import (
 )
 from tests.real_bucket import BUCKETS, Bucket
 
-SAME = "Cloudflare's own API shows the same: %d objects."
+SAME = "Cloudflare's own API agrees. Files: %d."
 # So few that a verification is over soon.
 KEY_FORMATS = {
     "hierarchical": "projects/{project}/scenes/{scene}/media/{filename}",
@@ -284,7 +284,7 @@ def test_what_is_missing_is_said(
     record_deleted_projects("proj_1")
     cleanup = verify_project("proj_1")
     assert cleanup.status == Status.CLEAN
-    assert crosscheck_message(cleanup).startswith("Cloudflare's own API was not asked.")
+    assert crosscheck_message(cleanup).startswith("Cloudflare's own API was not checked.")
     assert advice in crosscheck_message(cleanup)
     assert not rest.requests
 
@@ -329,8 +329,8 @@ def test_what_only_the_api_shows_is_not_clean(
     assert cleanup.failed == 1
     name = listing.escape_key(key)
     assert read_outcomes(cleanup)[name] == "failed"
-    assert "crosscheck" in read_reason(cleanup, name)
-    assert "shows 1 object that S3 did not show" in crosscheck_message(cleanup)
+    assert "own API shows" in read_reason(cleanup, name)
+    assert "shows 1 file that S3 does not show" in crosscheck_message(cleanup)
     assert crosscheck_message(cleanup) in cleanup.message
 
 
@@ -340,8 +340,8 @@ def test_of_a_live_project_too(bucket: Bucket, rest: FaultyStore) -> None:
     rest.rules.append(rule_for(under("proj_1_"), shows(FLAT_KEY)))
     cleanup = verify_project("proj_1")
     assert read_outcomes(cleanup) == {FLAT_KEY: "failed"}
-    assert "crosscheck" in read_reason(cleanup, FLAT_KEY)
-    assert cleanup.message.startswith("1 in step, 0 missing, 0 untracked. Cloudflare's own API")
+    assert "own API shows" in read_reason(cleanup, FLAT_KEY)
+    assert cleanup.message.startswith("1 as expected, 0 missing, 0 untracked. Cloudflare's own API")
     assert bucket.keys() == {kept}
 
 
@@ -362,15 +362,13 @@ def test_what_came_between_the_two_listings_counts_as_listed(
     rest.rules.append(rule_for(under("proj_1_"), run_before(lambda: bucket.put(FLAT_KEY)), times=1))
     cleanup = verify_project("proj_1")
     assert cleanup.message == "1 leftover, 0 confirmed gone."
-    assert (
-        read_reason(cleanup, FLAT_KEY) == "Still in the bucket. Clean up after its project again."
-    )
+    assert read_reason(cleanup, FLAT_KEY) == "Still in the bucket. Clean up the project again."
 
 
 def test_what_came_to_a_live_project_is_untracked(bucket: Bucket, rest: FaultyStore) -> None:
     create_projects("proj_1")
     rest.rules.append(rule_for(under("proj_1_"), run_before(lambda: bucket.put(FLAT_KEY)), times=1))
-    assert "0 in step, 0 missing, 1 untracked" in verify_project("proj_1").message
+    assert "0 as expected, 0 missing, 1 untracked" in verify_project("proj_1").message
 
 
 NUL = "proj_1_\0_media.mp4"
@@ -386,9 +384,9 @@ def test_key_with_a_nul_and_its_look_alike_are_two_files(
     rest.rules.append(rule_for(is_asked("proj_1_"), shows(only)))
     cleanup = verify_project("proj_1")
     reasons = dict(cleanup.items.values_list("escaped", "reason"))
-    assert "crosscheck" in reasons.pop(only == NUL)
-    assert "crosscheck" not in reasons.pop(there == NUL)
-    assert "shows 1 object that S3 did not show" in crosscheck_message(cleanup)
+    assert "own API shows" in reasons.pop(only == NUL)
+    assert "own API shows" not in reasons.pop(there == NUL)
+    assert "shows 1 file that S3 does not show" in crosscheck_message(cleanup)
 
 
 def test_look_alike_that_came_between_the_two_listings_hides_no_doubt(
@@ -399,7 +397,7 @@ def test_look_alike_that_came_between_the_two_listings_hides_no_doubt(
     rest.rules += [came, rule_for(is_asked("proj_1_"), shows(NUL))]
     cleanup = verify_project("proj_1")
     reasons = dict(cleanup.items.values_list("escaped", "reason"))
-    assert "crosscheck" in reasons.pop(True)
+    assert "own API shows" in reasons.pop(True)
     assert reasons.pop(False).startswith("Still in the bucket.")
 
 
@@ -413,7 +411,7 @@ def test_key_with_a_nul_is_not_listed_at_the_place_of_its_look_alike(
     bucket.put(name)
     cleanup = run_until_idle(requests.request_cleanup_verification(cleanup))
     assert cleanup.message == "0 leftover, 1 confirmed gone."
-    assert crosscheck_message(cleanup).endswith("It was not asked for 1 more keys.")
+    assert crosscheck_message(cleanup).endswith("Files not checked there: 1.")
 
 
 def test_a_token_that_is_none_makes_no_verification_fail(
@@ -444,7 +442,7 @@ def test_proxy_setting_that_httpx_does_not_understand_makes_no_verification_fail
     monkeypatch.setenv(name, value)
     cleanup = verify_project("proj_1")
     assert cleanup.status == Status.CLEAN
-    assert crosscheck_message(cleanup).startswith("Cloudflare's own API was asked in vain")
+    assert crosscheck_message(cleanup).startswith("Cloudflare's own API gave no usable answer")
     assert "Check HTTPS_PROXY" in crosscheck_message(cleanup) and "pw" not in crosscheck_message(
         cleanup
     )
@@ -458,10 +456,9 @@ def test_what_only_s3_shows_is_told_and_changes_nothing(bucket: Bucket, rest: Fa
     rest.rules.append(rule_for(lambda request: not is_asked(MARKER_KEY)(request), HIDES))
     cleanup = verify_project("proj_1")
     assert cleanup.status == Status.CLEAN
-    assert cleanup.message == "2 in step, 0 missing, 0 untracked."
+    assert cleanup.message == "2 as expected, 0 missing, 0 untracked."
     assert (
-        crosscheck_message(cleanup)
-        == "Cloudflare's own API does not show 2 objects that S3 showed."
+        crosscheck_message(cleanup) == "Cloudflare's own API does not show 2 files that S3 shows."
     )
     assert bucket.keys() == {kept, "odd/key"}
 
@@ -486,7 +483,7 @@ def test_an_api_that_fails_makes_a_verification_neither_fail_nor_clean(
     assert (clean.status, clean.message) == (Status.CLEAN, "0 leftover, 0 confirmed gone.")
     assert leftover.message == "1 leftover, 0 confirmed gone."
     for cleanup in (clean, leftover):
-        assert crosscheck_message(cleanup).startswith("Cloudflare's own API was asked in vain")
+        assert crosscheck_message(cleanup).startswith("Cloudflare's own API gave no usable answer")
         assert why in crosscheck_message(cleanup)
 
 
@@ -516,7 +513,7 @@ def test_doubt_stays_though_the_api_fails_later(bucket: Bucket, rest: FaultyStor
     rest.rules.append(rule_for(under("projects/"), RESET_REPLY))
     cleanup = verify_project("proj_1")
     assert read_outcomes(cleanup) == {FLAT_KEY: "failed"}
-    assert "asked in vain" in crosscheck_message(cleanup)
+    assert "no usable answer" in crosscheck_message(cleanup)
 
 
 def test_trouble_with_s3_is_no_trouble_of_the_crosscheck(
@@ -541,9 +538,7 @@ def test_it_takes_no_longer_than_it_may(
     track_key(bucket, "odd/1", "proj_1")
     track_key(bucket, "odd/2", "proj_1")
     monkeypatch.setattr(cloudflare_crosscheck, "MAX_LONE_KEYS", 1)
-    assert crosscheck_message(verify_project("proj_1")).endswith(
-        "It was not asked for 1 more keys."
-    )
+    assert crosscheck_message(verify_project("proj_1")).endswith("Files not checked there: 1.")
     with pytest.raises(StoreError, match="outside"):
         list_leftovers(bucket)
     monkeypatch.setattr(cloudflare_crosscheck, "CROSSCHECK_LIMIT_SECONDS", -1.0)
@@ -625,7 +620,7 @@ def test_an_empty_later_listing_does_not_prove_that_nothing_is_left(
 ) -> None:
     bucket.put(HIERARCHICAL_KEY)
     rest.rules.append(rule_for(is_asked(MARKER_KEY), lambda request, forward: forward(), HIDES))
-    with pytest.raises(InvalidResponse, match="does not show the marker"):
+    with pytest.raises(InvalidResponse, match="differs from the one that S3 shows"):
         list_leftovers(bucket)
 
 

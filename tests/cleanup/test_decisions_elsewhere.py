@@ -207,7 +207,7 @@ def test_cleanup_project_deletes_the_files_of_a_cancelled_cleanup_again(
     _out, err, code = run_command(*again, "x", "--declare-deleted", "--sync")
     assert code == 2 and "Leave out the other options" in err
     _out, err, code = run_command(*again, " ", "--sync")
-    assert code == 2 and "Give a reason" in err
+    assert code == 2 and "Enter a reason" in err
     out, _err, code = run_command(*again, "the lawsuit is over", "--sync")
     assert code == 0 and not bucket.keys(), out
 

@@ -233,7 +233,7 @@ def test_nothing_is_sent_on_a_recheck_from_before_trouble(
         assert sum(key in proof for proof in proofs) == 2
         assert sum(key in sent_keys(call) for call in store.find_requests(is_delete_batch)) == 1
     assert set(cleanup.items.values_list("attempts", flat=True)) <= {1, 2}
-    assert not cleanup.events.filter(message__startswith="Batch of 0").exists()
+    assert not cleanup.events.filter(message__startswith="Sent a batch of 0").exists()
     check_promises(bucket)
 
 
@@ -479,8 +479,8 @@ def test_a_recheck_that_takes_too_long_is_not_relied_on_and_the_next_one_is_smal
     assert run_until_idle(cleanup).status == Status.CLEAN
     assert [len(proof) for proof in proofs[:3]] == [4, 4, 1]
     [told, *_others] = cleanup.events.filter(step="batch_size").values_list("message", flat=True)
-    assert "took longer than it may be relied on" in told
-    assert "at most 1 objects after one check, 1 calls at once" in told
+    assert "took too long" in told
+    assert "batch size is now 1 files, with 1 calls at once" in told
     assert set(cleanup.items.values_list("attempts", "store_answer")) == {(1, "Deleted")}
     check_promises(bucket)
 

@@ -105,7 +105,7 @@ def test_delete_button_of_a_project_that_stays_says_why(
     [
         (keep, "its model keeps such rows."),
         (refuse_deletion, "An invoice needs it."),
-        (fail, "its deletion failed. The server's log says why."),
+        (fail, "its deletion failed. See the server's log."),
     ],
 )
 def test_project_that_stays_keeps_no_other_one(

@@ -120,7 +120,7 @@ def test_vanished_project_is_only_cleaned_up_after_a_person_declared_it_deleted(
     problem = assert_problem(
         client_with_token().request("POST", "/debug/cleanup/proj_1?mode=s3"), 409, "wrong-state"
     )
-    assert "no deletion of it is on record" in problem["detail"]
+    assert "no deletion was reported" in problem["detail"]
     with pytest.raises(IllegalTransition):
         requests.approve_or_retry(plan)
     assert Cleanup.objects.count() == before

@@ -214,7 +214,7 @@ def test_erase_now_needs_a_hold_and_a_reason(bucket: Bucket) -> None:
     create_projects("proj_1")
     put_files(bucket, 1)
     cleanup = delete_held()
-    with pytest.raises(IllegalTransition, match="Give a reason"):
+    with pytest.raises(IllegalTransition, match="Enter a reason"):
         end_deletions.erase_deletion(cleanup, " ")
     done = run_after_hold(cleanup)
     with pytest.raises(IllegalTransition, match="is not held"):

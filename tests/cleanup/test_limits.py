@@ -308,7 +308,7 @@ def test_verification_that_is_tried_again_concludes_from_a_new_listing(
         cleanup = run_until_idle(cleanup)
     assert cleanup.status == Status.RETRYING and cleanup.planned_at
     bucket.put(HIERARCHICAL_KEY)
-    assert run_again(cleanup).message == "1 in step, 0 missing, 0 untracked."
+    assert run_again(cleanup).message == "1 as expected, 0 missing, 0 untracked."
 
 
 def unavailable(work: Turn) -> None:
@@ -544,7 +544,10 @@ def test_many_gone_at_once_are_one_blocked_cleanup_and_stay_alive(
     bucket: Bucket, many: Cleanup
 ) -> None:
     assert (many.kind, many.status) == (Kind.VANISHED, Status.BLOCKED)
-    assert "3 projects are gone at once" in many.message and "2 are there" in many.message
+    assert (
+        "3 projects are missing from the database" in many.message
+        and "2 are still there" in many.message
+    )
     assert "proj_0, proj_1, proj_2." in many.message
     assert many.events.get(step="vanished").data["projects"] == ["proj_0", "proj_1", "proj_2"]
     assert all(known("proj_0", "proj_1", "proj_2").values())
@@ -710,10 +713,10 @@ def test_page_of_many_tells_what_holds_and_verifies_nothing(many: Cleanup) -> No
     assert "Each project gets its own cleanup." in shown
     assert "proj_0, proj_1, proj_2." in shown
     shown = run_action(client, "cleanup", "verify_cleanup", many.pk)
-    assert "lists projects, not objects" in shown
+    assert "lists projects, not files" in shown
     assert Cleanup.objects.count() == 1
     _out, err, code = run_command("verify_cleanup", str(many.pk))
-    assert ("lists projects, not objects" in err, code) == (True, 2)
+    assert ("lists projects, not files" in err, code) == (True, 2)
     confirm_action(client, "cleanup", "force_delete", many.pk)
     assert Cleanup.objects.filter(status="pending").count() == 3
 

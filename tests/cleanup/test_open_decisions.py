@@ -461,7 +461,7 @@ def test_cleanup_without_a_deletion_on_record_keeps_everything(bucket: Bucket) -
     KnownProject.objects.all().delete()
     cleanup = run_until_idle(cleanup)
     assert (cleanup.status, bucket.keys()) == (Status.SUPERSEDED, {key})
-    assert "not on record any more" in cleanup.message
+    assert "no longer have a record" in cleanup.message
 
 
 @pytest.mark.parametrize("status", ["pending", "running", "blocked", "retrying", "failed"])
@@ -539,7 +539,7 @@ def test_second_request_returns_the_open_cleanup(bucket: Bucket) -> None:
     assert requests.declare_deleted("proj_1") == [first]
     assert requests.cleanups_of_deletion("proj_1") == [first]
     messages = first.events.values_list("message", flat=True)
-    assert "Requested again, and not over yet." in messages
+    assert "Requested again while still open." in messages
     assert run_until_idle(first).status == Status.CLEAN
     [second] = requests.declare_deleted("proj_1")
     assert second != first

@@ -159,7 +159,7 @@ def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket
     assert read_totals(shown)["deleted"] == ("1", "4 bytes")
     assert read_totals(shown)["kept"] == ("1", "7 bytes")
     assert (
-        "<strong>1 kept (7 bytes):</strong> It could also belong to the live project proj_1_x."
+        "<strong>1 kept (7 bytes):</strong> The name also fits an existing project: proj_1_x."
         in shown
     )
     assert shown.count("Follow-up check</a>") == 3
@@ -168,7 +168,7 @@ def test_page_tells_a_real_deletion_from_the_request_to_the_proof(bucket: Bucket
     assert cleanup.plan_digest in shown
     assert "web, 127.0.0.1" in shown
     shown = page_text(client.get(f"{url_of_cleanup(cleanup)}?tab=timeline"))
-    assert "Every range was listed to its end" in shown
+    assert "Listed the bucket to the end" in shown
 
 
 def test_page_of_a_dry_run_says_what_would_go_and_whether_a_limit_would_stop_it(
@@ -194,8 +194,8 @@ def test_page_of_a_verification_tells_what_it_found_and_forces_nothing(bucket: B
     assert "1 file is not as expected." in shown
     assert "The verification changed nothing." in shown
     timeline = page_text(superuser_client().get(f"{url_of_cleanup(check)}?tab=timeline"))
-    assert "1 in step, 0 missing, 1 untracked" in timeline
-    assert "Found 2 objects to be compared." in timeline
+    assert "1 as expected, 0 missing, 1 untracked" in timeline
+    assert "Found 2 files to compare." in timeline
     assert "Different" in shown
     content = shown.split('id="content-main"')[1]
     assert not re.search("(?i)>(to be deleted|failed)", content)

@@ -417,11 +417,11 @@ def test_pause_needs_no_further_request(bucket: Bucket, store: FaultyStore) -> N
 
 
 def test_pause_needs_a_reason_and_something_to_delete(bucket: Bucket) -> None:
-    with pytest.raises(IllegalTransition, match="Give a reason"):
+    with pytest.raises(IllegalTransition, match="Enter a reason"):
         pause_deletions.pause_deletions(" ")
     create_projects("proj_1")
     [check] = requests.request_verification("proj_1")
-    with pytest.raises(IllegalTransition, match="nothing to pause"):
+    with pytest.raises(IllegalTransition, match="nothing left to delete"):
         pause_deletions.pause_deletions("wait", check)
     assert not DeletionPause.objects.exists()
 

@@ -348,7 +348,7 @@ def test_upload_that_ends_between_plan_and_recheck_keeps_its_object(
         finally:
             may_end.set()
     assert read_outcomes(cleanup) == {AMBIGUOUS: "kept"}
-    assert read_reason(cleanup, AMBIGUOUS).startswith("An upload to this key")
+    assert read_reason(cleanup, AMBIGUOUS).startswith("An upload to this name")
     assert bucket.r2.read(AMBIGUOUS) == b"new"
     assert not count_sent(store)
     assert R2Object.objects.get().state == R2Object.State.STORED

@@ -90,7 +90,7 @@ def test_worker_that_dies_while_it_settles_leaves_what_it_has_settled(
     # It went on from there, and took no second look.
     [look] = cleanup.events.filter(step="verify")
     assert [datetime.fromisoformat(look.data[name]) for name in ("began", "ended")] == times
-    assert look.message == "Every range was listed to its end: 5 gone, 0 to be tried again."
+    assert look.message == "Listed the bucket to the end: 5 gone, 0 to delete again."
     check_promises(bucket)
 
 
@@ -236,7 +236,7 @@ def test_files_that_are_still_there_are_tried_again_some_at_a_time(
     cleanup = take_over_lease(cleanup)
     assert read_outcomes(cleanup) == dict.fromkeys(keys, "deleted")
     looks = cleanup.events.filter(step="verify").order_by("pk")
-    assert "5 to be tried again" in looks[0].message and len(looks) == 2
+    assert "5 to delete again" in looks[0].message and len(looks) == 2
     check_promises(bucket)
 
 

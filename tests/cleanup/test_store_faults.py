@@ -645,8 +645,8 @@ def test_listings_that_contradict_each_other_end_as_a_failure(
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == {key: "failed"}
     assert cleanup.items.get().reason == (
-        "Still in the bucket, and never sent: the listing before the deletion did not have it."
-        " Ask for another cleanup to decide on it."
+        "Still in the bucket. No deletion was sent, as an earlier listing did not show the file."
+        " To delete the file, run another cleanup."
     )
     survives(cleanup, bucket, store)
 

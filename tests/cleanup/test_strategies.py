@@ -122,7 +122,7 @@ def test_tracked_alone_leaves_what_is_not_tracked_and_says_so(bucket: Bucket) ->
     cleanup = declared("proj_1", "tracked", "parallel")
     assert cleanup.status == Status.CLEAN_WITH_KEPT
     assert bucket.keys() == {HIERARCHICAL_KEY}
-    assert "Only tracked objects were asked for" in read_reason(cleanup, HIERARCHICAL_KEY)
+    assert "the cleanup covers tracked files only" in read_reason(cleanup, HIERARCHICAL_KEY)
     later = run_follow_up(cleanup)
     assert (later.discovery, later.strategy, later.kept) == ("tracked", "parallel", 1)
     assert bucket.keys() == {HIERARCHICAL_KEY}
@@ -149,7 +149,7 @@ def test_listed_alone_leaves_what_no_prefix_covers_and_says_so(bucket: Bucket) -
         cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.CLEAN_WITH_KEPT
     assert bucket.keys() == {OUTSIDE}
-    assert "Only listed objects were asked for" in read_reason(cleanup, OUTSIDE)
+    assert "the cleanup covers listed prefixes only" in read_reason(cleanup, OUTSIDE)
     assert R2Object.objects.get().key == OUTSIDE
     check_promises(bucket)
 

@@ -56,7 +56,7 @@ def test_live_project_whose_bucket_and_table_agree_is_in_step(bucket: Bucket) ->
     bucket.upload("proj_10")
     cleanup = verify_project("proj_1")
     assert cleanup.status == Status.CLEAN
-    assert cleanup.message == "1 in step, 0 missing, 0 untracked."
+    assert cleanup.message == "1 as expected, 0 missing, 0 untracked."
     check_promises(bucket)
 
 
@@ -68,7 +68,7 @@ def test_live_project_with_missing_and_untracked_objects(bucket: Bucket) -> None
     cleanup = verify_project("proj_1")
     assert cleanup.status == Status.DIFFERS
     assert cleanup.next_attempt_at is None
-    assert cleanup.message == "1 in step, 2 missing, 1 untracked."
+    assert cleanup.message == "1 as expected, 2 missing, 1 untracked."
     assert read_outcomes(cleanup) == {
         HIERARCHICAL_KEY: "failed",
         "odd/key": "failed",
@@ -83,12 +83,12 @@ def test_live_project_with_missing_and_untracked_objects(bucket: Bucket) -> None
 def test_object_that_is_changing_is_not_called_missing(bucket: Bucket, state: str) -> None:
     create_projects("proj_1")
     track_key(bucket, HIERARCHICAL_KEY, "proj_1", state=state)
-    assert verify_project("proj_1").message == "0 in step, 0 missing, 0 untracked."
+    assert verify_project("proj_1").message == "0 as expected, 0 missing, 0 untracked."
     R2Object.objects.update(state="stored", updated_at=timezone.now() + AHEAD)
-    assert verify_project("proj_1").message == "0 in step, 0 missing, 0 untracked."
+    assert verify_project("proj_1").message == "0 as expected, 0 missing, 0 untracked."
     # Nobody has it in hand any more: the process was killed.
     R2Object.objects.update(updated_at=timezone.now() - timedelta(hours=25))
-    assert verify_project("proj_1").message == "0 in step, 1 missing, 0 untracked."
+    assert verify_project("proj_1").message == "0 as expected, 1 missing, 0 untracked."
 
 
 def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
@@ -103,7 +103,7 @@ def test_upload_that_ends_while_the_bucket_is_listed_is_not_called_missing(
 
     create_projects("proj_1")
     monkeypatch.setattr(plan, "discover_tracked", discover_tracked)
-    assert verify_project("proj_1").message == "1 in step, 0 missing, 0 untracked."
+    assert verify_project("proj_1").message == "1 as expected, 0 missing, 0 untracked."
 
 
 def test_file_that_the_application_deletes_meanwhile_is_not_called_missing(
@@ -120,7 +120,7 @@ def test_file_that_the_application_deletes_meanwhile_is_not_called_missing(
     default_storage.save(HIERARCHICAL_KEY, ContentFile(b"content"))
     monkeypatch.setattr(s3, "delete_single", delete_and_verify)
     default_storage.delete(HIERARCHICAL_KEY)
-    assert errors == ["0 in step, 0 missing, 0 untracked."]
+    assert errors == ["0 as expected, 0 missing, 0 untracked."]
 
 
 def test_tracked_object_whose_key_names_another_project_is_not_called_missing(
@@ -440,7 +440,7 @@ def test_plan_that_the_timeline_cannot_tell_of_is_not_frozen(
         patch.setattr(plan_summary, "record_plan", lambda cleanup: 1 / 0)
         run_until_idle(cleanup)
     cleanup = run_again(cleanup)
-    assert cleanup.events.filter(message__startswith="Found 1 objects").count() == 1
+    assert cleanup.events.filter(message__startswith="Found 1 files").count() == 1
     assert cleanup.status == Status.PLANNED
 
 

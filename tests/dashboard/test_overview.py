@@ -612,7 +612,7 @@ def test_an_overdue_deletion_is_told_with_what_to_do_until_it_is_over(db: None) 
     assert "Nothing needs you." not in shown
     entry = entry_of(shown, change("cleanup", cleanup.pk))
     assert ">overdue</span>" in entry and ">proj_slow0</a>" in entry
-    assert "for 1 week, 1 day" in entry and "Its timeline says what it waits for" in entry
+    assert "for 1 week, 1 day" in entry and "The timeline says what the cleanup waits for" in entry
     Alert.objects.update(ended_at=NOW)
     assert "overdue</span>" not in page_text(client.get(DASHBOARD))
 
@@ -714,7 +714,7 @@ def test_what_a_verification_finds_of_a_deleted_project_leads_to_another_cleanup
     entry = entry_of(page_text(client.get(DASHBOARD)), change("cleanup", look.pk))
     assert "1 file of proj_1 is still in bucket tests" in entry
     [left] = client.get(LEFTOVER_URL).context["rows"]
-    told = "Still in the bucket. Clean up after its project again."
+    told = "Still in the bucket. Clean up the project again."
     assert (left.key, left.reason, left.source) == (key, told, look)
     shown = page_text(client.get(change("cleanup", look.pk)))
     [url] = re.findall('href="([^"]*)">Clean up after it again', shown)

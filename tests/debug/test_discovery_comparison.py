@@ -141,7 +141,7 @@ def test_each_key_that_not_all_find_says_why(
     assert not found.agrees
     reasons = (DifferenceReason.NOBODYS_ROW, DifferenceReason.AMBIGUOUS)
     doubt = next(d for d in found.differences if d.reasons == reasons)
-    assert "live project proj_1_a" in doubt.examples[0].evidence
+    assert "existing project: proj_1_a" in doubt.examples[0].evidence
     # Processes that were killed have nothing in hand.
     R2Object.objects.filter(updated_at=lately).update(updated_at=MARK)
     left = read_differences(compare_bucket("proj_1"))

@@ -421,10 +421,10 @@ def refused(bucket: Bucket) -> None:
 
 
 STAYS: dict[str, tuple[Callable[[Bucket], object], str]] = {
-    "a project": (lambda bucket: create_projects("proj_9"), "live project proj_9"),
-    "one that vanished": (vanish, "live project proj_9"),
-    "one whose id PROJECT_ID_PATTERN refuses": (refused, "project 9, but the setting"),
-    "a row of a live project": (upload_for_a_live_one, "live project proj_1"),
+    "a project": (lambda bucket: create_projects("proj_9"), "existing project: proj_9"),
+    "one that vanished": (vanish, "existing project: proj_9"),
+    "one whose id PROJECT_ID_PATTERN refuses": (refused, "project: 9. But the setting"),
+    "a row of a live project": (upload_for_a_live_one, "existing project: proj_1"),
     "other content": (lambda bucket: bucket.put(KEY, body=b"other"), "overwritten"),
     "the same content": (lambda bucket: bucket.put(KEY), "overwritten"),
     "an upload": (lambda bucket: track_key(bucket, KEY, "proj_9", state="uploading"), "under way"),
@@ -479,7 +479,7 @@ def test_an_object_given_to_a_live_project_after_the_plan_stays(bucket: Bucket) 
     cleanup = run_until_idle(request_deletion(found, dry_run=True))
     assert track_files.assign_objects(list_ids(found), "proj_1").done == 1
     requests.approve_or_retry(cleanup)
-    assert "live project proj_1" in read_reason(run_until_idle(cleanup), KEY)
+    assert "existing project: proj_1" in read_reason(run_until_idle(cleanup), KEY)
     assert bucket.keys() == {KEY}
     assert R2Object.objects.get().state == "stored"
 
@@ -524,7 +524,7 @@ def test_a_project_that_is_just_being_created_keeps_its_object(bucket: Bucket, k
         creation = thread.submit(create)
         made.wait(60)
         assert run_until_idle(cleanup).status == Status.RETRYING
-        assert "just being created" in Cleanup.objects.get(pk=cleanup.pk).message
+        assert "being created right now" in Cleanup.objects.get(pk=cleanup.pk).message
         proved.set()
         creation.result()
     assert read_outcomes(run_again(Cleanup.objects.get(pk=cleanup.pk))) == {KEY: "kept"}
@@ -733,7 +733,7 @@ def test_follow_ups_list_again_and_delete_nothing(bucket: Bucket) -> None:
     create_projects("proj_9")
     look = run_again(checks[1])
     assert look.status == Status.CLEAN_WITH_KEPT
-    assert "live project proj_9" in read_reason(look, KEY)
+    assert "existing project: proj_9" in read_reason(look, KEY)
     check_of_it = requests.request_cleanup_verification(cleanup)
     assert run_until_idle(check_of_it).status == Status.CLEAN_WITH_KEPT
 
@@ -758,7 +758,7 @@ def test_neighbours_are_listed_together_and_cost_few_queries(
     with CaptureQueriesContext(connection) as few:
         cleanup = run_until_idle(cleanup)
     assert cleanup.deleted == 400
-    batches = cleanup.events.filter(message__startswith="Batch of").count()
+    batches = cleanup.events.filter(message__startswith="Sent a batch of").count()
     assert batches <= 6
     assert len(few) < len(keys)
 
@@ -771,8 +771,8 @@ def test_keys_that_are_no_neighbours_are_listed_fewer_at_a_time(
     monkeypatch.setattr(worker_turn, "SLOW_LOOKUP_SECONDS", -1.0)
     cleanup = delete_orphans(found)
     assert (cleanup.status, cleanup.deleted) == (Status.CLEAN, 6)
-    batches = cleanup.events.filter(message__startswith="Batch of")
-    assert [batch.message for batch in batches] == ["Batch of 2 objects sent."] * 3
+    batches = cleanup.events.filter(message__startswith="Sent a batch of")
+    assert [batch.message for batch in batches] == ["Sent a batch of 2 files."] * 3
 
 
 # Given to a project
@@ -808,7 +808,7 @@ def test_file_of_a_live_project_is_not_assigned_to_another(bucket: Bucket) -> No
     create_projects("proj_1", "proj_9")
     found = create_orphans(bucket, KEY, kind="untracked")
     told = whys(track_files.assign_objects(list_ids(found), "proj_1"))
-    assert told == {KEY: "The file belongs to the live project proj_9."}
+    assert told == {KEY: "The file belongs to project proj_9, which exists."}
     clean_up_project("proj_1")
     assert bucket.keys() == {KEY}
     assert track_files.assign_objects(list_ids(found), "proj_9").done == 1
@@ -820,7 +820,7 @@ def test_a_backfilled_row_is_given_too_and_one_of_a_live_upload_is_not(bucket: B
     track_key(bucket, KEY, "proj_9", "backfill", size=1)
     track_key(bucket, OTHER_KEY, "proj_2")
     decision = track_files.assign_objects(list_ids(found), "proj_1")
-    assert whys(decision) == {OTHER_KEY: "The file belongs to the live project proj_2."}
+    assert whys(decision) == {OTHER_KEY: "The file belongs to project proj_2, which exists."}
     rows = R2Object.objects.order_by("key").values_list("project_id", "source", "size")
     assert list(rows) == [("proj_1", "assigned", 7), ("proj_2", "upload", None)]
 

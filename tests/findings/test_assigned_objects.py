@@ -87,7 +87,7 @@ def test_object_uploaded_past_the_application_over_an_assigned_one_is_kept(
     assert read_findings() == {("ambiguous", key)}
     cleanup = clean_up_project("proj_a")
     assert read_outcomes(cleanup) == {key: "kept"}
-    assert "live project proj_a_b" in read_reason(cleanup, key)
+    assert "existing project: proj_a_b" in read_reason(cleanup, key)
     assign_finding(key, "proj_a_b")
     assert clean_up_project("proj_a_b").status == Status.CLEAN
     assert not bucket.keys()
@@ -220,7 +220,7 @@ def test_newer_file_of_a_deleted_row_is_kept_from_the_project_that_its_key_names
         assert read_outcomes(run_until_idle(of_deleted_row())) == {OF_PROJ_2: "kept"}
     found = run_follow_up(cleanup)
     assert read_outcomes(found) == {OF_PROJ_2: "kept"}
-    assert "live project proj_1" in read_reason(found, OF_PROJ_2)
+    assert "existing project: proj_1" in read_reason(found, OF_PROJ_2)
     # Once that project is gone, too, the key decides.
     clean_up_project("proj_1")
     last = run_again(cleanup.children.filter(status="pending").order_by("next_attempt_at")[0])
@@ -263,4 +263,4 @@ def test_deleting_orphans_keeps_the_newer_file_of_a_deleted_row(bucket: Bucket) 
     found = create_orphans(bucket, OF_PROJ_2, project_id="proj_2")
     [cleanup] = delete_objects(list_ids(found)).cleanups
     assert read_outcomes(run_until_idle(cleanup)) == {OF_PROJ_2: "kept"}
-    assert "live project proj_1" in read_reason(cleanup, OF_PROJ_2)
+    assert "existing project: proj_1" in read_reason(cleanup, OF_PROJ_2)

@@ -133,7 +133,7 @@ def test_upload_to_an_assigned_key_that_may_be_of_another_live_project_waits_for
     R2Object.objects.update(unambiguous_under=None)
     cleanup = clean_up_project("proj_p")
     assert read_outcomes(cleanup) == {KEY: "kept"}
-    assert "live project proj_q" in read_reason(cleanup, KEY)
+    assert "existing project: proj_q" in read_reason(cleanup, KEY)
     R2Object.objects.update(state=State.STORED)
     assign_finding(KEY, "proj_q")
     assert clean_up_project("proj_q").status == Status.CLEAN

@@ -676,7 +676,7 @@ def test_old_object_stays_once_its_copy_is_not_there(
     assert one.objection
     cleanup = run_until_idle(Cleanup.objects.get())
     assert cleanup.status == Status.CLEAN_WITH_KEPT
-    assert "Its copy under the new name was not found" in cleanup.items.get().reason
+    assert "the copy under the new name is not in the bucket" in cleanup.items.get().reason
     assert bucket.r2.read(A) == CONTENT
 
 

@@ -122,7 +122,7 @@ INPUTS = {
     ),
     "angle brackets": (f"<{CDN}/{DELETED}>", GONE, "confirmed gone on", "Open the cleanup"),
     "orphan": (f"{CDN}/{LEFTOVER}", THERE, "no longer exists", "Open the finding"),
-    "ambiguous": (f"{CDN}/{AMBIGUOUS}", THERE, "fits more than one", "Open the finding"),
+    "ambiguous": (f"{CDN}/{AMBIGUOUS}", THERE, "fits several projects", "Open the finding"),
     "unknown key": (f"{CDN}/{UNKNOWN}", UNSURE, "We have no record", "Look up project proj_77"),
     "new orphan": (f"{CDN}/{STRANGER}", UNSURE, "We have no record", ""),
     "file name": ("take.mp4", UNSURE, "1 file among the newest has this name", ""),

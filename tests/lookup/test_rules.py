@@ -149,7 +149,7 @@ def tried_again_soon() -> None:
 
 def kept() -> None:
     create_projects("proj_1_x")
-    item(SHARED, outcome="kept", reason="It could also belong to the live project proj_1_x.")
+    item(SHARED, outcome="kept", reason="The name also fits an existing project: proj_1_x.")
 
 
 def would_be_kept() -> None:
@@ -270,8 +270,8 @@ CASES: list[tuple[Callable[[], None], str, str, list[str]]] = [
     (refused, KEY, "failed", ["Still in the bucket."]),
     (tried_again_soon, KEY, "failed_and_retried", [f"on {AGO_TEXT}.", "No answer."]),
     (ended_after_it_was_sent, KEY, "failed_and_ended", ["Sent before the id lived again."]),
-    (kept, SHARED, "kept", ["It could also belong to the live project proj_1_x."]),
-    (would_be_kept, SHARED, "would_be_kept", ["could also belong to the live project proj_1_x."]),
+    (kept, SHARED, "kept", ["The name also fits an existing project: proj_1_x."]),
+    (would_be_kept, SHARED, "would_be_kept", ["name also fits an existing project: proj_1_x."]),
     (would_be_kept_of_the_deleted, SHARED, "would_be_kept_of_deleted", ["In doubt."]),
     (left_by_a_verification, KEY, "differs", ["In the bucket, but not tracked."]),
     (planned, KEY, "dry_run", []),
@@ -441,7 +441,7 @@ def test_an_object_of_projects_none_of_which_lives_is_not_to_be_assigned(db: Non
     assert said.project_to_declare in ("proj_1", "proj_1_x")
     Finding.objects.update(last_modified=timezone.now())
     said = answer(SHARED)
-    assert SCAN in said.text and said.text.startswith("The file name fits several projects")
+    assert SCAN in said.text and said.text.startswith("The name fits several projects")
     assert "is newer than the deletion. Run a scan" in said.text and not said.project_to_declare
     # The same doubt is not told a second time in other words.
     assert said.text.count("fits several projects") == 1
@@ -449,11 +449,11 @@ def test_an_object_of_projects_none_of_which_lives_is_not_to_be_assigned(db: Non
 
 def test_kept_file_has_the_reason_of_now_when_the_project_of_then_is_deleted(db: None) -> None:
     record_deleted_projects("proj_1", "proj_1_x")
-    reason = "It could also belong to the live project proj_1_x."
+    reason = "The name also fits an existing project: proj_1_x."
     item(SHARED, outcome="kept", reason=reason, last_modified=timezone.now())
     said = answer(SHARED)
     assert said.code == "kept" and "the file is newer than the deletion." in said.text
-    assert "live project" not in said.text
+    assert "existing project" not in said.text
 
 
 def test_file_kept_as_younger_than_the_deletion_is_not_said_to_go_with_the_next_cleanup(

@@ -374,7 +374,7 @@ def test_each_possible_owner_tells_what_its_cleanup_would_do(db: None) -> None:
     ):
         cells = shown.split("What a cleanup of each project does")[1].split(f">{project_id}</a>")[1]
         assert life in cells.split("</tr>")[0] and would in cells.split("</tr>")[0]
-    assert "It could also belong to the live project proj_1_x." in shown
+    assert "The name also fits an existing project: proj_1_x." in shown
     assert "scene: x_s1" in shown and "scene: s1" in shown
 
 

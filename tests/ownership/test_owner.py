@@ -251,22 +251,22 @@ def test_too_many_owners_keep_an_object_unless_a_person_gave_it() -> None:
         (
             [],
             "proj_1_x",
-            "also belong to the live project proj_1_x. It is deleted with that project.",
+            "also fits an existing project: proj_1_x. The file is deleted with that project.",
         ),
-        ([described("backfill")], "proj_1_x", "proj_1_x. It is deleted with that project."),
+        ([described("backfill")], "proj_1_x", "proj_1_x. The file is deleted with that project."),
         (
             [described("upload")],
             "proj_1_x",
-            "also fits the live project proj_1_x. Assign the file to",
+            "also fits an existing project: proj_1_x. Assign the file to",
         ),
-        ([described(etag="")], "proj_1_x", "after a person assigned the file, so it could"),
-        ([described(etag="")], "proj", "after a person assigned the file, so it could"),
+        ([described(etag="")], "proj_1_x", "after a person assigned the file, so the file may"),
+        ([described(etag="")], "proj", "after a person assigned the file, so the file may"),
         (
             [described("upload")],
             "proj",
-            "project proj, but the setting PROJECT_ID_PATTERN does not accept",
+            "project: proj. But the setting PROJECT_ID_PATTERN does not accept",
         ),
-        ([], "proj", "project proj, but the setting PROJECT_ID_PATTERN does not accept"),
+        ([], "proj", "project: proj. But the setting PROJECT_ID_PATTERN does not accept"),
     ],
 )
 def test_reason_says_what_the_rows_leave_open(rows: list[R2Object], living: str, said: str) -> None:
@@ -344,7 +344,7 @@ def test_scan_calls_an_orphan_only_what_a_cleanup_of_its_project_would_delete(
         parsed_keys = get_key_formats().parse_key(key)
         found = find_owner(parsed_keys, [row, other], {"proj_1", "proj_2"}, living, OBJECT)
         assert found.problem == problem
-        assert ("names the live project proj_2" in found.evidence) == (problem == "ambiguous")
+        assert ("names an existing project: proj_2" in found.evidence) == (problem == "ambiguous")
 
 
 NOW, TICK = DELETED_AT + timedelta(days=1), timedelta(microseconds=1)
@@ -363,7 +363,7 @@ def test_object_of_several_projects_is_too_young_from_these_moments_on(settings:
     for deleted_at, since, why in (
         (DELETED_AT, DELETED_AT, "is newer than the deletion"),
         (DELETED_AT, DELETED_AT - clock_skew(), "the clocks differ"),
-        (NOW, NOW - commit, "one of them may be new"),
+        (NOW, NOW - commit, "and the file is new"),
     ):
         project = DeletedProject("proj_1", deleted_at)
         assert why in too_young_reason(project, since)
@@ -515,7 +515,9 @@ def test_what_keeps_a_key_younger_than_the_deletion_says_what_deletes_it(
     bucket.put(SEVERAL)
     run_until_idle(cleanup)
     for each in (cleanup, run_follow_up(cleanup)):
-        assert "is newer than the deletion. Run a scan. If it calls" in read_reason(each, SEVERAL)
+        assert "is newer than the deletion. Run a scan. If the file is" in read_reason(
+            each, SEVERAL
+        )
     age_scans(complete_reconcile(), timedelta(seconds=1))
     complete_reconcile()
     [deletion] = delete_objects(Finding.objects.filter(kind="orphaned")).cleanups

@@ -317,11 +317,11 @@ def test_a_row_saved_too_late_is_an_alert(library: Bucket, monkeypatch: pytest.M
     key, cleanup = lose(library, monkeypatch)
     poster = f"library.Poster {library_rows('Poster').get().pk}, field file"
     assert read_outcomes(cleanup) == {key: "deleted"}
-    assert f"Deleted, but {poster} still names it" in read_reason(cleanup, key)
+    assert f"Deleted, but {poster} still uses it" in read_reason(cleanup, key)
     assert cleanup.events.filter(step="verify", message__contains=poster).exists()
     alert = Alert.objects.get()
     assert (alert.kind, alert.cleanup) == (Alert.Kind.LOST, cleanup)
-    assert poster in alert.summary and f"{poster} still names it" in why_of(key)
+    assert poster in alert.summary and f"{poster} still uses it" in why_of(key)
 
 
 @pytest.mark.parametrize("settled_by", ["upload", "row"])
@@ -508,7 +508,7 @@ def still(project_id: str, name: str = "a.png") -> str:
     return str(row.file.name)
 
 
-KEPT_ONE = "Kept: 1 file that this project's rows named."
+KEPT_ONE = "Kept: 1 file that this project used."
 
 
 def test_files_that_only_rows_named_are_said_and_kept(
@@ -659,7 +659,7 @@ def test_bulk_job_leaves_out_a_project_that_the_database_keeps_at_the_commit(
     assert list(Project.objects.values_list("pk", flat=True)) == ["proj_2"]
     deleted_ids = Cleanup.objects.values_list("project_id", flat=True)
     assert set(deleted_ids) == {"proj_1", "proj_3"}
-    assert f"Bulk job {job.pk} leaves out project proj_2" in caplog.text
+    assert f"Bulk job {job.pk} skips project proj_2" in caplog.text
     assert "IntegrityError" in caplog.text
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
     assert "Not deleted by this bulk job: 1. The log says why." in shown

@@ -264,7 +264,9 @@ def test_what_needs_a_row_is_named(group: Group, monkeypatch: pytest.MonkeyPatch
     problem = assert_problem(
         client_with_token().request("DELETE", f"/projects/{group.pk}"), 409, "in-use"
     )
-    assert problem["detail"].startswith("Delete first what needs it: User-group")
+    assert problem["detail"].startswith(
+        "Other rows need the project. Delete them first: User-group"
+    )
     assert Group.objects.filter(pk=group.pk).exists()
 
 

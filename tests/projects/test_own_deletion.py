@@ -458,7 +458,10 @@ def test_project_that_its_admin_protects_stays(
     problem = assert_problem(
         client_with_token().request("DELETE", "/projects/proj_0"), 409, "in-use"
     )
-    assert problem["detail"] == "Delete first what needs it: an invoice for published (proj_0)."
+    assert (
+        problem["detail"]
+        == "Other rows need the project. Delete them first: an invoice for published (proj_0)."
+    )
     while not job.finished_at:
         bulk.process_next_projects(job)
     assert "does not let this person delete an invoice for published" in caplog.text

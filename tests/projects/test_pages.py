@@ -201,7 +201,7 @@ def test_verification_of_a_live_project_compares_bucket_and_table(bucket: Bucket
     bucket.upload("proj_1")
     shown = run_action(superuser_client(), "project", "verify_cleanup", "proj_1")
     assert "A verification is queued." in shown
-    assert runner.run_to_end(Cleanup.objects.get().pk).message.startswith("1 in step")
+    assert runner.run_to_end(Cleanup.objects.get().pk).message.startswith("1 as expected")
 
 
 def test_force_delete_asks_first_and_says_what_it_does_not_lift(db: None) -> None:

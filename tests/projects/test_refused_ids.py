@@ -118,7 +118,7 @@ def test_an_upload_of_a_refused_id_is_kept_once_that_id_is_accepted(
         assert read_findings() == {("ambiguous", DOUBLED)}
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == {DOUBLED: "kept"}
-    assert "The file name also fits the live project proj_proj_1." in read_reason(cleanup, DOUBLED)
+    assert "The name also fits an existing project: proj_proj_1." in read_reason(cleanup, DOUBLED)
     assert bucket.keys() == {DOUBLED}
 
 

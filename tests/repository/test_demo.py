@@ -80,7 +80,7 @@ def test_once_tells_the_story_and_leaves_no_process(tmp_path: Path) -> None:
     assert notes[r"thumbnails/proj_1/s2/first\tframe.jpg"] == "deleted"
     assert notes["proj_1_x_s1_media.mp4"] == "kept, owner unclear"
     assert notes["proj_1_notes.txt"] == "kept, owner unclear"
-    assert "It could also belong to the live project proj_1_x." in done.stdout
+    assert "The name also fits an existing project: proj_1_x." in done.stdout
     assert "12 found = 10 deleted + 0 already gone + 2 kept + 0 failed" in done.stdout
     assert "All 10 objects of proj_1 are gone." in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 100

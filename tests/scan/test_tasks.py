@@ -52,7 +52,7 @@ def test_a_worker_does_all_of_a_scan_in_one_turn_if_it_can(bucket: Bucket) -> No
     assert tasks.take_part(str(made.pk)) == "complete"
     assert Finding.objects.count() == 1
     assert list_enqueued_ids() == []
-    assert tasks.take_part(str(made.pk)) == "over, or not there any more"
+    assert tasks.take_part(str(made.pk)) == "over or deleted"
 
 
 def test_a_worker_whose_turn_is_over_leaves_the_rest_to_another_task(
@@ -90,7 +90,7 @@ def test_a_worker_waits_for_a_part_for_one_turn_and_no_longer(
 
 
 def test_a_task_of_a_scan_that_is_not_there_does_nothing(db: None) -> None:
-    assert tasks.take_part("00000000-0000-0000-0000-000000000000") == "over, or not there any more"
+    assert tasks.take_part("00000000-0000-0000-0000-000000000000") == "over or deleted"
 
 
 def test_a_scan_that_fails_in_a_worker_is_in_its_log_with_what_to_do(

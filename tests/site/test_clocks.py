@@ -161,7 +161,7 @@ def test_verification_fails_for_a_missing_file_whose_row_has_a_time_to_come(
     bucket.r2.remove(key, bucket.name)
     [cleanup] = requests.request_verification("proj_1")
     assert run_until_idle(cleanup).status == "differs"
-    assert cleanup.items.get().reason.startswith("Tracked, but not in the bucket.")
+    assert cleanup.items.get().reason.startswith("Tracked, but missing from the bucket.")
 
 
 # Uploads and deletions that died meanwhile
@@ -321,7 +321,7 @@ def test_object_stays_that_may_be_written_after_its_row_was_deleted(
     late(passed)
     cleanup = run_until_idle(Cleanup.objects.get())
     assert read_outcomes(cleanup) == {key: "kept"}
-    assert "may have been written after" in read_reason(cleanup, key)
+    assert "may be newer than the deletion" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
 
 

@@ -484,7 +484,7 @@ def test_cleanup_says_that_it_keeps_a_young_file_without_a_row(
     cleanup = run_until_idle(delete_without_answer(store, NAME))
     assert cleanup.status == "clean_with_kept"
     assert f"{NAME}: cleanup {cleanup.pk} continues" in caplog.text
-    assert "No row says when this file was written" in read_reason(cleanup, NAME)
+    assert "We don't know when this file was written" in read_reason(cleanup, NAME)
     assert cleanup.items.get().owner_evidence == "the application deleted the file"
     assert bucket.keys() == {NAME}
 

@@ -855,7 +855,7 @@ def test_file_stays_with_its_row_when_a_process_died_that_deleted_it(
     assert run_until_idle(cleanup).status == "pending"
     cleanup.make_due()
     assert read_outcomes(run_until_idle(cleanup)) == {NAME: "kept"}
-    assert "names this key again" in read_reason(cleanup, NAME)
+    assert "A new record names this file" in read_reason(cleanup, NAME)
     assert_row_matches_object(bucket, NAME)
 
 

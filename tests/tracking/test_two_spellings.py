@@ -228,7 +228,7 @@ def test_verification_of_a_live_project_does_not_call_an_object_with_two_rows_mi
     track_key(folding, NFC, "proj_2", "assigned")
     folding.put(NFD)
     [verification] = requests.request_verification("proj_1")
-    assert run_until_idle(verification).message == "1 in step, 0 missing, 0 untracked."
+    assert run_until_idle(verification).message == "1 as expected, 0 missing, 0 untracked."
 
 
 def test_verification_of_a_cleanup_sees_an_object_that_is_another_projects_by_now(

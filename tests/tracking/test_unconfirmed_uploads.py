@@ -62,14 +62,14 @@ def test_file_uploaded_under_other_key_formats_stays_with_a_live_project(
     settings.STORAGE_AUDIT = usual | {"KEY_FORMATS": {"new": "{project}/{filename}", **OLD}}
     cleanup = clean_up_project("a")
     assert read_outcomes(cleanup) == {KEY: "kept"}
-    assert "live project a-b. Assign the file to that project" in read_reason(cleanup, KEY)
+    assert "existing project: a-b. Assign the file to that project" in read_reason(cleanup, KEY)
     assert bucket.keys() == {KEY}
 
 
 def test_file_of_an_unconfirmed_upload_stays_with_a_live_project(overwritten: Bucket) -> None:
     cleanup = clean_up_project("a")
     assert read_outcomes(cleanup) == {KEY: "kept"}
-    assert "live project a-b" in read_reason(cleanup, KEY)
+    assert "existing project: a-b" in read_reason(cleanup, KEY)
     assert overwritten.keys() == {KEY}
 
 

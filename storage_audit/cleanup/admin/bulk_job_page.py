@@ -190,10 +190,7 @@ def status_sentences(
     else:
         yield _("Done: each project was looked at.")
     if again := sums.get(Status.RETRYING):
-        text = _(
-            "To be tried again by themselves, as the bucket could not be asked or something"
-            " remains: %d."
-        )
+        text = _("Retried automatically, as the bucket did not answer or files are left: %d.")
         yield text % again.cleanups
     yield from describe_skipped(job)
 

@@ -49,10 +49,12 @@ def upload_kept_reason(tracked: Any) -> str:
     """Why the object stays while an upload is under way: it may store another object."""
     if not tracked.is_being_uploaded:
         return ""
-    return gettext(
-        "An upload to this key was under way when its row was deleted. Track the file, and delete"
-        " that row if it is to go."
-    )
+    text = gettext("An upload to this name was in progress when its record was deleted.")
+    return f"{text} {track_and_delete_advice()}"
+
+
+def track_and_delete_advice() -> str:
+    return gettext("To delete the file, track it, then delete it under “Files”.")
 
 
 def has_unanswered_call() -> Q:

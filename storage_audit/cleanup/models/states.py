@@ -73,7 +73,7 @@ class CleanupStates(models.Model):
         FORCED = "forced", _("force-deletion")
         ORPHANED = "orphaned", _("deletion of leftover files")
         DECLARED = "declared", _("declared deleted")
-        VANISHED = "vanished", _("gone without a signal")
+        VANISHED = "vanished", _("missing, not reported")
         DRY_RUN = "dry_run", _("dry run")
         VERIFY = "verify", _("verification")
         FOLLOW_UP = "follow_up", _("follow-up check")

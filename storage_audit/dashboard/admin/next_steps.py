@@ -174,11 +174,11 @@ def cleanup_step_text(links: Links, cleanup: Cleanup) -> str:
 # Alerts about one cleanup that its status does not show.
 ALERT_ADVICE = {
     Alert.Kind.LOST: gettext_lazy(
-        "A row still names a file that was deleted. Its timeline names the row."
+        "A row still uses a file that was deleted. The timeline names the row."
     ),
     Alert.Kind.OVERDUE: gettext_lazy(
-        "It goes on by itself. Its timeline says what it waits for; if many are overdue, look at"
-        " the worker."
+        "We retry automatically. The timeline says what the cleanup waits for. If many are"
+        " overdue, check the worker."
     ),
 }
 

@@ -30,7 +30,7 @@ SUCCESS_STATUSES = (Status.CLEAN, Status.CLEAN_WITH_KEPT)
 
 class Command(DocumentedCommand):
     help = (
-        "Compares the bucket with the tracked files. For a live project, shows missing and"
+        "Compares the bucket with the tracked files. For an existing project, shows missing and"
         " untracked files. For a deleted project or a deletion ID, shows leftover files. Deletes"
         " nothing. The result is saved as a verification in the admin."
     )

@@ -33,9 +33,8 @@ EVIDENCE_MEANINGS = {
         "The application deleted the project. A cleanup deletes its files."
     ),
     Evidence.VANISHED: gettext_lazy(
-        "The project is gone from the database, but Django reported no deletion. Somebody may have"
-        " used SQL. Its cleanup needs approval: approve it to delete the files, or restore the"
-        " project."
+        "The project is missing from the database, and no deletion was reported. Its cleanup needs"
+        " approval: approve it to delete the files, or restore the project."
     ),
     Evidence.DECLARED: gettext_lazy(
         "A person confirmed that the project is deleted. A cleanup deletes its files."

@@ -15,6 +15,9 @@ RESUME_TEXT = gettext_lazy(
     "You can resume a scan within a day of its start. After an hour without activity it starts"
     " over."
 )
+WAITING_TEXT = gettext_lazy(
+    "It usually starts within a minute. If it does not, check the worker under “Health & alerts”."
+)
 # What its status means for the findings, and what a person does then. Its message comes between.
 NEXT_STEPS = {
     ScanStatus.RUNNING: (
@@ -45,6 +48,8 @@ def explain_scan(scan: BucketScan) -> Answer:
     words = {"files": files, "findings": findings}
     message, steps = [scan.message] if scan.message else [], list(map(str, NEXT_STEPS[status]))
     match status:
+        case ScanStatus.RUNNING if is_waiting(scan):
+            return Answer("busy", _("Waiting for a worker."), [str(WAITING_TEXT), *steps])
         case ScanStatus.RUNNING:
             return Answer("busy", _("Scanning. %s so far.") % files, steps)
         case ScanStatus.STOPPED:
@@ -57,6 +62,11 @@ def explain_scan(scan: BucketScan) -> Answer:
     if special := DRY_RUN_TEXTS if scan.dry_run else PARTIAL_TEXTS if scan.is_partial else ():
         return Answer("quiet", text, list(map(str, special)))
     return Answer("attention", text, steps) if found else Answer("good", text)
+
+
+def is_waiting(scan: BucketScan) -> bool:
+    """Whether no worker has taken it up yet."""
+    return not scan.requests and not BucketScan.objects.leased().filter(pk=scan.pk).exists()
 
 
 def scan_size_text(objects: int, requests: int, length: timedelta | None) -> str:

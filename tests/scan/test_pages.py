@@ -4,6 +4,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from html import unescape
+from uuid import uuid4
 
 import pytest
 from django.contrib import admin
@@ -107,12 +108,21 @@ def test_who_may_not_see_findings_is_led_to_none() -> None:
     ],
 )
 def test_a_scan_begins_with_its_answer_and_says_what_to_do(status: str, answer: str) -> None:
-    scan = create_scan(status=status, listed=2, missing=1, message="It broke\x1b")
+    scan = create_scan(status=status, listed=2, requests=1, missing=1, message="It broke\x1b")
     shown = page_text(superuser_client().get(admin_url("bucketscan", "change", scan.pk)))
     assert f'<h2 id="audit-answer">{answer}</h2>' in shown
     for sentence in scan_text.NEXT_STEPS[BucketScan.Status(status)]:
         assert shown.count(f"<p>{escape(str(sentence))}</p>") == 1
     assert ("<p>It broke\\x1b</p>" in shown) == (status in ("stopped", "failed"))
+
+
+def test_a_scan_waits_until_a_worker_has_taken_a_part_of_it() -> None:
+    with use_origin(Origin("anna")):
+        scan = start_scan(purpose="reconcile")
+    url, client = admin_url("bucketscan", "change", scan.pk), superuser_client()
+    assert ">Waiting for a worker.</h2>" in page_text(client.get(url))
+    assert scan.shards.all().acquire_leases(uuid4(), 1)
+    assert ">Scanning. 0 files checked so far.</h2>" in page_text(client.get(url))
 
 
 def test_a_scan_without_findings_asks_for_nothing_and_shows_no_empty_row() -> None:
@@ -286,7 +296,7 @@ def test_a_scan_that_a_person_began_is_shown_while_it_runs_and_with_what_it_foun
 ) -> None:
     bucket.put("README.txt")
     client = superuser_client()
-    assert "Scanning. 0 files checked so far." in (shown := begin(client))
+    assert ">Waiting for a worker.</h2>" in (shown := begin(client))
     assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
     assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
     assert '<div id="audit-now" data-live>' in shown, "each figure would be read aloud"

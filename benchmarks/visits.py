@@ -56,6 +56,9 @@ VIEWS: dict[str, dict[str, dict[str, str]]] = {
         "failed deletions": {"status__exact": "failed", "trigger__exact": "deleted"},
         "of a project": {"project_id": BIG_PROJECT},
         "search, an id": {"q": "proj_000150"},
+        "search, a deletion ID": {"q": DELETION_ID[:8]},
+        "search, a title": {"q": "Teaser c4ca4238a"},
+        "search, many titles": {"q": "summer"},
         "search, many": {"q": "proj_"},
         "search, none": {"q": "nothing"},
     },
@@ -150,8 +153,8 @@ def edge_views(model: str) -> dict[str, dict[str, str]]:
     pages = admin.site.get_model_admin(django.apps.apps.get_model("storage_audit", model))
     shown: Any = pages.get_changelist_instance(request)
     middle = shown.queryset[shown.queryset.count() // 2]
-    edge = Edge(values=shown.values(middle))
-    return {FIRST: {}, MIDDLE: {"p": shown.signed(edge)}, LAST: {"p": shown.signed(END)}}
+    edge = Edge(values=shown.edge_values(middle))
+    return {FIRST: {}, MIDDLE: {"p": shown.sign_edge(edge)}, LAST: {"p": shown.sign_edge(END)}}
 
 
 def visit_page(client: Any, page: str, url: str, view: str, params: dict[str, str]) -> Visit:

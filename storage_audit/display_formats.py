@@ -18,6 +18,8 @@ from storage_audit.redaction import printable_text
 
 # Of a long list, so many lines.
 MAX_LINES_SHOWN = 20
+# A longer key may be cut in lists, where its end is always shown.
+MAX_UNCUT_CHARS, KEY_END_CHARS = 24, 16
 MAX_PROJECTS_SHOWN = 5
 BYTES_PER_GB = 10**9
 
@@ -36,10 +38,24 @@ def format_key(key: str) -> SafeString:
 
 def format_bucket_key(bucket: str, key: str) -> SafeString:
     """With its bucket, where that is not the one of the settings."""
-    shown = format_key(key)
-    return (
-        shown if bucket == conf().bucket else format_html("{}: {}", printable_text(bucket), shown)
-    )
+    return prepend_bucket(bucket, format_key(key))
+
+
+def format_listed_key(bucket: str, key: str) -> SafeString:
+    """The same in one line of a list, which may cut a long key in its middle. Its text is still the
+    whole key, for people who select it or hear it."""
+    shown = printable_text(key)
+    if len(shown) <= MAX_UNCUT_CHARS:
+        return format_bucket_key(bucket, key)
+    start, end = shown[:-KEY_END_CHARS], shown[-KEY_END_CHARS:]
+    html = '<code class="audit-key audit-long-key" title="{}"><span>{}</span><span>{}</span></code>'
+    return prepend_bucket(bucket, format_html(html, shown, start, end))
+
+
+def prepend_bucket(bucket: str, key: SafeString) -> SafeString:
+    if bucket == conf().bucket:
+        return key
+    return format_html("{}: {}", printable_text(bucket), key)
 
 
 def format_amount(count: int, size: int) -> str:

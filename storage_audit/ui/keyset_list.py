@@ -6,6 +6,7 @@ the sort values of the row at its edge. It is signed, so only our own links work
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -23,6 +24,7 @@ from django.utils.translation import gettext_lazy
 
 from storage_audit.bucket.listing import is_storable
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_time
 from storage_audit.fields import ALL_BUCKETS, distinct_buckets
 from storage_audit.redaction import printable_text
 
@@ -73,6 +75,12 @@ class KeysetChangeList(ChangeList):
     """A list that is edited in place, or sorted by a nullable column, works as in Django."""
 
     model_admin: Any  # an AuditAdmin, which imports this module
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.opts.app_label == "storage_audit":
+            for name in ("list_display", "list_display_links", "sortable_by"):
+                setattr(self, name, with_time_columns(self.opts, getattr(self, name)))
 
     def get_queryset(
         self, request: HttpRequest, exclude_parameters: list[str | None] | None = None
@@ -171,6 +179,41 @@ class KeysetChangeList(ChangeList):
         if self.sortable_by is None or field_name in self.sortable_by:
             return super().get_ordering_field(field_name)
         return None
+
+
+def with_time_columns(opts: Any, names: Sequence[Any] | None) -> list[Any] | None:
+    """The columns of a list, with times as all our pages write them. A site's own models keep the
+    format of the site."""
+    if names is None:
+        return None
+    fields = {field.name: field for field in opts.concrete_fields}
+    return [
+        TimeColumn(fields[name]) if isinstance(fields.get(name), models.DateTimeField) else name
+        for name in names
+    ]
+
+
+@dataclass(frozen=True)
+class TimeColumn:
+    """A column that Django takes for a function of the admin."""
+
+    field: "models.Field[Any, Any]"
+
+    def __call__(self, row: models.Model) -> Any:
+        moment = getattr(row, self.field.name)
+        return moment and format_time(moment)
+
+    @property
+    def __name__(self) -> str:
+        return self.field.name
+
+    @property
+    def short_description(self) -> Any:
+        return self.field.verbose_name
+
+    @property
+    def admin_order_field(self) -> str:
+        return self.field.name
 
 
 def sort_columns(rows: QuerySet[Any]) -> list[SortColumn]:

@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 import pytest
 from django.apps import apps
+from django.contrib import admin
 from django.contrib.auth.models import User
 from django.core import signing
 from django.db import connection
 from django.db.models import Model
-from django.test import Client
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
@@ -22,7 +23,7 @@ from pytest_django import Settings
 from storage_audit.alerts import alert_text
 from storage_audit.alerts.models import Alert
 from storage_audit.api.models import ApiToken
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.doctor.models import HealthReport
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
@@ -428,6 +429,34 @@ def test_filtered_columns_refuse_lookups_that_their_filters_have_not(db: None) -
 )
 def test_list_is_filtered_as_our_links_ask(db: None, model: str, query: dict[str, str]) -> None:
     assert superuser_client().get(admin_url(model), query).status_code == 200
+
+
+class UserList(AuditAdmin[User]):
+    list_display = ("username", "date_joined")
+
+
+@pytest.mark.parametrize("model", ["project", "bulkjob"])
+def test_times_are_written_as_on_all_pages_and_columns_still_sort(db: None, model: str) -> None:
+    moment = datetime(2026, 3, 5, 20, 49, 7, tzinfo=UTC)
+    Project.objects.create(pk="proj_1", created_at=moment)
+    job = BulkJob.objects.request("verify", ["proj_1"])
+    BulkJob.objects.filter(pk=job.pk).update(created_at=moment)
+    client = superuser_client()
+    shown = page_text(client.get(admin_url(model)))
+    assert 'title="5 Mar 2026, 20:49:07 UTC">5 Mar 2026, 20:49 UTC</time>' in shown
+    assert "p.m." not in shown
+    [column] = re.findall(r'<th scope="col" class="[^"]*column-created_at.*?</th>', shown)
+    sorting = link(column, "(?:Created|Requested)")
+    assert sorting and client.get(admin_url(model) + sorting).status_code == 200
+    if model == "bulkjob":
+        assert f'href="{admin_url("bulkjob", "change", job.pk)}' in shown, "its first column"
+
+
+def test_times_of_a_sites_own_model_keep_the_format_of_the_site(db: None) -> None:
+    request = RequestFactory().get("/")
+    request.user = User.objects.create_superuser("anna")
+    shown = UserList(User, admin.site).get_changelist_instance(request).list_display
+    assert list(shown)[-1] == "date_joined"
 
 
 def test_list_with_dates_is_filtered_by_them(db: None, monkeypatch: pytest.MonkeyPatch) -> None:

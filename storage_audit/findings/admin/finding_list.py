@@ -23,8 +23,8 @@ from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.display_formats import (
     Answer,
-    format_bucket_key,
     format_key_list,
+    format_listed_key,
     format_utc,
 )
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many
@@ -137,7 +137,7 @@ class FindingAdmin(ObjectPageAdmin[Finding], ReadOnlyAdmin[Finding], ConfirmingA
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def key_and_evidence(self, finding: Finding) -> SafeString:
         evidence = printable_text(finding.evidence)
-        key = format_bucket_key(finding.bucket, finding.key)
+        key = format_listed_key(finding.bucket, finding.key)
         return format_html('{}<br><span class="quiet">{}</span>', key, evidence)
 
     @admin.display(description=gettext_lazy("why it is there"))

@@ -19,8 +19,8 @@ from storage_audit.cleanup.changing_objects import exclude_in_hand
 from storage_audit.display_formats import (
     Answer,
     format_amount,
-    format_bucket_key,
     format_key_list,
+    format_listed_key,
 )
 from storage_audit.models import R2Object, R2ObjectQuerySet
 from storage_audit.redaction import printable_text
@@ -74,7 +74,7 @@ class R2ObjectAdmin(ObjectPageAdmin[R2Object], DeletingAdmin[R2Object]):
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def display_key(self, row: R2Object) -> SafeString:
-        return format_bucket_key(row.bucket, row.key)
+        return format_listed_key(row.bucket, row.key)
 
     @admin.display(description=gettext_lazy("why it is there"))
     def reason_link(self, row: R2Object) -> SafeString:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
+from time import sleep
 from typing import Any, Literal
 from unicodedata import normalize
 from urllib.parse import unquote
@@ -53,6 +54,7 @@ from tests.faults.matching import (
     is_delete_batch,
     is_delete_single,
     is_listing,
+    is_listing_at,
     is_listing_under,
     is_marker,
     is_uploads_listing,
@@ -71,6 +73,8 @@ from tests.faults.pages import (
 )
 from tests.faults.proxy import RESET_REPLY, FaultyStore, Forward, Request, Rule
 from tests.promises import (
+    FLAT_KEY,
+    HIERARCHICAL_KEY,
     Status,
     act_before_batch,
     check_promises,
@@ -581,6 +585,29 @@ def test_proof_that_takes_long_shows_all_the_same_what_is_gone(
     monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", -1.0)
     assert read_outcomes(clean_up_project("proj_1")) == {"odd/1": "already_gone"}
     check_promises(bucket)
+
+
+def test_recheck_is_as_old_as_the_first_of_its_look_ups_that_are_made_at_once(
+    bucket: Bucket, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One answers at once, and the other so late that neither counts any more."""
+    create_projects("proj_1")
+    bucket.put(FLAT_KEY, HIERARCHICAL_KEY)
+    monkeypatch.setattr(delete_pipeline, "RECHECK_VALID_SECONDS", 2.0)
+    store.rules.append(rule_for(is_listing_at(FLAT_KEY), answer_after(3.0), times=1))
+    assert clean_up_project("proj_1").status == Status.CLEAN
+    sent = next(n for n, request in enumerate(store.requests) if is_delete_batch(request))
+    looks = [request for request in list(store.requests)[:sent] if is_listing_under("")(request)]
+    assert sum(map(is_listing_at(FLAT_KEY), looks)) > 1
+    check_promises(bucket)
+
+
+def answer_after(seconds: float) -> Rule:
+    def rule(request: Request, forward: Forward) -> Reply:
+        sleep(seconds)
+        return forward()
+
+    return rule
 
 
 def test_slow_proofs_make_smaller_batches(

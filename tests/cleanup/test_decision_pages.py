@@ -195,7 +195,7 @@ def test_page_of_a_known_project_links_to_undo_while_that_is_possible(held: Clea
     page = admin_url("knownproject", "change", "proj_1")
     undo = reverse("admin:storage_audit_undo_deletion", args=[held.pk])
     client = superuser_client()
-    assert f'<a href="{undo}">Undo deletion</a>' in page_text(client.get(page))
+    assert f'<a class="button" href="{undo}">Undo deletion</a>' in page_text(client.get(page))
     assert undo not in page_text(staff_client("view_knownproject").get(page))
     Cleanup.objects.update(first_request_at=timezone.now())
     assert undo not in page_text(client.get(page))

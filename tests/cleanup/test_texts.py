@@ -15,7 +15,7 @@ from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings import finding_text
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.models import KnownProject, Project, R2Object
-from storage_audit.projects.admin.known_projects import EVIDENCE_MEANINGS
+from storage_audit.projects.admin.known_projects import ANSWERS, EVIDENCE_MEANINGS
 from storage_audit.scan import scan_text
 from storage_audit.scan.models import BucketScan
 from storage_audit.tracking.file_text import STATE_TEXTS
@@ -36,6 +36,7 @@ State = Finding.State
         (scan_text.NEXT_STEPS, BucketScan.Status),
         (STATE_TEXTS, R2Object.State),
         (EVIDENCE_MEANINGS, KnownProject.Evidence),
+        (ANSWERS, KnownProject.Evidence),
     ],
 )
 def test_every_member_has_its_sentence(
@@ -140,7 +141,8 @@ def test_a_row_says_whether_its_project_exists(project_id: str, owner: str) -> N
 def test_a_known_id_says_what_its_evidence_means(evidence: KnownProject.Evidence) -> None:
     KnownProject.objects.create(pk="proj-1", evidence=evidence)
     shown = page_text(superuser_client().get(admin_url("knownproject", "change", "proj-1")))
-    assert escape(str(EVIDENCE_MEANINGS[evidence])) in shown
+    assert f'<h2 id="audit-answer">{ANSWERS[evidence][1]}</h2>' in shown
+    assert shown.count(f"<p>{escape(str(EVIDENCE_MEANINGS[evidence]))}</p>") == 1
 
 
 # Cleanups

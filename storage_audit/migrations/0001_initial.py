@@ -445,7 +445,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "verbose_name": "bulk job",
-                "verbose_name_plural": "jobs",
+                "verbose_name_plural": "bulk jobs",
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(

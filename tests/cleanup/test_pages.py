@@ -101,8 +101,11 @@ def test_search_by_a_deletion_id_reads_indexes_only(db: None) -> None:
 
 
 def test_list_links_to_the_bulk_jobs(db: None) -> None:
-    shown = page_text(staff_client().get(admin_url("cleanup")))
-    assert f'<a href="{admin_url("bulkjob")}">Bulk jobs</a>' in shown
+    client = staff_client()
+    assert f'<a href="{admin_url("bulkjob")}">Bulk jobs</a>' in page_text(
+        client.get(admin_url("cleanup"))
+    )
+    assert "<title>Bulk jobs |" in page_text(client.get(admin_url("bulkjob")))
 
 
 ANSWERS = {

@@ -96,7 +96,7 @@ class BulkJob(models.Model):
 
     class Meta:
         verbose_name = _("bulk job")
-        verbose_name_plural = _("jobs")
+        verbose_name_plural = _("bulk jobs")
         constraints = [
             models.CheckConstraint(
                 condition=Q(action__in=["dry_run", "verify", "delete", "force", "undo"]),

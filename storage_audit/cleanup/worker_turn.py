@@ -89,10 +89,10 @@ class Turn:
     # wrangler was seen to use the same bucket as we do.
     is_wrangler_checked: bool = False
     # When the lease was renewed last for the sake of a request under way.
-    lease_kept_at: float = field(default_factory=monotonic_seconds)
+    lease_kept_at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.marker_seen_at = self.read_clock()
+        self.marker_seen_at, self.lease_kept_at = self.read_clock(), monotonic_seconds()
 
     @classmethod
     def start(cls, cleanup: Cleanup) -> "Turn":

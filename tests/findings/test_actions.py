@@ -22,6 +22,7 @@ from storage_audit.cleanup import (
     delete_pipeline,
     open_decisions,
     requests,
+    sighted_listing,
     worker_turn,
 )
 from storage_audit.cleanup.kind_policies import policy_of
@@ -714,7 +715,7 @@ def test_trouble_of_the_store_deletes_nothing_and_resolves_nothing(
         raise InvalidResponse("out of order")
 
     with monkeypatch.context() as patch:
-        patch.setattr(listing, "find_keys", broken)
+        patch.setattr(sighted_listing, "find_keys", broken)
         cleanup = delete_orphans(found)
     assert (cleanup.status, bucket.keys()) == (Status.RETRYING, {KEY})
     assert read_states() == {KEY: "open"}

@@ -4,6 +4,7 @@ and what follows."""
 import csv
 from datetime import timedelta
 from html import unescape
+from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -13,6 +14,8 @@ from django.urls import reverse
 from django.utils import timezone
 from pytest_django.fixtures import Settings
 
+from storage_audit.alerts import alert_rules, alert_text
+from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import cleanup_text, runner
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.models import Cleanup
@@ -125,6 +128,26 @@ def test_approval_says_whether_a_hold_follows_and_whether_it_can_be_undone(
         assert ("when the hold ends, on" in shown) == (hold != "none")
         assert ("You can undo the deletion until then." in shown) == (hold == "held")
     assert ("You can't undo this." in asked) == (hold == "none")
+
+
+def test_alerts_link_leads_to_who_what_and_how_much_and_two_clicks_approve(
+    bucket: Bucket, settings: Settings
+) -> None:
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "LIMIT_OBJECTS": 2, "LIMIT_SHARE": 0.01}
+    create_projects("proj_1")
+    put_files(bucket, 3)
+    cleanup = delete_held()
+    Cleanup.objects.update(requested_by="vera")
+    alert_rules.update_alerts()
+    client = superuser_client()
+    page = page_text(client.get(urlsplit(alert_text.alert_url(Alert.objects.get())).path))
+    assert "Requested by vera" in page and "This would delete 3 files" in page
+    # One click asks, and the second approves.
+    assert 'value="Approve: delete 3 files' in page
+    assert 'value="Delete 3 files' in run_action(client, "cleanup", "force_delete", cleanup.pk)
+    confirm_action(client, "cleanup", "force_delete", cleanup.pk)
+    cleanup.refresh_from_db()
+    assert (cleanup.status, cleanup.limits_waived_by) == (Status.PENDING, "anna")
 
 
 def test_clean_cleanup_with_kept_files_says_that_nothing_has_to_be_done(db: None) -> None:

@@ -46,9 +46,3 @@ class ProblemDetails(Schema):
     instance: str = Field(description="The path of the request.")
     deletion_id: UUID | None = None
     errors: list[dict[str, Any]] = Field([], description="Each invalid value, and why.")
-
-
-def first_rows(rows: Any, limit: int) -> tuple[list[Any], bool]:
-    """So many rows, and whether there are more."""
-    found = list(rows[: limit + 1])
-    return found[:limit], len(found) > limit

@@ -8,7 +8,6 @@ from uuid import UUID
 
 from django.contrib.admin.models import CHANGE
 from django.db import transaction
-from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -17,9 +16,10 @@ from ninja import Field, Query, Router, Schema, Status
 
 from storage_audit.api import auth
 from storage_audit.api.auth import require_permission
+from storage_audit.api.cursor_pages import page_newest_first, page_oldest_first
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS
-from storage_audit.api.schemas import NOT_GIVEN, Limit, StrictSchema, Text, first_rows
+from storage_audit.api.schemas import NOT_GIVEN, Limit, StrictSchema, Text
 from storage_audit.cleanup import end_deletions, pause_deletions, requests
 from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
@@ -255,19 +255,15 @@ def list_deletions(
     """Newest first, with verifications and dry runs. `cursor` is the `next_cursor` of the previous
     page. Needs the permission view_cleanup."""
     require_permission(request, VIEW_PERMISSION)
-    chosen = Cleanup.objects.order_by("-created_at", "-pk")
+    chosen = Cleanup.objects.all()
     if status:
         chosen = chosen.filter(status=status)
     if project:
         chosen = chosen.filter(project_id=project)
-    if cursor:
-        last = get_object_or_404(Cleanup, pk=cursor)
-        same = Q(created_at=last.created_at, pk__lt=last.pk)
-        chosen = chosen.filter(Q(created_at__lt=last.created_at) | same)
-    page, more = first_rows(chosen, limit)
+    page, next_cursor = page_newest_first(chosen, "created_at", cursor, limit)
     return DeletionPage(
         items=[Deletion(**deletion_fields(each)) for each in page],
-        next_cursor=page[-1].pk if more else None,
+        next_cursor=next_cursor,
         paused=describe_pause(pause) if (pause := pause_deletions.find_pause()) else None,
     )
 
@@ -352,10 +348,10 @@ def list_items(
     permission view_cleanup."""
     require_permission(request, VIEW_PERMISSION)
     cleanup = get_object_or_404(Cleanup, pk=deletion_id)
-    page, more = first_rows(cleanup.items.filter(pk__gt=cursor).order_by("pk"), limit)
+    page, next_cursor = page_oldest_first(cleanup.items.all(), cursor, limit)
     return ItemPage(
         items=[Item(**{name: getattr(row, name) for name in Item.model_fields}) for row in page],
-        next_cursor=page[-1].pk if more else None,
+        next_cursor=next_cursor,
     )
 
 

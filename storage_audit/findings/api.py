@@ -15,17 +15,10 @@ from pydantic import ConfigDict, StrictBool, model_validator
 
 from storage_audit.api import auth
 from storage_audit.api.auth import require_permission
+from storage_audit.api.cursor_pages import page_oldest_first
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS, Problem
-from storage_audit.api.schemas import (
-    NOT_GIVEN,
-    Limit,
-    Number,
-    StrictSchema,
-    Text,
-    enum_schema,
-    first_rows,
-)
+from storage_audit.api.schemas import NOT_GIVEN, Limit, Number, StrictSchema, Text, enum_schema
 from storage_audit.cleanup.api import DeletionLink, status_url
 from storage_audit.cleanup.requests import enqueue_on_commit
 from storage_audit.concurrency import acquire_slot
@@ -156,11 +149,10 @@ def list_findings(
     """Oldest first, in all states. `cursor` is the `next_cursor` of the previous page. Needs the
     permission view_finding."""
     require_permission(request, VIEW_FINDING)
-    found = filter_findings(kind, prefix, project).filter(pk__gt=cursor).order_by("pk")
-    page, more = first_rows(found.filter(state=state) if state else found, limit)
-    return FindingPage(
-        items=[finding_details(each) for each in page], next_cursor=page[-1].pk if more else None
-    )
+    found = filter_findings(kind, prefix, project)
+    found = found.filter(state=state) if state else found
+    page, next_cursor = page_oldest_first(found, cursor, limit)
+    return FindingPage(items=[finding_details(each) for each in page], next_cursor=next_cursor)
 
 
 @router.get("/{finding_id}", response={200: FindingDetails, **problem_responses(404)})

@@ -6,7 +6,6 @@ from uuid import UUID
 
 from django.contrib.admin.models import ADDITION, CHANGE
 from django.db import transaction
-from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404
 from django.urls import reverse
@@ -17,17 +16,10 @@ from pydantic import ConfigDict, StrictBool, model_validator
 
 from storage_audit.api import auth
 from storage_audit.api.auth import require_permission
+from storage_audit.api.cursor_pages import page_newest_first
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS, Problem
-from storage_audit.api.schemas import (
-    NOT_GIVEN,
-    Limit,
-    Number,
-    StrictSchema,
-    Text,
-    enum_schema,
-    first_rows,
-)
+from storage_audit.api.schemas import NOT_GIVEN, Limit, Number, StrictSchema, Text, enum_schema
 from storage_audit.conf import conf
 from storage_audit.findings.models import Kind
 from storage_audit.ownership.ownership_rule import get_key_formats
@@ -139,14 +131,8 @@ def list_scans(
     require_permission(request, VIEW_SCAN)
     wanted = {"purpose": purpose, "status": status}
     found = BucketScan.objects.filter(**{name: each for name, each in wanted.items() if each})
-    if cursor:
-        last = get_object_or_404(BucketScan, pk=cursor)
-        same = Q(started_at=last.started_at, pk__lt=last.pk)
-        found = found.filter(Q(started_at__lt=last.started_at) | same)
-    page, more = first_rows(found.order_by("-started_at", "-pk"), limit)
-    return ScanPage(
-        items=[scan_details(each) for each in page], next_cursor=page[-1].pk if more else None
-    )
+    page, next_cursor = page_newest_first(found, "started_at", cursor, limit)
+    return ScanPage(items=[scan_details(each) for each in page], next_cursor=next_cursor)
 
 
 @router.get("/{scan_id}", response={200: Scan, **problem_responses(404)})

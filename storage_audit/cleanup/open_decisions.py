@@ -140,9 +140,8 @@ def find_untracked(
             owners[key].add(owner or "")
     alive = living_projects(chain.from_iterable(owners.values())) if owners else set[str]()
     text = _(
-        "Kept: a deleted record named an existing project for this file: %s. The file may be newer"
-        " than that record. Assign the file to a project. To delete it, delete it under “Files”"
-        " after that."
+        "Kept: a deleted record named an existing project: %s. The file may be newer than that"
+        " record. Assign the file to a project. To delete it, delete it under “Files” after that."
     )
     return {
         key: text % shorten_list(sorted(names & alive))

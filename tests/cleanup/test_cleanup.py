@@ -233,7 +233,7 @@ def test_upload_under_way_keeps_its_object(bucket: Bucket) -> None:
     R2Object.objects.update(state="uploading")
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.CLEAN_WITH_KEPT
-    assert "under way" in read_reason(cleanup, key)
+    assert "in progress" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
     assert R2Object.objects.get().state == "uploading"
     R2Object.objects.update(state="stored")
@@ -463,7 +463,7 @@ def test_same_content_written_again_since_its_row_was_written_stays(bucket: Buck
     R2Object.objects.update(last_modified=timezone.now() - timedelta(hours=1))
     cleanup = delete_rows(key=key)
     assert read_outcomes(cleanup) == {key: "kept"}
-    assert "written again" in read_reason(cleanup, key)
+    assert "uploaded again" in read_reason(cleanup, key)
     assert bucket.keys() == {key}
 
 

@@ -104,7 +104,7 @@ def test_second_delete_says_that_a_person_keeps_the_files(held: Cleanup, bucket:
     decide(held, "cancel")
     come = client_with_token()
     again = read_json(come.request("DELETE", "/projects/proj_1"), 202)
-    assert "its files stay" in again["message"]
+    assert "its files are kept" in again["message"]
     answer = come.request("DELETE", "/projects/proj_1?erase=now&reason=asked")
     assert_problem(answer, 409, "wrong-state")
     assert len(bucket.keys()) == 3
@@ -121,7 +121,7 @@ def test_second_delete_speeds_nothing_up(held: Cleanup, bucket: Bucket) -> None:
     come = client_with_token()
     again = read_json(come.request("DELETE", "/projects/proj_1"), 202)
     assert again["deletion_id"] == str(held.pk)
-    assert "can be undone" in again["message"]
+    assert "you can undo the deletion" in again["message"]
     assert run_until_idle(held).is_held()
     assert len(bucket.keys()) == 3
 

@@ -140,7 +140,7 @@ def test_upload_in_flight_while_its_project_is_deleted_stays_until_a_follow_up(
         may_end.set()
     assert of_project(bucket) == {LATE}
     # It may have stored the file at any moment, and tell it later.
-    told = "appeared after the plan" if finishes == "before the batch" else "is under way"
+    told = "appeared after the plan" if finishes == "before the batch" else "is in progress"
     assert read_outcomes(cleanup)[LATE] == "kept" and told in read_reason(cleanup, LATE)
     assert R2Object.objects.get(key=LATE).state == R2Object.State.STORED
     found = run_follow_up(cleanup)

@@ -426,7 +426,7 @@ def test_a_mode_decides_what_is_found(bucket: Bucket) -> None:
 def test_a_live_project_is_to_be_deleted_first(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     problem = assert_problem(cleaned("s3"), 409, "project-exists")
-    assert "Delete it" in problem["detail"]
+    assert "Delete the project" in problem["detail"]
     assert not Cleanup.objects.exists() and not LogEntry.objects.exists()
 
 

@@ -428,7 +428,10 @@ STAYS: dict[str, tuple[Callable[[Bucket], object], str]] = {
     "a row of a live project": (upload_for_a_live_one, "existing project: proj_1"),
     "other content": (lambda bucket: bucket.put(KEY, body=b"other"), "overwritten"),
     "the same content": (lambda bucket: bucket.put(KEY), "overwritten"),
-    "an upload": (lambda bucket: track_key(bucket, KEY, "proj_9", state="uploading"), "under way"),
+    "an upload": (
+        lambda bucket: track_key(bucket, KEY, "proj_9", state="uploading"),
+        "in progress",
+    ),
 }
 each_change = pytest.mark.parametrize("change", STAYS)
 

@@ -156,7 +156,7 @@ def test_upload_under_way_at_any_spelling_keeps_the_object(
     act_before_batch(monkeypatch, lambda: track_key(folding, other, "proj_1", state="uploading"))
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == {NFD: "kept"}
-    assert "under way" in read_reason(cleanup, NFD)
+    assert "in progress" in read_reason(cleanup, NFD)
 
 
 @each_order

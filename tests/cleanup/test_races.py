@@ -308,7 +308,7 @@ def test_file_of_a_look_alike_that_is_not_yet_committed_stays_until_an_hour_is_o
     with commit_timeout(hours=1):
         cleanup = clean_up_project("proj_a")
     assert read_outcomes(cleanup) == {AMBIGUOUS: "kept"}
-    assert "may be new" in read_reason(cleanup, AMBIGUOUS)
+    assert "the file is new" in read_reason(cleanup, AMBIGUOUS)
     if committed:
         create_projects("proj_a_b")
     with commit_timeout(hours=0):

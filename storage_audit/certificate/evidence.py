@@ -170,19 +170,19 @@ def cleanup_totals(cleanup: Cleanup) -> dict[str, dict[str, int]]:
 
 
 def complete_listings(cleanup: Cleanup) -> list[tuple[datetime, Facts]]:
-    """The complete listings of all ranges, and when each was judged. Older ones have no beginning,
-    as that was not recorded."""
-    looks = cleanup.events.filter(step="verify").order_by("at", "pk")
+    """The complete listings of all ranges, and when each was judged."""
+    # Other events of this step, such as a second check that waits, are not of a listing.
+    ended = cleanup.events.filter(step="verify", data__has_key="ended").order_by("at", "pk")
     return [
         (
-            look.at,
+            event.at,
             {
-                "began": look.data.get("began"),
-                "ended": look.data.get("ended", plain_value(look.at)),
-                "result": look.message,
+                "began": event.data["began"],
+                "ended": event.data["ended"],
+                "result": event.message,
             },
         )
-        for look in looks
+        for event in ended
     ]
 
 

@@ -269,9 +269,12 @@ def make_plan(work: Turn) -> None:
 def end_empty_follow_up(cleanup: Cleanup) -> None:
     """There is nothing to delete. A follow-up check lists as a verification does, so listing again
     would show no more."""
+    assert cleanup.started_at
+    times = {"began": cleanup.started_at.isoformat(), "ended": timezone.now().isoformat()}
+    text = _("Listed the bucket to the end: nothing is left.")
     with transaction.atomic():
         cleanup.renew(step=Step.VERIFY, position=Position(is_settled=True))
-        cleanup.record("verify", _("Every range was listed to its end: nothing is left."))
+        cleanup.record("verify", text, **times)
 
 
 def plan_after_hold(work: Turn) -> None:

@@ -98,7 +98,8 @@ def made(**values: Any) -> Cleanup:
             outcome=outcome,
             found_in="listed",
         )
-    cleanup.record("verify", "3 gone")
+    now = timezone.now().isoformat()
+    cleanup.record("verify", "3 gone", began=now, ended=now)
     return cleanup
 
 
@@ -212,11 +213,24 @@ def test_what_stays_has_its_reason_and_is_not_called_gone(
 def test_object_deleted_at_the_second_attempt_is_proved_gone_by_the_second_listing(
     certified: Cleanup, file: Callable[..., Path]
 ) -> None:
-    certified.record("verify", "the rest")
+    certified.record("verify", "Checking again in a minute.")
+    now = timezone.now().isoformat()
+    certified.record("verify", "the rest", began=now, ended=now)
     certified.items.filter(key=TWO).update(changed_at=certified.events.latest("at").at)
     head, items = loaded(file(certified))
     assert [listing["result"] for listing in head["listings"]] == ["3 gone", "the rest"]
     assert (items[ONE]["listing"], items[TWO]["listing"]) == (1, 2)
+
+
+def test_follow_up_check_that_finds_nothing_says_when_it_listed_the_bucket(
+    cleaned: Cleanup, file: Callable[..., Path]
+) -> None:
+    check = run_follow_up(cleaned)
+    assert check.finished_at
+    [listing] = loaded(file(check))[0]["listings"]
+    began, ended = (datetime.fromisoformat(listing[name]) for name in ("began", "ended"))
+    assert (began, ended <= check.finished_at) == (check.started_at, True)
+    assert check.planned_at and began < check.planned_at <= ended
 
 
 def test_certificate_has_later_checks_and_the_cloudflare_crosscheck(

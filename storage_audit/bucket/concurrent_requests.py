@@ -6,7 +6,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import inf
-from threading import BoundedSemaphore, Event
+from threading import BoundedSemaphore, Event, Lock
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -37,6 +37,8 @@ class Gate:
         self.closed = Event()
         self.first_failure = inf
         self.open_at = 0.0
+        # Held to change one of the two above.
+        self.lock = Lock()
 
     def pass_through(self, index: int) -> None:
         """Wait while the store wants a pause. Raises NotSent if the job of this index, or all, are
@@ -77,7 +79,8 @@ def note_pause(seconds: float) -> None:
     """The store asked for a pause: all jobs that run beside this one wait for it too."""
     if passing := _gate.get():
         gate, _index = passing
-        gate.open_at = max(gate.open_at, monotonic() + seconds)
+        with gate.lock:
+            gate.open_at = max(gate.open_at, monotonic() + seconds)
 
 
 @contextmanager
@@ -106,7 +109,8 @@ def run_at_once(
             with _take_turn(gate, index) as kept:
                 return jobs[index](kept)
         except BaseException:
-            gate.first_failure = min(gate.first_failure, index)
+            with gate.lock:
+                gate.first_failure = min(gate.first_failure, index)
             raise
 
     width = max(1, min(len(jobs), MAX_CONNECTIONS))
@@ -138,11 +142,11 @@ def _collect(ended: Sequence[Future[T]]) -> tuple[list[T], StoreError | None]:
 
 def _worst(errors: Sequence[StoreError]) -> StoreError | None:
     """With the longest pause that the store asked for."""
-    told = [error for error in errors if not isinstance(error, NotSent)] or list(errors)
-    if not told:
+    failures = [error for error in errors if not isinstance(error, NotSent)] or list(errors)
+    if not failures:
         return None
-    worst = max(told, key=_severity)
-    worst.retry_after = max(error.retry_after for error in told)
+    worst = max(failures, key=_severity)
+    worst.retry_after = max(error.retry_after for error in failures)
     return worst
 
 

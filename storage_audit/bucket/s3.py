@@ -180,7 +180,7 @@ def count_attempt(event_name: str, context: dict[str, Any], **kwargs: Any) -> No
 
 
 def note_pause(parsed_response: dict[str, Any] | None, **kwargs: Any) -> None:
-    """Have what is asked at the same time wait too when the store asks for a pause."""
+    """When the store asks for a pause, the requests beside this one wait too."""
     answer = (parsed_response or {}).get("ResponseMetadata", {})
     if answer.get("HTTPStatusCode") in (429, 503) and (seconds := retry_after(answer)):
         concurrent_requests.note_pause(seconds)

@@ -104,7 +104,7 @@ def list_with_witness(
         except Reconnected as error:
             broken = error
     served = kept.served[start:]
-    if len(set(served)) < len(served):
+    if not served or len(set(served)) < len(served):
         raise broken
     return run_with_witness(job, Witness(kept, see_marker, is_lenient=True))
 

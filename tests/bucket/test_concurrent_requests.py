@@ -21,40 +21,34 @@ def listing_of(bucket: Bucket, prefix: str) -> Callable[[KeptConnection], int]:
     return lambda kept: len(s3.list_page(bucket.name, prefix).objects)
 
 
+class CountingJob:
+    """Counts how many of it run at the same time."""
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+        self.lock = Lock()
+
+    def __call__(self, kept: KeptConnection) -> None:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        sleep(0.03)
+        with self.lock:
+            self.running -= 1
+
+
 def test_no_more_than_so_many_run_at_once() -> None:
-    running, most, lock = 0, 0, Lock()
-
-    def job(kept: KeptConnection) -> int:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        sleep(0.01)
-        with lock:
-            running -= 1
-        return most
-
-    outer: list[Callable[[KeptConnection], int]] = [job] * (3 * MAX_CONNECTIONS)
-    results, trouble = run_at_once(outer)
+    job = CountingJob()
+    results, trouble = run_at_once([job] * (3 * MAX_CONNECTIONS))
     assert len(results) == 3 * MAX_CONNECTIONS and trouble is None
-    assert 1 < most <= MAX_CONNECTIONS
+    assert 1 < job.most <= MAX_CONNECTIONS
 
 
 def test_all_callers_share_the_slots() -> None:
-    running, most, lock = 0, 0, Lock()
-
-    def job(kept: KeptConnection) -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        sleep(0.05)
-        with lock:
-            running -= 1
-
+    job = CountingJob()
     with ThreadPoolExecutor(2) as callers:
         list(callers.map(run_at_once, [[job] * MAX_CONNECTIONS] * 2))
-    assert most <= MAX_CONNECTIONS
+    assert job.most <= MAX_CONNECTIONS
 
 
 def test_each_keeps_a_connection_of_its_own(bucket: Bucket, store: FaultyStore) -> None:

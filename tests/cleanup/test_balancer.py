@@ -267,3 +267,9 @@ def test_connection_that_breaks_again_and_again_proves_nothing() -> None:
 
     with pytest.raises(Reconnected):
         sighted_listing.list_with_witness(job, fake.see_marker, fake.kept)
+
+
+def test_connections_that_were_not_numbered_prove_nothing() -> None:
+    kept = KeptConnection()
+    with pytest.raises(Reconnected):
+        sighted_listing.list_with_witness(lambda witness: witness.note_page(), lambda: None, kept)

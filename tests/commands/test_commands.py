@@ -399,7 +399,7 @@ def test_a_dry_run_of_a_live_project_says_how_to_go_on(bucket: Bucket) -> None:
 def test_verify_of_a_live_project_in_step_exits_with_0(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     assert run_command("verify_cleanup", "proj_1") == (
-        "proj_1 in bucket tests: 1 in step, 0 missing, 0 untracked.\n",
+        "proj_1 in bucket tests: 1 as expected, 0 missing, 0 untracked.\n",
         "",
         0,
     )

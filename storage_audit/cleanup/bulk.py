@@ -268,7 +268,7 @@ def group_deletions(cleanups: Sequence[Cleanup]) -> BulkJob:
 
 
 def list_projects(cleanups: Iterable[Cleanup]) -> list[str]:
-    return list(dict.fromkeys(each.project_id for each in cleanups if each.project_id))
+    return sorted({each.project_id for each in cleanups if each.project_id})
 
 
 def request_undo(cleanups: CleanupQuerySet, permissions: list[str], reason: str) -> BulkJob:

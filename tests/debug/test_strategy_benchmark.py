@@ -128,7 +128,7 @@ def test_what_a_strategy_leaves_is_counted_and_then_cleaned_up(
     out, err, code = run_command(*arguments)
     assert (code, err.splitlines()[-1][:12]) == (1, "CommandError")
     assert re.search(r"^sequential .* [1-9]\d* +0\.000\d{3} +2  ID$", out, re.MULTILINE), out
-    assert "sequential: retrying. 2 objects remain" in out
+    assert "sequential: retrying. 2 files are left" in out
     assert "sequential: the files it left were then deleted by cleanup ID: clean" in out
 
 

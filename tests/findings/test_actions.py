@@ -473,7 +473,7 @@ def test_a_key_that_can_be_of_two_deleted_projects_by_now_stays(
     record_deleted_projects("proj_1")
     act_before_batch(monkeypatch, lambda: record_deleted_projects("proj_1_x"))
     cleanup = delete_orphans(create_orphans(bucket, key, project_id="proj_1"))
-    assert read_reason(cleanup, key) == "No longer a leftover file, but: unclear owner."
+    assert read_reason(cleanup, key) == "No longer a leftover file: unclear owner."
     assert bucket.keys() == {key}
 
 

@@ -142,7 +142,7 @@ def test_upload_stays_once_its_key_has_too_many_possible_owners_unless_a_person_
     [found] = create_findings(bucket, key, project_id=owner)
     orphans = delete_orphans([found])
     assert read_outcomes(orphans) == {key: "kept"}
-    assert "No longer a leftover file, but: unclear owner" in read_reason(orphans, key)
+    assert "No longer a leftover file: unclear owner" in read_reason(orphans, key)
     R2Object.objects.update(updated_at=OLDER)
     run_reconcile()
     assert read_findings() == {("ambiguous", key)}

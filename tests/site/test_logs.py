@@ -411,7 +411,7 @@ def test_what_could_not_be_enqueued_is_a_line_of_its_deletion(
     cleanup = Cleanup.objects.get()
     told = [line for line in lines.all() if line["level"] == "ERROR" and line["deletion_id"]]
     assert [line["deletion_id"] for line in told] == [str(cleanup.pk)]
-    assert "the sweep does it" in told[0]["message"] and "locked" in told[0]["exc_info"]
+    assert "could not be queued" in told[0]["message"] and "locked" in told[0]["exc_info"]
 
 
 @pytest.mark.django_db(transaction=True)

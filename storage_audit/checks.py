@@ -49,7 +49,7 @@ def register_checks() -> None:
 
 
 def if_configured(check: Callable[..., list[CheckMessage]]) -> Callable[..., list[CheckMessage]]:
-    """Run it with valid settings only: of others `check_settings` says what is wrong."""
+    """Skip the check where a setting is invalid: `check_settings` reports that."""
 
     @wraps(check)
     def checked(**kwargs: Any) -> list[CheckMessage]:
@@ -165,15 +165,15 @@ NON_SENDING_BACKENDS = {"console", "dummy", "filebased", "locmem"}
 
 @if_configured
 def check_notifications(**kwargs: Any) -> list[CheckMessage]:
-    found, told = list[CheckMessage](), conf()
-    if (told.notify_emails or told.notify_webhook_url) and not told.notify_site_url:
+    found, values = list[CheckMessage](), conf()
+    if (values.notify_emails or values.notify_webhook_url) and not values.notify_site_url:
         hint = (
             "Set STORAGE_AUDIT['NOTIFY_SITE_URL'] to this site's address, such as"
             " https://a.example."
         )
         text = "Links in alerts are incomplete."
         found.append(Warning(text, hint=hint, id="storage_audit.W004"))
-    if told.notify_emails and NON_SENDING_BACKENDS & {*mail_backend().split(".")}:
+    if values.notify_emails and NON_SENDING_BACKENDS & {*mail_backend().split(".")}:
         hint = (
             "Set Django's EMAIL_BACKEND (MAILERS from Django 6.1) to a backend that sends e-mail."
         )

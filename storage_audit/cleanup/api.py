@@ -282,8 +282,8 @@ def pause_deletion(request: HttpRequest, body: PauseDeletions) -> Paused:
 
 @router.get("/pause", response={200: PauseState, **problem_responses(404)})
 def get_pause(request: HttpRequest, deletion_id: UUID = NOT_GIVEN) -> PauseState:
-    """The pause of all deletions or of this one, and what is deleted when you resume. Needs the
-    permission pause_cleanup."""
+    """The pause of all deletions or of this one, and the files that are deleted when you resume.
+    Needs the permission pause_cleanup."""
     require_permission(request, PAUSE_PERMISSION)
     chosen = get_chosen(deletion_id)
     if pause_deletions.find_pause(chosen) is None:

@@ -42,7 +42,7 @@ class CleanupQueries(models.QuerySet[_C]):
         )
 
     def lock(self) -> Self:
-        """Wait for whoever has locked one of these rows, then lock them (PostgreSQL)."""
+        """Wait until none of these rows is locked, then lock them (PostgreSQL)."""
         list(self.select_for_update().order_by("pk").values_list("pk"))
         return self.all()
 
@@ -101,7 +101,7 @@ class CleanupQueries(models.QuerySet[_C]):
         have: the clock that set it was ahead."""
         status = self.model.Status
         waits = Q(status=status.PENDING, trigger=self.model.Trigger.FOLLOW_UP)
-        # What is held waits until its hold is over.
+        # A held cleanup waits until its hold ends.
         over = Q(held_until=None) | Q(held_until__lt=DatabaseNow())
         longest = (
             (

@@ -153,7 +153,7 @@ def refuse_cascade(request: HttpRequest, project: Model) -> None:
     """Refuse as the admin does, if the row or rows deleted with it may not be deleted."""
     lacking, protected = deletion_obstacles(request, project)
     if lacking:
-        text = _("You may not delete what is deleted with it: %s.") % ", ".join(sorted(lacking))
+        text = _("This also deletes what you may not delete: %s.") % ", ".join(sorted(lacking))
         raise Problem("forbidden", text)
     if protected:
         needing = ", ".join(redact_secrets(printable_text(str(row))) for row in protected)

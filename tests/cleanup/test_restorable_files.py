@@ -46,8 +46,8 @@ def test_file_that_a_restorable_row_names_is_kept(library: Bucket, settings: Set
     Project.objects.get(pk="proj_2").delete()
     cleanup = runner.run_to_end(Cleanup.objects.get(project_id="proj_2", parent=None).pk)
     assert read_outcomes(cleanup) == {key: "kept", other: "deleted"}
-    text = f"Used by library.Clip {pk}, field file (deleted, but that can still be undone)"
-    assert read_reason(cleanup, key).startswith(text)
+    row = f"library.Clip {pk}, field file (deleted, but that can still be undone)"
+    assert read_reason(cleanup, key).startswith(f"Kept, because {row} uses it.")
     end_deletions.undo_deletion(Cleanup.objects.get(project_id="proj_1", parent=None))
     assert library_rows("Clip").get().file.open().read() == b"take"
     assert not SnapshotFile.objects.exists()

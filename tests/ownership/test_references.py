@@ -75,10 +75,10 @@ def test_a_file_that_a_copied_row_names_is_kept(library: Bucket) -> None:
     clip.save()
     cleanup = clean_up_project("proj_1")
     assert read_outcomes(cleanup) == {key: "kept", other: "deleted"}
-    assert f"Used by library.Clip {clip.pk}, field file" in read_reason(cleanup, key)
+    assert f"Kept, because library.Clip {clip.pk}, field file uses it." in read_reason(cleanup, key)
     assert cleanup.status == Status.CLEAN_WITH_KEPT
     assert clip.file.open().read() == b"take"
-    assert f"Used by library.Clip {clip.pk}, field file" in why_of(key)
+    assert f"Kept, because library.Clip {clip.pk}, field file uses it." in why_of(key)
 
 
 def why_of(key: str) -> str:
@@ -614,7 +614,7 @@ def test_a_copied_row_that_is_deleted_speaks_of_the_file_only_once_its_owner_is_
     assert read_outcomes(clean_up_project("proj_1")) == {key: "kept"}
     cleanup = clean_up_project("proj_3")
     assert read_outcomes(cleanup) == {key: "kept"}
-    assert "its key names proj_1, which does not exist" in read_reason(cleanup, key)
+    assert "the file name belongs to proj_1, which does not exist" in read_reason(cleanup, key)
 
 
 @pytest.mark.parametrize("owner, other", [("proj_1", "proj_2"), ("proj_2", "proj_1")])

@@ -27,7 +27,7 @@ def test_deleted_project_is_followed_to_the_proof_that_its_objects_are_gone(
     log_in_as_superuser(page)
     page.goto(path("project"))
     page.get_by_role("link", name="Delete proj_1", exact=True).click()
-    expect(page.get_by_text("R2: 1 file, 4 bytes, and files that are not")).to_be_visible()
+    expect(page.get_by_text("R2: 1 file, 4 bytes, and any others")).to_be_visible()
     page.get_by_role("button", name="Delete project and 1 file").click()
     reload_until(page, CLEAN_MESSAGE)
     expect(page.locator('#totals div[data-name="deleted"]')).to_contain_text("2 11 bytes")

@@ -172,6 +172,8 @@ def visit_pages(page: Page, password: str, pages: dict[str, str]) -> Iterator[st
         yield name
     for name, (start, button) in DECISION_PAGES.items():
         page.goto(pages[start])
+        # Some buttons are below "More actions".
+        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
         page.get_by_role("button", name=button, exact=True).click()
         page.wait_for_load_state()
         yield name

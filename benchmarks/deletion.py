@@ -1,29 +1,35 @@
-"""The benchmark of deletions, on SeaweedFS: each round uploads its objects again."""
+"""The benchmarks of large deletions, on SeaweedFS: each round uploads its objects again."""
 
 import subprocess
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import rivals
-from benchmarks.measure import Contender, Failed
+from benchmarks.measure import Contender, Failed, Measurement
 from benchmarks.ours import BACKFILL, MANAGE, Application, require_facts
 from benchmarks.rivals import make_rival, program_path
-from benchmarks.stage import Bench, Row, speed_targets
-from benchmarks.stores import BUCKET, run_seaweedfs
+from benchmarks.stage import Bench, Row, Target, speed_targets
+from benchmarks.stores import BUCKET, run_delay, run_seaweedfs
 
 PROJECT_ID = "proj_benchmark"
 ONE_BY_ONE_KEYS = 5_000
+LATENCY_SECONDS = 0.1
+# rclone sends a request for each object: eight at once.
+RCLONE_KEYS = 1_000
 KEYS_PER_SCENE = 100
 
 
 class Site:
-    """A bucket whose project is deleted again in each round."""
+    """A bucket whose project is deleted again in each round, over this address of the store."""
 
-    def __init__(self, bench: Bench, store: dict[str, str]) -> None:
+    def __init__(self, bench: Bench, store: dict[str, str], address: str) -> None:
         self.bench, self.folder = bench, bench.folder / "objects"
-        self.application = Application(store, bench.database.url, bench.folder)
-        self.environment = rivals.rival_environment(store, bench.folder)
+        measured = {**store, "R2_ENDPOINT_URL": address}
+        self.application = Application(measured, bench.database.url, bench.folder)
+        self.environment = rivals.rival_environment(measured, bench.folder)
+        self.direct_environment = rivals.rival_environment(store, bench.folder)
         if not bench.rivals_alone:
             self.application.connect_bucket()
         bench.database.empty_tables()
@@ -37,7 +43,7 @@ class Site:
             write_tree(tree, count)
         target = f"s3://{BUCKET}/projects/{PROJECT_ID}/scenes/"
         argv = [program_path("s5cmd"), "--log", "error", "cp", f"{tree}/", target]
-        subprocess.run(argv, env=self.environment, check=True)
+        subprocess.run(argv, env=self.direct_environment, check=True)
 
     def delete_project(self, count: int) -> None:
         """Upload and track its objects, and delete its row."""
@@ -71,7 +77,8 @@ class Site:
 
     def require_empty(self) -> None:
         argv = [program_path("s5cmd"), "ls", f"s3://{BUCKET}/projects/*"]
-        left = subprocess.run(argv, env=self.environment, capture_output=True, text=True).stdout
+        env = self.direct_environment
+        left = subprocess.run(argv, env=env, capture_output=True, text=True).stdout
         if left:
             raise Failed(f"{len(left.splitlines())} objects were not deleted")
 
@@ -87,7 +94,7 @@ def write_tree(folder: Path, count: int) -> None:
 def measure_deletion(bench: Bench) -> Row:
     count, some = bench.deletions, min(bench.deletions, ONE_BY_ONE_KEYS)
     with run_seaweedfs(bench.folder) as store:
-        site = Site(bench, store.environment)
+        site = Site(bench, store.environment, store.environment["R2_ENDPOINT_URL"])
         measured = bench.measure(
             site.our_contender(count),
             site.rival_contender("s5cmd rm", count, 0.8),
@@ -100,3 +107,31 @@ def measure_deletion(bench: Bench) -> Row:
         f" {some:,} objects, and is compared by the time for an object."
     )
     return Row(f"Delete {count:,} objects", how, measured, speed_targets(measured))
+
+
+def measure_large_latency(bench: Bench) -> Row:
+    counts, targets = (bench.deletions // 5, bench.deletions), list[Target]()
+    measured = list[Measurement]()
+    with (
+        run_seaweedfs(bench.folder) as store,
+        run_delay(store, LATENCY_SECONDS, bench.folder) as address,
+    ):
+        site = Site(bench, store.environment, address)
+        for count in counts:
+            some = bench.measure(
+                site.our_contender(count),
+                site.rival_contender("s5cmd rm", count, 1),
+                site.rival_contender("bucket.objects.delete()", count),
+                *([site.rival_contender("rclone delete", RCLONE_KEYS)] if not measured else []),
+            )
+            measured += some
+            targets += [
+                replace(target, requirement=f"{count:,} objects: {target.requirement}")
+                for target in speed_targets(some)
+            ]
+    how = (
+        "As above, behind a proxy that waits for 100 ms before each request. rclone has"
+        f" {RCLONE_KEYS:,} objects."
+    )
+    title = f"Delete {counts[0]:,} and {counts[1]:,} objects, 100 ms a request"
+    return Row(title, how, measured, targets)

@@ -35,6 +35,7 @@ COMMANDS = {
     "update_or_create": [*NAIVE, "update_or_create"],
     "bulk_create": [*NAIVE, "bulk_create"],
     "s5cmd rm": [program_path("s5cmd"), "rm", "s3://{bucket}/projects/*"],
+    "rclone delete": [program_path("rclone"), "delete", "r2:{bucket}/projects"],
     "bucket.objects.delete()": [*NAIVE, "delete_all"],
     "one by one": [*NAIVE, "delete_one_by_one"],
     "delete a project": [*NAIVE, "delete_project"],

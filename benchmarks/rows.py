@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from benchmarks.deletion import measure_deletion
+from benchmarks.deletion import measure_deletion, measure_large_latency
 from benchmarks.lists import measure_lists
 from benchmarks.measure import Contender, Failed
 from benchmarks.ours import BACKFILL, RECONCILE
@@ -183,6 +183,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "first": measure_first_backfill,
     "repeat": measure_repeat_backfill,
     "deletion": measure_deletion,
+    "large-latency": measure_large_latency,
     "small": measure_small,
     "memory": measure_memory,
     "queries": measure_queries,

@@ -93,7 +93,7 @@ def is_page_of(cleanup: Cleanup, shown: str) -> bool:
 def is_page_of_all_cleanups(shown: str) -> bool:
     """Whether this is the page of the only bulk job, and all cleanups are of it."""
     job = BulkJob.objects.get()
-    is_page = f'<a href="{admin_url("cleanup")}?bulk_job={job.pk}">Show all of them</a>' in shown
+    is_page = f'href="{admin_url("cleanup")}?bulk_job={job.pk}">Show the cleanups</a>' in shown
     return is_page and not Cleanup.objects.exclude(bulk_job=job).exists()
 
 

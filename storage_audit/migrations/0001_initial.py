@@ -400,7 +400,7 @@ class Migration(migrations.Migration):
                         editable=False,
                         primary_key=True,
                         serialize=False,
-                        verbose_name="bulk job id",
+                        verbose_name="bulk job ID",
                     ),
                 ),
                 (
@@ -420,7 +420,7 @@ class Migration(migrations.Migration):
                 ("project_ids", models.JSONField(editable=False)),
                 ("lives", models.JSONField(default=dict, editable=False)),
                 ("projects", models.PositiveIntegerField(verbose_name="projects")),
-                ("position", models.PositiveIntegerField(default=0, verbose_name="taken up")),
+                ("position", models.PositiveIntegerField(default=0, verbose_name="started")),
                 ("requested_by", models.TextField(blank=True, verbose_name="requested by")),
                 ("origin", models.TextField(blank=True, verbose_name="requested from")),
                 ("permissions", models.JSONField(default=list, editable=False)),
@@ -439,7 +439,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "finished_at",
-                    models.DateTimeField(blank=True, null=True, verbose_name="all taken up"),
+                    models.DateTimeField(blank=True, null=True, verbose_name="all started"),
                 ),
                 ("stop_reason", models.TextField(blank=True, verbose_name="stopped")),
             ],

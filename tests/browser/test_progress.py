@@ -123,11 +123,11 @@ def test_page_of_a_bulk_job_ends_without_being_loaded_again_and_reads_aloud_only
 ) -> None:
     log_in_as_superuser(page)
     page.goto(path("bulkjob", "change", bulk_job.pk))
-    expect(page.get_by_text("0 of 2 projects are taken up.")).to_be_visible()
+    expect(page.get_by_text("0 of 2 projects are started.")).to_be_visible()
     expect(page.get_by_role("status").get_by_text("projects")).to_have_count(0)
     page.evaluate("window.stays = true")
     made = bulk.process_next_projects(bulk_job)
-    rows = page.locator("#bulk-job-totals tbody tr")
+    rows = page.locator("#bulk-job-lines tbody tr")
     expect(rows.filter(has_text="waiting")).to_have_count(1)
     page.get_by_role("link", name="waiting").focus()
     ended = page.get_by_role("status").get_by_text("Finished.")
@@ -135,7 +135,7 @@ def test_page_of_a_bulk_job_ends_without_being_loaded_again_and_reads_aloud_only
     for cleanup in made:
         runner.run_to_end(cleanup.pk)
     expect(ended).to_be_visible()
-    expect(page.get_by_text("Done: each project was looked at.")).to_be_visible()
+    expect(page.get_by_text("Done. Each project was verified.")).to_be_visible()
     expect(rows.filter(has_text="clean")).to_have_count(1)
     expect(page.locator("#content-main")).to_be_focused()
     assert page.evaluate("window.stays")
@@ -149,7 +149,7 @@ def test_page_of_a_bulk_job_says_that_nobody_answers_it_or_that_one_is_signed_ou
 
     log_in_as_superuser(page)
     page.goto(path("bulkjob", "change", bulk_job.pk))
-    said = page.get_by_text("0 of 2 projects are taken up.")
+    said = page.get_by_text("0 of 2 projects are started.")
     unreachable = page.get_by_text("Can't reach the server. Trying again.")
     expect(unreachable).to_be_hidden()
     page.route("**/bulkjob/**", fail)

@@ -420,9 +420,8 @@ def test_deletion_stops_when_the_person_may_not_delete_any_more(
     tasks.run_job(str(job.pk))
     assert Project.objects.count() == 4
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
-    assert "Stopped after 3 of 7 projects: ben " in shown and reason in shown
+    assert "Stopped after 3 of 7 projects." in shown and "ben " in shown and reason in shown
     assert "The other 4 were not deleted." in shown
-    assert "Stopped</th>" in shown and "All taken up" not in shown
 
 
 def test_deletion_does_not_need_a_permission_that_it_was_confirmed_without() -> None:
@@ -655,7 +654,7 @@ def test_a_project_of_which_none_can_be_made_stops_no_other_and_is_told_of(
     for cleanup in Cleanup.objects.all():
         tasks.run_cleanup(str(cleanup.pk))
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
-    assert "Projects left out, as the log tells: 1." in shown
+    assert "Left out: 1. The log says why." in shown
 
 
 def test_a_worker_that_dies_between_the_cleanups_and_their_tasks_forgets_none(
@@ -818,20 +817,20 @@ def done(bucket: Bucket) -> Iterator[BulkJob]:
 def test_the_page_says_how_far_it_is_and_what_waits_for_a_person(done: BulkJob) -> None:
     client, address = superuser_client(), admin_url("bulkjob", "change", done.pk)
     shown = page_text(client.get(address))
-    assert "0 of 2 projects are taken up." in shown
-    assert "None yet. A worker starts the first ones soon." in shown
+    assert "0 of 2 projects are started." in shown
+    assert "No cleanup yet. A worker starts the first ones soon." in shown
     made = bulk.process_next_projects(done)
     shown = page_text(client.get(address))
-    assert "Of 2 cleanups, 2 are still to be done" in shown
+    assert "2 of 2 cleanups are not finished yet." in shown
     assert "data-live" in shown and "live.js" in shown and 'http-equiv="refresh"' in shown
     assert 'id="audit-unreachable" hidden' in shown and 'id="audit-refused" hidden' in shown
-    assert '<p id="bulk-job-status" data-live>' in shown, "each figure would be read aloud"
+    assert '<div id="audit-now" data-live>' in shown, "each figure would be read aloud"
     for cleanup in made:
         tasks.run_cleanup(str(cleanup.pk))
     shown = page_text(client.get(address))
-    assert "Done: each project was looked at." in shown
+    assert "Done. Some cleanups need you: see below." in shown
     assert "data-live" not in shown and "live.js" not in shown and "unreachable" not in shown
-    assert "Bucket and table differ, or there are leftover files: 1" in shown
+    assert "Not as expected; each says how: 1" in shown
     [link, *_same] = re.findall('href="([^"]*status__exact=differs)"', shown)
     listed = page_text(client.get(link.replace("&amp;", "&")))
     assert "proj_001" in listed and "proj_000" not in listed
@@ -847,7 +846,7 @@ def test_the_page_of_a_dry_run_says_what_a_deletion_would_do(
     for cleanup in bulk.process_next_projects(job):
         tasks.run_cleanup(str(cleanup.pk))
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
-    assert "To be deleted</th><td>1</td><td>2.0 KB</td>" in shown
+    assert "To be deleted</dt><dd>1 <small>2.0 KB</small></dd>" in shown
     assert "A safety limit would block the deletion: 1" in shown
 
 
@@ -887,17 +886,18 @@ def test_what_could_not_be_verified_is_under_way_until_it_is(
     store.rules.clear()
     address = admin_url("bulkjob", "change", job.pk)
     shown = page_text(client.get(address))
-    assert "Of 2 cleanups, 2 are still to be done" in shown and "data-live" in shown
-    assert "Retried automatically, as the bucket did not answer or files are left" in shown
-    assert "Nothing so far." in shown and "differ" not in shown
+    assert "2 of 2 cleanups are not finished yet." in shown and "data-live" in shown
+    assert "2 cleanups are tried again automatically, as the bucket did not answer" in shown
+    assert "Needs you" not in shown and "differ" not in shown
     [link] = re.findall('href="([^"]*)"><span class="audit-status audit-retrying">', shown)
     assert "2 cleanups" in page_text(client.get(link.replace("&amp;", "&")))
     Cleanup.objects.update(next_attempt_at=timezone.now())
     for cleanup in made:
         tasks.run_cleanup(str(cleanup.pk))
     shown = page_text(client.get(address))
-    assert "Done: each project was looked at." in shown and "data-live" not in shown
     is_look = action == Action.VERIFY
+    said = "Some cleanups need you: see below." if is_look else "Each project has a preview."
+    assert said in shown and "data-live" not in shown
     assert ("differs</span>" in shown) == is_look
 
 
@@ -910,21 +910,21 @@ def test_files_that_an_interrupted_verification_did_not_compare_are_not_called_d
     given(job, 0, status=status, **totals)
     BulkJob.objects.update(position=1)
     address, client = admin_url("bulkjob", "change", job.pk), superuser_client()
-    different = "Different</th><td>3</td>"
+    different = "Different</dt><dd>3 "
     assert different not in page_text(client.get(address))
     Cleanup.objects.update(status=Status.DIFFERS, next_attempt_at=None)
     assert different in page_text(client.get(address))
 
 
-@pytest.mark.parametrize("status", [Status.BLOCKED, Status.FAILED])
+@pytest.mark.parametrize("status", [Status.BLOCKED, Status.FAILED, Status.DIFFERS])
 def test_what_was_stopped_or_failed_was_not_verified(status: str) -> None:
     job = asked(2)
     given(job, 0, status=Status.CLEAN)
     given(job, 1, status=status)
     BulkJob.objects.update(position=2, finished_at=timezone.now())
     shown = page_text(superuser_client().get(admin_url("bulkjob", "change", job.pk)))
-    assert "Done, but for what was stopped or has failed." in shown
-    assert "each project was looked at" not in shown
+    assert "Done. Some cleanups need you: see below." in shown
+    assert "verified." not in shown
 
 
 def test_each_status_has_a_pattern_of_its_own_in_the_bar_and_in_its_row() -> None:

@@ -78,7 +78,7 @@ def test_undo_of_all_pages_is_a_bulk_job_that_undoes_each() -> None:
     shown = undo_all(client, reason="wrong filter")
     job = BulkJob.objects.get()
     assert "7 deletions are queued as one bulk job." in shown
-    assert "0 of 7 deletions are taken up." in shown and "None yet." not in shown
+    assert "0 of 7 deletions are undone." in shown and "No cleanup yet." not in shown
     assert not living()
     work(job)
     assert living() == {each.project_id for each in deleted}
@@ -110,7 +110,7 @@ def test_deletions_that_cannot_be_undone_are_listed_and_stop_no_other() -> None:
     work(job)
     assert living() == {deleted[number].project_id for number in (0, 2, 3, 5, 6)}
     shown = job_page(job)
-    assert "Done. Deletions undone: 5. Not undone, see below: 2." in shown
+    assert "Done. Deletions undone: 5." in shown and "Not undone, see below: 2." in shown
     assert re.search(r"proj_001: .*No copy of the deleted rows could be kept: too many", shown)
     assert re.search(r"proj_004: .*Deleting the files has begun\.", shown)
     assert shown.count(admin_url("cleanup", "change", deleted[4].pk)) == 1
@@ -301,7 +301,8 @@ def test_deletion_whose_commit_the_database_refuses_is_noted(
     monkeypatch.setattr(bulk, "undo_or_note", refuse)
     job = work(BulkJob.objects.get())
     assert living() == {"proj_000", "proj_002", "proj_003"}
-    assert "Deletions undone: 3. Not undone, see below: 1." in job_page(job)
+    shown = job_page(job)
+    assert "Deletions undone: 3." in shown and "Not undone, see below: 1." in shown
 
 
 def take_permission(user: User) -> None:
@@ -323,7 +324,7 @@ def test_undo_stops_when_the_person_may_not_undo_any_more(lose: Callable[[User],
     work(job)
     assert len(living()) == 3
     shown = job_page(job)
-    assert "Stopped after 3 of 7 deletions: ben " in shown
+    assert "Stopped after 3 of 7 deletions." in shown and "ben " in shown
     assert "The other 4 were not undone. To undo them, select them again." in shown
 
 

@@ -4,21 +4,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from django.contrib import admin
-from django.db.models import Count, Q, QuerySet, Sum
-from django.http import HttpRequest, HttpResponse
+from django.db.models import QuerySet
+from django.http import HttpRequest
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup.describe_cleanup import field_label
+from storage_audit.cleanup.bulk_job_text import explain_bulk_job
 from storage_audit.cleanup.models import BulkJob, Cleanup
+from storage_audit.cleanup.models.bulk_job import StatusTotals
+from storage_audit.display_formats import Answer
 from storage_audit.redaction import printable_text
 from storage_audit.roles import refusal_reason
 from storage_audit.ui.links import changelist_url, cleanup_url
 from storage_audit.ui.model_admin import ReadOnlyAdmin
+from storage_audit.ui.object_page import Button, ObjectPageAdmin
 
 Action, Status = BulkJob.Action, Cleanup.Status
-UNFINISHED_STATUSES = (Status.PENDING, Status.RUNNING, Status.RETRYING)
 # What is drawn on the colour of each status, in a square of 8: colour alone never shows it.
 # Lines and parts of the bar are in this order.
 STATUS_MARKS: dict[str, str] = {
@@ -35,17 +37,18 @@ STATUS_MARKS: dict[str, str] = {
     Status.UNDONE: "M2 2H6M2 6H6",
     Status.CANCELLED: "M2 2 6 6M2 6 6 2",
 }
-BULK_JOB_FACTS = ("id", "requested_by", "origin", "reason", "created_at", "finished_at")
 MAX_NOTES_SHOWN = 200
 
 
 @admin.register(BulkJob)
-class BulkJobAdmin(ReadOnlyAdmin[BulkJob]):
+class BulkJobAdmin(ObjectPageAdmin[BulkJob], ReadOnlyAdmin[BulkJob]):
     list_display = ("created_at", "action", "projects", "position", "requested_by", "finished_at")
     list_filter = ("action",)
     empty_list_text = gettext_lazy("No bulk job yet. Acting on many projects at once starts one.")
     ordering = ("-created_at", "pk")
-    fields = ()
+    facts = ("requested_by", "origin", "reason", "created_at", "finished_at", "id")
+    has_history = False
+    change_form_template = "admin/storage_audit/bulkjob/change_form.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[BulkJob]:
         return super().get_queryset(request).defer("project_ids", "lives")
@@ -53,38 +56,35 @@ class BulkJobAdmin(ReadOnlyAdmin[BulkJob]):
     def has_view_permission(self, request: HttpRequest, obj: BulkJob | None = None) -> bool:
         return may_view_bulk_jobs(request)
 
-    def render_change_form(
-        self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any
-    ) -> HttpResponse:
-        job = context["original"]
-        context |= {"title": capfirst(str(job)), "subtitle": None, **bulk_job_context(job)}
-        context |= undo_all_context(request, job)
-        return super().render_change_form(request, context, *args, **kwargs)
+    def page_title(self, job: BulkJob) -> str:
+        return capfirst(str(job))
+
+    def page_links(self, request: HttpRequest, job: BulkJob) -> Iterator[Button]:
+        if job.cleanups.exists():
+            yield Button(_("Show the cleanups"), url=cleanup_list_url(job))
+
+    def page_answer(self, job: BulkJob) -> Answer:
+        return explain_bulk_job(job)
+
+    def page_context(self, request: HttpRequest, job: BulkJob) -> dict[str, Any]:
+        totals = job.totals
+        makes_cleanups = job.action != Action.UNDO
+        return super().page_context(request, job) | {
+            "is_live": not job.finished_at or totals.under_way > 0,
+            "requested_by": printable_text(job.requested_by),
+            "has_none_yet": makes_cleanups and not totals and not job.finished_at,
+            # What is not started yet has its place in the bar, too.
+            "lines": list(status_lines(job, totals.made + job.projects - job.position)),
+            "attention_lines": [*attention_lines(job), *note_lines(job)],
+            "totals": bulk_job_totals(job) if totals else [],
+            **undo_all_context(request, job),
+        }
 
 
 def may_view_bulk_jobs(request: HttpRequest) -> bool:
     """Whoever may see the cleanups may see what they were made for."""
     names = ("view_bulkjob", "view_cleanup")
     return any(request.user.has_perm(f"storage_audit.{name}") for name in names)
-
-
-class StatusTotals(NamedTuple):
-    """The cleanups with one status, or `RETRYING`: how many, how many with a message, and their
-    totals."""
-
-    status: str
-    cleanups: int
-    messages: int
-    found: int
-    found_bytes: int
-    deleted: int
-    deleted_bytes: int
-    already_gone: int
-    already_gone_bytes: int
-    kept: int
-    kept_bytes: int
-    failed: int
-    failed_bytes: int
 
 
 class StatusLine(NamedTuple):
@@ -106,25 +106,6 @@ class AttentionLine(NamedTuple):
     url: str
 
 
-def bulk_job_context(job: BulkJob) -> dict[str, Any]:
-    sums = total_by_status(job)
-    made = sum(each.cleanups for each in sums.values())
-    under_way = sum(sums[status].cleanups for status in UNFINISHED_STATUSES if status in sums)
-    return {
-        "bulk_job": job,
-        "is_live": not job.finished_at or under_way > 0,
-        "sentence": " ".join(status_sentences(job, sums, made, under_way)),
-        "made": made,
-        "makes_cleanups": job.action != Action.UNDO,
-        # What is not taken up yet has its place in the bar, too.
-        "lines": list(status_lines(job, sums, made + job.projects - job.position)),
-        "attention_lines": [*attention_lines(job, sums), *note_lines(job)],
-        "totals": bulk_job_totals(job, sums),
-        "all_cleanups_url": cleanup_list_url(job),
-        "facts": list(bulk_job_facts(job)),
-    }
-
-
 def undo_all_context(request: HttpRequest, job: BulkJob) -> dict[str, Any]:
     """Of a bulk deletion: where all that can still be undone is undone, or why this person may
     not."""
@@ -136,125 +117,14 @@ def undo_all_context(request: HttpRequest, job: BulkJob) -> dict[str, Any]:
     }
 
 
-def total_by_status(job: BulkJob) -> dict[str, StatusTotals]:
-    """The totals of its cleanups by status, from one aggregate."""
-    sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusTotals._fields[3:]}
-    with_message = Count("pk", filter=~Q(message=""))
-    groups = job.cleanups.order_by().values("status")
-    groups = groups.annotate(cleanups=Count("pk"), messages=with_message, **sums)
-    found = groups.values_list("status", "cleanups", "messages", *sums)
-    return {row[0]: StatusTotals(*row) for row in found}
-
-
-def bulk_job_facts(job: BulkJob) -> Iterator[tuple[Any, Any]]:
-    for name in BULK_JOB_FACTS:
-        if value := getattr(job, name):
-            stopped = name == "finished_at" and job.stop_reason
-            label = _("stopped") if stopped else field_label(job, name)
-            yield label, printable_text(value) if isinstance(value, str) else value
-
-
 def cleanup_list_url(job: BulkJob, **filters: object) -> str:
     return changelist_url("cleanup", bulk_job=job.pk, **filters)
 
 
-def status_sentences(
-    job: BulkJob, sums: dict[str, StatusTotals], made: int, under_way: int
-) -> Iterator[str]:
-    if job.action == Action.UNDO:
-        yield describe_undo(job)
-    elif job.stop_reason:
-        text = _(
-            "Stopped after %(position)d of %(projects)d projects: %(reason)s The other %(left)d"
-            " were not deleted. To delete them, select them again."
-        )
-        left = job.projects - job.position
-        numbers = {"position": job.position, "projects": job.projects, "left": left}
-        yield text % {**numbers, "reason": job.stop_reason}
-    elif job.action in BulkJob.DELETING_ACTIONS:
-        yield describe_deletion(job, sums, made, under_way)
-    elif not job.finished_at:
-        text = _(
-            "%(position)d of %(projects)d projects are taken up. The others follow. You can leave"
-            " this page."
-        )
-        yield text % {"position": job.position, "projects": job.projects}
-    elif under_way:
-        text = _(
-            "All projects are taken up. Of %(made)d cleanups, %(open)d are still to be done; you"
-            " may leave this page."
-        )
-        yield text % {"open": under_way, "made": made}
-    elif sums.keys() & {Status.BLOCKED, Status.FAILED}:
-        yield _("Done, but for what was stopped or has failed.")
-    else:
-        yield _("Done: each project was looked at.")
-    if again := sums.get(Status.RETRYING):
-        text = _("Retried automatically, as the bucket did not answer or files are left: %d.")
-        yield text % again.cleanups
-    yield from describe_skipped(job)
-
-
-def describe_undo(job: BulkJob) -> str:
-    refused = job.notes.filter(is_refused=True).count()
-    numbers = {"position": job.position, "projects": job.projects, "reason": job.stop_reason}
-    numbers |= {"left": job.projects - job.position, "refused": refused}
-    numbers |= {"undone": job.position - refused}
-    if job.stop_reason:
-        text = _(
-            "Stopped after %(position)d of %(projects)d deletions: %(reason)s The other %(left)d"
-            " were not undone. To undo them, select them again."
-        )
-    elif not job.finished_at:
-        text = _(
-            "%(position)d of %(projects)d deletions are taken up. The others follow. You can leave"
-            " this page."
-        )
-    elif refused:
-        text = _("Done. Deletions undone: %(undone)d. Not undone, see below: %(refused)d.")
-    else:
-        text = _("Done. Deletions undone: %(undone)d.")
-    return text % numbers
-
-
-def describe_deletion(
-    job: BulkJob, sums: dict[str, StatusTotals], made: int, under_way: int
-) -> str:
-    if not job.finished_at:
-        text = _(
-            "%(position)d of %(projects)d projects are done. The others follow. You can leave this"
-            " page."
-        )
-        return text % {"position": job.position, "projects": job.projects}
-    if not made:
-        return _("Done. No project was deleted.")
-    if under_way:
-        text = _(
-            "The deletions are requested. %(open)d of %(made)d cleanups are not finished yet. You"
-            " can leave this page."
-        )
-        return text % {"open": under_way, "made": made}
-    if sums.keys() & {Status.BLOCKED, Status.FAILED}:
-        return _("The deletions are done. Some cleanups need you: see below.")
-    return _("Done. All cleanups are finished.")
-
-
-def describe_skipped(job: BulkJob) -> Iterator[str]:
-    """The projects that were left out."""
-    if job.action == Action.UNDO:
-        return  # Each of them has a note.
-    made_of = job.cleanups.values("project_id").distinct().count()
-    if job.position > made_of:
-        text = _("Projects left out, as the log tells: %d.")
-        if job.action in BulkJob.DELETING_ACTIONS:
-            text = _("Not deleted by this bulk job: %d. The log says why.")
-        yield text % (job.position - made_of)
-
-
-def status_lines(job: BulkJob, sums: dict[str, StatusTotals], whole: int) -> Iterator[StatusLine]:
+def status_lines(job: BulkJob, whole: int) -> Iterator[StatusLine]:
     before = 0
     for status, mark in STATUS_MARKS.items():
-        if each := sums.get(status):
+        if each := job.totals.get(status):
             x, width = (f"{100 * n / whole:.2f}%" for n in (before, each.cleanups))
             yield StatusLine(
                 status, Status(status).label, each, x, width, mark, status_list_url(job, status)
@@ -266,16 +136,16 @@ def status_list_url(job: BulkJob, status: str) -> str:
     return cleanup_list_url(job, status__exact=status)
 
 
-def attention_lines(job: BulkJob, sums: dict[str, StatusTotals]) -> Iterator[AttentionLine]:
+def attention_lines(job: BulkJob) -> Iterator[AttentionLine]:
     texts = {
         Status.BLOCKED: _("Stopped; each says by what: %d"),
         Status.FAILED: _("Failed after hours of trying: %d"),
-        Status.DIFFERS: _("Bucket and table differ, or there are leftover files: %d"),
+        Status.DIFFERS: _("Not as expected; each says how: %d"),
     }
     for status, text in texts.items():
-        if each := sums.get(status):
+        if each := job.totals.get(status):
             yield AttentionLine(text % each.cleanups, status_list_url(job, status))
-    plans = sums.get(Status.PLANNED)
+    plans = job.totals.get(Status.PLANNED)
     if plans and plans.messages:
         text = _("A safety limit would block the deletion: %d")
         shown = {"status__exact": Status.PLANNED.value, "message__gt": ""}
@@ -294,10 +164,9 @@ def note_lines(job: BulkJob) -> Iterator[AttentionLine]:
         yield AttentionLine(text, changelist_url("cleanup", decision="undoable"))
 
 
-def bulk_job_totals(job: BulkJob, sums: dict[str, StatusTotals]) -> list[tuple[str, int, int]]:
-    """Objects and bytes of all its cleanups so far."""
-    is_look = job.action == BulkJob.Action.VERIFY
-    is_plan = job.action == BulkJob.Action.DRY_RUN
+def bulk_job_totals(job: BulkJob) -> list[tuple[str, int, int]]:
+    """Files and bytes of all its cleanups so far."""
+    is_look, is_plan = job.action == Action.VERIFY, job.action == Action.DRY_RUN
     labels = {
         "found": _("found"),
         "deleted": _("deleted"),
@@ -307,15 +176,13 @@ def bulk_job_totals(job: BulkJob, sums: dict[str, StatusTotals]) -> list[tuple[s
         "failed": _("different") if is_look else _("to be deleted") if is_plan else _("failed"),
     }
 
-    if is_look:
-        # What was not compared to the end does not differ.
-        sums = {
-            status: each if status == Status.DIFFERS else each._replace(failed=0, failed_bytes=0)
-            for status, each in sums.items()
-        }
-
     def total(name: str) -> int:
-        return sum(getattr(each, name) for each in sums.values())
+        # What was not compared to the end does not differ.
+        differs_only = is_look and name.startswith("failed")
+        counted = [each for each in job.totals.values() if each.status == Status.DIFFERS]
+        return sum(
+            getattr(each, name) for each in (counted if differs_only else job.totals.values())
+        )
 
     figures = [(label, total(name), total(f"{name}_bytes")) for name, label in labels.items()]
     return [figures[0], *(line for line in figures[1:] if line[1])]

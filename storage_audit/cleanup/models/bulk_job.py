@@ -3,17 +3,21 @@
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import Count, Q, Sum
 from django.utils import timezone
+from django.utils.functional import cached_property
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import time_before
 from storage_audit.models import KnownProject
 from storage_audit.request_origin import current_origin
+
+Status = CleanupStates.Status
 
 
 class BulkJobQuerySet(models.QuerySet["BulkJob"]):
@@ -52,6 +56,44 @@ class BulkJobQuerySet(models.QuerySet["BulkJob"]):
         return self.unfinished().filter(unsent, time_before("created_at", moment))
 
 
+class StatusTotals(NamedTuple):
+    """The cleanups with one status: how many, how many with a message, and their totals."""
+
+    status: str
+    cleanups: int
+    messages: int
+    found: int
+    found_bytes: int
+    deleted: int
+    deleted_bytes: int
+    already_gone: int
+    already_gone_bytes: int
+    kept: int
+    kept_bytes: int
+    failed: int
+    failed_bytes: int
+
+
+class JobTotals(dict[str, StatusTotals]):
+    """The totals of a bulk job's cleanups by status."""
+
+    @property
+    def made(self) -> int:
+        return sum(each.cleanups for each in self.values())
+
+    @property
+    def under_way(self) -> int:
+        return sum(
+            self[status].cleanups
+            for status in (Status.PENDING, Status.RUNNING, Status.RETRYING)
+            if status in self
+        )
+
+    @property
+    def needs_person(self) -> bool:
+        return bool(self.keys() & {Status.BLOCKED, Status.FAILED, Status.DIFFERS})
+
+
 class BulkJob(models.Model):
     """Makes a cleanup of each project, or several where it has objects in several buckets. It is
     finished when all of them are made; each cleanup then has a progress of its own. Or it undoes
@@ -69,7 +111,7 @@ class BulkJob(models.Model):
     # They stop when the person loses the permission.
     CHANGING_ACTIONS = (*DELETING_ACTIONS, Action.UNDO)
 
-    id = models.UUIDField(_("bulk job id"), primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField(_("bulk job ID"), primary_key=True, default=uuid.uuid4, editable=False)
     action = models.CharField(_("what is done"), max_length=10, choices=Action)
     # Text, as the projects may go meanwhile. Megabytes: leave it out of lists. To undo deletions,
     # the deletion IDs, one of each deletion.
@@ -77,7 +119,7 @@ class BulkJob(models.Model):
     # Lifetimes of the projects to be deleted: another project can take an id meanwhile.
     lives = models.JSONField(default=dict, editable=False)
     projects = models.PositiveIntegerField(_("projects"))
-    position = models.PositiveIntegerField(_("taken up"), default=0)
+    position = models.PositiveIntegerField(_("started"), default=0)
     requested_by = models.TextField(_("requested by"), blank=True)
     origin = models.TextField(_("requested from"), blank=True)
     # Permissions that the person had and needed, such as "storage_audit.delete_project".
@@ -88,7 +130,7 @@ class BulkJob(models.Model):
     attempts = models.PositiveIntegerField(default=0, editable=False)
     enqueued_at = models.DateTimeField(null=True, editable=False)
     moved_at = models.DateTimeField(default=timezone.now, editable=False)
-    finished_at = models.DateTimeField(_("all taken up"), null=True, blank=True)
+    finished_at = models.DateTimeField(_("all started"), null=True, blank=True)
     # Why it stopped before that; it is finished then, too.
     stop_reason = models.TextField(_("stopped"), blank=True)
 
@@ -112,6 +154,16 @@ class BulkJob(models.Model):
             "%(action)s of %(count)d project", "%(action)s of %(count)d projects", self.projects
         )
         return text % {"action": self.get_action_display(), "count": self.projects}
+
+    @cached_property
+    def totals(self) -> JobTotals:
+        """From one aggregate."""
+        sums: dict[str, Any] = {f"sum_{name}": Sum(name) for name in StatusTotals._fields[3:]}
+        with_message = Count("pk", filter=~Q(message=""))
+        groups = self.cleanups.order_by().values("status")
+        groups = groups.annotate(cleanups=Count("pk"), messages=with_message, **sums)
+        found = groups.values_list("status", "cleanups", "messages", *sums)
+        return JobTotals({row[0]: StatusTotals(*row) for row in found})
 
     def begin_attempt(self) -> bool:
         """Count an attempt before it is made, so that one that kills its worker counts; False if

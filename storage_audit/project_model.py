@@ -196,3 +196,7 @@ def path_to_project(row_model: type[models.Model]) -> str:
             )
         path, here = f"{path}{link.name}__", link.remote_field.model
     return path
+
+
+class ProjectExists(Exception):
+    """The project exists, so its files are no leftovers; the message says what to do."""

@@ -8,6 +8,7 @@ from typing import Any
 from django.db import connection
 from django.db.models import Min, QuerySet
 from django.utils import timezone
+from django.utils.module_loading import import_string
 from django_q.conf import Conf
 from django_q.models import OrmQ, Schedule, Task
 from django_q.tasks import async_task
@@ -22,6 +23,8 @@ TAKE_PART = f"{TASK_PREFIX}take_part"
 DIAGNOSE = f"{TASK_PREFIX}diagnose"
 RECONCILE = f"{TASK_PREFIX}reconcile"
 SEND_NOTICES = f"{TASK_PREFIX}send_notices"
+# With the setting SYNC, no worker takes a cleanup turn by turn.
+RUN_TO_END = "storage_audit.cleanup.runner.run_to_end"
 MINUTE = timedelta(minutes=1)
 # Each runs every minute. A cluster looks at its schedules each half minute, so with two of them
 # work that lost its worker is found half a minute after its lease is over, and not two.
@@ -41,6 +44,11 @@ RESULT_TAKEN = "another worker runs it"
 def send_task(function: str, *args: object, **options: Any) -> None:
     """Have a worker call the function, given by its dotted name."""
     async_task(function, *args, group="storage_audit", **options)
+
+
+def call_here(function: str, *args: object) -> None:
+    """Call the function here and now, as the setting SYNC asks for."""
+    import_string(function)(*args)
 
 
 def is_sweep_scheduled() -> bool:

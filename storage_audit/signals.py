@@ -23,9 +23,8 @@ from storage_audit.bucket import request_stats
 from storage_audit.cleanup import (
     delete_projects,
     held_ids,
+    make_cleanups,
     named_files,
-    requests,
-    supersede_cleanups,
 )
 from storage_audit.cleanup.models import Cleanup, DeletedRow
 from storage_audit.cleanup.take_snapshot import take_snapshot
@@ -133,7 +132,7 @@ def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
         KnownProject.Evidence.DELETED,
         kept_for=KnownProject.KeptFor.HOLD if "held_until" in hold else "",
     )
-    cleanups = supersede_cleanups.request_cleanups(
+    cleanups = make_cleanups.request_cleanups(
         project_id,
         trigger=Trigger.FORCED if forced else Trigger.DELETED,
         deleted_at=now,
@@ -143,7 +142,7 @@ def request_project_cleanup(instance: models.Model, **kwargs: Any) -> None:
     named_files.add_named_files(
         cleanups, vars(instance)["storage_audit_named"], projects_of_delete_call()
     )
-    requests.enqueue_on_commit(cleanups)
+    make_cleanups.enqueue_on_commit(cleanups)
     delete_projects.hand_over(cleanups)
 
 
@@ -165,7 +164,7 @@ def request_row_cleanup(instance: R2Object, **kwargs: Any) -> None:
         rows.clear()
         for bucket, gone in by_bucket.items():
             hold = held_ids.hold_values_of_row(gone[0].project_id) | snapshot_of_delete_call()
-            delete_projects.hand_over([requests.request_deletion(bucket, gone, **hold)])
+            delete_projects.hand_over([make_cleanups.request_deletion(bucket, gone, **hold)])
 
 
 def keep_deleted_rows(origin: Any) -> None:

@@ -22,9 +22,9 @@ from storage_audit.alerts.models import Delivery
 from storage_audit.bucket.request_stats import record_requests
 from storage_audit.cleanup import (
     bulk,
-    held_ids,
+    hold_cleanup,
+    make_cleanups,
     pause_deletions,
-    requests,
     runner,
     vanished_projects,
 )
@@ -57,10 +57,10 @@ def run_cleanup(deletion_id: str) -> str:
         return queue.RESULT_NOT_DUE
     running = Cleanup.Status.RUNNING
     if Cleanup.objects.filter(pk=cleanup.pk, status=running).due().exists():
-        requests.enqueue_cleanup(cleanup.pk)
+        make_cleanups.enqueue_cleanup(cleanup.pk)
     elif next_one := Cleanup.objects.rivals(cleanup).due().order_by("next_attempt_at").first():
         # Only one cleanup of a project is worked on at a time: let the next one have its turn.
-        requests.enqueue_cleanup(next_one.pk)
+        make_cleanups.enqueue_cleanup(next_one.pk)
     return queue.RESULT_GIVEN_UP if cleanup.takeovers >= runner.MAX_TAKEOVERS else cleanup.status
 
 
@@ -72,7 +72,7 @@ def sweep() -> dict[str, int]:
     """
     now = timezone.now()
     bring_work_forward(now)
-    held_ids.end_past_holds()
+    hold_cleanup.end_past_holds()
     forgotten = (
         Cleanup.objects.due()
         .not_enqueued_since(now - REQUEUE_AFTER)
@@ -87,7 +87,7 @@ def sweep() -> dict[str, int]:
             every.callback(resume_scans, now)
             every.callback(resume_bulk_jobs, now)
             for cleanup_id in reversed(ids := list(forgotten)):
-                every.callback(requests.enqueue_cleanup, cleanup_id)
+                every.callback(make_cleanups.enqueue_cleanup, cleanup_id)
     finally:
         noticed = vanished_projects.check_vanished_projects()
     update_hourly()

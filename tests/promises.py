@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from storage_audit.bucket import deleters, listing
 from storage_audit.bucket.deleters import SendResult
-from storage_audit.cleanup import delete_batches, requests, retention, runner, verify
+from storage_audit.cleanup import delete_batches, make_cleanups, requests, retention, runner, verify
 from storage_audit.cleanup.delete_pipeline import PlannedItem, RecheckedBatch
 from storage_audit.cleanup.delete_projects import delete_project_by_id
 from storage_audit.cleanup.models import Cleanup, CleanupItem
@@ -97,7 +97,7 @@ def skip_pauses() -> None:
     waiting = {"status": Status.RUNNING, "lease_until": None, "position__has_key": "confirm_at"}
     for cleanup in Cleanup.objects.filter(**waiting, next_attempt_at__gt=timezone.now()):
         make_due(skip_pause(cleanup))
-        requests.enqueue_cleanup(cleanup.pk)
+        make_cleanups.enqueue_cleanup(cleanup.pk)
 
 
 def skip_pause(cleanup: Cleanup) -> Cleanup:

@@ -13,7 +13,7 @@ from devtools.demo.browser import Browser
 from devtools.demo.site import USER, Site
 from devtools.local_r2 import LocalR2
 from devtools.processes import Child
-from storage_audit.cleanup import requests
+from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from storage_audit.ownership.bucket_marker import MARKER_KEY
@@ -117,7 +117,7 @@ def verify_cleanup(cleanup: Cleanup, worker: Child) -> Cleanup:
     """Verify the cleanup, as the admin's button does."""
     with use_origin(Origin(USER, "the demo")), transaction.atomic():
         check = requests.request_cleanup_verification(cleanup)
-        requests.enqueue_on_commit([check])
+        make_cleanups.enqueue_on_commit([check])
     wait_for_cleanup(check, worker)
     return check
 

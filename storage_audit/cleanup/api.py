@@ -20,13 +20,14 @@ from storage_audit.api.cursor_pages import page_newest_first, page_oldest_first
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS
 from storage_audit.api.schemas import NOT_GIVEN, Limit, StrictSchema, Text
-from storage_audit.cleanup import end_deletions, pause_deletions, requests
+from storage_audit.cleanup import end_deletions, make_cleanups, pause_deletions, requests
 from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.ownership.bucket_marker import CannotConclude
+from storage_audit.project_model import ProjectExists
 from storage_audit.redaction import printable_text
 
 router = Router(tags=["deletions"])
@@ -38,7 +39,7 @@ EVENTS_SHOWN, VALUES_SHOWN = 200, 100
 WITHOUT_NUL = r"^[^\x00]*$"
 TOTAL_NAMES = ("found", "deleted", "already_gone", "kept", "failed")
 
-PUBLIC_ERRORS[requests.ProjectExists] = "project-exists"
+PUBLIC_ERRORS[ProjectExists] = "project-exists"
 PUBLIC_ERRORS[IllegalTransition] = "wrong-state"
 PUBLIC_ERRORS[CannotRestore] = "cannot-restore"
 PUBLIC_ERRORS[CannotConclude] = "bucket-not-ours"
@@ -309,7 +310,7 @@ def resume_deletion(request: HttpRequest, body: ResumeDeletions) -> Resumed:
     resumed = pause_deletions.resume_deletions(
         body.confirm, get_chosen(body.deletion_id), over_limits=body.over_limits
     )
-    requests.enqueue_on_commit(resumed)
+    make_cleanups.enqueue_on_commit(resumed)
     return Resumed(message=_("Deletions are resumed."))
 
 
@@ -367,7 +368,7 @@ def verify_deletion(
         check = requests.request_cleanup_verification(cleanup)
         note = _("Verification requested: cleanup %s.") % check.pk
         auth.log_action(request, cleanup, CHANGE, note)
-        requests.enqueue_on_commit([check])
+        make_cleanups.enqueue_on_commit([check])
     response["Location"] = status_url(check)
     text = _("Verification queued. It checks the bucket and changes nothing.")
     accepted = Accepted(message=text, deletion_id=check.pk, status_url=status_url(check))
@@ -441,7 +442,7 @@ def log_decision(
 ) -> Decided:
     """In the decision's transaction."""
     auth.log_action(request, cleanup, CHANGE, f"{text} {reason}".strip())
-    requests.enqueue_on_commit(going_on)
+    make_cleanups.enqueue_on_commit(going_on)
     return Decided(message=text, deletions=[deletion_link(each) for each in going_on])
 
 

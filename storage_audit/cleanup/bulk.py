@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model, queue
 from storage_audit.bucket.request_stats import record_requests
-from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup import end_deletions, make_cleanups, requests
 from storage_audit.cleanup.delete_projects import delete_project_by_id, has_own_delete
 from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupQuerySet
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -325,7 +325,7 @@ def run_bulk_turn(bulk_job_id: UUID) -> str:
         # One commit for all; with SYNC the work itself is done here, in none of ours.
         with nullcontext() if conf().sync else transaction.atomic():
             for cleanup in made:
-                requests.enqueue_cleanup(cleanup.pk)
+                make_cleanups.enqueue_cleanup(cleanup.pk)
     if not (job.finished_at or conf().sync):
         enqueue_bulk_job(job.pk)
     return f"{job.position} of {job.projects} projects"

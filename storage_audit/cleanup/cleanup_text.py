@@ -182,3 +182,11 @@ def cancelled_by_person_text(project_id: str) -> str:
         " choose Clean up again."
     )
     return text % project_id
+
+
+def superseded_text(project_id: str) -> str:
+    text = _(
+        "Project %s was created and deleted again. The cleanup of the later deletion covers the"
+        " files."
+    )
+    return text % project_id

@@ -12,9 +12,9 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import conf
 from storage_audit.fields import filter_by_pks
+from storage_audit.project_model import ProjectExists
 from storage_audit.redaction import printable_text, redact_secrets
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from django.dispatch import Signal
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.cleanup import delete_batches, pause_deletions, supersede_cleanups
+from storage_audit.cleanup import delete_batches, make_cleanups, pause_deletions
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet, Snapshot
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
@@ -134,7 +134,7 @@ def clean_up_again(project_id: str, reason: str) -> list[Cleanup]:
     if not reason.strip():
         raise IllegalTransition(_("Enter a reason to delete the files of project %s.") % shown)
     KnownProject.objects.filter(pk=project_id).update(kept_for="")
-    cleanups = supersede_cleanups.request_cleanups(
+    cleanups = make_cleanups.request_cleanups(
         project_id, trigger=Cleanup.Trigger.DECLARED, deleted_at=known.deleted_at
     )
     for each in cleanups:

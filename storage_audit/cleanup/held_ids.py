@@ -7,21 +7,19 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Exists, Max, OuterRef, QuerySet, Value
-from django.db.models.functions import Greatest, Least
+from django.db.models import Max, Value
+from django.db.models.functions import Greatest
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import is_storable
-from storage_audit.cleanup.models import Cleanup, Snapshot
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
-from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.ownership_rule import get_key_formats
-from storage_audit.redaction import printable_text, redact_secrets
+from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
 
 logger = logging.getLogger(__name__)
@@ -87,33 +85,6 @@ def refuse_held_id(project_id: str) -> None:
             " project. Undo the deletion, or erase it now."
         )
         raise ProjectHeld(text % printable_text(project_id))
-
-
-def end_past_holds() -> None:
-    """Let go of held ids whose time is over, such as those of projects without files, once the
-    store's clock agrees. An open cleanup does so itself with its first request."""
-    if not any(past.exists() for past in find_past_holds(DatabaseNow())):
-        return
-    try:
-        now = Least(DatabaseNow(), Value(bucket_marker.read_store_time(conf().bucket)))
-    except StoreError as error:
-        logger.warning("Expired holds could not be ended: %s", redact_secrets(str(error)))
-        return
-    ids, snapshots = find_past_holds(now)
-    ids.update(kept_for="")
-    snapshots.delete()
-
-
-def find_past_holds(now: Any) -> tuple[QuerySet[KnownProject], QuerySet[Snapshot]]:
-    """The held ids whose time is over, and the copies of rows that nobody can restore any more:
-    also of deleted rows, and of projects that were created again past us."""
-    same = {"project_id": OuterRef("pk"), "project_deleted_at": OuterRef("deleted_at")}
-    cleanups = Cleanup.objects.filter(**same, parent=None).deleting().of_projects()
-    waiting = Exists(cleanups.open()) | Exists(cleanups.filter(held_until__gt=now))
-    held = KnownProject.objects.filter(kept_for=KnownProject.KeptFor.HOLD)
-    kept = Cleanup.objects.filter(snapshot=OuterRef("pk"), first_request_at=None)
-    alive = Exists(kept.open()) | Exists(kept.filter(held_until__gt=now))
-    return held.filter(~waiting), Snapshot.objects.filter(~alive)
 
 
 def find_held_owner(key: str) -> str | None:

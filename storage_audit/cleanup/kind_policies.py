@@ -14,6 +14,7 @@ from storage_audit.cleanup.cleanup_text import (
     another_cleanup_advice,
     cancelled_by_person_text,
     next_scans_text,
+    superseded_text,
 )
 from storage_audit.cleanup.delete_pipeline import PlannedItem, items_of
 from storage_audit.cleanup.models import Cleanup
@@ -258,11 +259,3 @@ def namesake_text(project_id: str, other: str) -> str:
         " other project another ID, then approve this cleanup."
     )
     return text % {"other": other, "id": project_id}
-
-
-def superseded_text(project_id: str) -> str:
-    text = _(
-        "Project %s was created and deleted again. The cleanup of the later deletion covers the"
-        " files."
-    )
-    return text % project_id

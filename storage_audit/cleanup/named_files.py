@@ -7,16 +7,13 @@ import logging
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from django.db import models, transaction
+from django.db import models
 from django.db.models.deletion import CASCADE, get_candidate_relations_to_delete
-from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.fields import insert_new_rows
 from storage_audit.models import R2Object
@@ -30,7 +27,6 @@ logger = logging.getLogger(__name__)
 FoundIn, Outcome = CleanupItem.FoundIn, CleanupItem.Outcome
 # One of these is an id in most grammars.
 SAMPLE_IDS = ("1", "proj_1", "a", "project-1", "00000000-0000-4000-8000-000000000001")
-FOUND_FIELDS = ["size", "etag", "last_modified", "last_seen_at", "outcome", "changed_at"]
 
 
 class NamedFile(NamedTuple):
@@ -139,43 +135,6 @@ def named_file_reason(named: NamedFile, owners: Collection[str]) -> str:
             " If nothing else uses it, delete it under “Files” or in the Cloudflare dashboard."
         )
     return text % {"row": named.row, "owners": ", ".join(sorted(map(printable_text, owners)))}
-
-
-def check_named_files(work: Turn) -> None:
-    """Which of them are in the bucket. Raises TurnOver, StoreError, CannotConclude and
-    LeaseLost."""
-    cleanup = work.cleanup
-    todo = cleanup.items.named().filter(last_seen_at=None, outcome=Outcome.KEPT)
-    while looked := work.find_items(todo.order_by("key")):
-        for item, listed in looked:
-            item.changed_at = timezone.now()
-            if listed is None:
-                item.outcome = Outcome.ALREADY_GONE
-            else:
-                item.size, item.etag = listed.size, listed.etag
-                item.last_modified, item.last_seen_at = listed.last_modified, timezone.now()
-        with transaction.atomic():
-            cleanup.renew(position=work.next_position())
-            CleanupItem.objects.bulk_update(
-                [item for item, _seen in looked], FOUND_FIELDS, batch_size=200
-            )
-        work.check_deadline()
-
-
-def reset_named_files(cleanup: Cleanup) -> None:
-    """Undo the check, which may have used another bucket."""
-    named = cleanup.items.named()
-    named.update(last_seen_at=None, outcome=Outcome.KEPT)
-
-
-def kept_files_text(cleanup: Cleanup) -> str:
-    kept = cleanup.items.named().filter(outcome=Outcome.KEPT).count()
-    text = ngettext(
-        "Kept: %d file that this project used.",
-        "Kept: %d files that this project used.",
-        kept,
-    )
-    return text % kept if kept else ""
 
 
 def sample_key(column: Column) -> str | None:

@@ -4,33 +4,27 @@ What a person may ask for returns cleanups that the caller enqueues on commit.
 """
 
 import logging
-from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-from uuid import UUID
 
-from django.db import connection, transaction
-from django.utils import timezone
+from django.db import transaction
 from django.utils.translation import gettext as _
 
-from storage_audit import logs, project_model, queue
+from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup import (
     held_ids,
     limits,
+    make_cleanups,
     named_files,
-    runner,
-    supersede_cleanups,
     vanished_projects,
 )
 from storage_audit.cleanup.cleanup_text import cancelled_by_person_text
 from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
-from storage_audit.cleanup.models import Cleanup, DeletedRow
+from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.conf import conf
 from storage_audit.models import KnownProject, validate_project_id
+from storage_audit.project_model import ProjectExists
 from storage_audit.redaction import printable_text
 from storage_audit.request_origin import current_origin
 
@@ -43,10 +37,6 @@ Kind, Status, Trigger = (
 )
 
 Evidence, KeptFor = KnownProject.Evidence, KnownProject.KeptFor
-
-
-class ProjectExists(Exception):
-    """The project exists, so its files are no leftovers; the message says what to do."""
 
 
 @transaction.atomic
@@ -189,7 +179,7 @@ def run_project_plan(cleanup: Cleanup, user: str) -> None:
         hold |= {"approved_objects": planned["n"], "approved_bytes": planned["size"]}
         hold |= {"step": Cleanup.Step.HELD, "next_attempt_at": hold["held_until"]}
     cleanup.run_plan(user, project_deleted_at=deleted_at, **hold)
-    supersede_cleanups.requeue_earlier_cleanups(cleanup)
+    make_cleanups.requeue_earlier_cleanups(cleanup)
 
 
 def find_open_cleanup(plan: Cleanup) -> Cleanup | None:
@@ -214,7 +204,7 @@ def declare_deleted(project_id: str, mode: Mode | None = None) -> list[Cleanup]:
     Raises ValidationError for what is no project id, and ProjectExists.
     """
     mode = mode or default_mode()
-    cleanups = supersede_cleanups.request_cleanups(
+    cleanups = make_cleanups.request_cleanups(
         project_id,
         trigger=Trigger.DECLARED,
         deleted_at=record_deletion(project_id),
@@ -282,82 +272,3 @@ def require_deleted(project_id: str | None) -> None:
         raise ProjectExists(
             _("Project %s exists. Delete the project to delete its files.") % project_id
         )
-
-
-@dataclass(frozen=True)
-class TransactionCleanup:
-    """A cleanup that the transaction under way has made, to be enqueued on commit."""
-
-    cleanup: Cleanup
-
-    def enqueue(self) -> None:
-        enqueue_cleanup(self.cleanup.pk)
-
-
-def request_deletion(bucket: str, rows: list[DeletedRow], **hold: Any) -> Cleanup:
-    """Put the rows into this transaction's cleanup for the bucket, made when there is none. What is
-    held gets one of its own, as each delete() call is undone separately."""
-    cleanup = None if hold else cleanup_of_transaction(bucket)
-    if cleanup is None:
-        cleanup = Cleanup.objects.request(
-            kind=Cleanup.Kind.OBJECTS,
-            bucket=bucket,
-            project_id=rows[0].project_id,
-            trigger=Trigger.DELETED,
-            **hold,
-        )
-        transaction.on_commit(TransactionCleanup(cleanup).enqueue, robust=True)
-    cleanup.add_rows(rows)
-    return cleanup
-
-
-def cleanup_of_transaction(bucket: str) -> Cleanup | None:
-    """This transaction's cleanup for the bucket.
-
-    Its hook is the mark: Django drops it with the transaction, and with the savepoint that the
-    cleanup was made in. It does not for a savepoint made by hand, so the database is asked too.
-    """
-    for registered in connection.run_on_commit:
-        request = getattr(registered[1], "__self__", None)
-        if isinstance(request, TransactionCleanup) and request.cleanup.bucket == bucket:
-            known = Cleanup.objects.get_untouched(request.cleanup.pk)
-            if known is not None:
-                return known
-    return None
-
-
-def enqueue_cleanup(cleanup_id: UUID) -> None:
-    """Have a worker run the cleanup; with the setting SYNC, run it here and now."""
-    cleanup = Cleanup.objects.filter(pk=cleanup_id)
-    try:
-        if not cleanup.update(enqueued_at=timezone.now()):
-            return  # Rolled back with a savepoint made by hand, for which Django keeps the hooks.
-        if not conf().sync:
-            send_to_queue(cleanup_id)
-    except Exception:
-        with logs.deletion_context(cleanup_id):
-            logger.exception("The cleanup could not be queued. A worker starts it within a minute.")
-        raise
-    if conf().sync:
-        runner.run_to_end(cleanup_id)
-
-
-def send_to_queue(cleanup_id: UUID) -> None:
-    # The queue's own lines name the task.
-    pk = str(cleanup_id)
-    with logs.deletion_context(cleanup_id, Cleanup.objects.find_request_id(cleanup_id)):
-        queue.send_task(queue.RUN_CLEANUP, pk, task_name=pk)
-
-
-def enqueue_on_commit(cleanups: Iterable[Cleanup]) -> None:
-    """Enqueue once the transaction is committed; if that fails, the sweep finds the cleanups."""
-    for cleanup in cleanups:
-        transaction.on_commit(enqueue_hook(cleanup.pk), robust=True)
-
-
-def enqueue_hook(cleanup_id: UUID) -> Callable[[], None]:
-    # A function, as Django asks a hook that failed for its __qualname__, which a partial lacks.
-    def enqueue() -> None:
-        enqueue_cleanup(cleanup_id)
-
-    return enqueue

@@ -18,12 +18,12 @@ from storage_audit import logs
 from storage_audit.bucket import s3
 from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.cleanup import (
+    check_named_files,
     delete_batches,
     end_deletions,
     follow_ups,
     hold_cleanup,
     limits,
-    named_files,
     pause_deletions,
     plan_summary,
     progress,
@@ -151,7 +151,7 @@ def check_deletion_is_current(work: Turn) -> None:
     cleanup = work.cleanup
     if cleanup.kind == Kind.PROJECT and not cleanup.dry_run:
         # Read before the project: what comes later may be of a later deletion.
-        earlier = list(supersede_cleanups.find_earlier_cleanups(cleanup))
+        earlier = list(Cleanup.objects.of_other_deletions(cleanup))
         policy_of(cleanup).require_project_gone(cleanup)
         cleanup.renew()
         # Workers may have had them when this cleanup was requested.
@@ -219,7 +219,7 @@ def discard_listing(cleanup: Cleanup) -> None:
         cleanup.renew(planned_at=None, plan_digest="")
     if cleanup.planned_at is None and not policy.keeps_items:
         # Items that rows named stay, as the rows are gone.
-        named_files.reset_named_files(cleanup)
+        check_named_files.reset_named_files(cleanup)
         cleanup.items.exclude(found_in=CleanupItem.FoundIn.NAMED).delete()
 
 
@@ -229,7 +229,7 @@ def make_plan(work: Turn) -> None:
     is_new, may_have_uploads = cleanup.planned_at is None, True
     if is_new:
         policy.find_objects(work)
-        named_files.check_named_files(work)
+        check_named_files.check_named_files(work)
         may_have_uploads = project_uploads.record_unfinished_uploads(work)
     # A plan that waited for a person is old by now.
     unread = used_files.keep_used_files(work)
@@ -338,7 +338,9 @@ def close_cleanup(work: Turn) -> None:
         if not cleanup.is_held():
             cleanup.end_hold()
         follow_ups.schedule_follow_ups(cleanup)
-        text = f"{cleanup.get_status_display()} {named_files.kept_files_text(cleanup)}".rstrip()
+        text = (
+            f"{cleanup.get_status_display()} {check_named_files.kept_files_text(cleanup)}".rstrip()
+        )
         cleanup.record("closed", text, **totals)
     return None
 

@@ -6,51 +6,17 @@ over, with a plan and limits of its own, and the earlier one ends superseded.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
-from typing import Any
 
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from storage_audit.cleanup import delete_batches, held_ids, plan_summary
-from storage_audit.cleanup.kind_policies import policy_of, superseded_text
-from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
+from storage_audit.cleanup import delete_batches, plan_summary
+from storage_audit.cleanup.cleanup_text import superseded_text
+from storage_audit.cleanup.kind_policies import policy_of
+from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.models import KnownProject
 
 Status = Cleanup.Status
-
-
-def request_cleanups(
-    project_id: str, *, deleted_at: datetime, trigger: str, **values: Any
-) -> list[Cleanup]:
-    """The cleanups of this deletion, one for each bucket: those that are open, or else new ones.
-
-    Call it in the transaction that recorded the deletion. Others wait for that, so this is short,
-    and changes no item of an earlier cleanup.
-    """
-    cleanups = Cleanup.objects
-    whole = {"project_id": project_id, "project_deleted_at": deleted_at}
-    known = {
-        each.bucket: each for each in cleanups.of_project(project_id).filter(**whole, parent=None)
-    }
-    found = []
-    values = held_ids.hold_of_deletion(project_id, deleted_at) | values
-    for bucket in cleanups.buckets_for(project_id):
-        if cleanup := known.get(bucket):
-            cleanup.record("request", _("Requested again while still open."))
-        else:
-            kind = Cleanup.Kind.PROJECT
-            cleanup = cleanups.request(kind=kind, bucket=bucket, trigger=trigger, **whole, **values)
-            requeue_earlier_cleanups(cleanup)
-        found.append(cleanup)
-    return found
-
-
-def requeue_earlier_cleanups(cleanup: Cleanup) -> None:
-    """Have workers end the open cleanups of the project's earlier deletions, and their follow-up
-    checks. They may have a million items, which is too much for the transaction of a deletion."""
-    for earlier in find_earlier_cleanups(cleanup):
-        earlier.requeue_to_end(superseded_text(earlier.project_id or ""))
 
 
 def end_earlier_cleanups(earlier: Iterable[Cleanup]) -> None:
@@ -58,16 +24,6 @@ def end_earlier_cleanups(earlier: Iterable[Cleanup]) -> None:
     it next checks the project."""
     for each in earlier:
         supersede_idle_cleanup(each, superseded_text(each.project_id or ""))
-
-
-def find_earlier_cleanups(cleanup: Cleanup) -> CleanupQuerySet:
-    """The open cleanups of other deletions of the project. They are earlier ones if this cleanup's
-    deletion is still on record as the latest afterwards."""
-    same = Cleanup.objects.of_project(cleanup.project_id or "")
-    if cleanup.parent_id:
-        return same.none()
-    same = same.filter(bucket=cleanup.bucket)
-    return same.exclude(project_deleted_at=cleanup.project_deleted_at)
 
 
 def supersede_idle_cleanup(cleanup: Cleanup, reason: str) -> None:

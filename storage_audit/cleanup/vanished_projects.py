@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from storage_audit import project_model
-from storage_audit.cleanup import supersede_cleanups
+from storage_audit.cleanup import make_cleanups
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject
@@ -164,6 +164,6 @@ def request_vanished_cleanups(project_id: str, evidence: str, **values: Any) -> 
     now, mine = timezone.now(), KnownProject.objects.vanished().filter(pk=project_id)
     if not mine.update(deleted_at=now, evidence=evidence):
         return []
-    return supersede_cleanups.request_cleanups(
+    return make_cleanups.request_cleanups(
         project_id, trigger=Trigger.VANISHED, deleted_at=now, **values
     )

@@ -19,7 +19,7 @@ from storage_audit.api.rate_limit import RateLimit
 from storage_audit.bucket import wrangler
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.wrangler import Command
-from storage_audit.cleanup import requests
+from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.api import DeletionDetails, deletion_details, status_url
 from storage_audit.cleanup.discovery_and_strategy import MODES
 from storage_audit.concurrency import acquire_slot
@@ -244,7 +244,7 @@ def request_cleanup(
         note = _("Dry run requested.") if dry_run else _("Project declared deleted.")
         for cleanup in cleanups:
             auth.log_action(request, cleanup, ADDITION, note)
-        requests.enqueue_on_commit(cleanups)
+        make_cleanups.enqueue_on_commit(cleanups)
     cleanup = cleanups[0]
     cleanup.refresh_from_db()
     response["Location"] = status_url(cleanup)

@@ -23,7 +23,7 @@ from storage_audit.bucket import prices, request_stats, s3, wrangler
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import object_pages
 from storage_audit.bucket.request_stats import CallCounts
-from storage_audit.cleanup import requests, runner, supersede_cleanups
+from storage_audit.cleanup import make_cleanups, requests, runner
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
@@ -179,7 +179,7 @@ def record_cleanup(project_id: str, strategy: str, hold: timedelta = MAX_WRITE_T
     # A deletion of its own, as the one before may not be over.
     deleted_at = timezone.now()
     KnownProject.objects.record_deleted(project_id, deleted_at, KnownProject.Evidence.DECLARED)
-    [cleanup] = supersede_cleanups.request_cleanups(
+    [cleanup] = make_cleanups.request_cleanups(
         project_id,
         trigger=Trigger.BENCHMARK,
         deleted_at=deleted_at,

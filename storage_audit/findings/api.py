@@ -20,7 +20,7 @@ from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS, Problem
 from storage_audit.api.schemas import NOT_GIVEN, Limit, Number, StrictSchema, Text, enum_schema
 from storage_audit.cleanup.api import DeletionLink, status_url
-from storage_audit.cleanup.requests import enqueue_on_commit
+from storage_audit.cleanup.make_cleanups import enqueue_on_commit
 from storage_audit.concurrency import acquire_slot
 from storage_audit.findings import actions
 from storage_audit.findings.action_result import ActionRefused, Decision, refuse_too_many

@@ -17,7 +17,13 @@ from storage_audit.api.auth import require_permission
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import Problem, refuse_unknown_input
 from storage_audit.api.schemas import NOT_GIVEN, Text
-from storage_audit.cleanup import delete_projects, end_deletions, pause_deletions, requests
+from storage_audit.cleanup import (
+    delete_projects,
+    end_deletions,
+    make_cleanups,
+    pause_deletions,
+    requests,
+)
 from storage_audit.cleanup.api import Accepted, DeletionLink, deletion_link, status_url
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
@@ -99,7 +105,7 @@ def erase_held(project_id: str, made: list[Cleanup], reason: str) -> None:
     for each in made:
         if reason and each.is_held():
             with transaction.atomic():
-                requests.enqueue_on_commit(end_deletions.erase_deletion(each, reason))
+                make_cleanups.enqueue_on_commit(end_deletions.erase_deletion(each, reason))
             return
 
 

@@ -25,10 +25,10 @@ from storage_audit.bucket.errors import (
 from storage_audit.cleanup import api as deletions
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import conf
 from storage_audit.findings.action_result import ActionRefused
 from storage_audit.ownership.bucket_marker import CannotConclude
+from storage_audit.project_model import ProjectExists
 from storage_audit.redaction import REDACTED
 from storage_audit.scan.start import ScanTooExpensive
 from tests.api_client import API_PATH, PROBLEM_TYPE, ApiClient, assert_problem, client_with_token

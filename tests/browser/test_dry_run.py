@@ -6,7 +6,7 @@ import pytest
 from django.db import transaction
 from playwright.sync_api import Page, expect
 
-from storage_audit.cleanup import requests
+from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from tests.admin_client import admin_url as path
@@ -65,7 +65,7 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     bucket.put(changed, "audio/proj_1/s2/b.mp4", "proj_1_s1_media.mp4", kept)
     Project.objects.create(pk="proj_1_x")
     with transaction.atomic():
-        requests.enqueue_on_commit(requests.request_preview("proj_1"))
+        make_cleanups.enqueue_on_commit(requests.request_preview("proj_1"))
     log_in_as_superuser(page)
     page.goto(path("cleanup", "change", Cleanup.objects.get().pk))
     reload_until(page, "Preview. Nothing was deleted.")

@@ -14,8 +14,8 @@ from pytest_django import Settings
 
 from storage_audit.cleanup.delete_projects import delete_project, delete_projects
 from storage_audit.cleanup.models import BulkJob, Cleanup
-from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project
+from storage_audit.project_model import ProjectExists
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.request_origin import Origin, use_origin
 from storage_audit.tasks import run_job

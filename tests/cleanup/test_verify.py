@@ -17,9 +17,9 @@ from storage_audit.cleanup import limits, plan, plan_summary, requests, runner
 from storage_audit.cleanup.cloudflare_crosscheck import Crosscheck
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.cleanup.worker_turn import Turn, TurnOver
 from storage_audit.models import KnownProject, Project, R2Object
+from storage_audit.project_model import ProjectExists
 from storage_audit.tracking.upload import Upload
 from tests.faults.kinds import change_reply
 from tests.faults.matching import is_listing_at, rule_for

@@ -35,6 +35,7 @@ from storage_audit.findings.action_result import ActionRefused, Decision
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership.bucket_marker import MARKER_KEY, CannotConclude
+from storage_audit.project_model import ProjectExists
 from storage_audit.request_origin import Origin, use_origin
 from tests.admin_client import admin_url, confirm_action, staff_client, superuser_client
 from tests.builders import LONG_AGO, create_findings, create_orphans, list_ids, read_states
@@ -619,7 +620,7 @@ def test_a_dry_run_freezes_a_plan_of_which_a_part_is_deleted_later(bucket: Bucke
 def test_a_plan_of_a_project_that_lives_again_is_not_run(bucket: Bucket) -> None:
     cleanup = run_until_idle(request_deletion(create_orphans(bucket, KEY), dry_run=True))
     create_projects("proj_9")
-    with pytest.raises(requests.ProjectExists):
+    with pytest.raises(ProjectExists):
         requests.approve_or_retry(cleanup)
 
 

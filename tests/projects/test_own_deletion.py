@@ -23,8 +23,8 @@ from pytest_django import Settings
 from storage_audit import roles, signals
 from storage_audit.cleanup import bulk
 from storage_audit.cleanup.models import BulkJob, Cleanup
-from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.models import Project, R2Object
+from storage_audit.project_model import ProjectExists
 from storage_audit.projects.admin.columns import annotate_storage
 from storage_audit.projects.admin.projects import OwnerAdmin, ProjectAdmin
 from storage_audit.request_origin import Origin, use_origin

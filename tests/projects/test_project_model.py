@@ -20,6 +20,7 @@ from storage_audit.cleanup.delete_projects import delete_project
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
+from storage_audit.project_model import ProjectExists
 from storage_audit.projects.admin.columns import annotate_storage
 from storage_audit.signals import remember_project_id, request_project_cleanup
 from tests.admin_client import confirm_action, superuser_client
@@ -247,7 +248,7 @@ def test_a_model_that_keeps_its_row_when_it_is_deleted_cannot_be_forced(
     shown = confirm_action(superuser_client(), "project", "force_delete", "proj_1")
     assert "proj_1 was not deleted" in shown
     assert not LogEntry.objects.exists()
-    with pytest.raises(requests.ProjectExists, match="proj_1 was not deleted"):
+    with pytest.raises(ProjectExists, match="proj_1 was not deleted"):
         delete_project(project)
 
 

@@ -8,7 +8,7 @@ from django.db.models.query_utils import DeferredAttribute
 from pytest_django import Settings
 
 from storage_audit.cleanup.delete_projects import delete_project, delete_projects
-from storage_audit.cleanup.requests import ProjectExists
+from storage_audit.project_model import ProjectExists
 from tests.owner_models import create_table
 
 pytestmark = pytest.mark.usefixtures("transactional_db")

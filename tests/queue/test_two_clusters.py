@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from devtools.local_r2 import LocalR2
+from storage_audit.cleanup.make_cleanups import enqueue_cleanup
 from storage_audit.cleanup.models import Cleanup, CleanupEvent
-from storage_audit.cleanup.requests import enqueue_cleanup
 from storage_audit.models import Project
 from tests.faults.proxy import FaultyStore, faulty_store
 from tests.keys import KEY_OF_PROJ_10

@@ -18,11 +18,11 @@ from storage_audit.cleanup import end_deletions, pause_deletions, requests
 from storage_audit.cleanup.held_ids import ProjectHeld
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
+from storage_audit.project_model import ProjectExists
 from storage_audit.scan.start import start_scan
 from storage_audit.scan.worker import work_on_scan
 from storage_audit.storage import KeyBeingDeleted

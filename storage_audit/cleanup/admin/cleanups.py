@@ -19,7 +19,7 @@ from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
 from storage_audit.bucket.listing import is_storable
-from storage_audit.cleanup import requests
+from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.admin import (
     cleanup_buttons,
     cleanup_page,
@@ -55,6 +55,7 @@ from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.display_formats import format_amount
 from storage_audit.fields import starts_with, uuid_starts_with
+from storage_audit.project_model import ProjectExists
 from storage_audit.redaction import printable_text
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.model_admin import DJANGO_6_1, ReadOnlyAdmin
@@ -62,7 +63,7 @@ from storage_audit.ui.model_admin import DJANGO_6_1, ReadOnlyAdmin
 # Verified in one request; of whole projects, a bulk job verifies any number.
 MAX_VERIFICATIONS = 100
 Outcome = CleanupItem.Outcome
-APPROVAL_REFUSALS = (IllegalTransition, requests.ProjectExists, ValidationError)
+APPROVAL_REFUSALS = (IllegalTransition, ProjectExists, ValidationError)
 
 
 @admin.register(Cleanup)
@@ -210,7 +211,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
                     continue
                 log = _("Verification requested: cleanup %s.") % check.pk
                 self.log_change(request, cleanup, log)
-            requests.enqueue_on_commit(checks)
+            make_cleanups.enqueue_on_commit(checks)
         text = _("A verification is queued. It looks into the bucket again and changes nothing.")
         return announce_cleanups(self, request, text, checks)
 
@@ -254,7 +255,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         with transaction.atomic():
             approved = requests.approve_or_retry(cleanup)
             self.log_change(request, cleanup, _("Force-deleted."))
-            requests.enqueue_on_commit(approved)
+            make_cleanups.enqueue_on_commit(approved)
         return approved
 
     def confirm_force(
@@ -324,8 +325,8 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
                 cleanups = requests.declare_deleted(form.cleaned_data["project_id"])
                 for cleanup in cleanups:
                     self.log_addition(request, cleanup, _("Project declared deleted."))
-                requests.enqueue_on_commit(cleanups)
-        except requests.ProjectExists as refusal:
+                make_cleanups.enqueue_on_commit(cleanups)
+        except ProjectExists as refusal:
             form.add_error("project_id", str(refusal))
             return None
         text = _("A cleanup is queued. It finds the project's leftover files and deletes them.")

@@ -13,7 +13,7 @@ from django.shortcuts import redirect
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup import bulk, requests
+from storage_audit.cleanup import bulk, make_cleanups
 from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
 from storage_audit.cleanup.admin.confirm_text import (
     all_deletions_line,
@@ -168,7 +168,7 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         with transaction.atomic():
             result = decision.carry_out(cleanup, reason)
             self.log_change(request, cleanup, f"{decision.label}. {reason}".strip())
-            requests.enqueue_on_commit(result.cleanups)
+            make_cleanups.enqueue_on_commit(result.cleanups)
         self.message_user(request, result.text, messages.SUCCESS)
         if result.warnings:
             self.message_user(request, format_lines(result.warnings), messages.WARNING)

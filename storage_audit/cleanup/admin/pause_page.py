@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.bucket.errors import StoreError
-from storage_audit.cleanup import pause_deletions, requests
+from storage_audit.cleanup import make_cleanups, pause_deletions
 from storage_audit.cleanup.admin.decision_kinds import ReasonForm
 from storage_audit.cleanup.models import Cleanup, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition
@@ -160,7 +160,7 @@ def resume(request: HttpRequest, cleanup: Cleanup | None, given: dict[str, Any])
     resumed = pause_deletions.resume_deletions(
         given["figures"], cleanup, over_limits=may_exceed and given["over_limits"]
     )
-    requests.enqueue_on_commit(resumed)
+    make_cleanups.enqueue_on_commit(resumed)
 
 
 def log_action(

@@ -139,6 +139,13 @@ class CleanupQueries(models.QuerySet[_C]):
             return self.filter(Q(pk=cleanup.pk) | Q(parent=cleanup.pk)).deleting()
         return self.of_deletion(cleanup.project_id, cleanup.project_deleted_at)
 
+    def of_other_deletions(self, cleanup: CleanupStates) -> Self:
+        """The open cleanups of other deletions of the project. They are earlier ones if this
+        cleanup's deletion is still on record as the latest afterwards."""
+        same = self.of_project(cleanup.project_id or "").filter(bucket=cleanup.bucket)
+        other = same.exclude(project_deleted_at=cleanup.project_deleted_at)
+        return other.none() if cleanup.parent_id else other
+
     def with_names(self) -> Self:
         """Annotate what the deleted project was called, for as long as that is kept; of what was
         only compared or previewed, the title of the project. A model of the site's own may have

@@ -19,7 +19,7 @@ from django.views.decorators.http import require_GET
 
 from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup.admin.deleting import announce_cleanups, paused_text
-from storage_audit.cleanup.requests import enqueue_on_commit
+from storage_audit.cleanup.make_cleanups import enqueue_on_commit
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.display_formats import (
     Answer,

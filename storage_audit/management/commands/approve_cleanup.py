@@ -4,7 +4,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit.cleanup import requests
+from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
@@ -98,7 +98,7 @@ def approve_cleanup(cleanup: Cleanup) -> list[Cleanup]:
     try:
         with transaction.atomic():
             approved = requests.approve_or_retry(cleanup)
-            requests.enqueue_on_commit(approved)
+            make_cleanups.enqueue_on_commit(approved)
     except IllegalTransition as error:
         raise CommandError(str(error), returncode=EXIT_USAGE) from error
     return approved

@@ -6,12 +6,11 @@ from django.core.management.base import CommandError
 from django.db import transaction
 
 from storage_audit import project_model
-from storage_audit.cleanup import end_deletions, requests, runner
+from storage_audit.cleanup import end_deletions, make_cleanups, requests, runner
 from storage_audit.cleanup.cleanup_text import status_label
 from storage_audit.cleanup.discovery_and_strategy import MODES, Mode, default_mode
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
-from storage_audit.cleanup.requests import ProjectExists
 from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
     EXIT_USAGE,
@@ -26,6 +25,7 @@ from storage_audit.management.console import (
 )
 from storage_audit.management.documented import DocumentedCommand
 from storage_audit.models import KnownProject
+from storage_audit.project_model import ProjectExists
 
 Status = Cleanup.Status
 
@@ -189,7 +189,7 @@ class Command(DocumentedCommand):
                     else:
                         cleanups = requests.declare_deleted(project, mode)
                 if enqueue:
-                    requests.enqueue_on_commit(cleanups)
+                    make_cleanups.enqueue_on_commit(cleanups)
         except (ProjectExists, IllegalTransition) as error:
             raise CommandError(str(error), returncode=EXIT_USAGE) from error
         return cleanups

@@ -4,7 +4,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 from django.db import transaction
 
-from storage_audit.cleanup import end_deletions, requests
+from storage_audit.cleanup import end_deletions, make_cleanups
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.management.console import (
     EXIT_FAILED,
@@ -43,7 +43,7 @@ class Command(DocumentedCommand):
             try:
                 with transaction.atomic():
                     going_on = end_deletions.erase_deletion(found, reason)
-                    requests.enqueue_on_commit(going_on)
+                    make_cleanups.enqueue_on_commit(going_on)
             except IllegalTransition as error:
                 raise CommandError(
                     f"The hold of cleanup {cleanup} was not ended. {printable_text(str(error))}",

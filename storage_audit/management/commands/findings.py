@@ -9,7 +9,7 @@ from django.core.management.base import CommandError
 from django.db import transaction
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup import requests, runner
+from storage_audit.cleanup import make_cleanups, requests, runner
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
@@ -42,6 +42,7 @@ from storage_audit.management.finding_filters import (
     finding_text,
     select_findings,
 )
+from storage_audit.project_model import ProjectExists
 from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import printable_text
 
@@ -200,7 +201,7 @@ class Command(DocumentedCommand):
         with command_context():
             try:
                 return requests.approve_or_retry(cleanup)
-            except (requests.ProjectExists, IllegalTransition) as error:
+            except (ProjectExists, IllegalTransition) as error:
                 raise CommandError(printable_text(str(error)), returncode=EXIT_USAGE) from error
 
     def finish(self, decision: Decision, here: bool, as_json: bool) -> None:
@@ -210,7 +211,7 @@ class Command(DocumentedCommand):
                 decision.cleanups = [runner.run_to_end(each.pk) for each in decision.cleanups]
             else:
                 with transaction.atomic():
-                    requests.enqueue_on_commit(decision.cleanups)
+                    make_cleanups.enqueue_on_commit(decision.cleanups)
         if as_json:
             self.stdout.write(json.dumps(decision_json(decision)))
         else:

@@ -3,7 +3,7 @@ from uuid import UUID
 
 from django.core.management.base import CommandError
 
-from storage_audit.cleanup import pause_deletions, requests
+from storage_audit.cleanup import make_cleanups, pause_deletions
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.pause_deletions import ResumeFigures
@@ -76,7 +76,7 @@ class Command(DocumentedCommand):
                 self.show(pause_deletions.find_resume_figures(found), found)
                 raise CommandError(printable_text(str(error)), returncode=EXIT_FAILED) from error
             for each in resumed:
-                requests.enqueue_cleanup(each.pk)
+                make_cleanups.enqueue_cleanup(each.pk)
         self.stdout.write("Deletions are resumed.")
 
     def show(self, figures: ResumeFigures, cleanup: Cleanup | None) -> None:

@@ -27,12 +27,13 @@ from storage_audit.cleanup.admin.deleting import (
 )
 from storage_audit.cleanup.bulk import enqueue_bulk_on_commit
 from storage_audit.cleanup.delete_projects import REFUSAL_EXCEPTIONS, DeletionResult, refusal_text
+from storage_audit.cleanup.make_cleanups import enqueue_on_commit
 from storage_audit.cleanup.models import BulkJob, Cleanup
-from storage_audit.cleanup.requests import ProjectExists, enqueue_on_commit
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_lines
 from storage_audit.fields import BytewiseTextField, starts_with
 from storage_audit.models import KnownProject, Project
+from storage_audit.project_model import ProjectExists
 from storage_audit.projects.admin import undo_or_erase
 from storage_audit.projects.admin.columns import ProjectColumns
 from storage_audit.projects.admin.database_copies import is_database_copy

@@ -1,7 +1,5 @@
-"""What can be asked for, by a person or by a deleted row, and how it gets to the workers.
-
-What a person may ask for returns cleanups that the caller enqueues on commit.
-"""
+"""What a person or a program may ask for. Each returns cleanups that the caller enqueues on
+commit, see make_cleanups.py."""
 
 import logging
 from contextlib import suppress

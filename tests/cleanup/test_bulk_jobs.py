@@ -25,7 +25,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import tasks
-from storage_audit.cleanup import bulk, requests
+from storage_audit.cleanup import bulk, make_cleanups, requests
 from storage_audit.cleanup.bulk import enqueue_bulk_job, enqueue_bulk_on_commit
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import Project
@@ -666,7 +666,7 @@ def test_a_worker_that_dies_between_the_cleanups_and_their_tasks_forgets_none(
         raise Died
 
     with monkeypatch.context() as patch, pytest.raises(Died):
-        patch.setattr(requests, "enqueue_cleanup", die)
+        patch.setattr(make_cleanups, "enqueue_cleanup", die)
         enqueue_bulk_job(job.pk)
         work(job)
     assert made_for().total() == 3
@@ -795,7 +795,7 @@ def test_without_workers_one_turn_follows_the_other_and_none_stands_in_another(
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"SYNC": True}
     depths = list[int]()
     monkeypatch.setattr(
-        requests, "enqueue_cleanup", lambda _pk: depths.append(len(inspect.stack()))
+        make_cleanups, "enqueue_cleanup", lambda _pk: depths.append(len(inspect.stack()))
     )
     enqueue_bulk_job(asked(9).pk)
     assert len(depths) == 9 and len(set(depths)) == 1

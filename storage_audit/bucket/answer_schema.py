@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import RLock
 from typing import NamedTuple
 from unicodedata import normalize
 from xml.etree import ElementTree
@@ -153,6 +154,8 @@ def next_token(fields: Fields) -> str | None:
 # marker keeps it. Each process reads it before it believes its first page of a bucket.
 _expected: dict[tuple[str, str], frozenset[str]] = {}
 _loaders: list[Callable[[str], object]] = []
+# Held by the thread that reads a marker to learn them.
+loading = RLock()
 _notes: ContextVar[list[Mapping[str, bool]] | None] = ContextVar("notes", default=None)
 
 
@@ -169,8 +172,9 @@ def set_expected_fields(bucket: str, names: Iterable[str]) -> None:
 def expected_fields(bucket: str) -> frozenset[str]:
     place = conf().endpoint_url, bucket
     if place not in _expected:
-        for load in _loaders:
-            load(bucket)
+        with loading:  # Whoever waited here finds what the other has read.
+            for load in _loaders if place not in _expected else ():
+                load(bucket)
     return _expected.get(place, frozenset())
 
 

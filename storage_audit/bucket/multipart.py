@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage_audit.bucket import answer_schema
 from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.listing import is_too_long, key_bytes
 from storage_audit.bucket.listing_xml import decode_key
 from storage_audit.bucket.s3 import s3_client, translate_errors
+from storage_audit.clocks import monotonic_seconds
 
 # Where a listing goes on.
 Markers = dict[str, Any]
@@ -40,11 +41,22 @@ def list_unfinished_uploads(bucket: str, prefix: str) -> Iterator[list[Multipart
     return upload_pages(first, bucket, prefix)
 
 
-def list_if_one_page(bucket: str) -> list[MultipartUpload] | None:
-    """All unfinished uploads of the bucket, or None if one page does not show all of them. Raises
-    StoreError, with the code NotImplemented where the store cannot list them."""
-    found, following = list_upload_page(bucket, "", {})
-    return found if following is None else None
+class UploadAnswer(NamedTuple):
+    """What the store said, and when by our monotonic clock, when it was asked for all unfinished
+    uploads of a bucket: the uploads if one page shows all of them, or an error."""
+
+    asked_at: float
+    uploads: list[MultipartUpload] | None = None
+    error: StoreError | None = None
+
+
+def ask_for_uploads(bucket: str) -> UploadAnswer:
+    now = monotonic_seconds()
+    try:
+        found, following = list_upload_page(bucket, "", {})
+    except StoreError as error:
+        return UploadAnswer(now, error=error)
+    return UploadAnswer(now, found if following is None else None)
 
 
 def upload_pages(page: UploadPage, bucket: str, prefix: str) -> Iterator[list[MultipartUpload]]:

@@ -10,12 +10,13 @@ from django.utils.translation import gettext as _
 from storage_audit.bucket import multipart, s3
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import escape_key, key_bytes
-from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup.delete_pipeline import recheck_deadline
+from storage_audit.bucket.multipart import MultipartUpload, UploadAnswer
+from storage_audit.cleanup.delete_pipeline import RECHECK_VALID_SECONDS, recheck_deadline
 from storage_audit.cleanup.kind_policies import policy_of, undecided_reasons
 from storage_audit.cleanup.open_decisions import get_ignore_list
 from storage_audit.cleanup.plan import rows_by_identity
 from storage_audit.cleanup.worker_turn import Turn
+from storage_audit.clocks import monotonic_seconds
 from storage_audit.ownership.ownership_rule import (
     Ownership,
     get_key_formats,
@@ -56,16 +57,16 @@ def list_unfinished_uploads(work: Turn) -> Iterator[tuple[MultipartUpload, str]]
     the store cannot list them. The lease outlasts each page, not all of them."""
     cleanup = work.cleanup
     prefixes = tuple(cleanup.listed_prefixes)
-    try:
-        everything = multipart.list_if_one_page(cleanup.bucket) if prefixes else []
-    except StoreError as error:
-        if error.code == "NotImplemented":
+    answer = find_uploads(work) if prefixes else UploadAnswer(0, [])
+    if answer.error:
+        if answer.error.code == "NotImplemented":
             return None
-        raise
+        raise answer.error
     cleanup.renew()
-    if everything is not None:
-        ours = [upload for upload in everything if upload.key.startswith(prefixes)]
+    if answer.uploads is not None:
+        ours = [upload for upload in answer.uploads if upload.key.startswith(prefixes)]
         return owned_uploads_in_pages(work, [ours])
+    work.is_marker_due = True
     listings = []
     for prefix in prefixes:
         pages = multipart.list_unfinished_uploads(cleanup.bucket, prefix)
@@ -74,6 +75,15 @@ def list_unfinished_uploads(work: Turn) -> Iterator[tuple[MultipartUpload, str]]
             return None
         listings.append(pages)
     return owned_uploads_in_pages(work, chain(*listings))
+
+
+def find_uploads(work: Turn) -> UploadAnswer:
+    """As the start of the turn showed them, or as they are now if that is long ago."""
+    answer = work.uploads
+    if not answer or monotonic_seconds() > answer.asked_at + RECHECK_VALID_SECONDS:
+        work.is_marker_due = True
+        answer = work.uploads = multipart.ask_for_uploads(work.cleanup.bucket)
+    return answer
 
 
 def owned_uploads_in_pages(
@@ -116,6 +126,7 @@ def abort_uploads(work: Turn) -> bool:
         if start < last < place and work.is_half_over():
             return aborted
         if not has_looked:
+            work.check_marker()
             work.recheck_bucket()
             has_looked = True
         aborted |= abort_upload(work, upload)

@@ -10,13 +10,14 @@ from typing import Any
 from uuid import UUID
 
 from storage_audit.bucket import listing
-from storage_audit.bucket.concurrent_requests import MAX_CONNECTIONS, run_at_once
+from storage_audit.bucket.concurrent_requests import MAX_CONNECTIONS, Job, run_at_once
 from storage_audit.bucket.listing import (
     KeyIdentity,
     can_show_all_spellings,
     exact_key,
     match_spellings,
 )
+from storage_audit.bucket.multipart import UploadAnswer, ask_for_uploads
 from storage_audit.bucket.s3 import PAGE_SIZE, ListedObject
 from storage_audit.cleanup.listing_pieces import (
     RangePiece,
@@ -42,6 +43,8 @@ from storage_audit.ownership.bucket_marker import StoreTraits
 from storage_audit.ownership.ownership_rule import DeletedProject
 
 Step = Cleanup.Step
+# How old a sighting may be that precedes a plan, a batch or the end of a verification.
+MAX_SIGHTING_AGE = timedelta(seconds=30)
 # Keys that are looked up one by one, a request for each at worst: so few that the lease outlasts
 # them.
 MAX_LONE_KEYS = 100
@@ -82,6 +85,10 @@ class Turn:
     # clock: the next turn may be on a machine with another one.
     marker: str
     marker_seen_at: datetime = field(init=False)
+    # Something was listed since.
+    is_marker_due: bool = False
+    # The unfinished uploads in the bucket, as far as they were asked for in this turn.
+    uploads: UploadAnswer | None = None
     # Errors in a row at the smallest batch size.
     errors_at_slowest: int = 0
     # Lone keys that are looked up together.
@@ -101,9 +108,13 @@ class Turn:
         clock_zero = cleanup.read_database_clock() - timedelta(seconds=monotonic_seconds())
         # Read before the traits: if the bucket is connected again, this marker is refused.
         marker = bucket_marker.recorded_marker(cleanup.bucket) or ""
-        traits = bucket_marker.check_bucket(cleanup.bucket)
+        answers = list[UploadAnswer]()
+        jobs: list[Job[None]] = []
+        if cleanup.step != Step.VERIFY and not cleanup.has_given_objects:
+            jobs = [lambda _kept: answers.append(ask_for_uploads(cleanup.bucket))]
+        traits = bucket_marker.check_bucket(cleanup.bucket, *jobs)
         bucket_marker.require_project_table()
-        return cls(cleanup, traits, ends, clock_zero, marker)
+        return cls(cleanup, traits, ends, clock_zero, marker, uploads=next(iter(answers), None))
 
     @property
     def identity(self) -> KeyIdentity:
@@ -122,10 +133,13 @@ class Turn:
         return DeletedProject(cleanup.project_id or "", at)
 
     def recheck_bucket(self) -> None:
-        """Is it still the right bucket, and the right database? Raises CannotConclude and
-        StoreError."""
-        bucket_marker.require_same_database()
-        self.check_marker()
+        """Is it still the right bucket, and the right database? A sighting of the marker counts
+        for MAX_SIGHTING_AGE, if nothing was listed since. Raises CannotConclude and StoreError."""
+        recorded = bucket_marker.require_same_database().markers.get(self.cleanup.bucket)
+        if recorded != self.marker:
+            raise bucket_marker.reconnected_error(self.cleanup.bucket)
+        if self.is_marker_due or self.read_clock() > self.marker_seen_at + MAX_SIGHTING_AGE:
+            self.check_marker()
         bucket_marker.require_project_table()
 
     def check_marker(self) -> None:
@@ -141,7 +155,7 @@ class Turn:
         """Compare a sighting with the marker on record. Raises CannotConclude and StoreError."""
         if bucket_marker.accept_marker(self.cleanup.bucket, sighting) != self.marker:
             raise bucket_marker.reconnected_error(self.cleanup.bucket)
-        self.marker_seen_at = self.read_clock()
+        self.marker_seen_at, self.is_marker_due = self.read_clock(), False
 
     @property
     def deleting_ids(self) -> list[UUID]:

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -19,6 +20,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.bucket import answer_schema, s3, wrangler
+from storage_audit.bucket.concurrent_requests import Job, run_at_once
 from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing import KeyIdentity, exact_key, nfc_key, object_pages
 from storage_audit.bucket.s3 import ListedObject
@@ -104,16 +106,20 @@ def marker_content(bucket: str, database: DatabaseIdentity) -> dict[str, object]
     }
 
 
-def check_bucket(bucket: str) -> StoreTraits:
+def check_bucket(bucket: str, *beside: Job[Any]) -> StoreTraits:
     """The bucket's traits, once the bucket and the database belong together and a listing shows
-    the marker too.
+    the marker too. The jobs `beside` run meanwhile.
 
     Raises CannotConclude when they do not, StoreError when the bucket cannot be asked.
     """
-    recorded = recorded_marker(bucket)
-    traits = identify_bucket(bucket)
+    recorded, identity_row = recorded_marker(bucket), require_same_database()
+    jobs: list[Job[Any]] = [lambda _kept: load_marker(bucket), lambda _kept: find_marker(bucket)]
+    results, trouble = run_at_once([*jobs, *beside])
+    if trouble:
+        raise trouble
+    traits = accept_content(bucket, identity_row, results[0])
     # The traits are those of the marker before, and listings are trusted under the one after.
-    if require_marker(bucket) != recorded:
+    if accept_marker(bucket, results[1]) != recorded:
         raise reconnected_error(bucket)
     return traits
 
@@ -246,7 +252,14 @@ def require_same_database() -> DatabaseIdentity:
 
 
 def identify_bucket(bucket: str) -> StoreTraits:
-    identity_row, content = require_same_database(), read_marker(bucket)
+    return accept_content(bucket, require_same_database(), read_marker(bucket))
+
+
+def accept_content(
+    bucket: str, identity_row: DatabaseIdentity, content: dict[str, object] | None
+) -> StoreTraits:
+    """The store's traits, if this content of the marker is that database's. Raises
+    CannotConclude."""
     if content is None:
         raise CannotConclude(
             _(
@@ -279,14 +292,17 @@ def read_traits(bucket: str, content: dict[str, object]) -> StoreTraits:
     return traits
 
 
-def load_traits(bucket: str) -> None:
-    """For a process that reads a page of the bucket before it has identified the bucket. Without a
-    marker nothing is known: `require_marker` then refuses the page."""
-    if content := read_marker(bucket):
-        read_traits(bucket, content)
+def load_marker(bucket: str) -> dict[str, object] | None:
+    """The marker's content. A listing that arrives meanwhile waits for its traits. Without a marker
+    nothing is known: `require_marker` then refuses the listing."""
+    with answer_schema.loading:
+        content = read_marker(bucket)
+        if content:
+            read_traits(bucket, content)
+    return content
 
 
-answer_schema.register_loader(load_traits)
+answer_schema.register_loader(load_marker)
 
 
 def read_marker(bucket: str) -> dict[str, object] | None:

@@ -19,9 +19,16 @@ from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit import tasks
 from storage_audit.bucket import s3
-from storage_audit.bucket.errors import StoreError
+from storage_audit.bucket.errors import InvalidResponse, StoreError
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup import listing_pieces, progress, runner, sighted_listing, verify
+from storage_audit.cleanup import (
+    listing_pieces,
+    progress,
+    project_uploads,
+    runner,
+    sighted_listing,
+    verify,
+)
 from storage_audit.cleanup.delete_batches import NOT_LISTED
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.sighted_listing import PAGES_AT_FIRST, PAGES_PER_PIECE
@@ -35,6 +42,7 @@ from tests.faults.matching import (
     is_delete_single,
     is_listing,
     is_listing_under,
+    is_uploads_listing,
     rule_for,
 )
 from tests.faults.pages import copied_bucket_page, with_entries
@@ -200,6 +208,61 @@ def test_listings_that_take_long_say_of_empty_prefixes_what_others_say(
     monkeypatch.setattr(listing_pieces, "GATHER_SECONDS", 0.0)
     monkeypatch.setattr(sighted_listing, "PIECE_SECONDS", -1.0)
     assert clean_up_project("proj_1").status == Status.CLEAN
+
+
+# How long a sighting counts
+
+
+@pytest.fixture
+def work(filled: Bucket) -> Turn:
+    return Turn.start(request_cleanup("proj_1"))
+
+
+def count_checks(work: Turn, store: FaultyStore) -> int:
+    """How often a recheck of the bucket lists the marker."""
+    store.requests.clear()
+    work.recheck_bucket()
+    return len(store.find_requests(is_listing_under(MARKER_PREFIX)))
+
+
+def test_recheck_relies_on_a_recent_sighting_if_nothing_was_listed_since(
+    store: FaultyStore, work: Turn
+) -> None:
+    assert count_checks(work, store) == 0
+    work.is_marker_due = True
+    assert [count_checks(work, store), count_checks(work, store)] == [1, 0]
+    work.marker_seen_at -= timedelta(seconds=31)
+    assert [count_checks(work, store), count_checks(work, store)] == [1, 0]
+
+
+def test_recheck_notices_that_the_bucket_was_connected_again(filled: Bucket, work: Turn) -> None:
+    filled.set_marker()
+    with pytest.raises(InvalidResponse, match="connected again"):
+        work.recheck_bucket()
+
+
+def test_uploads_of_the_start_of_a_turn_count_for_half_a_minute(
+    store: FaultyStore, work: Turn
+) -> None:
+    store.requests.clear()
+    before = project_uploads.find_uploads(work)
+    assert not store.requests and not work.is_marker_due
+    work.uploads = before._replace(asked_at=before.asked_at - 31)
+    assert project_uploads.find_uploads(work).asked_at > before.asked_at
+    assert store.find_requests(is_uploads_listing) and work.is_marker_due
+
+
+def test_turn_begins_with_one_round_of_requests(store: FaultyStore, filled: Bucket) -> None:
+    """The marker, the listing that shows it and the uploads are asked for at once."""
+    cleanup, all_here = request_cleanup("proj_1"), Barrier(3)
+
+    def wait_for_others(request: Request, forward: Any) -> None:
+        all_here.wait(timeout=10)
+
+    store.rules.append(wait_for_others)
+    store.requests.clear()
+    Turn.start(cleanup)
+    assert len(store.requests) == 3
 
 
 # Positions

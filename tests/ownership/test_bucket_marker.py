@@ -10,9 +10,16 @@ import pytest
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
 from storage_audit.bucket import answer_schema, s3
+from storage_audit.bucket.concurrent_requests import Job
 from storage_audit.bucket.deleters import SendResult
 from storage_audit.bucket.errors import InvalidResponse
-from storage_audit.cleanup import delete_batches, delete_pipeline, project_uploads, requests
+from storage_audit.cleanup import (
+    delete_batches,
+    delete_pipeline,
+    project_uploads,
+    requests,
+    verify,
+)
 from storage_audit.cleanup.delete_pipeline import PlannedItem
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.worker_turn import Turn
@@ -28,7 +35,6 @@ from tests.faults.proxy import FaultyStore, Request
 from tests.promises import (
     HIERARCHICAL_KEY,
     Status,
-    act_before_verification,
     check_promises,
     clean_up_project,
     create_projects,
@@ -231,8 +237,15 @@ def test_marker_removed_between_plan_and_batch_blocks(
 def test_marker_removed_between_batch_and_verification_blocks(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    act_before_verification(monkeypatch, remove_marker(tracked))
-    cleanup = blocked(tracked, clean_up_project("proj_1"))
+    relist_bucket = verify.relist_bucket
+
+    def relist_without_marker(work: Turn) -> None:
+        tracked.r2.remove(MARKER_KEY, tracked.name)
+        relist_bucket(work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verify, "relist_bucket", relist_without_marker)
+        cleanup = blocked(tracked, clean_up_project("proj_1"))
     assert set(read_outcomes(cleanup).values()) == {"to_delete"}
     bucket_connection.connect_bucket(tracked.name)
     healed(tracked, cleanup)
@@ -278,15 +291,15 @@ def test_plan_made_in_the_wrong_bucket_is_made_again(
     tracked: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tracked.keys()
-    checked = bucket_marker.identify_bucket
+    checked = bucket_marker.check_bucket
     with monkeypatch.context() as patch:
 
-        def wrong_after_this(bucket: str) -> StoreTraits:
-            traits = checked(bucket)
+        def wrong_after_this(bucket: str, *beside: Job[Any]) -> StoreTraits:
+            traits = checked(bucket, *beside)
             tracked.wipe()
             return traits
 
-        patch.setattr(bucket_marker, "identify_bucket", wrong_after_this)
+        patch.setattr(bucket_marker, "check_bucket", wrong_after_this)
         cleanup = blocked(tracked, clean_up_project("proj_1"))
     tracked.put(*keys)
     bucket_connection.connect_bucket(tracked.name)
@@ -349,7 +362,7 @@ def test_connecting_again_changes_nothing(bucket: Bucket) -> None:
     assert DatabaseIdentity.objects.count() == 1
 
 
-def test_each_batch_is_preceded_by_a_marker_check(
+def test_each_batch_is_preceded_by_a_check_of_the_bucket(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_projects("proj_1")
@@ -400,12 +413,12 @@ def test_store_whose_listings_lack_new_objects_is_not_connected(
 def test_traits_of_the_marker_before_are_refused(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = bucket_marker.require_marker
+    original = bucket_marker.require_same_database
 
-    def claim_first(name: str) -> str:
+    def claim_first() -> DatabaseIdentity:
         bucket.set_marker(folds_unicode=True)
-        return original(name)
+        return original()
 
-    monkeypatch.setattr(bucket_marker, "require_marker", claim_first)
+    monkeypatch.setattr(bucket_marker, "require_same_database", claim_first)
     with pytest.raises(InvalidResponse, match="connected again"):
         bucket_marker.check_bucket(bucket.name)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 from django.utils.formats import number_format
-from django.utils.html import format_html, format_html_join
+from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
@@ -32,8 +32,14 @@ class Answer(NamedTuple):
     sentences: Sequence[str] = ()
 
 
+def break_after_slashes(text: str) -> SafeString:
+    """As HTML that wraps between folders, if it has to."""
+    return mark_safe(escape(text).replace("/", "/<wbr>"))
+
+
 def format_key(key: str) -> SafeString:
-    return format_html('<code class="audit-key">{}</code>', printable_text(key))
+    shown = break_after_slashes(printable_text(key))
+    return format_html('<code class="audit-key">{}</code>', shown)
 
 
 def format_bucket_key(bucket: str, key: str) -> SafeString:

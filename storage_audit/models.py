@@ -36,14 +36,14 @@ from storage_audit.redaction import printable_text
 def validate_project_id(value: str) -> None:
     if not re.fullmatch(conf().project_id_pattern, value):
         raise ValidationError(
-            _("“%(value)s” is not a project id. Ids look like proj_a1: they match %(pattern)s."),
+            _("“%(value)s” is not a project ID. IDs look like proj_a1: they match %(pattern)s."),
             code="project_id",
             params={"value": value, "pattern": conf().project_id_pattern},
         )
 
 
 class Project(models.Model):
-    id = BytewiseTextField(_("id"), primary_key=True, validators=[validate_project_id])
+    id = BytewiseTextField(_("ID"), primary_key=True, validators=[validate_project_id])
     title = models.CharField(_("title"), max_length=200, blank=True)
     created_at = models.DateTimeField(_("created"), default=timezone.now, editable=False)
 
@@ -220,7 +220,7 @@ class KnownProject(models.Model):
     # Not reported as deleted, though its row may be gone.
     DELETION_UNREPORTED = Q(deleted_at=None) | Q(evidence=Evidence.VANISHED)
 
-    id = BytewiseTextField(_("id"), primary_key=True)
+    id = BytewiseTextField(_("ID"), primary_key=True)
     first_seen_at = models.DateTimeField(_("first seen"), default=timezone.now)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True)
     # Of a project that was saved, or that came back; empty for those older than this field.
@@ -232,8 +232,8 @@ class KnownProject(models.Model):
     objects = KnownProjectQuerySet.as_manager()
 
     class Meta:
-        verbose_name = _("known project id")
-        verbose_name_plural = _("known project ids")
+        verbose_name = _("known project ID")
+        verbose_name_plural = _("known project IDs")
         indexes = [models.Index(fields=["evidence", "id"], name="known_by_evidence")]
 
     def __str__(self) -> str:

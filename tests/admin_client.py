@@ -70,8 +70,10 @@ def page_text(answer: Any) -> str:
 
 
 def normalized_text(answer: HttpResponse | Any) -> str:
-    """The page as it is sent, with every run of white space as one space."""
-    return re.sub(r"\s+", " ", answer.content.decode().replace("\xa0", " "))
+    """The page as it is sent, with every run of white space as one space, and without the places
+    where a key may wrap."""
+    text = answer.content.decode().replace("\xa0", " ").replace("/<wbr>", "/")
+    return re.sub(r"\s+", " ", text)
 
 
 def read_totals(shown: str) -> dict[str, tuple[str, str]]:

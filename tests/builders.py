@@ -47,7 +47,7 @@ def track_files(project_id: str, count: int, size: int = 1000) -> None:
     R2Object.objects.bulk_create(
         [
             R2Object(
-                bucket="tests",
+                bucket=conf().bucket,
                 key=f"projects/{project_id}/scenes/s1/media/{n}.mp4",
                 project_id=project_id,
                 size=size,

@@ -111,7 +111,7 @@ def stalled_bulk_jobs() -> list[Delay]:
         "late": minutes_text(now - oldest[0][1]),
         "ids": ", ".join(str(pk) for pk, _moved_at in oldest),
     }
-    return [Delay(text, _("Search the worker's log for the bulk job's id."))]
+    return [Delay(text, _("Search the worker's log for the bulk job's ID."))]
 
 
 def late_sweep() -> Delay | None:

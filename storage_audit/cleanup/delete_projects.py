@@ -235,7 +235,7 @@ def lock_project_row(owner: Model) -> Model | None:
         return row
     if project_model.all_rows().filter(pk=pk).exists():
         raise ProjectExists(
-            not_deleted_text(project_id, _("its row is there, but cannot be found by this id."))
+            not_deleted_text(project_id, _("its row is there, but cannot be found by this ID."))
         )
     return None
 

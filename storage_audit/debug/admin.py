@@ -13,7 +13,7 @@ from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
 from storage_audit.cleanup.admin.forms import ProjectIdForm
 from storage_audit.concurrency import Busy, acquire_slot
-from storage_audit.debug.comparison_result import Comparison, Difference
+from storage_audit.debug.comparison_result import Comparison, Difference, DifferenceReason
 from storage_audit.debug.discovery_comparison import compare_all_buckets
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.redaction import printable_text, redact_secrets
@@ -35,6 +35,7 @@ def compare_discovery(admin: CleanupAdmin, request: HttpRequest) -> HttpResponse
         **admin.admin_site.each_context(request),
         "opts": admin.opts,
         "media": admin.media,
+        "may_scan": request.user.has_perm("storage_audit.add_bucketscan"),
         **page_context(request.GET),
     }
     return TemplateResponse(request, "admin/storage_audit/debug/compare_discovery.html", shown)
@@ -72,6 +73,7 @@ def difference_context(difference: Difference) -> dict[str, Any]:
         "count": difference.count,
         "place": difference.place,
         "words": difference.words,
+        "is_untracked": DifferenceReason.NEVER_TRACKED in difference.reasons,
         "more": difference.count - len(difference.examples),
         "examples": [
             (printable_text(example.key), printable_text(example.evidence))

@@ -17,8 +17,8 @@ class DiscoveryMethod(TextChoices):
     """How a key is found: by a row, by a cleanup, or by its own text."""
 
     TRACKED = "tracked", gettext_lazy("tracked")
-    LISTED = "listed", gettext_lazy("found by a cleanup")
-    PARSED = "parsed", gettext_lazy("found by file name alone")
+    LISTED = "listed", gettext_lazy("found by cleanup rules")
+    PARSED = "parsed", gettext_lazy("found by name alone")
 
 
 class DifferenceReason(TextChoices):
@@ -94,12 +94,10 @@ class Difference:
         """Such as “only tracked”."""
         if not self.found:
             return _("in the project's folders, but found in none of the three ways")
-        first, *others = (way.label for way in self.found)
-        if not others:
-            return _("only %s") % first
+        if len(self.found) == 1:
+            return _("only %s") % self.found[0].label
         [missing] = (way.label for way in DiscoveryMethod if way not in self.found)
-        text = _("%(first)s and %(second)s, but not %(missing)s")
-        return text % {"first": first, "second": others[0], "missing": missing}
+        return _("found in two ways, but not %s") % missing
 
     @property
     def words(self) -> str:

@@ -34,7 +34,7 @@ class HealthReport(models.Model):
     run = models.UUIDField(_("run"), default=uuid.uuid4, db_index=True)
     context = models.CharField(_("process"), max_length=10, choices=Context)
     host = models.TextField(_("host"))
-    pid = models.PositiveIntegerField(_("process id"))
+    pid = models.PositiveIntegerField(_("process ID"))
     at = models.DateTimeField(_("time"), default=timezone.now, db_index=True)
     # A list of results: name, status, summary, advice, facts, readings; redacted.
     probes = models.JSONField(_("probes"), default=list)

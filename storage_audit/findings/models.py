@@ -42,7 +42,7 @@ class FindingBase(models.Model):
     escaped = models.BooleanField(_("shown escaped"), default=False)
     kind = models.CharField(_("kind"), max_length=15, choices=Kind)
     # Of an unfinished multipart upload, of which a key can have several.
-    upload_id = models.TextField(_("upload id"), blank=True)
+    upload_id = models.TextField(_("upload ID"), blank=True)
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
     size = models.PositiveBigIntegerField(_("size in bytes"), null=True, blank=True)
     etag = models.CharField(_("ETag"), max_length=MAX_ETAG_LENGTH, blank=True)

@@ -152,25 +152,23 @@ def orphan_skip_reason(finding: Any) -> str:
         return _("No request can use this name. Delete the file in the Cloudflare dashboard.")
     if finding.state != State.OPEN:
         return state_reason(finding)
-    reasons = filter(None, [seen_once_reason(finding), too_young_reason(finding)])
-    return " ".join(reasons) or _("Changed just now. Try again.")
+    return too_early_reason(finding) or _("Changed just now. Try again.")
 
 
-def seen_once_reason(finding: Finding) -> str:
-    then = finding.first_seen_at + conf().orphan_gap
-    if finding.last_seen_at >= then:
-        return ""
-    text = _("Can be deleted once a complete scan that starts after %s finds it again.")
-    return text % format_utc(then)
-
-
-def too_young_reason(finding: Finding) -> str:
+def too_early_reason(finding: Finding) -> str:
+    """It was not seen twice, or is too new, or both."""
     if finding.last_modified is None:
         return _("Can't be deleted: its age is unknown.")
-    then = finding.last_modified + conf().orphan_age
-    if then <= timezone.now():
-        return ""
-    return _("Too new: can be deleted after %s.") % format_utc(then)
+    seen_twice_from = finding.first_seen_at + conf().orphan_gap
+    old_from = finding.last_modified + conf().orphan_age
+    is_seen_once, is_new = finding.last_seen_at < seen_twice_from, old_from > timezone.now()
+    if is_seen_once and is_new:
+        text = _("Too new: can be deleted after %s, once another complete scan finds it again.")
+        return text % format_utc(max(seen_twice_from, old_from))
+    if is_seen_once:
+        text = _("Can be deleted once a complete scan that starts after %s finds it again.")
+        return text % format_utc(seen_twice_from)
+    return _("Too new: can be deleted after %s.") % format_utc(old_from) if is_new else ""
 
 
 def request_orphan_cleanup(bucket: str, project_id: str | None, values: Any) -> Cleanup:

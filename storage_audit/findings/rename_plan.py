@@ -149,6 +149,8 @@ def draft_renaming(finding: Finding) -> Renaming:
         one.objection = state_reason(finding)
     elif (parsed_key := parse_misnamed(finding)) is None:
         one.objection = _("This is no longer an old name. Scan again.")
+        if finding.kind != Finding.Kind.MISNAMED:
+            one.objection = _("Not an old name, but: %s.") % Finding.Kind(finding.kind).label
     else:
         try:
             one.new = get_key_formats().build_like(parsed_key)

@@ -165,7 +165,7 @@ class Migration(migrations.Migration):
                         primary_key=True,
                         serialize=False,
                         validators=[storage_audit.models.validate_project_id],
-                        verbose_name="id",
+                        verbose_name="ID",
                     ),
                 ),
                 ("title", models.CharField(blank=True, max_length=200, verbose_name="title")),
@@ -538,7 +538,7 @@ class Migration(migrations.Migration):
                         editable=False,
                         primary_key=True,
                         serialize=False,
-                        verbose_name="deletion id",
+                        verbose_name="deletion ID",
                     ),
                 ),
                 (
@@ -797,7 +797,7 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("host", models.TextField(verbose_name="host")),
-                ("pid", models.PositiveIntegerField(verbose_name="process id")),
+                ("pid", models.PositiveIntegerField(verbose_name="process ID")),
                 (
                     "at",
                     models.DateTimeField(
@@ -823,7 +823,7 @@ class Migration(migrations.Migration):
                 (
                     "id",
                     storage_audit.fields.BytewiseTextField(
-                        primary_key=True, serialize=False, verbose_name="id"
+                        primary_key=True, serialize=False, verbose_name="ID"
                     ),
                 ),
                 (
@@ -865,8 +865,8 @@ class Migration(migrations.Migration):
                 ),
             ],
             options={
-                "verbose_name": "known project id",
-                "verbose_name_plural": "known project ids",
+                "verbose_name": "known project ID",
+                "verbose_name_plural": "known project IDs",
                 "indexes": [models.Index(fields=["evidence", "id"], name="known_by_evidence")],
             },
         ),
@@ -1333,7 +1333,7 @@ class Migration(migrations.Migration):
                         verbose_name="kind",
                     ),
                 ),
-                ("upload_id", models.TextField(blank=True, verbose_name="upload id")),
+                ("upload_id", models.TextField(blank=True, verbose_name="upload ID")),
                 (
                     "project_id",
                     storage_audit.fields.BytewiseTextField(
@@ -1661,7 +1661,7 @@ class Migration(migrations.Migration):
                         verbose_name="kind",
                     ),
                 ),
-                ("upload_id", models.TextField(blank=True, verbose_name="upload id")),
+                ("upload_id", models.TextField(blank=True, verbose_name="upload ID")),
                 (
                     "project_id",
                     storage_audit.fields.BytewiseTextField(

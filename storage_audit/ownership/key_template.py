@@ -175,7 +175,7 @@ class KeyFormat:
 
     def _check_project(self, project: str) -> None:
         if not self._project_id.fullmatch(project):
-            raise ValueError(f"{project!r} is not a project id ({self._project_id.pattern})")
+            raise ValueError(f"{project!r} is not a project ID ({self._project_id.pattern})")
 
     def _check_fields(self, project: str, values: Mapping[str, str]) -> None:
         self._check_project(project)

@@ -9,7 +9,7 @@ from storage_audit import roles
 from storage_audit.cleanup.admin import pause_page
 from storage_audit.cleanup.cleanup_text import status_label, status_style
 from storage_audit.dashboard.admin import overview
-from storage_audit.display_formats import format_time, format_utc
+from storage_audit.display_formats import break_after_slashes, format_time, format_utc
 
 register = template.Library()
 register.filter("status_of", status_label)
@@ -17,6 +17,7 @@ register.filter("status_style", status_style)
 # Recent times are relative; a printed page wants the exact one.
 register.filter("storage_time", format_time)
 register.filter("storage_utc", format_utc)
+register.filter("storage_key", break_after_slashes)
 
 
 @register.simple_tag(takes_context=True)

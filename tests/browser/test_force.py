@@ -57,7 +57,7 @@ def test_leftover_that_a_verification_finds_is_cleaned_up(
     expect(find_row(page, key)).to_contain_text("different")
     page.goto(path("cleanup"))
     page.get_by_role("link", name="Clean up a deleted project").click()
-    for label in ("Project id", "The same id again"):
+    for label in ("Project ID", "The same ID again"):
         page.get_by_label(label).fill("proj_1")
     page.get_by_role("button", name="Clean up after it").click()
     reload_until(page, CLEAN_MESSAGE)

@@ -209,7 +209,7 @@ def test_everything_is_paused_looked_at_and_resumed_in_few_clicks(
     page.goto(DASHBOARD)
     words = [count_words_in_view(page)]
     page.get_by_role("link", name="Pause deletions…").click()
-    expect(page.get_by_text("This stops 2 open cleanups, which have found 4 files")).to_be_visible()
+    expect(page.get_by_text("This pauses 2 open cleanups. They have found 4 files")).to_be_visible()
     words.append(count_words_in_view(page))
     page.get_by_label("Reason").fill("Files are missing")
     page.get_by_role("button", name="Pause all deletions").click()

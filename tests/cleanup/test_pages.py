@@ -441,8 +441,8 @@ def test_files_of_a_project_deleted_earlier_can_be_cleaned_up(bucket: Bucket) ->
 @pytest.mark.parametrize(
     ("first", "second", "complaint"),
     [
-        ("proj_old", "proj_odl", "This is not the id that you typed above."),
-        ("nonsense!", "nonsense!", "is not a project id"),
+        ("proj_old", "proj_odl", "This is not the ID that you typed above."),
+        ("nonsense!", "nonsense!", "is not a project ID"),
         ("proj_alive", "proj_alive", "Project proj_alive exists."),
         ("", "", "This field is required."),
     ],

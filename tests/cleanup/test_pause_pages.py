@@ -61,7 +61,7 @@ def test_overview_pauses_everything_after_a_question(bucket: Bucket) -> None:
     client = superuser_client()
     assert PAUSE in page_text(client.get(DASHBOARD))
     asked = page_text(client.get(PAUSE))
-    assert "No request to delete is under way now." in asked
+    assert "Nothing is being deleted right now." in asked
     assert not DeletionPause.objects.exists()
     again = page_text(client.post(PAUSE, {"reason": ""}))
     assert "This field is required." in again and not DeletionPause.objects.exists()
@@ -89,7 +89,7 @@ def test_cleanups_page_pauses_it_alone(bucket: Bucket) -> None:
     cleanup = request_cleanup("proj_1")
     client, url = superuser_client(), f"{PAUSE}?cleanup={cleanup.pk}"
     assert url in page_text(client.get(url_of_cleanup(cleanup)))
-    assert "The cleanup of proj_1" in page_text(client.get(url))
+    assert "the cleanup of proj_1" in page_text(client.get(url))
     shown = page_text(client.post(url, {"reason": "ask first"}, follow=True))
     assert "The cleanup of proj_1 is paused. Paused by anna on" in shown
     assert DeletionPause.objects.get().cleanup == cleanup
@@ -112,11 +112,11 @@ def test_question_before_a_pause_counts_cleanups_and_files(
     first = run_until_idle(request_cleanup("proj_1"))
     other = request_cleanup("proj_2")
     asked = page_text(client.get(PAUSE))
-    assert "This stops 2 open cleanups, which have found 3 files, 21" in asked
+    assert "This pauses 2 open cleanups. They have found 3 files, 21" in asked
     asked = page_text(client.get(f"{PAUSE}?cleanup={first.pk}"))
-    assert "This stops 1 open cleanup, which has found 3 files, 21" in asked
+    assert "This pauses 1 open cleanup. It has found 3 files, 21" in asked
     asked = page_text(client.get(f"{PAUSE}?cleanup={other.pk}"))
-    assert "This stops 1 open cleanup, which has found no files to delete so far." in asked
+    assert "This pauses 1 open cleanup. It has found no files to delete so far." in asked
 
 
 def test_pause_that_only_the_bucket_knows_is_shown_and_resumed(bucket: Bucket) -> None:

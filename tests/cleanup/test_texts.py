@@ -101,11 +101,11 @@ def test_a_finding_that_is_decided_on_says_how_and_asks_for_nothing(
 
 @pytest.mark.django_db
 def test_a_finding_shows_no_field_that_says_nothing() -> None:
-    odd = ("Shown escaped", "Upload id", "Note", "Decided")
+    odd = ("Shown escaped", "Upload ID", "Note", "Decided")
     shown = shown_of(create_finding("a"))
     assert not [label for label in odd if label in shown]
     shown = shown_of(create_finding("b", "unfinished", escaped=True, upload_id="u1"))
-    assert [label for label in odd if label in shown] == ["Shown escaped", "Upload id"]
+    assert [label for label in odd if label in shown] == ["Shown escaped", "Upload ID"]
 
 
 # Rows and ids

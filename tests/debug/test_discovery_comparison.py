@@ -27,7 +27,7 @@ from storage_audit.debug.discovery_comparison import compare_bucket, possible_bu
 from storage_audit.models import Project, R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude
-from tests.admin_client import admin_url, page_text, staff_client
+from tests.admin_client import admin_url, page_text, staff_client, superuser_client
 from tests.database import dump_everything
 from tests.faults.kinds import FAULT_KINDS
 from tests.faults.matching import is_listing_under, rule_for
@@ -294,7 +294,7 @@ def test_keys_of_several_buckets_are_counted_together(monkeypatch: pytest.Monkey
 def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> None:
     bucket.upload("proj_1")
     assert run_command("compare_discovery", "proj_1") == (
-        "proj_1 in bucket tests: 1 tracked, 1 found by a cleanup, 1 found by file name"
+        "proj_1 in bucket tests: 1 tracked, 1 found by cleanup rules, 1 found by name"
         " alone.\nAll three find the same files.\n",
         "",
         0,
@@ -302,12 +302,11 @@ def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> N
     bucket.put("projects/proj_1/scenes/s1/media/evil\x1b[2J.mp4")
     track_key(bucket, FLAT_KEY, "proj_1", updated_at=MARK)
     assert run_command("compare_discovery", "proj_1") == (
-        "proj_1 in bucket tests: 2 tracked, 2 found by a cleanup, 2 found by file name"
+        "proj_1 in bucket tests: 2 tracked, 2 found by cleanup rules, 2 found by name"
         " alone.\n"
         "1 only tracked: The file is missing from the bucket.\n"
         f"  {FLAT_KEY} (upload)\n"
-        "1 found by a cleanup and found by file name alone, but not tracked: Run a"
-        " backfill to track it.\n"
+        "1 found in two ways, but not tracked: Run a backfill to track it.\n"
         "  projects/proj_1/scenes/s1/media/evil\\x1b[2J.mp4 (hierarchical: proj_1.)\n",
         "CommandError: The results differ. See the reasons above.\n",
         1,
@@ -329,13 +328,14 @@ def test_the_page_of_a_project_leads_to_the_same(bucket: Bucket) -> None:
     client = staff_client("verify_cleanup")
     [address] = re.findall('href="(/[^"]*/compare/[^"]*)"', project_page(client))
     shown = page_text(client.get(address))
-    assert "Differences found" in shown
+    assert "The three ways do not agree" in shown and "?purpose=backfill" not in shown
+    assert "?purpose=backfill" in page_text(superuser_client().get(address))
     assert "Run a backfill to track it." in shown and "The file is missing" in shown
     assert "&lt;b&gt;evil\\x1b.mp4" in shown and "<b>" not in shown
     R2Object.objects.all().delete_without_signals()
     bucket.wipe()
     assert "holds no marker of this database" in page_text(client.get(address))
-    assert "Differences found" not in page_text(client.get(address))
+    assert "The three ways do not agree" not in page_text(client.get(address))
     client.logout()
     assert client.get(address).status_code == 302
 
@@ -356,7 +356,7 @@ def test_the_page_lists_no_longer_than_a_person_waits(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, address = staff_client("verify_cleanup"), reverse("admin:storage_audit_compare")
-    assert "is not a project id" in page_text(client.get(address, {"project_id": "p/../q"}))
+    assert "is not a project ID" in page_text(client.get(address, {"project_id": "p/../q"}))
     agreed = page_text(client.get(address, {"project_id": "proj_gone"}))
     assert "All three find the same files" in agreed
     monkeypatch.setattr(comparison_page, "COMPARE_TIMEOUT_SECONDS", -1.0)

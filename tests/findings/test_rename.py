@@ -348,7 +348,7 @@ def test_object_that_is_too_large_for_a_copy_is_refused(
 def test_finding_of_another_kind_is_refused(bucket: Bucket, misnamed: Finding) -> None:
     Finding.objects.update(kind="orphaned")
     misnamed.refresh_from_db()
-    assert "no longer an old name" in refused(misnamed)
+    assert "Not an old name, but: leftover." in refused(misnamed)
 
 
 def test_resolved_finding_is_refused(bucket: Bucket, misnamed: Finding) -> None:

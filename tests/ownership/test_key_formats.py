@@ -410,9 +410,9 @@ def test_new_keys_use_the_current_key_format() -> None:
 )
 def test_what_is_no_project_id_gives_no_key_and_no_prefix(project: str) -> None:
     assert not KEY_FORMATS.is_project_id(project)
-    with pytest.raises(ValueError, match="is not a project id"):
+    with pytest.raises(ValueError, match="is not a project ID"):
         KEY_FORMATS.build_key(project, scene="s", filename="f")
-    with pytest.raises(ValueError, match="is not a project id"):
+    with pytest.raises(ValueError, match="is not a project ID"):
         KEY_FORMATS.prefixes_of(project)
 
 

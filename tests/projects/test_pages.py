@@ -247,7 +247,7 @@ def test_all_projects_are_deleted_only_if_they_are_still_those_confirmed(db: Non
 def test_bad_id_is_refused_with_a_hint_and_good_one_is_saved(db: None) -> None:
     client = superuser_client()
     shown = page_text(client.post(admin_url("project", "add"), {"id": "nonsense!", "title": ""}))
-    assert "is not a project id. Ids look like proj_a1" in shown
+    assert "is not a project ID. IDs look like proj_a1" in shown
     assert '<input type="text" name="id"' in shown
     client.post(admin_url("project", "add"), {"id": "proj_new", "title": "New"})
     assert Project.objects.get().pk == "proj_new"

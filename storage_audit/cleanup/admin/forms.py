@@ -9,15 +9,15 @@ from storage_audit.models import validate_project_id
 
 class ProjectIdForm(forms.Form):
     project_id = forms.CharField(
-        label=_("Project id"), validators=[validate_project_id], widget=AdminTextInputWidget
+        label=_("Project ID"), validators=[validate_project_id], widget=AdminTextInputWidget
     )
 
 
 class DeclareDeletedForm(ProjectIdForm):
-    repeated = forms.CharField(label=_("The same id again"), widget=AdminTextInputWidget)
+    repeated = forms.CharField(label=_("The same ID again"), widget=AdminTextInputWidget)
 
     def clean_repeated(self) -> Any:
         repeated = self.cleaned_data["repeated"]
         if repeated != self.cleaned_data.get("project_id", repeated):
-            raise forms.ValidationError(_("This is not the id that you typed above."))
+            raise forms.ValidationError(_("This is not the ID that you typed above."))
         return repeated

@@ -95,8 +95,8 @@ def concerned_text(cleanup: Cleanup | None) -> str:
     if not figures.cleanups:
         return _("No cleanup is open now.")
     text = ngettext(
-        "This stops %(count)d open cleanup, which has found %(files)s to delete so far.",
-        "This stops %(count)d open cleanups, which have found %(files)s to delete so far.",
+        "This pauses %(count)d open cleanup. It has found %(files)s to delete so far.",
+        "This pauses %(count)d open cleanups. They have found %(files)s to delete so far.",
         figures.cleanups,
     )
     files = format_amount(figures.objects, figures.size) if figures.objects else _("no files")
@@ -106,7 +106,7 @@ def concerned_text(cleanup: Cleanup | None) -> str:
 def under_way_text() -> str:
     count = pause_deletions.count_requests_under_way()
     if not count:
-        return _("No request to delete is under way now.")
+        return _("Nothing is being deleted right now.")
     text = ngettext(
         "Up to %d request is under way. It may still delete files.",
         "Up to %d requests are under way. They may still delete files.",

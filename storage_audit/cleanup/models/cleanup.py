@@ -108,7 +108,7 @@ class Cleanup(PersonTransitions):
         WRANGLER = "wrangler", _("wrangler, some at once")
         WRANGLER_SEQUENTIAL = "wrangler_sequential", _("wrangler, one after the other")
 
-    id = models.UUIDField(_("deletion id"), primary_key=True, default=uuid.uuid4, editable=False)
+    id = models.UUIDField(_("deletion ID"), primary_key=True, default=uuid.uuid4, editable=False)
     kind = models.CharField(_("kind"), max_length=10, choices=CleanupStates.Kind)
     project_id = BytewiseTextField(_("project"), null=True, blank=True)
     project_deleted_at = models.DateTimeField(_("project deleted"), null=True, blank=True)

@@ -14,8 +14,8 @@ from storage_audit.redaction import printable_text
 
 class Command(DocumentedCommand):
     help = (
-        "Finds a project's files in three ways: by tracking records, as a cleanup would,"
-        " and by file names alone. Shows the differences and why. Works for live, deleted"
+        "Looks for a project's files in three ways: tracking records, the rules of a cleanup,"
+        " and file names alone. Shows the differences and why. Works for live, deleted"
         " and unknown projects. Changes nothing."
     )
     epilog = """

@@ -61,12 +61,12 @@ class KnownProjectAdmin(ObjectPageAdmin[KnownProject], ReadOnlyAdmin[KnownProjec
     list_display = ("visible_id", "evidence", "first_seen_at", "deleted_at")
     list_filter = ("evidence",)
     search_fields = ("id",)
-    search_help_text = gettext_lazy("The beginning of an id, such as proj_1. Case counts.")
+    search_help_text = gettext_lazy("The beginning of an ID, such as proj_1. Case counts.")
     prefix_field = "id"
     ordering = ("pk",)
     facts = ("evidence", "first_seen_at", "deleted_at")
 
-    @admin.display(description=gettext_lazy("id"), ordering="id")
+    @admin.display(description=gettext_lazy("ID"), ordering="id")
     def visible_id(self, known: KnownProject) -> str:
         return printable_text(known.pk)
 

@@ -409,7 +409,7 @@ def list_project_ids(owners: QuerySet[Any]) -> list[str]:
 class ProjectAdmin(OwnerAdmin[Project]):
     list_display = ("id", "title", "tracked_objects", "tracked_bytes", "last_cleanup", "created_at")
     search_fields = ("id", "title")
-    search_help_text = gettext_lazy("The beginning of the id or of the title.")
+    search_help_text = gettext_lazy("The beginning of the ID or of the title.")
     ordering = ("-created_at", "pk")
     sortable_by = ("id", "created_at")
     tools = {"add_project": gettext_lazy("Add project")}

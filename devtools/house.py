@@ -25,7 +25,7 @@ KIND_CONDITIONS = (
     ".root_kind",
     ".kind ",
     "Kind.",
-    ".deletes",
+    ".is_verification",
 )
 MAX_MODULE_LINES = 360  # lines
 

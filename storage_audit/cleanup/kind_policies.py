@@ -1,4 +1,8 @@
-"""What differs between the kinds of cleanups: each kind has a policy, which `policy_of` gives."""
+"""What differs between the kinds of cleanups: each kind has a policy, which `policy_of` gives.
+
+Of a project's deletion that is `WholeProject`. Previews and verifications wrap the policy of what
+they look at.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -17,7 +21,7 @@ from storage_audit.cleanup.cleanup_text import (
     superseded_text,
 )
 from storage_audit.cleanup.delete_pipeline import PlannedItem, items_of
-from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models import Cleanup, CleanupQuerySet
 from storage_audit.cleanup.open_decisions import asking_filter
 from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn
 from storage_audit.models import KnownProject, R2Object, R2ObjectQuerySet
@@ -42,7 +46,7 @@ class BatchFacts(NamedTuple):
 class Policy:
     """How a kind of cleanup finds its objects, and what it may do with them."""
 
-    deletes = True
+    is_verification = False
     # The kind of the checks that follow it, if it is not one itself.
     follow_up: str | None = None
     # Its items came with the request, and nothing finds them again.
@@ -61,6 +65,10 @@ class Policy:
     def require_project_gone(self, cleanup: Cleanup) -> None:
         """Check that the project is still deleted. Raises ProjectRecreated, CannotConclude and
         OwnerChanging."""
+
+    def superseded_cleanups(self, cleanup: Cleanup) -> CleanupQuerySet:
+        """Open cleanups that must end before this one acts, if its deletion is the latest."""
+        return Cleanup.objects.none()
 
     def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
         """The tracking rows that it may lock: no other project's upload."""
@@ -126,10 +134,11 @@ class WholeProject(Policy):
         if not cleanup.cancelled_at and is_kept_by_person(cleanup):
             raise CannotConclude(cancelled_by_person_text(project_id))
 
+    def superseded_cleanups(self, cleanup: Cleanup) -> CleanupQuerySet:
+        return Cleanup.objects.of_other_deletions(cleanup)
+
     def lockable_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
         rows = R2Object.objects.in_bucket(cleanup.bucket)
-        if cleanup.dry_run:
-            return rows.none()
         mine = Q(project_id=cleanup.project_id) | Q(project_id=None)
         return rows.filter(mine | Q(source=R2Object.Source.BACKFILL))
 
@@ -195,8 +204,7 @@ class Orphans(GivenObjects):
 
     def locked_rows(self, cleanup: Cleanup) -> R2ObjectQuerySet:
         """Also the row of a project that was created again, which would stay locked otherwise."""
-        rows = R2Object.objects.in_bucket(cleanup.bucket)
-        return rows.none() if cleanup.dry_run else rows
+        return R2Object.objects.in_bucket(cleanup.bucket)
 
     def keep_reasons(self, work: Turn, batch: BatchFacts) -> dict[str, str]:
         return given_objects.recheck_orphans(work, batch.parsed_keys, batch.rows, batch.found)
@@ -205,19 +213,29 @@ class Orphans(GivenObjects):
         return next_scans_text()
 
 
-class Verification(Policy):
-    """Finds what the cleanup that it verifies would, and compares it with the bucket."""
+class Preview(Policy):
+    """Finds what a cleanup would delete, and changes nothing but its own items."""
 
-    deletes = False
-
-    def __init__(self, verified: Policy) -> None:
-        self.verified = verified
+    def __init__(self, previewed: Policy) -> None:
+        self.previewed = previewed
+        self.keeps_items = previewed.keeps_items
 
     def find_objects(self, work: Turn) -> None:
-        self.verified.find_objects(work)
+        self.previewed.find_objects(work)
 
     def prefixes_to_list(self, cleanup: Cleanup) -> list[str]:
-        return self.verified.prefixes_to_list(cleanup)
+        return self.previewed.prefixes_to_list(cleanup)
+
+
+class Verification(Preview):
+    """Finds what the cleanup that it verifies would, and compares it with the bucket."""
+
+    is_verification = True
+
+    def __init__(self, verified: Policy) -> None:
+        super().__init__(verified)
+        # Copied from that cleanup when it begins, so they can be copied again.
+        self.keeps_items = False
 
 
 # A cleanup of many vanished projects is decided as a whole, and no worker runs it.
@@ -232,7 +250,9 @@ POLICIES: dict[str, Policy] = {
 
 def policy_of(cleanup: Cleanup) -> Policy:
     policy = POLICIES[cleanup.root_kind]
-    return Verification(policy) if cleanup.kind == Kind.VERIFY else policy
+    if cleanup.kind == Kind.VERIFY:
+        return Verification(policy)
+    return Preview(policy) if cleanup.dry_run else policy
 
 
 def undecided_reasons(

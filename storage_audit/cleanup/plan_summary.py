@@ -260,7 +260,7 @@ def record_plan(cleanup: Cleanup) -> None:
     totals = cleanup.items.totals()
     to_delete = cleanup.items.planned().count()
     text = _("Found %(found)s files, %(to_delete)s of them to delete.")
-    if not policy_of(cleanup).deletes:
+    if policy_of(cleanup).is_verification:
         text = _("Found %(found)s files to compare.")
     text %= {"found": totals["found"], "to_delete": to_delete}
     if cleanup.runs_wrangler:

@@ -44,7 +44,7 @@ def record_unfinished_uploads(work: Turn) -> bool:
             cleanup.record("plan", text)
         elif keys:
             text = _("Unfinished multipart uploads: %s.") % count
-            if policy_of(cleanup).deletes:
+            if not policy_of(cleanup).is_verification:
                 text += " " + _("They will be aborted.")
             cleanup.record("plan", text, keys=keys)
         for key, reason in kept.items():

@@ -43,7 +43,7 @@ from storage_audit.ownership.bucket_marker import CannotConclude, PausedInBucket
 from storage_audit.redaction import redact_secrets
 
 logger = logging.getLogger(__name__)
-Kind, Status, Step = Cleanup.Kind, Cleanup.Status, Cleanup.Step
+Status, Step = Cleanup.Status, Cleanup.Step
 Outcome = CleanupItem.Outcome
 
 # After this many workers in a row that did not report back a person should know.
@@ -148,11 +148,11 @@ def run_steps(work: Turn) -> None:
 
 
 def check_deletion_is_current(work: Turn) -> None:
-    cleanup = work.cleanup
-    if cleanup.kind == Kind.PROJECT and not cleanup.dry_run:
-        # Read before the project: what comes later may be of a later deletion.
-        earlier = list(Cleanup.objects.of_other_deletions(cleanup))
-        policy_of(cleanup).require_project_gone(cleanup)
+    cleanup, policy = work.cleanup, policy_of(work.cleanup)
+    # Read before the project: what comes later may be of a later deletion.
+    earlier = list(policy.superseded_cleanups(cleanup))
+    policy.require_project_gone(cleanup)
+    if earlier:
         cleanup.renew()
         # Workers may have had them when this cleanup was requested.
         supersede_cleanups.end_earlier_cleanups(earlier)
@@ -161,7 +161,7 @@ def check_deletion_is_current(work: Turn) -> None:
 def begin_again(cleanup: Cleanup) -> None:
     """Put failed items back into the plan. Those that nobody can delete fail again at no cost. A
     verification, and a cancelled cleanup, lists again."""
-    if not policy_of(cleanup).deletes:
+    if policy_of(cleanup).is_verification:
         discard_listing(cleanup)
     elif cleanup.cancelled_at:
         cleanup.renew(step=Step.VERIFY, position=Position())
@@ -215,7 +215,7 @@ def discard_listing(cleanup: Cleanup) -> None:
     policy = policy_of(cleanup)
     cleanup.renew(position=Position(), progress={})
     # What a person approved stays the plan. Nobody approves what a verification found.
-    if cleanup.step == Step.PLAN and not (policy.deletes and cleanup.limits_waived_by):
+    if cleanup.step == Step.PLAN and (policy.is_verification or not cleanup.limits_waived_by):
         cleanup.renew(planned_at=None, plan_digest="")
     if cleanup.planned_at is None and not policy.keeps_items:
         # Items that rows named stay, as the rows are gone.
@@ -237,22 +237,17 @@ def make_plan(work: Turn) -> None:
         work.recheck_bucket()
         frozen = plan_summary.hash_plan(cleanup)
         # A verification concludes from what was listed; a cleanup rechecks each file.
-        position = Position() if policy.deletes else work.next_position()
+        position = work.next_position() if policy.is_verification else Position()
         with transaction.atomic():
             cleanup.renew(planned_at=timezone.now(), plan_digest=frozen, position=position)
             plan_summary.record_plan(cleanup)
-    if not policy.deletes:
+    if policy.is_verification:
         finish_verification(work)
     elif hold_cleanup.is_empty_and_held(cleanup):
         # There is nothing to wait for. The deletion can be undone all the same.
         cleanup.renew(step=Step.VERIFY, position=Position())
     elif cleanup.dry_run:
-        summary = plan_summary.summarise_plan(cleanup, cleanup.renew)
-        outcomes = cleanup.items.by_outcome()
-        totals, error = cleanup.items.totals_of(outcomes), blocking_reasons(cleanup, unread)
-        cleanup.freeze_plan(
-            **totals, progress={"totals": outcomes}, message=error, plan_summary=summary
-        )
+        freeze_preview(cleanup, unread)
     elif reason := blocking_reasons(cleanup, unread):
         facts = {"limit": limits.limit_parts(cleanup), "unread": unread}
         block_cleanup(cleanup, reason, **{name: lines for name, lines in facts.items() if lines})
@@ -264,6 +259,16 @@ def make_plan(work: Turn) -> None:
             end_empty_follow_up(cleanup)
         else:
             start_deleting(cleanup)
+
+
+def freeze_preview(cleanup: Cleanup, unread: list[str]) -> None:
+    """End a preview with its figures, and with what would block it."""
+    summary = plan_summary.summarise_plan(cleanup, cleanup.renew)
+    outcomes = cleanup.items.by_outcome()
+    totals, error = cleanup.items.totals_of(outcomes), blocking_reasons(cleanup, unread)
+    cleanup.freeze_plan(
+        **totals, progress={"totals": outcomes}, message=error, plan_summary=summary
+    )
 
 
 def end_empty_follow_up(cleanup: Cleanup) -> None:

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from storage_audit import tasks
-from storage_audit.cleanup import kind_policies, plan_summary, runner, supersede_cleanups
+from storage_audit.cleanup import kind_policies, plan_summary, runner
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.models import Project
 from tests.promises import Status, check_promises, create_projects, request_cleanup, run_until_idle
@@ -49,9 +49,8 @@ def test_worker_that_stands_still_leaves_the_cleanup_of_the_next_deletion_open(
     bucket: Bucket, first: Cleanup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes by the deletion that it knew."""
-    before_once(
-        monkeypatch, supersede_cleanups, "end_earlier_cleanups", lambda: delete_again(bucket)
-    )
+    # Just after it has checked which deletion is the latest.
+    before_once(monkeypatch, runner, "resume_pass", lambda: delete_again(bucket))
     assert run_until_idle(first).status == Status.SUPERSEDED
     second = Cleanup.objects.of_project("proj_1").get()
     assert run_until_idle(second).status == Status.CLEAN

@@ -21,6 +21,12 @@ def listing_of(bucket: Bucket, prefix: str) -> Callable[[KeptConnection], int]:
     return lambda kept: len(s3.list_page(bucket.name, prefix).objects)
 
 
+def gate_of_this_job() -> concurrent_requests.Gate:
+    passing = concurrent_requests._gate.get()
+    assert passing
+    return passing[0]
+
+
 class CountingJob:
     """Counts how many of it run at the same time."""
 
@@ -85,8 +91,8 @@ def test_results_before_a_failure_are_given_and_what_follows_it_is_not_sent(
 
     def job(number: int) -> Callable[[KeptConnection], int]:
         def run(kept: KeptConnection) -> int:
-            if number > 3:  # Until it failed.
-                sleep(0.5)
+            while number > 3 and gate_of_this_job().first_failure > 3:
+                sleep(0.01)
             return listing_of(bucket, f"p{number}/")(kept)
 
         return run
@@ -112,7 +118,8 @@ def test_pause_that_the_store_asks_one_for_holds_back_all(
     store.observers.append(note)
 
     def late(kept: KeptConnection) -> int:
-        sleep(0.3)
+        while not gate_of_this_job().open_at:
+            sleep(0.01)
         return listing_of(bucket, "p1/")(kept)
 
     began = monotonic()
@@ -126,7 +133,8 @@ def test_long_pause_ends_all_and_is_told(bucket: Bucket, store: FaultyStore) -> 
     store.rules.append(rule_for(is_listing_under("p0/"), throttled))
 
     def late(kept: KeptConnection) -> int:
-        sleep(0.5)
+        while not gate_of_this_job().open_at:
+            sleep(0.01)
         return listing_of(bucket, "p1/")(kept)
 
     store.requests.clear()
@@ -142,7 +150,7 @@ def test_what_is_raised_while_waiting_ends_what_is_not_sent_yet(
         raise KeyError
 
     def slow(kept: KeptConnection) -> int:
-        sleep(0.3)
+        assert gate_of_this_job().closed.wait(30)
         return listing_of(bucket, "late/")(kept)
 
     with pytest.raises(KeyError):

@@ -30,6 +30,10 @@ class RangePiece(NamedTuple):
     is_last: bool = False
 
 
+class ConfirmedPiece(RangePiece):
+    """One behind which the marker was seen."""
+
+
 def take_page(pages: Iterator[list[ListedObject]], kept: KeptConnection) -> list[ListedObject]:
     """The next page: a listing has one, if an empty one."""
     return next(pages)

@@ -18,8 +18,16 @@ from storage_audit.bucket.connections import KeptConnection
 from storage_audit.bucket.errors import InvalidResponse, StoreError, Unavailable
 from storage_audit.bucket.listing import KeyIdentity, find_keys, object_pages
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup.listing_pieces import RangePiece
+from storage_audit.cleanup.listing_pieces import RangePiece, group_pieces, join_pieces
 from storage_audit.cleanup.position_basis import listing_position
+from storage_audit.cleanup.range_parts import (
+    AskedParts,
+    FindCut,
+    ListedPart,
+    PartedRange,
+    PartJob,
+    Sighting,
+)
 
 # What a connection lists at most before it shows the marker.
 MAX_LISTINGS, MAX_PAGES, MAX_SECONDS = 4, 20, 30.0
@@ -34,8 +42,6 @@ PAGES_AT_FIRST, PAGES_PER_PIECE, PIECE_SECONDS = 2, 5, 5.0
 MAX_TRIES = 3
 
 T = TypeVar("T")
-# The marker as a listing shows it, if it does.
-Sighting = ListedObject | None
 
 
 class Reconnected(Unavailable):
@@ -109,6 +115,12 @@ def list_with_witness(
     return run_with_witness(job, Witness(kept, see_marker, is_lenient=True))
 
 
+def list_part_with_witness(
+    job: PartJob, see_marker: Callable[[], Sighting], kept: KeptConnection
+) -> tuple[ListedPart, list[Sighting]]:
+    return list_with_witness(lambda witness: job(witness.note_page), see_marker, kept)
+
+
 def run_with_witness(job: Callable[[Witness], T], witness: Witness) -> tuple[T, list[Sighting]]:
     result = job(witness)
     witness.check()
@@ -124,7 +136,7 @@ class PiecewiseListing:
         after: str = "",
         range_index: int = 0,
     ) -> None:
-        self._pages_after, self._after, self.range_index = pages_after, after, range_index
+        self._pages_after, self.after, self.range_index = pages_after, after, range_index
         self._limit = PAGES_AT_FIRST
         self._pages: Iterator[list[ListedObject]] | None = None
         self._taken: Iterator[list[ListedObject]] | None = None
@@ -132,7 +144,7 @@ class PiecewiseListing:
     def take_piece(self, witness: Witness) -> RangePiece:
         """The next piece. Taken again if it is not confirmed, such as over another connection."""
         # Only `confirm` puts them back.
-        self._taken, self._pages = self._pages or self._pages_after(self._after), None
+        self._taken, self._pages = self._pages or self._pages_after(self.after), None
         taken = list[ListedObject]()
         for count, page in enumerate(self._taken, 1):
             witness.note_page()
@@ -145,7 +157,7 @@ class PiecewiseListing:
     def confirm(self, piece: RangePiece) -> None:
         """The marker was seen behind this piece: the next one begins at its end."""
         if piece.page:
-            self._after = listing_position(piece.page)
+            self.after = listing_position(piece.page)
         self._pages, self._limit = self._taken, PAGES_PER_PIECE
 
 
@@ -168,9 +180,10 @@ class SightedLister:
         see_marker: Callable[[], Sighting],
         accept_marker: Callable[[Sighting], None],
         while_waiting: Callable[[], None],
+        find_cut: FindCut,
     ) -> None:
         self._see_marker, self._accept_marker = see_marker, accept_marker
-        self._while_waiting = while_waiting
+        self._while_waiting, self._find_cut = while_waiting, find_cut
 
     def list_ranges(
         self, bucket: str, prefixes: Sequence[str], span: int, after: str
@@ -199,7 +212,38 @@ class SightedLister:
             if piece.page or piece.is_last:
                 yield piece
             if not piece.is_last:
-                yield from self.finish_listing(listing)
+                yield from self.finish_range(bucket, prefixes[number], listing)
+
+    def finish_range(
+        self, bucket: str, prefix: str, begun: PiecewiseListing
+    ) -> Iterator[RangePiece]:
+        """The other pieces of a range, in parts that are listed at once as far as it can be cut.
+        Raises CannotConclude and StoreError."""
+        parted = PartedRange(
+            bucket,
+            prefix,
+            begun.after,
+            find_cut=self._find_cut,
+            ask=self._ask_parts,
+            accept_marker=self._accept_marker,
+            while_waiting=self._while_waiting,
+        )
+        number = begun.range_index
+        for pieces in group_pieces(RangePiece(number, page) for page in parted.take_pages()):
+            yield RangePiece(number, join_pieces(pieces))
+        if parted.is_complete:
+            yield RangePiece(number, [], is_last=True)
+        elif parted.after == begun.after:
+            yield from self.finish_listing(begun)
+        else:
+            pages_after = partial(object_pages, bucket, prefix)
+            yield from self.finish_listing(PiecewiseListing(pages_after, parted.after, number))
+
+    def _ask_parts(self, jobs: Sequence[PartJob], while_waiting: Callable[[], None]) -> AskedParts:
+        watched = [partial(list_part_with_witness, job, self._see_marker) for job in jobs]
+        ended, trouble = run_at_once(watched, while_waiting)
+        sightings = [each for _part, seen in ended for each in seen]
+        return AskedParts([part for part, _seen in ended], trouble, sightings)
 
     def list_shares(
         self, listings: Sequence[PiecewiseListing]

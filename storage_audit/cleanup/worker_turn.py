@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property, partial
-from itertools import chain, groupby, repeat
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 from storage_audit.bucket import listing
-from storage_audit.bucket.concurrent_requests import MAX_CONNECTIONS, Job, run_at_once
+from storage_audit.bucket.concurrent_requests import Job, run_at_once
 from storage_audit.bucket.listing import (
     KeyIdentity,
     can_show_all_spellings,
@@ -20,16 +20,17 @@ from storage_audit.bucket.listing import (
 from storage_audit.bucket.multipart import UploadAnswer, ask_for_uploads
 from storage_audit.bucket.s3 import PAGE_SIZE, ListedObject
 from storage_audit.cleanup.listing_pieces import (
+    ConfirmedPiece,
     RangePiece,
     group_pieces,
     join_pieces,
-    prefetch_pages,
     split_into_runs,
-    take_page,
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.position import Position
+from storage_audit.cleanup.plan_listing import PlanLister
 from storage_audit.cleanup.position_basis import PositionBasis, SpellingSearch
+from storage_audit.cleanup.range_parts import KEYS_PER_PART
 from storage_audit.cleanup.sighted_listing import (
     PiecewiseListing,
     SightedLister,
@@ -38,6 +39,7 @@ from storage_audit.cleanup.sighted_listing import (
 )
 from storage_audit.clocks import is_from_fast_clock, monotonic_seconds
 from storage_audit.conf import conf
+from storage_audit.models import R2Object
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import StoreTraits
 from storage_audit.ownership.ownership_rule import DeletedProject
@@ -178,12 +180,13 @@ class Turn:
     def list_ranges(self, span: int, after: str = "") -> Iterator[RangePiece]:
         """The cleanup's ranges from this one on, which starts behind `after`, in pieces that may be
         written like those of `list_pages`."""
+        prefixes, bucket = self.cleanup.listed_prefixes, self.cleanup.bucket
         if self.may_call_gone:
-            prefixes, bucket = self.cleanup.listed_prefixes, self.cleanup.bucket
             yield from self.sighted.list_ranges(bucket, prefixes, span, after)
             return
-        for pieces in group_pieces(self.list_at_once(span, after)):
-            self.check_marker()
+        for pieces in group_pieces(self.planning.list_ranges(bucket, prefixes, span, after)):
+            if not all(isinstance(piece, ConfirmedPiece) for piece in pieces):
+                self.check_marker()
             for number, of_one in groupby(pieces, key=attrgetter("range_index")):
                 some = list(of_one)
                 yield RangePiece(number, join_pieces(some), some[-1].is_last)
@@ -191,26 +194,17 @@ class Turn:
     @property
     def sighted(self) -> SightedLister:
         """Lists so that each connection shows the marker, for what is called gone."""
-        return SightedLister(self.see_marker, self.accept_marker, self.keep_lease)
+        return SightedLister(self.see_marker, self.accept_marker, self.keep_lease, self.find_cut)
 
-    def list_at_once(self, span: int, after: str) -> Iterator[RangePiece]:
-        """The same for a plan. The first pages of some ranges are requested at once."""
-        prefixes = self.cleanup.listed_prefixes
-        for start in range(span, len(prefixes), MAX_CONNECTIONS):
-            some = range(start, len(prefixes))[:MAX_CONNECTIONS]
-            listings = [
-                listing.object_pages(self.cleanup.bucket, prefixes[number], after)
-                for number, after in zip(some, chain([after], repeat("")), strict=False)
-            ]
-            jobs = [partial(take_page, pages) for pages in listings]
-            firsts, trouble = run_at_once(jobs, self.keep_lease)
-            for number, first, pages in zip(some, firsts, listings, strict=False):
-                yield RangePiece(number, first)
-                yield from (RangePiece(number, page) for page in prefetch_pages(pages) if page)
-                yield RangePiece(number, [], is_last=True)
-            if trouble:
-                raise trouble
-            after = ""
+    @property
+    def planning(self) -> PlanLister:
+        return PlanLister(self.see_marker, self.accept_marker, self.keep_lease, self.find_cut)
+
+    def find_cut(self, prefix: str, after: str) -> str | None:
+        """Where a part of a range that begins behind `after` may end; None if not much is left."""
+        rows = R2Object.objects.in_bucket(self.cleanup.bucket).under(prefix).between(after, None)
+        keys = rows.order_by("key").values_list("key", flat=True)
+        return next(iter(keys[KEYS_PER_PART - 1 : KEYS_PER_PART]), None)
 
     def list_pages(self, prefix: str, after: str = "") -> Iterator[list[ListedObject]]:
         """A listing, in pieces that may be written: its connection showed the marker after each.

@@ -9,12 +9,12 @@ from devtools.http_reply import Reply
 from storage_audit.bucket import s3
 from storage_audit.bucket.connections import KeptConnection
 from storage_audit.cleanup import sighted_listing, verify
+from storage_audit.cleanup.range_parts import Sighting
 from storage_audit.cleanup.sighted_listing import (
     MAX_LISTINGS,
     MAX_PAGES,
     MAX_SECONDS,
     Reconnected,
-    Sighting,
     Witness,
 )
 from storage_audit.cleanup.worker_turn import Turn

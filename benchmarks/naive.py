@@ -74,9 +74,19 @@ def delete_one_by_one() -> None:
             s3.delete_object(Bucket=BUCKET, Key=listed["Key"])
 
 
-def delete_project() -> None:
+def small_project(number: int) -> str:
+    return f"proj_small{number:03}"
+
+
+def delete_small_projects() -> None:
+    """One after the other."""
+    s3 = make_client()
+    for number in range(int(os.environ["SMALL_PROJECTS"])):
+        delete_project(s3, small_project(number))
+
+
+def delete_project(s3: "S3Client", project: str) -> None:
     """Lists what may be a project's, prefix by prefix, and deletes all of it in one call."""
-    s3, project = make_client(), "proj_benchmark"
     folders = [f"{kind}/" for kind in ("audio", "captions", "images", "thumbnails", "video")]
     heads = [f"{folder}{doubled}{project}/" for folder in folders for doubled in ("", "proj_")]
     heads += [f"projects/{doubled}{project}/scenes/" for doubled in ("", "proj_")]
@@ -136,7 +146,7 @@ SCRIPTS = {
         fetch_pages,
         delete_all,
         delete_one_by_one,
-        delete_project,
+        delete_small_projects,
         update_or_create,
         bulk_create,
     )

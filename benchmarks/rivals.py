@@ -38,7 +38,7 @@ COMMANDS = {
     "rclone delete": [program_path("rclone"), "delete", "r2:{bucket}/projects"],
     "bucket.objects.delete()": [*NAIVE, "delete_all"],
     "one by one": [*NAIVE, "delete_one_by_one"],
-    "delete a project": [*NAIVE, "delete_project"],
+    "delete small projects": [*NAIVE, "delete_small_projects"],
 }
 
 

@@ -7,7 +7,7 @@ from benchmarks.lists import measure_lists
 from benchmarks.measure import Contender, Failed
 from benchmarks.ours import BACKFILL, RECONCILE
 from benchmarks.rivals import FLOOR
-from benchmarks.small import measure_small
+from benchmarks.small import measure_many_small, measure_small
 from benchmarks.stage import Bench, Row, Stage, Target, open_stage, speed_targets
 
 LATENCY_SECONDS = 0.1
@@ -185,6 +185,7 @@ ROWS: dict[str, Callable[[Bench], Row]] = {
     "deletion": measure_deletion,
     "large-latency": measure_large_latency,
     "small": measure_small,
+    "many-small": measure_many_small,
     "memory": measure_memory,
     "queries": measure_queries,
     "workers": measure_workers,

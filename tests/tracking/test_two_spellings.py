@@ -351,7 +351,7 @@ def connect_again(
 # The first is within the plan, the others within the look at the marker with which a turn begins.
 each_moment = pytest.mark.parametrize(
     ("module", "name"),
-    [(project_uploads, "record_unfinished_uploads"), (bucket_marker, "require_marker")],
+    [(project_uploads, "record_unfinished_uploads"), (bucket_marker, "require_same_database")],
 )
 
 

@@ -338,7 +338,7 @@ def cloudflare_api(
     """As it is after its start, and used by this process and those that it starts. A slow machine
     has the time that it needs."""
     monkeypatch.setattr("storage_audit.bucket.wrangler.QUERY_TIMEOUT_SECONDS", 60.0)
-    monkeypatch.setattr("storage_audit.bucket.wrangler.MAX_CALL_SECONDS", 60.0)
+    monkeypatch.setattr("storage_audit.bucket.wrangler_process.MAX_CALL_SECONDS", 60.0)
     local_cloudflare.reset()
     for name, value in local_cloudflare.environment.items():
         monkeypatch.setenv(name, value)

@@ -16,7 +16,7 @@ from storage_audit.bucket.errors import (
     classify_error,
 )
 from storage_audit.bucket.s3 import DELETED, Answer
-from storage_audit.bucket.wrangler import Command
+from storage_audit.bucket.wrangler_process import Command
 
 Answers = dict[str, Answer]
 Lane = Sequence[list[str]]

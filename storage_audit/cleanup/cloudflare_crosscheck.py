@@ -19,9 +19,10 @@ from storage_audit.bucket import cloudflare_api, listing, s3
 from storage_audit.bucket.errors import DeadlinePassed, InvalidResponse, StoreError
 from storage_audit.bucket.listing import KeyIdentity, escape_key, is_storable, tracked_spellings
 from storage_audit.bucket.s3 import ListedObject
+from storage_audit.cleanup.judge_objects import judge_listed
 from storage_audit.cleanup.models import CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.open_decisions import project_cleanup_filter
-from storage_audit.cleanup.plan import judge_listed, judge_page, prefixes_to_list, save_items
+from storage_audit.cleanup.plan import judge_page, prefixes_to_list, save_items
 from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS, Turn
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.models import KnownProject, R2Object

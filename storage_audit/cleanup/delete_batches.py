@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.s3 import DELETED, ListedObject
-from storage_audit.bucket.wrangler import Command
+from storage_audit.bucket.wrangler_process import Command
 from storage_audit.cleanup import adaptive_batch, progress, used_files
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.cleanup_text import appeared_text
@@ -27,11 +27,11 @@ from storage_audit.cleanup.delete_pipeline import (
     recheck_deadline,
     record_commands,
 )
+from storage_audit.cleanup.judge_objects import find_rows_to_judge
 from storage_audit.cleanup.kind_policies import BatchFacts, policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.open_decisions import get_ignore_list
-from storage_audit.cleanup.plan import find_rows_to_judge
 from storage_audit.cleanup.project_uploads import abort_uploads
 from storage_audit.cleanup.worker_turn import OwnerChanging, TooManySeeks, Turn, TurnOver
 from storage_audit.clocks import mark_or_now, monotonic_seconds

@@ -25,7 +25,7 @@ from storage_audit.bucket import deleters
 from storage_audit.bucket.deleters import Answers, SendResult
 from storage_audit.bucket.errors import BucketForbidden, StoreError
 from storage_audit.bucket.s3 import DELETED
-from storage_audit.bucket.wrangler import Command
+from storage_audit.bucket.wrangler_process import Command
 from storage_audit.cleanup import adaptive_batch, progress
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet

@@ -19,6 +19,7 @@ from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup import progress
 from storage_audit.cleanup.cleanup_text import next_scans_text
 from storage_audit.cleanup.delete_pipeline import PlannedItem
+from storage_audit.cleanup.judge_objects import owners_by_key, rows_by_identity
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
 from storage_audit.cleanup.models.item import track_and_delete_advice
 from storage_audit.cleanup.open_decisions import (
@@ -31,7 +32,6 @@ from storage_audit.cleanup.open_decisions import (
     get_ignore_list,
     possible_owners,
 )
-from storage_audit.cleanup.plan import owners_by_key, rows_by_identity
 from storage_audit.cleanup.worker_turn import OwnerChanging, Turn
 from storage_audit.clocks import MAX_CLOCK_SKEW, is_from_fast_clock
 from storage_audit.models import KnownProject, R2Object

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit import project_model
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup import given_objects, plan
+from storage_audit.cleanup import given_objects, judge_objects, plan
 from storage_audit.cleanup.cleanup_text import (
     another_cleanup_advice,
     cancelled_by_person_text,
@@ -264,7 +264,9 @@ def undecided_reasons(
     """By key, why the object waits for a person's decision elsewhere."""
     cleanup, project_id = work.cleanup, work.project.project_id
     facts = parsed_keys, rows, found, work.identity
-    return plan.find_keep_reasons(cleanup.bucket, project_id, *facts, asking_filter(cleanup))
+    return judge_objects.find_keep_reasons(
+        cleanup.bucket, project_id, *facts, asking_filter(cleanup)
+    )
 
 
 def is_kept_by_person(cleanup: Cleanup) -> bool:

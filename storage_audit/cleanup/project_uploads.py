@@ -12,9 +12,9 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import escape_key, key_bytes
 from storage_audit.bucket.multipart import MultipartUpload, UploadAnswer
 from storage_audit.cleanup.delete_pipeline import RECHECK_VALID_SECONDS, recheck_deadline
+from storage_audit.cleanup.judge_objects import rows_by_identity
 from storage_audit.cleanup.kind_policies import policy_of, undecided_reasons
 from storage_audit.cleanup.open_decisions import get_ignore_list
-from storage_audit.cleanup.plan import rows_by_identity
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.clocks import monotonic_seconds
 from storage_audit.ownership.ownership_rule import (

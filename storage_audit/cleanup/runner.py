@@ -5,18 +5,15 @@ Each step records what it did before it goes on, so that any worker can take ove
 
 import logging
 from collections.abc import Callable
-from datetime import timedelta
 from uuid import UUID
 
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from storage_audit import logs
-from storage_audit.bucket import s3
-from storage_audit.bucket.errors import BucketForbidden, StoreError
+from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import (
     check_named_files,
     delete_batches,
@@ -32,13 +29,18 @@ from storage_audit.cleanup import (
     used_files,
     verify,
 )
+from storage_audit.cleanup.handle_failures import (
+    block_cleanup,
+    may_delete_files,
+    postpone_cleanup,
+    retry_after_error,
+)
 from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.position import Position
 from storage_audit.cleanup.models.states import DeletionsPaused, LeaseLost, MayNotSend
 from storage_audit.cleanup.position_basis import PositionBasis
 from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
-from storage_audit.conf import conf
 from storage_audit.ownership.bucket_marker import CannotConclude, PausedInBucket
 from storage_audit.redaction import redact_secrets
 
@@ -50,7 +52,6 @@ Outcome = CleanupItem.Outcome
 MAX_TAKEOVERS = 5
 # After this many passes in a row that had to start again settings or the queue are wrong.
 MAX_RESTARTS = 5
-REFUSAL_INTERVAL = timedelta(seconds=50)
 
 
 def run_to_end(cleanup_id: UUID) -> Cleanup:
@@ -170,12 +171,6 @@ def begin_again(cleanup: Cleanup) -> None:
         failed = cleanup.items.filter(outcome=Outcome.FAILED, escaped=False)
         failed.mark(Outcome.TO_DELETE, attempts=0)
     cleanup.record("retry", _("Trying again."))
-
-
-def may_delete_files(cleanup: Cleanup) -> bool:
-    """Whether its plan was checked: only `start_deleting` leaves the step PLAN, after the checks of
-    the limits and of rows that use its files."""
-    return cleanup.is_deletion and cleanup.step not in (Step.PLAN, Step.HELD)
 
 
 def resume_pass(work: Turn) -> None:
@@ -359,51 +354,3 @@ def close_cancelled(cleanup: Cleanup) -> None:
         totals = cleanup.items.totals()
         cleanup.finish(Status.CANCELLED, totals)
         cleanup.record("cancelled", cleanup.get_status_display(), **totals)
-
-
-def block_cleanup(cleanup: Cleanup, reason: str, **facts: list[str]) -> None:
-    with transaction.atomic():
-        begun = {"step": Step.DELETE, "position": Position()} if may_delete_files(cleanup) else {}
-        cleanup.block(reason, **begun)
-        delete_batches.unlock_idle_items(cleanup)
-        # The columns of the totals are written only at the end of an attempt.
-        cleanup.change_if(Q(), progress={"totals": cleanup.items.by_outcome()})
-        cleanup.record("blocked", reason, **facts)
-
-
-def retry_after_error(cleanup: Cleanup, error: StoreError) -> None:
-    """Try again as the error policy says: see bucket/errors.py."""
-    cleanup.renew()
-    refused = s3.is_bucket_forbidden(cleanup.bucket, error)
-    advice = (
-        error.advice
-        if isinstance(error, BucketForbidden) or not refused
-        else BucketForbidden.advice
-    )
-    reason = f"{str(error).rstrip('.')}. {advice}"
-    asked = min(error.retry_after, conf().retry_longest.total_seconds())
-    postpone_cleanup(cleanup, reason, after=timedelta(seconds=asked), refused=refused)
-
-
-def postpone_cleanup(
-    cleanup: Cleanup,
-    reason: str,
-    *,
-    after: timedelta = timedelta(0),
-    refused: bool = False,
-) -> None:
-    """Try again later, or call for a person when the store refuses and waiting does not help."""
-    hopeless = refused and has_been_refused(cleanup)
-    with transaction.atomic():
-        cleanup.postpone(reason, cleanup.items.totals(), after=after, hopeless=hopeless)
-        delete_batches.unlock_idle_items(cleanup)
-        next_attempt = str(cleanup.next_attempt_at)
-        cleanup.record(cleanup.status, reason, next_attempt=next_attempt, refused=refused)
-
-
-def has_been_refused(cleanup: Cleanup) -> bool:
-    """Whether the store refused it earlier in the failure that still goes on, and not just a moment
-    ago: a change of the bucket's permissions takes up to a minute."""
-    ends = cleanup.events.filter(data__refused=True, at__lte=timezone.now() - REFUSAL_INTERVAL)
-    since = cleanup.failing_since
-    return since is not None and ends.filter(at__gte=since).exists()

@@ -16,9 +16,9 @@ from storage_audit.api.auth import require_permission
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import Problem, refuse_unknown_input
 from storage_audit.api.rate_limit import RateLimit
-from storage_audit.bucket import wrangler
+from storage_audit.bucket import wrangler, wrangler_process
 from storage_audit.bucket.errors import StoreError
-from storage_audit.bucket.wrangler import Command
+from storage_audit.bucket.wrangler_process import Command
 from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.api import DeletionDetails, deletion_details, status_url
 from storage_audit.cleanup.discovery_and_strategy import MODES
@@ -142,7 +142,7 @@ def r2_access(request: HttpRequest) -> Buckets:
 
 
 def run_wrangler(
-    ask: Callable[[wrangler.CommandCallback], T],
+    ask: Callable[[wrangler_process.CommandCallback], T],
 ) -> tuple[Command | None, T | None, str]:
     """The last command, if one was run, with its answer or why there is none."""
     ran: list[Command] = []

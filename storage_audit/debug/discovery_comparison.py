@@ -16,7 +16,7 @@ from storage_audit.bucket import listing, s3
 from storage_audit.bucket.listing import KeyIdentity, is_storable
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.changing_objects import find_in_hand
-from storage_audit.cleanup.plan import group_by_identity
+from storage_audit.cleanup.judge_objects import group_by_identity
 from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS
 from storage_audit.clocks import MAX_CLOCK_SKEW, may_be_since, monotonic_seconds
 from storage_audit.conf import conf

@@ -6,7 +6,7 @@ from dataclasses import replace
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.bucket import cloudflare_api, wrangler
+from storage_audit.bucket import cloudflare_api, wrangler, wrangler_process
 from storage_audit.bucket.errors import DeadlinePassed, StoreError
 from storage_audit.bucket.wrangler_errors import Unusable
 from storage_audit.clocks import monotonic_seconds
@@ -109,7 +109,7 @@ def probe_wrangler() -> Result:
     return Result(
         Status.OK,
         _("wrangler %s.") % version,
-        facts={"program": wrangler.program_path(), "version": version},
+        facts={"program": wrangler_process.program_path(), "version": version},
     )
 
 
@@ -150,7 +150,7 @@ def check_login(until: float) -> Result:
     return Result(Status.OK, _("wrangler is logged in and can see the bucket."), facts=facts)
 
 
-def ignore_command(command: wrangler.Command) -> None:
+def ignore_command(command: wrangler_process.Command) -> None:
     """The doctor's commands are in no timeline."""
 
 

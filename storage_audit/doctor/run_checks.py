@@ -37,7 +37,7 @@ from storage_audit.locking import atomic_with_timeout
 logger = logging.getLogger(__name__)
 
 # wrangler's own limit for the two calls of one probe is shorter (QUERY_TIMEOUT_SECONDS in
-# bucket/wrangler.py): a hanging wrangler is stopped by it, and no process stays.
+# bucket/wrangler_process.py): a hanging wrangler is stopped by it, and no process stays.
 PROBE_TIMEOUT_SECONDS, RUN_TIMEOUT_SECONDS = 20.0, 45.0
 KEPT_RUNS = 100
 # The entry that says why the report was not kept; it is no probe.

@@ -14,7 +14,7 @@ from storage_audit.bucket.deleters import DELETERS, has_dot_segments
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import KeyIdentity, find_keys, nfc_key
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup.plan import rows_by_identity
+from storage_audit.cleanup.judge_objects import rows_by_identity
 from storage_audit.cleanup.worker_turn import MAX_LONE_KEYS
 from storage_audit.conf import conf
 from storage_audit.findings.action_result import (

@@ -13,9 +13,9 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 from storage_audit.bucket.listing import KeyIdentity, find_keys
 from storage_audit.cleanup.changing_objects import exclude_in_hand
+from storage_audit.cleanup.judge_objects import find_owners, rows_by_identity
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.open_decisions import covered_reason, find_covering
-from storage_audit.cleanup.plan import find_owners, rows_by_identity
 from storage_audit.findings.action_result import (
     ActionRefused,
     Decision,

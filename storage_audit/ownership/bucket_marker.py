@@ -19,7 +19,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.bucket import answer_schema, s3, wrangler
+from storage_audit.bucket import answer_schema, s3, wrangler, wrangler_process
 from storage_audit.bucket.concurrent_requests import Job, run_at_once
 from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing import KeyIdentity, exact_key, nfc_key, object_pages
@@ -344,7 +344,7 @@ def require_project_table(next_step: str | Promise = RETRY_HINT) -> None:
 
 
 def require_wrangler_marker(
-    bucket: str, *, until: float, on_command: wrangler.CommandCallback
+    bucket: str, *, until: float, on_command: wrangler_process.CommandCallback
 ) -> None:
     """Raises CannotConclude when wrangler, told an account and a jurisdiction, looks into another
     bucket of this name than S3, told an address. Raises StoreError."""

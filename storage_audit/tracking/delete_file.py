@@ -20,11 +20,11 @@ from storage_audit.bucket.errors import (
     may_still_delete,
 )
 from storage_audit.cleanup.delete_pipeline import recheck_deadline
+from storage_audit.cleanup.judge_objects import find_owners
 from storage_audit.cleanup.make_cleanups import enqueue_on_commit
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletedRow
 from storage_audit.cleanup.models.cleanup_queries import STORAGE_DELETE_TIME
 from storage_audit.cleanup.open_decisions import find_undecided
-from storage_audit.cleanup.plan import find_owners
 from storage_audit.clocks import DatabaseNow
 from storage_audit.models import STABLE_STATES, R2Object, R2ObjectQuerySet, uploading_rows
 from storage_audit.ownership import bucket_marker

@@ -8,9 +8,9 @@ from typing import NamedTuple
 from storage_audit.bucket.listing import KeyIdentity, exact_key
 from storage_audit.bucket.s3 import ListedObject
 from storage_audit.cleanup.changing_objects import find_in_hand
+from storage_audit.cleanup.judge_objects import rows_by_identity
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.open_decisions import find_covering, possible_owners
-from storage_audit.cleanup.plan import rows_by_identity
 from storage_audit.clocks import may_be_since
 from storage_audit.models import R2Object
 from storage_audit.ownership.attribution import Owner, OwnerProblem, find_owner

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import nfc_key
+from storage_audit.cleanup.judge_objects import find_owners
 from storage_audit.cleanup.open_decisions import find_covering, get_ignore_list
-from storage_audit.cleanup.plan import find_owners
 from storage_audit.models import R2ObjectQuerySet
 
 ROWS_PER_BATCH = 1000

@@ -16,7 +16,7 @@ from devtools.cloudflare_api import CloudflareApi
 from devtools.cloudflare_api import cloudflare_api as running_api
 from devtools.http_reply import Reply
 from devtools.local_r2 import LocalR2
-from storage_audit.bucket import wrangler
+from storage_audit.bucket import wrangler, wrangler_process
 from storage_audit.cleanup import delete_pipeline, requests
 from storage_audit.cleanup.discovery_and_strategy import MODES, Mode
 from storage_audit.cleanup.models import Cleanup
@@ -401,7 +401,7 @@ def test_a_wrangler_that_hangs_is_not_asked_for_its_version_by_each_lane(
     starts, program = tmp_path / "starts", tmp_path / "wrangler"
     program.write_text(f"#!/bin/sh\necho >> {starts}; exec sleep 600\n")
     program.chmod(0o700)
-    monkeypatch.setattr(wrangler, "MAX_CALL_SECONDS", 1.0)
+    monkeypatch.setattr(wrangler_process, "MAX_CALL_SECONDS", 1.0)
     keys = [f"k{n}" for n in range(8)]
     with configured(WRANGLER_PATH=str(program), ACCOUNT_ID="a" * 32):
         sent = send_deletions(

@@ -15,12 +15,12 @@ from pytest_django import Settings
 from storage_audit import project_model
 from storage_audit.bucket.listing import nfc_key
 from storage_audit.bucket.s3 import ListedObject
+from storage_audit.cleanup.judge_objects import judge_listed
 from storage_audit.cleanup.open_decisions import (
     PossibleOwners,
     find_covering,
     project_cleanup_filter,
 )
-from storage_audit.cleanup.plan import judge_listed
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership.key_formats import DEFAULT_KINDS, KeyFormats

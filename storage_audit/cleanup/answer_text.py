@@ -42,8 +42,7 @@ NEXT_STEPS = {
     Status.PLANNED: gettext_lazy("Running this plan deletes only the files that it lists."),
     Status.PENDING: gettext_lazy("Usually starts within a minute."),
     Status.CLEAN_WITH_KEPT: gettext_lazy(
-        "Nothing has to be done: kept files may belong to somebody else. To delete one all the"
-        " same, do what its reason says."
+        "Nothing has to be done: kept files may belong to somebody else."
     ),
     Status.RETRYING: gettext_lazy("We try again automatically, at longer and longer intervals."),
     Status.FAILED: gettext_lazy("We still try once a day. Fix the cause, then choose “Retry now”."),

@@ -77,13 +77,13 @@ def size_reason(cleanup: Cleanup) -> str:
     limit = max(bucket_limit(tracked), int(conf().limit_multiple * usual))
     if wanted["n"] <= limit:
         return ""
-    text = ngettext(
-        "This would delete %(wanted)d file (%(size)s), more than the safety limit of %(limit)d.",
-        "This would delete %(wanted)d files (%(size)s), more than the safety limit of %(limit)d.",
-        wanted["n"],
-    )
+    text = _("This would delete %(wanted)s (%(size)s). The safety limit is %(limit)s.")
     size = filesizeformat(wanted["size"]).replace("\xa0", " ")
-    return text % {"wanted": wanted["n"], "size": size, "limit": limit}
+    return text % {"wanted": count_files(wanted["n"]), "size": size, "limit": count_files(limit)}
+
+
+def count_files(count: int) -> str:
+    return ngettext("%d file", "%d files", count) % count
 
 
 def limit_parts(cleanup: Cleanup) -> list[str]:
@@ -95,7 +95,7 @@ def limit_parts(cleanup: Cleanup) -> list[str]:
         "usual": f"{usual_size(cleanup):g}",
     }
     return [
-        ngettext("%d file", "%d files", conf().limit_objects) % conf().limit_objects,
+        count_files(conf().limit_objects),
         _("%(share)s %% of %(tracked)d tracked files") % words,
         _("%(multiple)s times %(usual)s files, the usual size of a cleanup") % words,
     ]

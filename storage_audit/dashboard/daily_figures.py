@@ -13,7 +13,6 @@ from storage_audit.alerts.models import Delivery
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.needs_attention import (
     find_verifications_without_cleanup,
-    select_keeping_files,
 )
 from storage_audit.conf import conf
 from storage_audit.dashboard.models import DailyFigures
@@ -52,14 +51,6 @@ class OpenDeletions(NamedTuple):
     oldest: datetime | None
 
 
-class KeptFiles(NamedTuple):
-    """Files that cleanups kept because they may be somebody else's, and since when."""
-
-    cleanups: int
-    objects: int
-    since: datetime | None
-
-
 class FreedBytes(NamedTuple):
     """Of the last `TREND_DAYS`, and of as many before them, if that was recorded."""
 
@@ -80,14 +71,6 @@ def count_open_deletions() -> OpenDeletions:
     """Those that are held wait for their time, and are none yet."""
     deletions = Cleanup.objects.requested_deletions().open().not_held().with_asked_at()
     return OpenDeletions(**deletions.aggregate(number=Count("pk"), oldest=Min("asked_at")))
-
-
-def count_kept() -> KeptFiles:
-    return KeptFiles(
-        **select_keeping_files(Cleanup.objects.all()).aggregate(
-            cleanups=Count("pk"), objects=Sum("kept", default=0), since=Min("finished_at")
-        )
-    )
 
 
 def count_leftovers() -> Amount:

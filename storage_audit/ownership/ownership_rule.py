@@ -246,7 +246,7 @@ def rival_reason(rivals: Collection[str], rows: Sequence[TrackingRow] = ()) -> s
     """Why an object is kept that could belong to these existing projects, whatever its rows say."""
     if has_assigned_row(rows):
         return uploaded_since_reason(rivals)
-    text = _("The name also fits an existing project: %s. The file is deleted with that project.")
+    text = _("The name also fits an existing project: %s. It will be deleted with that project.")
     if authoritative_projects(rows):
         text = _(
             "The name also fits an existing project: %s. Assign the file to that project. To delete"

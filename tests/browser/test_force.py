@@ -32,7 +32,7 @@ def test_blocked_cleanup_runs_when_it_is_forced(
         page.goto(path("cleanup", "change", Cleanup.objects.get().pk))
         reload_until(page, "No file is deleted until a person decides.")
         message = page.get_by_text(
-            "This would delete 3 files (12 bytes), more than the safety limit of 2"
+            "This would delete 3 files (12 bytes). The safety limit is 2 files"
         )
         expect(message).to_be_visible()
         assert bucket.keys() == keys | others

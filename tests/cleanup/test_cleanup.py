@@ -122,7 +122,7 @@ def test_more_objects_than_the_limit_are_blocked_until_a_person_approves_them(
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.BLOCKED
     assert cleanup.next_attempt_at is None
-    assert "4 files" in cleanup.message and "the safety limit of 3" in cleanup.message
+    assert "4 files" in cleanup.message and "The safety limit is 3 files" in cleanup.message
     assert bucket.keys() == set(keys)
     cleanup.approve("me")
     assert run_until_idle(cleanup).status == Status.CLEAN
@@ -169,7 +169,7 @@ def test_a_thousand_and_one_objects_are_blocked_and_then_go_in_three_batches(
     keys = put_files(bucket, 1001)
     cleanup = clean_up_project("proj_1")
     assert cleanup.status == Status.BLOCKED
-    assert "1001 files" in cleanup.message and "the safety limit of 1000" in cleanup.message
+    assert "1001 files" in cleanup.message and "The safety limit is 1000 files" in cleanup.message
     assert bucket.keys() == set(keys)
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)

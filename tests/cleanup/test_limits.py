@@ -143,9 +143,7 @@ def test_blocked_message_tells_the_figures_and_the_rule(bucket: Bucket, settings
     for key in put_files(bucket, 3):
         track_key(bucket, key, "proj_1")
     cleanup = clean_up_project("proj_1")
-    assert (
-        cleanup.message == "This would delete 3 files (21 bytes), more than the safety limit of 2."
-    )
+    assert cleanup.message == "This would delete 3 files (21 bytes). The safety limit is 2 files."
     assert cleanup.events.get(step="blocked").data["limit"] == [
         "1 file",
         "50 % of 3 tracked files",
@@ -764,7 +762,7 @@ def another_bucket(cleanup: Cleanup) -> Turn:
 
 def test_page_before_an_approval_shows_the_figures(too_large: Cleanup) -> None:
     shown = run_action(superuser_client(), "cleanup", "force_delete", too_large.pk)
-    assert "This would delete 3 files (21 bytes), more than the safety limit of 1" in shown
+    assert "This would delete 3 files (21 bytes). The safety limit is 1 file" in shown
     assert 'name="figures" value="' in shown
 
 
@@ -828,7 +826,7 @@ def test_approval_before_there_is_a_plan_lifts_no_limit(bucket: Bucket, settings
     bucket_connection.connect_bucket(bucket.name)
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
-    assert "the safety limit of 1" in cleanup.message
+    assert "The safety limit is 1 file" in cleanup.message
     assert len(bucket.keys()) == 3
     cleanup.approve("me")
     assert run_until_idle(cleanup).status == Status.CLEAN
@@ -851,9 +849,7 @@ def test_approval_lifts_no_limit_of_a_plan_that_was_not_held_against_it(
     assert (cleanup.status, cleanup.message) == (Status.BLOCKED, "Another bucket.")
     cleanup.approve("me")
     cleanup = run_until_idle(cleanup)
-    assert (
-        "This would delete 3 files (21 bytes), more than the safety limit of 1" in cleanup.message
-    )
+    assert "This would delete 3 files (21 bytes). The safety limit is 1 file" in cleanup.message
     assert len(bucket.keys()) == 3
 
 
@@ -883,9 +879,7 @@ def test_database_error_while_the_limits_are_asked_lifts_none(
     assert (cleanup.status, cleanup.planned_at is None) == (Status.RETRYING, False)
     cleanup = run_again(cleanup)
     assert cleanup.status == Status.BLOCKED
-    assert (
-        "This would delete 3 files (21 bytes), more than the safety limit of 1" in cleanup.message
-    )
+    assert "This would delete 3 files (21 bytes). The safety limit is 1 file" in cleanup.message
     assert bucket.keys() == set(keys)
 
 

@@ -258,7 +258,7 @@ def test_cleanup_that_keeps_objects_exits_with_0_and_warns(bucket: Bucket) -> No
         "Cleanup ID, project proj_1, bucket tests: clean, some kept.\n"
         "Found 2: 1 deleted, 0 already gone, 1 kept, 0 failed.\n"
         "  kept: proj_1_x_s1_media.mp4: The name also fits an existing project: proj_1_x."
-        " The file is deleted with that project.\n",
+        " It will be deleted with that project.\n",
         "Cleanup ID kept 1 file for you to decide on in the admin.\n",
         0,
     )
@@ -311,7 +311,7 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
         "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
         "Would keep 1 file.\n"
         "  kept: proj_1_x_s1_media.mp4: The name also fits an existing project: proj_1_x."
-        " The file is deleted with that project.\n"
+        " It will be deleted with that project.\n"
         "To delete exactly these files: manage.py cleanup_project proj_1 --run-plan ID"
         " --declare-deleted\n",
         "",

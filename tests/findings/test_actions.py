@@ -630,7 +630,7 @@ def test_more_than_the_limit_is_blocked_until_a_person_approves_it(
 ) -> None:
     settings.STORAGE_AUDIT = settings.STORAGE_AUDIT | {"LIMIT_OBJECTS": 1}
     cleanup = delete_orphans(create_orphans(bucket, KEY, OTHER_KEY))
-    assert cleanup.status == Status.BLOCKED and "the safety limit of 1" in cleanup.message
+    assert cleanup.status == Status.BLOCKED and "The safety limit is 1 file" in cleanup.message
     assert bucket.keys() == {KEY, OTHER_KEY}
     requests.approve_or_retry(cleanup)
     assert run_until_idle(cleanup).deleted == 2
@@ -756,7 +756,8 @@ def test_neighbours_are_listed_together_and_cost_few_queries(
 ) -> None:
     monkeypatch.setattr(worker_turn, "MAX_LONE_KEYS", 10)
     monkeypatch.setattr(Turn, "keys_per_lookup", 10)
-    monkeypatch.setattr(Turn.__init__, "__defaults__", (0, 10, False))
+    defaults = (False, None, 0, 10, False)
+    monkeypatch.setattr(Turn.__init__, "__defaults__", defaults)
     keys = [f"{FOLDER}{n:03}" for n in range(400)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(bucket.put, keys))

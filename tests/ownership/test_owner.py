@@ -251,9 +251,9 @@ def test_too_many_owners_keep_an_object_unless_a_person_gave_it() -> None:
         (
             [],
             "proj_1_x",
-            "also fits an existing project: proj_1_x. The file is deleted with that project.",
+            "also fits an existing project: proj_1_x. It will be deleted with that project.",
         ),
-        ([described("backfill")], "proj_1_x", "proj_1_x. The file is deleted with that project."),
+        ([described("backfill")], "proj_1_x", "proj_1_x. It will be deleted with that project."),
         (
             [described("upload")],
             "proj_1_x",

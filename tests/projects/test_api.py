@@ -163,7 +163,7 @@ def test_a_limit_still_blocks_it(bucket: Bucket, settings: Settings) -> None:
     deleted = read_json(come.request("DELETE", DELETE), 202)
     assert run_until_idle(Cleanup.objects.get()).status == "blocked"
     blocked = follow(come, deleted)
-    assert blocked["over"] and "the safety limit of" in blocked["message"]
+    assert blocked["over"] and "The safety limit is" in blocked["message"]
     assert bucket.keys()
 
 

@@ -78,7 +78,6 @@ def list_next_steps(links: Links, late: list[Delay], *, has_worker: bool) -> lis
         *message_steps(links),
         *leftover_steps(links),
         *finding_steps(links),
-        *kept_steps(links),
     ]
 
 
@@ -248,32 +247,6 @@ def leftover_steps(links: Links) -> Iterator[NextStep]:
             links.page_url("cleanup", cleanup.pk),
             since=cleanup.finished_at,
         )
-
-
-def kept_steps(links: Links) -> Iterator[NextStep]:
-    """One line for all, as most of them need no decision."""
-    kept = daily_figures.count_kept()
-    if not kept.cleanups:
-        return
-    title = ngettext(
-        "%d cleanup kept what may be somebody else’s",
-        "%d cleanups kept what may be somebody else’s",
-        kept.cleanups,
-    )
-    objects = ngettext("%d file in all.", "%d files in all.", kept.objects)
-    yield NextStep(
-        Cleanup.Status.CLEAN_WITH_KEPT,
-        _("kept"),
-        title % kept.cleanups,
-        add_group_hint(
-            links,
-            "change_finding",
-            _("Nothing has to be done. To delete a file all the same, do what its reason says."),
-        ),
-        links.list_url("cleanup", needs="judgement"),
-        objects % kept.objects,
-        kept.since,
-    )
 
 
 def finding_steps(links: Links) -> Iterator[NextStep]:

@@ -180,6 +180,17 @@ def run_project_plan(cleanup: Cleanup, user: str) -> None:
     make_cleanups.requeue_earlier_cleanups(cleanup)
 
 
+def with_coming_hold(cleanup: Cleanup) -> Cleanup:
+    """The cleanup, or for a plan one that is not saved, with the hold that it gets when it runs."""
+    if cleanup.status != Status.PLANNED:
+        return cleanup
+    project_id = cleanup.project_id or ""
+    deleted_at = KnownProject.objects.deletion_time(project_id)
+    if deleted_at is None or cleanup.has_given_objects:
+        return Cleanup()
+    return Cleanup(**held_ids.hold_of_deletion(project_id, deleted_at))
+
+
 def find_open_cleanup(plan: Cleanup) -> Cleanup | None:
     """The open cleanup of the same deletion, beside which the plan cannot run."""
     project_id = plan.project_id or ""

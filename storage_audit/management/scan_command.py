@@ -18,6 +18,7 @@ from django.utils.translation import ngettext
 
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.conf import conf
+from storage_audit.display_formats import format_price
 from storage_audit.findings.finding_text import kind_count
 from storage_audit.findings.models import Finding, Kind
 from storage_audit.management.console import (
@@ -191,7 +192,7 @@ class ScanCommand(DocumentedCommand):
             return
         requests = ngettext("%s request", "%s requests", cost.requests) % f"{cost.requests:,}"
         text = f"About {object_count(cost.objects)}, {requests} (R2 Class A), "
-        text += f"${cost.dollars:.4f}"
+        text += format_price(cost.dollars)
         if cost.seconds is not None:
             text += f", {duration_text(cost.seconds)} at the speed of the last scan"
         self.stdout.write(f"{text}.")

@@ -319,7 +319,9 @@ def test_verification_is_queued_linked_and_logged(transactional_db: None) -> Non
 def test_approval_asks_first(db: None, status: str) -> None:
     cleanup = create_cleanup(status)
     shown = run_action(superuser_client(), "cleanup", "force_delete", cleanup.pk)
-    assert "No safety limit stops this deletion." in shown
+    lifts = status in ("planned", "blocked")
+    assert ("No safety limit stops this deletion." in shown) == lifts
+    assert ("Safety limits still apply." in shown) == (not lifts)
     assert Cleanup.objects.get().status == status
 
 
@@ -343,7 +345,16 @@ def test_approval_says_how_much_it_would_delete(db: None, status: str, amount: s
     assert 'value="Delete' not in shown, "nobody knows what the other one deletes"
     alone = run_action(client, "cleanup", "force_delete", cleanup.pk)
     assert f'value="Delete {amount} bytes"' in alone
-    assert ("Run this plan?" in alone) == (status == "planned")
+    verbs = {"planned": "Run 1 plan", "blocked": "Approve 1 cleanup", "failed": "Retry 1 cleanup"}
+    assert f"<h1>{verbs[status]}?</h1>" in alone
+
+
+def test_mixed_selection_says_what_happens_to_how_many(db: None) -> None:
+    pks = [create_cleanup(each).pk for each in ("blocked", "blocked", "planned", "failed", "clean")]
+    shown = run_action(superuser_client(), "cleanup", "force_delete", *pks)
+    words = "Approve 2 cleanups, run 1 plan, retry 1 cleanup"
+    assert f"<h1>{words}?</h1>" in shown and f'value="{words}"' in shown
+    assert "Safety limits apply to the retries only." in shown
 
 
 @pytest.mark.parametrize("status", FORCEABLE)

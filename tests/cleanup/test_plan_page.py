@@ -18,15 +18,18 @@ from storage_audit.cleanup.models.states import LeaseLost
 from storage_audit.display_formats import format_utc
 from storage_audit.findings.orphans import delete_objects
 from tests.admin_client import (
+    admin_url,
     confirm_action,
     count_queries,
     page_text,
     read_totals,
+    run_action,
     staff_client,
     superuser_client,
     url_of_cleanup,
 )
 from tests.builders import add_items, create_cleanup, create_findings, list_ids
+from tests.held import delete_held, grant_grace
 from tests.keys import ESCAPED, HOSTILE, KEY, OTHER_KEY
 from tests.promises import (
     create_projects,
@@ -135,6 +138,23 @@ def test_many_folders_and_types_are_cut_and_none_is_lost(
 
 
 # Run this plan
+
+
+def test_running_a_plan_says_that_the_deletion_is_held_and_can_be_undone(
+    bucket: Bucket, settings: Settings
+) -> None:
+    grant_grace(settings)
+    create_projects("proj_1")
+    delete_held()
+    bucket.put(f"{MEDIA}late.mp4")
+    cleanup = plan()
+    client = superuser_client()
+    page = page_text(client.get(admin_url("cleanup", "change", cleanup.pk)))
+    asked = run_action(client, "cleanup", "force_delete", cleanup.pk)
+    for text in (page, asked):
+        assert "Deletes exactly these files when the hold ends, on" in text
+        assert "You can undo the deletion until then." in text
+        assert "undo this" not in text
 
 
 def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bucket) -> None:

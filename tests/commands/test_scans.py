@@ -237,7 +237,7 @@ def test_cost_is_told_before_anything_is_listed(bucket: Bucket, store: FaultySto
     bucket.upload("proj_1")
     store.requests.clear()
     assert run_command("reconcile_r2", "--cost") == (
-        "About 1 object, 1 request (R2 Class A), $0.0000.\n",
+        "About 1 object, 1 request (R2 Class A), less than $0.01.\n",
         "",
         0,
     )

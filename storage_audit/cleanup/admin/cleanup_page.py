@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from storage_audit.cleanup import end_deletions
+from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.admin.items import items_context
 from storage_audit.cleanup.admin.timeline import timeline_context
@@ -60,11 +60,8 @@ VANISHED_CHOICE = (
     gettext_lazy("Each project gets its own cleanup. The safety limits apply to it."),
 )
 APPROVE_LABEL = gettext_lazy("Approve")
+RUN_LABEL = gettext_lazy("Run this plan")
 FORCE_CHOICES = {
-    Status.PLANNED: (
-        gettext_lazy("Run this plan"),
-        gettext_lazy("Deletes exactly these files. You can't undo it."),
-    ),
     Status.RETRYING: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),
     Status.FAILED: (gettext_lazy("Retry now"), gettext_lazy("Tries again now.")),
 }
@@ -78,6 +75,8 @@ def force_choice(cleanup: Cleanup) -> tuple[Any, Any] | None:
         return VANISHED_CHOICE
     if cleanup.status == Status.BLOCKED:
         return APPROVE_LABEL, approval_effect(cleanup)
+    if cleanup.status == Status.PLANNED:
+        return RUN_LABEL, approval_effect(requests.with_coming_hold(cleanup))
     return FORCE_CHOICES.get(Status(cleanup.status))
 
 

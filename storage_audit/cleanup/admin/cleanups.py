@@ -37,7 +37,7 @@ from storage_audit.cleanup.admin.cleanup_filters import (
 )
 from storage_audit.cleanup.admin.confirm_text import (
     file_sample,
-    force_sentence,
+    force_sentences,
     force_title,
     left_out_lines,
     recorded_files,
@@ -267,14 +267,15 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
         is_known = 0 < len(forced) == len(going)
         count, size = map(sum, zip(*going.values(), strict=True)) if is_known else (0, 0)
         refused = [cleanup_page.force_effect(each) for each in cleanups if each not in forced]
-        label = _("Delete %s") % format_amount(count, size) if is_known else _("Approve or retry")
+        what = force_title(forced)
+        label = _("Delete %s") % format_amount(count, size) if is_known else what
         return self.render_confirmation(
             request,
             selection,
             action="force_delete",
             figures=combined_digest(cleanups),
-            title=force_title(cleanups),
-            sentences=[force_sentence(forced), *left_out_lines(len(cleanups), refused)],
+            title=f"{what}?" if forced else _("Nothing to approve or retry"),
+            sentences=[*force_sentences(forced), *left_out_lines(len(cleanups), refused)],
             heads=(
                 _("Project"),
                 _("Deletes at most"),

@@ -1,14 +1,17 @@
 """What pages say that confirm an action on one or several cleanups."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from storage_audit.cleanup import requests
 from storage_audit.cleanup.cleanup_text import describe_request
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
 from storage_audit.display_formats import format_amount, format_bucket_key
@@ -16,32 +19,37 @@ from storage_audit.models import R2Object
 from storage_audit.redaction import printable_text
 from storage_audit.ui.links import changelist_url, cleanup_url
 
-Status = Cleanup.Status
+Kind, Status = Cleanup.Kind, Cleanup.Status
 FILES_SHOWN, DELETIONS_SHOWN, REASONS_SHOWN = 10, 10, 3
 
 
-def force_title(cleanups: Sequence[Cleanup]) -> str:
-    """What the button on a cleanup's page was called, where it is the same for all of these."""
-    statuses, count = {each.status for each in cleanups}, len(cleanups)
-    if statuses == {Status.PLANNED}:
-        return _("Run this plan?")
-    if statuses == {Status.BLOCKED}:
-        return ngettext("Approve %d cleanup?", "Approve %d cleanups?", count) % count
-    if statuses and statuses <= {Status.RETRYING, Status.FAILED}:
-        return _("Retry now?")
-    return _("Force-delete?")
-
-
-def force_sentence(forced: Sequence[Cleanup]) -> str:
-    """What they have in common. Of a held one its own line says how long it can be undone."""
-    if not forced:
-        return ""
-    text = _(
-        "No safety limit stops this deletion. Files that may belong to another project, or whose"
-        " owner is unknown, are kept."
+def force_title(forced: Sequence[Cleanup]) -> str:
+    """What happens to how many of them, such as “Approve 2 cleanups, retry 1 cleanup”."""
+    counts = Counter(each.status for each in forced)
+    approved, run = counts.pop(Status.BLOCKED, 0), counts.pop(Status.PLANNED, 0)
+    retried = counts.total()
+    parts = (
+        (approved, ngettext("approve %d cleanup", "approve %d cleanups", approved)),
+        (run, ngettext("run %d plan", "run %d plans", run)),
+        (retried, ngettext("retry %d cleanup", "retry %d cleanups", retried)),
     )
-    is_held = any(each.shown_hold() for each in forced)
-    return text if is_held else " ".join([text, _("You can't undo this.")])
+    return capfirst(", ".join(text % count for count, text in parts if count))
+
+
+def force_sentences(forced: Sequence[Cleanup]) -> list[str]:
+    """What they have in common. Of a held one its own line says how long it can be undone."""
+    deleting = [each for each in forced if each.kind != Kind.VANISHED]
+    if not deleting:
+        return []
+    lifted = [each for each in deleting if each.status in (Status.BLOCKED, Status.PLANNED)]
+    limits = _("Safety limits still apply.")
+    if lifted:
+        limits = _("No safety limit stops this deletion.")
+    if 0 < len(lifted) < len(deleting):
+        limits = _("Safety limits apply to the retries only.")
+    kept = _("Files that may belong to another project, or whose owner is unknown, are kept.")
+    is_held = any(requests.with_coming_hold(each).shown_hold() for each in deleting)
+    return [f"{limits} {kept}" + ("" if is_held else " " + _("You can't undo this."))]
 
 
 def left_out_lines(total: int, reasons: Sequence[Any]) -> list[str]:

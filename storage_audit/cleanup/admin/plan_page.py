@@ -15,7 +15,7 @@ from storage_audit.cleanup.admin.cleanup_page import force_refusal
 from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT, is_of_live_project
 from storage_audit.cleanup.describe_cleanup import field_label
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.display_formats import format_amount
+from storage_audit.display_formats import format_amount, format_price
 from storage_audit.redaction import printable_text
 
 Outcome = CleanupItem.Outcome
@@ -139,14 +139,13 @@ def estimate_basis(speed: dict[str, float]) -> str:
 
 
 def cost_context(calls: dict[str, int]) -> dict[str, Any]:
-    dollars = prices.cost_in_dollars(calls.items())
     of_class = {"A": prices.CLASS_A_PRICE, "B": prices.CLASS_B_PRICE}
     counts = {
         name: sum(n for kind, n in calls.items() if prices.PRICES_PER_MILLION[kind] == price)
         for name, price in of_class.items()
     }
     return {
-        "dollars": f"${dollars:,.2f}" if dollars >= 0.01 else _("less than $0.01"),
+        "dollars": format_price(prices.cost_in_dollars(calls.items())),
         "class_a": counts["A"],
         "class_b": counts["B"],
         "prices_of": prices.PRICES_DATE,

@@ -89,9 +89,10 @@ def deletion_page(
     shown = going.projects.values()
     is_single = len(shown) == 1
     what = meta.verbose_name if is_single else f"{len(shown)} {model_ngettext(meta, len(shown))}"
-    title = _("Delete “%s”?") % next(iter(shown)) if is_single else _("Delete %s?") % what
+    named = _("“%s”") % next(iter(shown)) if is_single else what
     return {
-        "title": title,
+        "title": _("Delete %s?") % named,
+        "what": named,
         "lead": lead_text(len(shown), files if count else ""),
         "lines": [
             *going.dependent_lines(),

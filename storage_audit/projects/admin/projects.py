@@ -382,7 +382,7 @@ class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
             request,
             selection,
             action="force_delete",
-            title=_("Force-delete?"),
+            title=_("Force-delete %s?") % scope["what"],
             sentences=(
                 scope["lead"],
                 _(

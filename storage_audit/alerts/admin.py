@@ -22,7 +22,7 @@ from storage_audit.alerts.alert_text import explain_alert
 from storage_audit.alerts.models import Alert, Delivery, Notification
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.conf import conf
-from storage_audit.display_formats import Answer, format_utc
+from storage_audit.display_formats import Answer, format_time, format_utc
 from storage_audit.fields import ALL_BUCKETS
 from storage_audit.findings.models import Finding
 from storage_audit.redaction import printable_text
@@ -84,11 +84,11 @@ class AlertAdmin(ObjectPageAdmin[Alert], ReadOnlyAdmin[Alert]):
 
     @admin.display(description=gettext_lazy("opened"), ordering="began_at")
     def began_label(self, alert: Alert) -> str:
-        return format_utc(alert.began_at)
+        return format_time(alert.began_at)
 
     @admin.display(description=gettext_lazy("resolved"), ordering="ended_at")
     def ended_label(self, alert: Alert) -> str:
-        return format_utc(alert.ended_at) if alert.ended_at else _("open")
+        return format_time(alert.ended_at) if alert.ended_at else _("open")
 
     @admin.display(description=gettext_lazy("messages"))
     def delivery_summary(self, alert: Alert) -> str:

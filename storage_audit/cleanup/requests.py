@@ -184,9 +184,13 @@ def with_coming_hold(cleanup: Cleanup) -> Cleanup:
     """The cleanup, or for a plan one that is not saved, with the hold that it gets when it runs."""
     if cleanup.status != Status.PLANNED:
         return cleanup
-    project_id = cleanup.project_id or ""
+    return Cleanup() if cleanup.has_given_objects else coming_hold(cleanup.project_id or "")
+
+
+def coming_hold(project_id: str) -> Cleanup:
+    """A cleanup that is not saved, with the hold that one of this deleted project gets."""
     deleted_at = KnownProject.objects.deletion_time(project_id)
-    if deleted_at is None or cleanup.has_given_objects:
+    if deleted_at is None:
         return Cleanup()
     return Cleanup(**held_ids.hold_of_deletion(project_id, deleted_at))
 

@@ -57,8 +57,9 @@ def test_leftover_that_a_verification_finds_is_cleaned_up(
     expect(find_row(page, key)).to_contain_text("different")
     page.goto(path("cleanup"))
     page.get_by_role("link", name="Clean up a deleted project").click()
-    for label in ("Project ID", "The same ID again"):
-        page.get_by_label(label).fill("proj_1")
-    page.get_by_role("button", name="Clean up after it").click()
+    page.get_by_label("Project ID").fill("proj_1")
+    page.get_by_role("button", name="Show its files").click()
+    page.get_by_label("The same ID again").fill("proj_1")
+    page.get_by_role("button", name="Delete the files of proj_1").click()
     reload_until(page, CLEAN_MESSAGE)
     assert bucket.keys() == {other}

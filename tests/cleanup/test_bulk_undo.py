@@ -96,6 +96,7 @@ def test_question_shows_ten_deletions_and_leads_to_all(settings: Settings) -> No
     delete_many(12)
     asked = run_action(superuser_client(), "cleanup", "undo_deletion", "all", **ACROSS)
     assert 'value="Undo 12 deletions"' in asked
+    assert "<h1>Undo 12 deletions?</h1>" in asked and "Files found so far: " in asked
     assert len(re.findall(r"<td>proj_0\d\d</td>", asked)) == 10
     assert "10 of 12 deletions are shown." in asked
     assert f'{admin_url("cleanup")}?decision=undoable">Show all that can be undone</a>' in asked

@@ -33,7 +33,7 @@ from tests.admin_client import (
     url_of_cleanup,
 )
 from tests.builders import add_item, create_cleanup
-from tests.held import delete_held, grant_grace
+from tests.held import delete_held, grant_grace, hold_deletion
 from tests.promises import Status, create_projects, run_until_idle
 from tests.real_bucket import Bucket, put_files
 from tests.run_command import run_command
@@ -366,3 +366,17 @@ def test_files_that_are_kept_are_not_counted_as_erased(db: None) -> None:
         add_item(held, key, outcome)
     asked = run_action(superuser_client(), "cleanup", "erase_deletion", held.pk)
     assert "Erase 1 file" in asked
+
+
+@pytest.mark.parametrize(
+    ("action", "text"),
+    [
+        ("undo_deletion", "Undid 2 deletions. The projects are back."),
+        ("cancel_deletion", "Cancelled 2 cleanups. Files that are still in the bucket stay."),
+        ("erase_deletion", "2 cleanups are deleting their files now."),
+    ],
+)
+def test_several_decisions_are_reported_in_one_message(db: None, action: str, text: str) -> None:
+    pks = [hold_deletion(f"proj_{number}").pk for number in (1, 2)]
+    shown = confirm_action(superuser_client(), "cleanup", action, *pks, reason="because")
+    assert text in shown and shown.count('class="success"') == 1

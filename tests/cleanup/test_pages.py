@@ -286,6 +286,8 @@ def test_question_before_a_declaration_shows_what_is_recorded(db: None) -> None:
     assert "Show all 11 files" in shown
     other = page_text(superuser_client().get(url, {"project_id": "proj_other"}))
     assert "No file is recorded for proj_other." in other
+    nobody = page_text(superuser_client().get(url))
+    assert 'method="get"' in nobody and "The same ID again" not in nobody
     hidden = page_text(allowed("force_cleanup").get(url, {"project_id": "proj_gone"}))
     assert "11 files" not in hidden and "a/0" not in hidden
 

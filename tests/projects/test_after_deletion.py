@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 from django.contrib.admin.options import IS_POPUP_VAR
 from django.contrib.auth.models import Permission, User
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.test import Client
 
-from storage_audit.cleanup import pause_deletions
+from storage_audit.cleanup import bulk, pause_deletions
 from storage_audit.cleanup.models import BulkJob, Cleanup
 from storage_audit.models import Project
 from storage_audit.projects.admin.projects import ProjectAdmin
@@ -141,3 +142,17 @@ def test_nothing_is_said_to_be_deleted_now_while_deletions_are_paused(bucket: Bu
     shown = page_text(press_delete(superuser_client()))
     assert "Deletions are paused. The files are deleted once somebody resumes them." in shown
     assert "Deleting the files" not in shown
+
+
+def test_deletions_that_cannot_be_grouped_lead_to_their_list(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(cleanups: Any) -> None:
+        raise OperationalError("database is locked")
+
+    monkeypatch.setattr(bulk, "group_deletions", fail)
+    create_projects("proj_1", "proj_2")
+    shown = confirm_action(superuser_client(), "project", "delete_selected", "proj_1", "proj_2")
+    assert "Deleting the files of 2 projects now." in shown
+    assert all(url_of_cleanup(each) in shown for each in Cleanup.objects.all())
+    assert "could not be grouped" in caplog.text

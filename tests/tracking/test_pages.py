@@ -225,3 +225,17 @@ def test_what_was_found_is_read_only(db: None, model: str) -> None:
     assert client.post(admin_url(model, "add"), {}).status_code == 403
     assert client.post(admin_url(model, "change", pk), {}).status_code == 403
     assert client.post(admin_url(model, "delete", pk), {"post": "yes"}).status_code == 403
+
+
+def test_page_of_one_file_says_what_its_buttons_do_to_it(db: None) -> None:
+    row = create_row("a/1")
+    shown = page_text(superuser_client().get(admin_url("r2object", "change", row.pk)))
+    assert 'value="Untrack, keep the file"' in shown and "keep the files" not in shown
+    assert "<strong>Untrack, keep the file:</strong> Forgets what is recorded about it." in shown
+    assert "<strong>Delete:</strong> Deletes the file from R2." in shown
+
+
+def test_page_that_confirms_a_deletion_is_named_in_its_breadcrumb(db: None) -> None:
+    rows = [create_row("a/1"), create_row("a/2")]
+    shown = run_action(superuser_client(), "r2object", "delete_selected", *[r.pk for r in rows])
+    assert '<li aria-current="page">Delete 2 files?</li>' in shown

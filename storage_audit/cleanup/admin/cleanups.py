@@ -18,7 +18,6 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET
 
-from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.admin import (
     cleanup_buttons,
@@ -45,7 +44,7 @@ from storage_audit.cleanup.admin.confirm_text import (
 from storage_audit.cleanup.admin.decision_kinds import UNDO
 from storage_audit.cleanup.admin.decisions import DecidingAdmin, combined_digest
 from storage_audit.cleanup.admin.deleting import announce_cleanups, cleanup_badge
-from storage_audit.cleanup.admin.forms import DeclareDeletedForm
+from storage_audit.cleanup.admin.forms import DeclareDeletedForm, ProjectIdForm
 from storage_audit.cleanup.admin.project_names import (
     find_by_name,
     find_existing_by_name,
@@ -300,11 +299,13 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
     def declare_deleted(self, request: HttpRequest) -> HttpResponse:
         if not self.has_force_permission(request):
             raise PermissionDenied
-        asked = request.GET.get("project_id", "")
-        given = {"project_id": asked}
-        form = DeclareDeletedForm(request.POST or None, initial=given)
-        if form.is_valid() and (answer := self.submit_declaration(request, form)):
-            return answer
+        typed = request.POST or request.GET
+        form: Any = ProjectIdForm(typed if "project_id" in typed else None)
+        if asked := form.cleaned_data["project_id"] if form.is_valid() else "":
+            # The numbers are shown, and the next answer deletes.
+            form = DeclareDeletedForm(request.POST or None, initial={"project_id": asked})
+            if form.is_valid() and (answer := self.submit_declaration(request, form)):
+                return answer
         request.current_app = self.admin_site.name
         context = {
             **self.admin_site.each_context(request),
@@ -312,7 +313,9 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
             "opts": self.opts,
             "media": self.media,
             "form": form,
-            **recorded_files(request, asked if is_storable(asked) else ""),
+            "asked": printable_text(asked),
+            "hold": requests.coming_hold(asked).shown_hold() if asked else None,
+            **recorded_files(request, asked),
         }
         return TemplateResponse(
             request, "admin/storage_audit/cleanup/declare_deleted.html", context

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django.db.models import Sum
 from django.http import HttpRequest
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -97,6 +98,13 @@ def deletion_sample(cleanups: CleanupQuerySet) -> list[tuple[str, str, str]]:
         )
         for each in shown
     ]
+
+
+def found_files_line(cleanups: CleanupQuerySet) -> str:
+    """How many files the deletions are about. Nobody knows those of one without a plan."""
+    sums = cleanups.aggregate(count=Sum("found"), size=Sum("found_bytes"))
+    files = format_amount(sums["count"] or 0, sums["size"] or 0)
+    return _("Files found so far: %s.") % files
 
 
 def all_deletions_line(count: int) -> SafeString | str:

@@ -56,6 +56,8 @@ class Decision(NamedTuple):
     find_refusal: Callable[[Cleanup], str]
     carry_out: Callable[[Cleanup, str], Result]
     name_button: Callable[[int, str], str]
+    # What is said once it is done to several.
+    summarise: Callable[[int], str]
     is_harmless: bool = True
 
 
@@ -143,6 +145,7 @@ UNDO = Decision(
     end_deletions.undo_obstacle,
     undo,
     lambda count, files: ngettext("Undo %d deletion", "Undo %d deletions", count) % count,
+    lambda count: _("Undid %d deletions. The projects are back.") % count,
 )
 CANCEL = Decision(
     "cancel_deletion",
@@ -165,6 +168,7 @@ CANCEL = Decision(
         )
         % {"count": count, "files": files or _("the files")}
     ),
+    lambda count: _("Cancelled %d cleanups. Files that are still in the bucket stay.") % count,
 )
 ERASE = Decision(
     "erase_deletion",
@@ -183,6 +187,7 @@ ERASE = Decision(
     erase_refusal,
     erase,
     lambda count, files: _("Erase %s now") % (files or _("the files")),
+    lambda count: _("%d cleanups are deleting their files now.") % count,
     is_harmless=False,
 )
 CLEAN_UP_AGAIN = Decision(
@@ -203,6 +208,7 @@ CLEAN_UP_AGAIN = Decision(
         if files
         else ngettext("Clean up %d project", "Clean up %d projects", count) % count
     ),
+    lambda count: _("%d new cleanups are queued. They delete the files that stayed.") % count,
     is_harmless=False,
 )
 DECISIONS = (UNDO, CANCEL, ERASE, CLEAN_UP_AGAIN)

@@ -19,9 +19,17 @@ from storage_audit.cleanup.admin.confirm_text import (
     all_deletions_line,
     deletion_sample,
     file_sample,
+    found_files_line,
     left_out_lines,
 )
-from storage_audit.cleanup.admin.decision_kinds import CANCEL, CLEAN_UP_AGAIN, ERASE, UNDO, Decision
+from storage_audit.cleanup.admin.decision_kinds import (
+    CANCEL,
+    CLEAN_UP_AGAIN,
+    ERASE,
+    UNDO,
+    Decision,
+    Result,
+)
 from storage_audit.cleanup.admin.deleting import cleanup_badge
 from storage_audit.cleanup.cleanup_text import describe_request
 from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupItem, CleanupQuerySet
@@ -104,16 +112,17 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
                 left,
             )
             sentences.append(text % left)
+        button = UNDO.name_button(len(bulk.list_deletions(selection.rows)), "")
         return self.render_confirmation(
             request,
             selection,
             action=UNDO.name,
-            title=_("Undo the deletions?"),
-            sentences=[*sentences, all_deletions_line(able.count())],
+            title=_("%s?") % button,
+            sentences=[found_files_line(able), *sentences, all_deletions_line(able.count())],
             heads=(_("Project"), _("Files"), _("Deleted")),
             rows=deletion_sample(able),
             form=form,
-            button=UNDO.name_button(len(bulk.list_deletions(selection.rows)), ""),
+            button=button,
             is_harmless=True,
         )
 
@@ -152,26 +161,38 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
         if not (confirmed and form.is_valid()):
             return self.ask_decision(request, selection, decision, shown, figures, form)
         decided = one_of_each_call(cleanups) if decision is UNDO else cleanups
-        refused = list[str]()
+        done, refused, count = list[Result](), list[str](), 0
         for cleanup in decided:
+            # One call may have deleted several of these.
+            together = sum(is_same_call(cleanup, each) for each in shown) if decision is UNDO else 1
             try:
-                self.carry_out(request, cleanup, decision, form.cleaned_data["reason"])
+                done.append(self.carry_out(request, cleanup, decision, form.cleaned_data["reason"]))
+                count += together
             except (IllegalTransition, CannotRestore) as refusal:
                 refused.append(str(refusal))
+        self.report_done(request, decision, done, count)
         self.report_left_out(request, len(decided), refused)
         return HttpResponseRedirect(cleanup_url(cleanups[0].pk)) if len(cleanups) == 1 else None
 
     def carry_out(
         self, request: HttpRequest, cleanup: Cleanup, decision: Decision, reason: str
-    ) -> None:
+    ) -> Result:
         """Raises IllegalTransition and CannotRestore."""
         with transaction.atomic():
             result = decision.carry_out(cleanup, reason)
             self.log_change(request, cleanup, f"{decision.label}. {reason}".strip())
             make_cleanups.enqueue_on_commit(result.cleanups)
-        self.message_user(request, result.text, messages.SUCCESS)
-        if result.warnings:
-            self.message_user(request, format_lines(result.warnings), messages.WARNING)
+        return result
+
+    def report_done(
+        self, request: HttpRequest, decision: Decision, done: Sequence[Result], count: int
+    ) -> None:
+        """One message, however many were decided on."""
+        if done:
+            text = done[0].text if count == 1 else decision.summarise(count)
+            self.message_user(request, text, messages.SUCCESS)
+        if warnings := [line for each in done for line in each.warnings]:
+            self.message_user(request, format_lines(warnings), messages.WARNING)
 
     def report_left_out(self, request: HttpRequest, total: int, reasons: Sequence[str]) -> None:
         """One message, however many of the confirmed cleanups stayed as they were."""
@@ -253,6 +274,10 @@ def one_of_each_deletion(cleanups: Iterable[Cleanup]) -> list[Cleanup]:
         key = (each.project_id, each.project_deleted_at) if is_whole else each.pk
         found.setdefault(key, each)
     return list(found.values())
+
+
+def is_same_call(one: Cleanup, other: Cleanup) -> bool:
+    return (one.snapshot_id or one.pk) == (other.snapshot_id or other.pk)
 
 
 def one_of_each_call(cleanups: Iterable[Cleanup]) -> list[Cleanup]:

@@ -14,6 +14,7 @@ class ProjectIdForm(forms.Form):
 
 
 class DeclareDeletedForm(ProjectIdForm):
+    project_id = forms.CharField(validators=[validate_project_id], widget=forms.HiddenInput)
     repeated = forms.CharField(label=_("The same ID again"), widget=AdminTextInputWidget)
 
     def clean_repeated(self) -> Any:

@@ -1,5 +1,6 @@
 """Projects: our own, and what the admin of any other model of projects needs."""
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -8,7 +9,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.options import TO_FIELD_VAR
 from django.contrib.admin.widgets import AdminTextInputWidget
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -44,6 +45,8 @@ from storage_audit.roles import has_own_deletion, model_admins_of, stock_deletio
 from storage_audit.ui.confirm import Selection
 from storage_audit.ui.links import comparison_url
 from storage_audit.ui.model_admin import M, admin_action
+
+logger = logging.getLogger(__name__)
 
 
 class OwnerForm(forms.ModelForm):  # type: ignore[type-arg]  # Not subscriptable when run.
@@ -196,8 +199,14 @@ class OwnerAdmin(ProjectColumns[M], DeletedProjectsAdmin[M], DeletingAdmin[M]):
         """The cleanup of one project; of several, one page with the progress of all."""
         if min(count, len(bulk.list_projects(cleanups))) < 2:
             return super().follow_deletion(request, name, count, cleanups)
+        try:
+            job = bulk.group_deletions(cleanups)
+        except DatabaseError:
+            # The deletions are committed: the list shows them all the same.
+            logger.exception("The deletions of a request could not be grouped in a bulk job")
+            return super().follow_deletion(request, name, count, cleanups)
         text = deletion_text(request, self.started_text(name, count), cleanups)
-        return self.announce_bulk_job(request, text, bulk.group_deletions(cleanups))
+        return self.announce_bulk_job(request, text, job)
 
     def delete_view(
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None

@@ -1,5 +1,6 @@
 """The tracking rows. Deleting one means to delete its object; untracking forgets the row only."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from django.contrib import admin, messages
@@ -31,7 +32,7 @@ from storage_audit.ui.confirm import Selection
 from storage_audit.ui.keyset_list import BucketFilter
 from storage_audit.ui.links import why_link
 from storage_audit.ui.model_admin import admin_action
-from storage_audit.ui.object_page import ObjectPageAdmin
+from storage_audit.ui.object_page import Button, ObjectPageAdmin
 
 
 @admin.register(R2Object)
@@ -71,6 +72,18 @@ class R2ObjectAdmin(ObjectPageAdmin[R2Object], DeletingAdmin[R2Object]):
 
     def page_answer(self, row: R2Object) -> Answer:
         return explain_file(row)
+
+    def action_buttons(self, request: HttpRequest, row: R2Object) -> Iterator[Button]:
+        label = _("Untrack, keep the file")
+        text = _("Forgets what is recorded about it. A backfill scan can track it again.")
+        for button in super().action_buttons(request, row):
+            is_ours = button.action == "untrack"
+            yield button._replace(label=label, name=label, help=text) if is_ours else button
+
+    def delete_button(self, request: HttpRequest, row: R2Object) -> Iterator[Button]:
+        text = _("Deletes the file from R2. You can't undo this.")
+        for button in super().delete_button(request, row):
+            yield button._replace(name=_("Delete"), help=text)
 
     @admin.display(description=gettext_lazy("key"), ordering="key")
     def display_key(self, row: R2Object) -> SafeString:

@@ -186,7 +186,7 @@ def test_run_deletes_a_subset_and_lists_what_dropped_out_with_reasons(bucket: Bu
         keys[0]: read_reason(cleanup, keys[0]),
         keys[1]: "Not in the bucket any more.",
         AMBIGUOUS: (
-            "The name also fits an existing project: proj_1_x. The file is deleted with that"
+            "The name also fits an existing project: proj_1_x. It will be deleted with that"
             " project."
         ),
         f"{MEDIA}late.mp4": read_reason(cleanup, f"{MEDIA}late.mp4"),

@@ -42,7 +42,7 @@ PROBLEM_KINDS: dict[str, tuple[int, Any]] = {
     "in-use": (409, gettext_lazy("In use")),
     "project-exists": (409, gettext_lazy("Project exists")),
     "wrong-state": (409, gettext_lazy("Not possible in this state")),
-    "cannot-restore": (409, gettext_lazy("Project can’t be restored")),
+    "cannot-restore": (409, gettext_lazy("Project can't be restored")),
     "refused": (409, gettext_lazy("Refused")),
     "invalid-values": (422, gettext_lazy("Invalid values")),
     "too-many-requests": (429, gettext_lazy("Too many requests")),

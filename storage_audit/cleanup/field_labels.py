@@ -29,7 +29,7 @@ FIELD_WORDS = {
     "second_look": _("crosscheck"),
     "shown": _("shown by both"),
     "fewer": _("shown by S3 only"),
-    "doubted": _("shown by Cloudflare’s API only"),
+    "doubted": _("shown by Cloudflare's API only"),
     "projects": _("projects"),
     "gone": _("gone"),
     "back": _("back again"),

@@ -39,7 +39,7 @@ KIND_TEXTS = {
         gettext_lazy("Rename the file once nothing links to the old name."),
     ),
     Kind.UNSTORABLE: (
-        gettext_lazy("The name has characters that we can’t store, so we can’t delete the file."),
+        gettext_lazy("The name has characters that we can't store, so we can't delete the file."),
         gettext_lazy("Delete the file in the Cloudflare dashboard, or ignore it."),
     ),
     Kind.UNFINISHED: (

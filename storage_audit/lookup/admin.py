@@ -20,7 +20,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from storage_audit import project_model, roles
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
 from storage_audit.cleanup.admin.deleting import undo_url
-from storage_audit.cleanup.admin.project_names import may_view_projects
+from storage_audit.cleanup.admin.project_names import find_existing_by_name, may_view_projects
 from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.field_labels import describe_field
 from storage_audit.cleanup.models import Cleanup, CleanupItem
@@ -79,7 +79,7 @@ def show_answers(admin: CleanupAdmin, request: HttpRequest) -> HttpResponse:
         "opts": admin.opts,
         "media": admin.media,
         "refused": refusal,
-        **lookup_context(request, text),
+        **lookup_context(admin, request, text),
     }
     return TemplateResponse(request, "admin/storage_audit/lookup/lookup.html", shown)
 
@@ -94,12 +94,12 @@ def read_query(request: HttpRequest) -> tuple[str, str]:
         return "", str(refusal)
 
 
-def lookup_context(request: HttpRequest, text: str) -> dict[str, Any]:
+def lookup_context(admin: CleanupAdmin, request: HttpRequest, text: str) -> dict[str, Any]:
     """All that is known about the text, with a live check of the bucket if that was requested."""
     found: dict[str, Any] = {"title": _("Why?"), "q": printable_text(text)}
     if not text.strip():
         return found
-    told = look_up(text, access_of(request))
+    told = look_up(text, access_of(admin, request))
     objects, found["trouble"] = (
         check_live(request, told.objects) if request.POST else (told.objects, "")
     )
@@ -117,12 +117,13 @@ def lookup_context(request: HttpRequest, text: str) -> dict[str, Any]:
     }
 
 
-def access_of(request: HttpRequest) -> LookupAccess:
+def access_of(admin: CleanupAdmin, request: HttpRequest) -> LookupAccess:
     may = request.user.has_perm
     return LookupAccess(
         may("storage_audit.view_r2object"),
         may("storage_audit.view_finding"),
         may_view_projects(request),
+        partial(find_existing_by_name, request, admin.admin_site),
     )
 
 

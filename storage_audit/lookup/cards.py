@@ -18,7 +18,7 @@ COMPLETE_STATUSES = (Status.CLEAN, Status.CLEAN_WITH_KEPT)
 class Card(TextChoices):
     GONE = "gone", _("Gone")
     STILL_THERE = "there", _("Still there")
-    UNKNOWN = "unknown", _("We can’t tell")
+    UNKNOWN = "unknown", _("We can't tell")
 
 
 class Situation(TextChoices):
@@ -68,7 +68,7 @@ REPLIES: dict[tuple[About, Card | Situation], Promise | str] = {
     (About.FILE, Situation.KEPT): _(
         "The file “%(name)s” is still in our storage. We keep it for now."
     ),
-    (About.FILE, Card.UNKNOWN): _("We can’t say whether the file “%(name)s” is in our storage."),
+    (About.FILE, Card.UNKNOWN): _("We can't say whether the file “%(name)s” is in our storage."),
     (About.PROJECT, Card.GONE): _(
         "The files of the project “%(name)s” are no longer in our storage. We confirmed this on"
         " %(at)s."
@@ -95,7 +95,7 @@ REPLIES: dict[tuple[About, Card | Situation], Promise | str] = {
         " confirmed this on %(at)s."
     ),
     (About.PROJECT, Card.UNKNOWN): _(
-        "We can’t say whether files of the project “%(name)s” are in our storage."
+        "We can't say whether files of the project “%(name)s” are in our storage."
     ),
 }
 

@@ -46,6 +46,8 @@ class LookupAccess(NamedTuple):
     rows: bool = True
     findings: bool = True
     project_titles: bool = True
+    # For a model of the site's own: IDs and titles that the search of its list finds.
+    search_projects: Callable[[str], dict[str, str]] | None = None
 
 
 FULL_ACCESS = LookupAccess()

@@ -241,7 +241,7 @@ def finding_of(kind: Kind) -> Callable[[ObjectFacts], Finding | None]:
 
 
 def find_ownerless(facts: ObjectFacts) -> Finding | None:
-    """The finding of an object that could be several projects’, none of which lives: it can be
+    """The finding of an object that could be several projects', none of which lives: it can be
     assigned only to a live one."""
     finding = finding_of(Kind.AMBIGUOUS)(facts)
     return finding if facts.projects and not find_living_owners(facts) else None
@@ -358,8 +358,8 @@ def maybe_changed_text(facts: ObjectFacts) -> str:
     if not facts.is_partial or facts.is_confirmed_gone:
         return ""
     if facts.listed:
-        return _("You can’t see all records, so this may have changed. Ask somebody who can.")
-    return _("You can’t see all records, so this may have changed. Check the bucket.")
+        return _("You can't see all records, so this may have changed. Ask somebody who can.")
+    return _("You can't see all records, so this may have changed. Check the bucket.")
 
 
 def maybe_back_text(facts: ObjectFacts) -> str:

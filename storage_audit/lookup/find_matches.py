@@ -65,17 +65,16 @@ def find_projects_by_title(title: str, access: LookupAccess) -> Matches:
     names = deleted.values_list("project_id", "name").distinct()[: MAX_MATCHES + 1]
     # The name of a project of ours ends with its id.
     titles = {project_id: name.removesuffix(f" ({project_id})") for project_id, name in names}
-    found = {**titles, **find_existing_by_title(title)}
+    found = {**titles, **find_existing_by_title(title, access)}
     shown = dict(islice(sorted(found.items(), key=lambda pair: pair[::-1]), MAX_MATCHES))
     statuses = project_statuses(shown)
     projects = [NamedProject(statuses[pk], text) for pk, text in shown.items()]
     return Matches(projects, [], is_cut=len(found) > MAX_MATCHES)
 
 
-def find_existing_by_title(title: str) -> dict[str, str]:
-    """A model of the site's own may have no index for that, so it is not searched."""
+def find_existing_by_title(title: str, access: LookupAccess) -> dict[str, str]:
     if project_model.get_model() is not Project:
-        return {}
+        return access.search_projects(title) if access.search_projects else {}
     titles = Project.objects.values_list("pk", "title")
     found = dict(titles.alias(titled=Project.UPPER_TITLE).filter(titled=Upper(Value(title)))[:2])
     if len(found) != 1:

@@ -183,7 +183,7 @@ def no_record_text(facts: ObjectFacts) -> str:
     )
     text = gettext(
         "The name matches no known key format. Check the bucket, or look up a link to the file or"
-        " its project’s ID."
+        " its project's ID."
     )
     return f"{seen} {text}"
 
@@ -191,7 +191,7 @@ def no_record_text(facts: ObjectFacts) -> str:
 # A function where the sentence depends on more.
 OBJECT_TEXTS: dict[str, Any] = {
     "own_object": _(
-        "This is one of the app’s own files, such as its bucket marker. Leave it in place."
+        "This is one of the app's own files, such as its bucket marker. Leave it in place."
     ),
     "being_uploaded": _(
         "An upload to this name began on %(updated_at)s. No cleanup deletes the file before"
@@ -207,7 +207,7 @@ OBJECT_TEXTS: dict[str, Any] = {
         " record once a scan reports it as missing."
     ),
     "gone_in_partial_view": _(
-        "Not in the bucket now. The records that you can see don’t say why. Ask somebody who can"
+        "Not in the bucket now. The records that you can see don't say why. Ask somebody who can"
         " see all records."
     ),
     "gone_unexplained": _("Not in the bucket now. We have no record of what happened to it."),
@@ -240,7 +240,7 @@ OBJECT_TEXTS: dict[str, Any] = {
         " Reason: %(reason)s"
     ),
     "cancelled": _(
-        "A person cancelled the cleanup of project %(project)s, so the project’s files stay. To"
+        "A person cancelled the cleanup of project %(project)s, so the project's files stay. To"
         " delete them, open the cleanup and choose Clean up again."
     ),
     "kept": _(
@@ -302,11 +302,11 @@ OBJECT_TEXTS: dict[str, Any] = {
         " its key format."
     ),
     Kind.MISNAMED: _(
-        "An old name: the project’s prefix appears twice. A scan found the file on %(seen_at)s."
+        "An old name: the project's prefix appears twice. A scan found the file on %(seen_at)s."
         " Rename it from its finding. It is still deleted with its project."
     ),
     Kind.UNSTORABLE: _(
-        "No request can name this key, so we can’t delete the file. A scan found it on"
+        "No request can name this key, so we can't delete the file. A scan found it on"
         " %(seen_at)s. Delete it in the Cloudflare dashboard."
     ),
     Kind.UNFINISHED: _(
@@ -319,7 +319,7 @@ OBJECT_TEXTS: dict[str, Any] = {
     ),
     "dry_run": _(
         "A preview found this file; it deleted nothing. Once the project is deleted, you can run"
-        " the preview’s plan to delete the file."
+        " the preview's plan to delete the file."
     ),
     "of_live_project": _(
         "Belongs to project %(project)s, which still exists (%(evidence)s). The file is kept as"
@@ -346,7 +346,7 @@ OBJECT_TEXTS: dict[str, Any] = {
     ),
     "left_over": _(
         "A leftover file: project %(project)s was deleted on %(deleted_at)s, and no cleanup is"
-        " going to delete this file. Verify the project’s last cleanup, or clean up the project"
+        " going to delete this file. Verify the project's last cleanup, or clean up the project"
         " again."
     ),
     "other_spelling_gone": _(
@@ -372,11 +372,11 @@ OBJECT_TEXTS: dict[str, Any] = {
         " %(project)s. Run a scan. Then assign or delete the file from its finding."
     ),
     "there_in_partial_view": _(
-        "In the bucket. The records that you can see don’t say why. Ask somebody who can see all"
+        "In the bucket. The records that you can see don't say why. Ask somebody who can see all"
         " records."
     ),
     "unknown_in_partial_view": _(
-        "The records that you can see don’t mention this file. Check the bucket."
+        "The records that you can see don't mention this file. Check the bucket."
     ),
     "unknown": _("We have no record of this file. Check the bucket."),
 }

@@ -270,7 +270,7 @@ def remaining_text(facts: ProjectFacts, cleanup: Cleanup) -> list[str]:
         return none_left_text(cleanup, later) if later else []
     text = ngettext(
         "%(count)d file is left: %(reason)s",
-        "%(count)d files are left. The first one’s reason: %(reason)s",
+        "%(count)d files are left. The first one's reason: %(reason)s",
         count,
     )
     words = [text % {"count": count, "reason": facts.kept_reason or last.message}]

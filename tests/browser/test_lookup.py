@@ -81,7 +81,7 @@ def test_three_cards_differ_by_more_than_colour(
     page.emulate_media(color_scheme=scheme)
     log_in_as_superuser(page)
     looks = set()
-    for text, label in ((key, "Gone"), (live, "Still there"), ("nothing.bin", "We can’t tell")):
+    for text, label in ((key, "Gone"), (live, "Still there"), ("nothing.bin", "We can't tell")):
         page.goto(lookup_url(text))
         expect(page.get_by_text(label, exact=True)).to_be_visible()
         looks.add(tuple(page.evaluate(CARD_LOOK)))

@@ -170,7 +170,7 @@ def test_item_shows_its_evidence(bucket: Bucket) -> None:
         assert escape(told) in shown, told
     shown = page_text(superuser_client().get(f"{url_of_cleanup(cleanup)}?outcome=deleted"))
     assert "<dt>Sent for deletion</dt><dd>1 time</dd>" in shown
-    assert "<dt>The store’s answer</dt><dd>Deleted</dd>" in shown
+    assert "<dt>The store's answer</dt><dd>Deleted</dd>" in shown
 
 
 def test_page_of_a_closed_cleanup_adds_nothing_up(db: None) -> None:
@@ -229,7 +229,7 @@ def test_figures_of_a_crosscheck_are_in_words(db: None) -> None:
     cleanup.record("verify", "Same.", second_look={"shown": 7, "fewer": 0, "doubted": 1})
     shown = page_text(superuser_client().get(timeline_of(cleanup)))
     assert "<dt>crosscheck</dt>" in shown
-    assert "shown by both: 7" in shown and "shown by Cloudflare’s API only: 1" in shown
+    assert "shown by both: 7" in shown and "shown by Cloudflare's API only: 1" in shown
     assert "S3 only" not in shown
 
 

@@ -87,16 +87,20 @@ def test_list_finds_projects_of_a_model_of_the_sites_own(
     compared: Cleanup, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.STORAGE_AUDIT_PROJECT_MODEL = "auth.Group"
+    settings.STORAGE_AUDIT = {**settings.STORAGE_AUDIT, "PROJECT_ID_PATTERN": "[0-9]+"}
     group = Group.objects.create(name="Night shift")
     create_cleanup("clean", project_id=str(group.pk))
     client = superuser_client()
     assert "1 cleanup " in listed(client, "shift") and "0 cleanups" in listed(client, "autumn")
+    url = url_of_cleanup(Cleanup.objects.get(project_id=str(group.pk)))
+    assert url in looked_up(client, "shift")
     monkeypatch.setattr(GroupAdmin, "search_fields", ())
     assert "0 cleanups" in listed(client, "shift"), "this list has no search"
     monkeypatch.undo()
     hidden = Group.objects.none()
     monkeypatch.setattr(GroupAdmin, "get_queryset", lambda _self, _request: hidden)
     assert "0 cleanups" in listed(client, "shift"), "this person may not see the row"
+    assert url not in looked_up(client, "shift")
 
 
 def test_search_by_a_title_reads_indexes_only(compared: Cleanup) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from contextlib import ExitStack
+from html import unescape
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import quote, urlencode
@@ -77,7 +78,7 @@ def ask_bucket(text: str, client: Client | None = None) -> str:
 
 
 def sentences(shown: str) -> list[str]:
-    return re.findall('class="audit-why">(.*?) *<', shown)
+    return re.findall('class="audit-why">(.*?) *<', unescape(shown))
 
 
 # What is pasted
@@ -432,7 +433,7 @@ def test_who_may_not_clean_up_after_a_project_is_told_whom_to_ask(db: None) -> N
 def test_unknown_text_is_called_unknown_and_can_be_searched_in_the_bucket(bucket: Bucket) -> None:
     bucket.put("stranger")
     shown = ask("stranger")
-    assert "We can’t tell" in shown and "We have no record of this file." in shown
+    assert "We can&#x27;t tell" in shown and "We have no record of this file." in shown
     shown = ask_bucket("stranger")
     assert "Still there" in shown and "Found in the bucket on" in shown
 
@@ -521,7 +522,7 @@ def test_what_rows_tell_is_not_told_to_whom_may_not_see_rows(db: None) -> None:
     assert "This answer leaves out the records of files." in shown and "uploaded for" not in shown
     assert "What a cleanup of each project does" not in shown
     assert sentences(shown) == [
-        "The records that you can see don’t mention this file. Check the bucket."
+        "The records that you can see don't mention this file. Check the bucket."
     ]
     shown = ask("proj_1", client)
     assert "Recorded" not in shown and "1 object" not in shown and "1 recorded" not in shown
@@ -597,7 +598,7 @@ def test_object_that_no_request_can_name_is_not_called_gone(bucket: Bucket, name
     shown = page_text(client.post(LOOKUP + link, {"check": "Check"}))
     assert "No request can name this key." in shown and "does not show the file" not in shown
     [sentence] = sentences(shown)
-    assert sentence.startswith("No request can name this key, so we can’t delete the file")
+    assert sentence.startswith("No request can name this key, so we can't delete the file")
 
 
 def test_object_that_is_not_there_is_not_called_deleted(bucket: Bucket) -> None:

@@ -70,7 +70,7 @@ def test_list_of_50_projects_costs_as_many_queries_as_of_one(db: None) -> None:
 def test_confirmation_of_a_deletion_says_what_will_go(db: None) -> None:
     track_files("proj_1", 3, size=1_000_000)
     shown = page_text(superuser_client().get(admin_url("project", "delete", "proj_1")))
-    assert "This also deletes the project’s files from R2: 3 files, 2.9 MB," in shown
+    assert "This also deletes the project&#x27;s files from R2: 3 files, 2.9 MB," in shown
     assert 'value="Delete project and 3 files"' in shown
     assert "<title>Delete “proj_1”? |" in shown and "Other records" not in shown
 
@@ -79,7 +79,7 @@ def test_confirmation_of_many_says_what_will_go(db: None) -> None:
     track_files("proj_1", 3)
     track_files("proj_2", 2)
     shown = run_action(superuser_client(), "project", "delete_selected", "proj_1", "proj_2")
-    assert "This also deletes the projects’ files from R2: 5 files, 4.9 KB," in shown
+    assert "This also deletes the projects&#x27; files from R2: 5 files, 4.9 KB," in shown
     assert 'value="Delete 2 projects and 5 files"' in shown
     assert Project.objects.count() == 2
 

@@ -94,7 +94,7 @@ class CleanupAdmin(CleanupColumns, ReadOnlyAdmin[Cleanup], DecidingAdmin):
     search_fields = ("project_id", "id")
     search_help_text = gettext_lazy(
         "The beginning of a project ID, such as proj_1, or of a deletion ID (8 digits or more), or"
-        " of a project’s title. Of a deleted project that can be restored, any word of the title."
+        " of a project's title. Of a deleted project that can be restored, any word of the title."
     )
     ordering = ("-created_at", "pk")
     sortable_by = ("requested",)

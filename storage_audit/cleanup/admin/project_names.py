@@ -12,7 +12,6 @@ from django.http import HttpRequest
 from storage_audit import project_model
 from storage_audit.bucket.listing import is_storable
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.conf import conf
 
 MAX_FOUND = 100
 
@@ -37,14 +36,16 @@ def find_by_name(text: str) -> list[UUID]:
     return list(found.values_list("pk", flat=True)[:MAX_FOUND])
 
 
-def find_existing_by_name(request: HttpRequest, site: AdminSite, text: str) -> set[str]:
-    """The ids of projects that the search of the site's own list of projects finds. It knows what
-    their model calls a title, which index finds one, and which projects this person may see."""
+def find_existing_by_name(request: HttpRequest, site: AdminSite, text: str) -> dict[str, str]:
+    """The ids and names of projects that the search of the site's own list of projects finds. It
+    knows what their model calls a title, which index finds one, and which projects this person may
+    see."""
     projects = site._registry.get(project_model.get_model())
     name = text.strip()
     if not projects or not projects.get_search_fields(request) or not name:
-        return set()
+        return {}
     rows = projects.get_queryset(request).using(DEFAULT_DB_ALIAS).order_by()
     found, has_duplicates = projects.get_search_results(request, rows, name)
-    ids = found.values_list(conf().project_id_field, flat=True)
-    return set(map(str, (ids.distinct() if has_duplicates else ids)[:MAX_FOUND]))
+    if has_duplicates:
+        found = rows.filter(pk__in=found.values("pk"))
+    return {project_model.id_of(row): str(row) for row in found[:MAX_FOUND]}

@@ -112,13 +112,13 @@ def deletion_page(
 def lead_text(projects: int, files: str) -> str:
     if not files:
         return ngettext(
-            "This also deletes the project’s files from R2. None is known.",
-            "This also deletes the projects’ files from R2. None is known.",
+            "This also deletes the project's files from R2. None is known.",
+            "This also deletes the projects' files from R2. None is known.",
             projects,
         )
     text = ngettext(
-        "This also deletes the project’s files from R2: %s, and any others found there.",
-        "This also deletes the projects’ files from R2: %s, and any others found there.",
+        "This also deletes the project's files from R2: %s, and any others found there.",
+        "This also deletes the projects' files from R2: %s, and any others found there.",
         projects,
     )
     return text % files

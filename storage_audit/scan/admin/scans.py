@@ -234,7 +234,7 @@ class BucketScanAdmin(ObjectPageAdmin[BucketScan], ReadOnlyAdmin[BucketScan]):
     def listing_order(self, scan: BucketScan) -> str:
         if scan.in_key_order:
             return ""
-        return _("The store’s own. Missing files are found at the end.")
+        return _("The store's own. Missing files are found at the end.")
 
     @admin.display(description=gettext_lazy("total size"), ordering="listed_bytes")
     def shown_size(self, scan: BucketScan) -> str:

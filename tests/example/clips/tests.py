@@ -59,7 +59,7 @@ class AdminTests(TestCase):
         one = self.read(self.client.get(self.page("delete", 1234)))
         several = self.act("delete_selected")
         for text in (one, several):
-            self.assertIn("This also deletes the project’s files from R2", text)
+            self.assertIn("This also deletes the project&#x27;s files from R2", text)
             self.assertIn("2 files", text)
         self.assertTrue(Clip.objects.filter(pk=1234).exists())
 

@@ -20,7 +20,8 @@ from storage_audit.bucket import wrangler, wrangler_process
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.wrangler_process import Command
 from storage_audit.cleanup import make_cleanups, requests
-from storage_audit.cleanup.api import DeletionDetails, deletion_details, status_url
+from storage_audit.cleanup.api import deletion_details, status_url
+from storage_audit.cleanup.api_schemas import DeletionDetails
 from storage_audit.cleanup.discovery_and_strategy import MODES
 from storage_audit.concurrency import acquire_slot
 from storage_audit.conf import conf

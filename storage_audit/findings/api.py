@@ -19,7 +19,8 @@ from storage_audit.api.cursor_pages import page_oldest_first
 from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS, Problem
 from storage_audit.api.schemas import NOT_GIVEN, Limit, Number, StrictSchema, Text, enum_schema
-from storage_audit.cleanup.api import DeletionLink, status_url
+from storage_audit.cleanup.api import status_url
+from storage_audit.cleanup.api_schemas import DeletionLink
 from storage_audit.cleanup.make_cleanups import enqueue_on_commit
 from storage_audit.concurrency import acquire_slot
 from storage_audit.findings import actions

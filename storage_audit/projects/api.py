@@ -24,7 +24,8 @@ from storage_audit.cleanup import (
     pause_deletions,
     requests,
 )
-from storage_audit.cleanup.api import Accepted, DeletionLink, deletion_link, status_url
+from storage_audit.cleanup.api import deletion_link, status_url
+from storage_audit.cleanup.api_schemas import Accepted, DeletionLink
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_utc

@@ -27,7 +27,7 @@ from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField
-from storage_audit.models import KnownProject, R2Object
+from storage_audit.models import R2Object
 from storage_audit.read_in_steps import read_in_steps
 from storage_audit.redaction import redact_secrets
 from storage_audit.request_origin import current_origin
@@ -327,35 +327,10 @@ class Cleanup(PersonTransitions):
         )
         event.log_on_commit()
 
-    def begin_sending(self, **values: Any) -> None:
-        """With the first request the deletion cannot be undone any more. Call it in a
-        transaction."""
-        if self.held_until and self.first_request_at is None:
-            self.lock_hold()
-            super().begin_sending(**values)
-            self.end_hold()
-        else:
-            super().begin_sending(**values)
-
     def find_pause(self) -> DeletionPause | None:
         """A pause that keeps it from deleting, whatever it does now. It covers follow-up checks,
         too."""
         return DeletionPause.objects.covering(self.pk, self.parent_id).order_by("paused_at").first()
-
-    def lock_hold(self) -> None:
-        """Lock what ends with the hold. Call it before the rows of cleanups are locked, as in a
-        deletion of the project: the projects of one delete() call share a snapshot."""
-        KnownProject.objects.lock_id(self.project_id)
-        same = Cleanup.objects.with_deletion(self).exclude(snapshot=None)
-        shared = Snapshot.objects.filter(pk__in=same.values("snapshot"))
-        list(shared.select_for_update().order_by("pk").values_list("pk"))
-
-    def end_hold(self) -> None:
-        """Forget how to undo the deletion, and let other projects' cleanups decide on its files."""
-        held = KnownProject.objects.of_deletion(self.project_id, self.project_deleted_at)
-        held.filter(kept_for=KnownProject.KeptFor.HOLD).update(kept_for="")
-        same = Cleanup.objects.with_deletion(self)
-        Snapshot.objects.filter(cleanups__in=same).delete()
 
     def renew_after_progress(self, **values: Any) -> None:
         """A verification gets nothing done for good before its end, and a pass that had to start

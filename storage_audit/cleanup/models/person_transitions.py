@@ -7,11 +7,12 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.cleanup.models.states import CleanupStates, IllegalTransition
+from storage_audit.cleanup.models.held_deletion import HeldDeletion
+from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.clocks import DatabaseNow
 
 
-class PersonTransitions(CleanupStates):
+class PersonTransitions(HeldDeletion):
     """The transitions that no worker makes, though vanished projects that are back supersede their
     cleanup. Those that come too late raise IllegalTransition."""
 

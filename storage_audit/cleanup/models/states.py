@@ -257,30 +257,12 @@ class CleanupStates(models.Model):
             attempts=max(0, self.attempts - 1),
         )
 
-    def is_held(self) -> bool:
-        """Whether its hold is not over, by the database's clock."""
-        if self.held_until is None or self.status in self.GIVEN_UP:
-            return False
-        return not type(self).objects.filter(self.HOLD_OVER, pk=self.pk).exists()
-
     def rest_while_paused(self, reason: str, *, after: timedelta, **values: Any) -> None:
         """End a turn that met a pause. It was no attempt, and no worker takes the cleanup until the
         pause is over."""
         values["next_attempt_at"] = DatabaseNow(after)
         values["attempts"] = max(0, self.attempts - 1)
         self._finish_turn(self.Status.PENDING, message=reason, **values)
-
-    def shown_hold(self) -> datetime | None:
-        """Until when it is held, for people: by this machine's clock, and without a query."""
-        if self.status in self.GIVEN_UP or self.first_request_at or not self.held_until:
-            return None
-        return self.held_until if self.held_until > timezone.now() else None
-
-    def rest_until_hold_ends(self) -> None:
-        """End a turn within the hold. A plan from now is only for figures and limits."""
-        held = {"step": self.Step.HELD, "next_attempt_at": self.held_until}
-        fresh = {"attempts": 0, "takeovers": 0, "failing_since": None, "message": ""}
-        self._finish_turn(self.Status.PENDING, **held, **fresh)
 
     def make_due(self) -> None:
         """Let a worker take it from now on, if it waits for a later time and none has it."""

@@ -53,7 +53,7 @@ SUBJECTS = {
 # What it means, and the next step.
 ALERT_MEANINGS = {
     Kind.BLOCKED: gettext_lazy(
-        "No files are deleted until a person decides. Open it to approve or cancel."
+        "No files are deleted until a person decides. Approve or cancel its cleanup."
     ),
     Kind.FAILED: gettext_lazy(
         "Some files are still there. We retry once a day; open it to see what to fix."

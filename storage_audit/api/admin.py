@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit.api.models import ApiToken
 from storage_audit.api.token_text import explain_token, token_state
-from storage_audit.display_formats import Answer
+from storage_audit.display_formats import Answer, format_time
 from storage_audit.redaction import printable_text
 from storage_audit.ui.confirm import ConfirmingAdmin, Selection
 from storage_audit.ui.model_admin import DateTimeWidget, ReadOnlyAdmin, admin_action
@@ -143,11 +143,23 @@ class ApiTokenAdmin(ObjectPageAdmin[ApiToken], ReadOnlyAdmin[ApiToken], Confirmi
             request,
             selection,
             action="revoke",
-            title=_("Revoke tokens?"),
+            title=ngettext("Revoke %d token?", "Revoke %d tokens?", count) % count,
             sentences=(
-                _("Programs that use these tokens stop working at once. You can't undo this."),
+                ngettext(
+                    "Programs that use this token stop working at once. You can't undo this.",
+                    "Programs that use these tokens stop working at once. You can't undo this.",
+                    count,
+                ),
             ),
-            heads=(_("Token"), _("Acts as"), _("State")),
-            rows=[(str(token), token.user, self.state(token)) for token in selection.rows],
+            heads=(_("Token"), _("Acts as"), _("State"), _("Last used")),
+            rows=[
+                (
+                    str(token),
+                    token.user,
+                    self.state(token),
+                    format_time(token.last_used_at) if token.last_used_at else _("never"),
+                )
+                for token in selection.rows
+            ],
             button=ngettext("Revoke %d token", "Revoke %d tokens", count) % count,
         )

@@ -130,7 +130,8 @@ def test_revoking_is_confirmed_and_ends_it() -> None:
     row, token = ApiToken.issue(name="t\x1b", user=User.objects.get())
     kept, other = ApiToken.issue(name="u", user=User.objects.get())
     asked = run_action(client, "apitoken", "revoke", row.pk)
-    assert "Revoke tokens?" in asked and "t\\x1b" in asked
+    assert "Revoke 1 token?" in asked and "use this token stop" in asked and "never" in asked
+    assert "t\\x1b" in asked
     assert ApiClient(token).get("/deletions")
     assert "1 token revoked" in confirm_action(client, "apitoken", "revoke", row.pk)
     assert_problem(ApiClient(token).request("GET", "/deletions"), 401, "unauthenticated")

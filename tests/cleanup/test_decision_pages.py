@@ -102,8 +102,8 @@ def test_running_or_ended_deletion_offers_no_decision(status: str, db: None) -> 
 def test_each_button_of_a_held_cleanup_says_what_it_does(held: Cleanup) -> None:
     page = page_text(superuser_client().get(url_of_cleanup(held)))
     assert "<strong>Undo deletion:</strong> The project comes back. Its files stay." in page
-    cancel = "<strong>Cancel, keep the files:</strong> The project stays deleted. Its files stay."
-    assert cancel in page
+    cancel = "<strong>Cancel, keep the files:</strong> The project stays deleted. Files that are"
+    assert f"{cancel} not deleted yet stay." in page
 
 
 @pytest.mark.parametrize("hold", ["held", "held, rows lost", "none"])
@@ -193,6 +193,8 @@ def test_link_of_undo_asks_and_does_nothing_by_itself(held: Cleanup) -> None:
     assert staff_client().get(url).status_code == 403
     shown = page_text(superuser_client().get(url))
     assert 'value="Undo 1 deletion"' in shown
+    assert held.held_until
+    assert f"Without an undo, files are deleted after {format_utc(held.held_until)}." in shown
     assert not Project.objects.exists()
 
 
@@ -220,6 +222,7 @@ def test_page_of_a_known_project_links_to_undo_while_that_is_possible(held: Clea
     client = superuser_client()
     assert f'<a class="button" href="{undo}">Undo deletion</a>' in page_text(client.get(page))
     assert undo not in page_text(staff_client("view_knownproject").get(page))
+    assert "State of its cleanup: Held until" in page_text(client.get(page))
     Cleanup.objects.update(first_request_at=timezone.now())
     assert undo not in page_text(client.get(page))
 

@@ -15,7 +15,7 @@ from django.utils.translation import ngettext
 from storage_audit.cleanup import requests
 from storage_audit.cleanup.cleanup_text import describe_request
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupQuerySet
-from storage_audit.display_formats import format_amount, format_bucket_key
+from storage_audit.display_formats import format_amount, format_bucket_key, format_utc
 from storage_audit.models import R2Object
 from storage_audit.redaction import printable_text
 from storage_audit.ui.links import changelist_url, cleanup_url
@@ -98,6 +98,13 @@ def deletion_sample(cleanups: CleanupQuerySet) -> list[tuple[str, str, str]]:
         )
         for each in shown
     ]
+
+
+def deadline_line(cleanups: Iterable[Cleanup]) -> str:
+    """When the files are deleted that nobody rescues."""
+    holds = [until for each in cleanups if (until := each.shown_hold())]
+    text = _("Without an undo, files are deleted after %s.")
+    return text % format_utc(min(holds)) if holds else ""
 
 
 def found_files_line(cleanups: CleanupQuerySet) -> str:

@@ -137,7 +137,8 @@ UNDO = Decision(
     gettext_lazy("Undo the deletion?"),
     (
         gettext_lazy(
-            "The project comes back with its database rows, and none of its files is deleted."
+            "The project comes back, with the database rows that were deleted with it. None of its"
+            " files is deleted."
         ),
     ),
     gettext_lazy("The project comes back. Its files stay."),
@@ -153,10 +154,10 @@ CANCEL = Decision(
     gettext_lazy("Cancel, keep the files"),
     gettext_lazy("Cancel the cleanup and keep the files?"),
     (
-        gettext_lazy("The files stay in the bucket. The project stays deleted."),
+        gettext_lazy("The project stays deleted. Files that are not deleted yet stay."),
         gettext_lazy("No cleanup deletes these files until somebody chooses “Clean up again”."),
     ),
-    gettext_lazy("The project stays deleted. Its files stay."),
+    gettext_lazy("The project stays deleted. Files that are not deleted yet stay."),
     OptionalReasonForm,
     cancel_refusal,
     cancel,

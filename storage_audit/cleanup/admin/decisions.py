@@ -17,6 +17,7 @@ from storage_audit.cleanup import bulk, make_cleanups
 from storage_audit.cleanup.admin.bulk_job_page import may_view_bulk_jobs
 from storage_audit.cleanup.admin.confirm_text import (
     all_deletions_line,
+    deadline_line,
     deletion_sample,
     file_sample,
     found_files_line,
@@ -245,15 +246,15 @@ class DecidingAdmin(ConfirmingAdmin[Cleanup]):
             title=decision.title,
             sentences=[
                 *(decision.sentences if able else ()),
+                deadline_line(able) if decision is UNDO else "",
                 *left_out_lines(len(cleanups), [why for why in refusals.values() if why]),
                 *([] if decision is UNDO else self.lost_undo_lines(request, able)),
             ],
-            heads=(_("Project"), _("Files"), _("What happens"), _("Status"), _("Deleted")),
+            heads=(_("Project"), _("Files"), _("Status"), _("Deleted")),
             rows=[
                 (
                     printable_text(cleanup.named_subject),
                     amount_text(cleanup, *amounts[cleanup.pk]),
-                    decision.effect,
                     cleanup_badge(cleanup),
                     describe_request(cleanup),
                 )

@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from storage_audit.cleanup import end_deletions
+from storage_audit.cleanup.cleanup_text import status_label
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.display_formats import Answer
 from storage_audit.models import KnownProject
@@ -28,16 +29,12 @@ EVIDENCE_MEANINGS = {
     Evidence.SEEN: gettext_lazy(
         "A worker found a project with this ID in the database, and we know of no deletion."
     ),
-    Evidence.DELETED: gettext_lazy(
-        "The application deleted the project. A cleanup deletes its files."
-    ),
+    Evidence.DELETED: gettext_lazy("The application deleted the project."),
     Evidence.VANISHED: gettext_lazy(
         "No deletion was reported. Its cleanup needs approval: approve it to delete the files, or"
         " restore the project."
     ),
-    Evidence.DECLARED: gettext_lazy(
-        "A person confirmed that the project is deleted. A cleanup deletes its files."
-    ),
+    Evidence.DECLARED: gettext_lazy("A person confirmed that the project is deleted."),
 }
 # The style and the answer.
 ANSWERS = {
@@ -64,7 +61,7 @@ class KnownProjectAdmin(ObjectPageAdmin[KnownProject], ReadOnlyAdmin[KnownProjec
     search_help_text = gettext_lazy("The beginning of an ID, such as proj_1. Case counts.")
     prefix_field = "id"
     ordering = ("pk",)
-    facts = ("evidence", "first_seen_at", "deleted_at")
+    facts = ("first_seen_at", "deleted_at")
 
     @admin.display(description=gettext_lazy("ID"), ordering="id")
     def visible_id(self, known: KnownProject) -> str:
@@ -77,6 +74,8 @@ class KnownProjectAdmin(ObjectPageAdmin[KnownProject], ReadOnlyAdmin[KnownProjec
         evidence = Evidence(known.evidence)
         style, text = ANSWERS[evidence]
         means = [EVIDENCE_MEANINGS[evidence], KEPT_MEANINGS.get(known.kept_for, "")]
+        if last := find_last(known):
+            means.insert(1, _("State of its cleanup: %s.") % status_label(last))
         return Answer(style, str(text), list(filter(None, map(str, means))))
 
     def page_links(self, request: HttpRequest, known: KnownProject) -> Iterator[Button]:
@@ -87,6 +86,13 @@ class KnownProjectAdmin(ObjectPageAdmin[KnownProject], ReadOnlyAdmin[KnownProjec
         yield Button(_("What became of its files?"), url=lookup_url(known.pk))
 
     sortable_by = ("id",)
+
+
+def find_last(known: KnownProject) -> Cleanup | None:
+    if known.deleted_at is None:
+        return None
+    deletion = Cleanup.objects.of_deletion(known.pk, known.deleted_at).filter(parent=None)
+    return deletion.order_by("-created_at").first()
 
 
 def find_undoable(known: KnownProject) -> Cleanup | None:

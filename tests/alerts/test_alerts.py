@@ -270,7 +270,7 @@ def test_message_about_one_deletion_says_who_what_and_how_much_in_80_words(
         "Needs approval: deletion of proj_1 [redacted] (3 files, 3.0 KB)"
     )
     assert "Requested by anna, 30 Nov 2026, 20:49 UTC." in message.body
-    assert "approve or cancel" in message.body and f"/{stopped.pk}/" in message.body
+    assert "Approve or cancel its cleanup." in message.body and f"/{stopped.pk}/" in message.body
     assert len(message.body.split()) <= 80
     left = {"found": 1, "found_bytes": 2048, "failed": 1, "failed_bytes": 2048}
     change(stopped, status="failed", **left)

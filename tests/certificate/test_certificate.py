@@ -248,7 +248,7 @@ def test_certificate_has_later_checks_and_the_cloudflare_crosscheck(
     due = [look for look in head["later_looks"] if look["status"] == "pending"]
     assert len(due) == 2 and all(look["next_attempt_at"] for look in due)
     shown = page_text(superuser_client().get(page_of(cleaned)))
-    assert escape(second["said"]) in shown and shown.count(" objects found.") == 2
+    assert escape(second["said"]) in shown and shown.count("Files found: ") == 2
     assert shown.count("due 20") == 2
 
 
@@ -333,7 +333,7 @@ def test_more_items_cost_no_more_queries(certified: Cleanup) -> None:
     certified.refresh_from_db()
     assert queries(certified) == before
     shown = page_text(superuser_client().get(page_of(certified)))
-    assert "And 903 more objects" in shown and "too many files to sign" in shown
+    assert "And 903 more files" in shown and "too many files to sign" in shown
     assert shown.count('class="audit-key"') < 320
 
 

@@ -74,7 +74,7 @@ def test_plan_is_reviewed_run_and_says_what_became_of_it(
     expect(plan).to_contain_text("The name also fits an existing project: proj_1_x.")
     bucket.put(changed, body=b"changed")
     page.get_by_role("button", name=RUN).click()
-    expect(page.get_by_text("Deletes exactly these files.")).to_be_visible()
+    expect(page.get_by_text("Deletes exactly these files at once.")).to_be_visible()
     assert len(bucket.keys()) == 4
     page.get_by_role("button", name="Delete 3 files, 21 bytes").click()
     reload_until(page, "Clean, some kept.")

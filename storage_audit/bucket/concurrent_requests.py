@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from math import inf
 from threading import BoundedSemaphore, Event, Lock
 from time import monotonic
@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 from django.utils.translation import gettext as _
 
-from storage_audit import logs
 from storage_audit.bucket.connections import KeptConnection, keep_connection
 from storage_audit.bucket.errors import BucketForbidden, InvalidResponse, Overloaded, StoreError
 
@@ -114,9 +113,10 @@ def run_at_once(
             raise
 
     width = max(1, min(len(jobs), MAX_CONNECTIONS))
-    pool = ThreadPoolExecutor(width, initializer=logs.context_initializer())
+    pool = ThreadPoolExecutor(width)
     try:
-        running = [pool.submit(run, index) for index in range(len(jobs))]
+        # In a copy of our context each, for the deadline of requests and what logs name.
+        running = [pool.submit(copy_context().run, run, index) for index in range(len(jobs))]
         left = set[Future[T]](running)
         while left:
             _done, left = wait(left, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)

@@ -11,7 +11,14 @@ from devtools.http_reply import Reply
 from storage_audit.bucket import concurrent_requests, s3
 from storage_audit.bucket.concurrent_requests import MAX_CONNECTIONS, run_at_once
 from storage_audit.bucket.connections import KeptConnection, keep_connection
-from storage_audit.bucket.errors import InvalidResponse, Overloaded, StoreError, Unavailable
+from storage_audit.bucket.errors import (
+    DeadlinePassed,
+    InvalidResponse,
+    Overloaded,
+    StoreError,
+    Unavailable,
+)
+from storage_audit.clocks import monotonic_seconds
 from tests.faults.matching import is_listing_under, rule_for
 from tests.faults.proxy import RESET_REPLY, FaultyStore
 from tests.real_bucket import Bucket
@@ -156,6 +163,14 @@ def test_what_is_raised_while_waiting_ends_what_is_not_sent_yet(
     with pytest.raises(KeyError):
         run_at_once([listing_of(bucket, "p0/"), slow], stop)
     assert not store.find_requests(is_listing_under("late/"))
+
+
+def test_jobs_keep_the_deadline_of_who_starts_them(bucket: Bucket, store: FaultyStore) -> None:
+    store.requests.clear()
+    with s3.send_deadline(monotonic_seconds() - 1):
+        results, trouble = run_at_once([listing_of(bucket, "p0/"), listing_of(bucket, "p1/")])
+    assert not results and isinstance(trouble, DeadlinePassed)
+    assert not store.requests
 
 
 def test_worst_error_is_told_with_the_longest_pause() -> None:

@@ -223,6 +223,7 @@ def test_strange_keys_are_shown_as_text_and_nothing_else(full: Bucket) -> None:
     cleanup = clean_up_project("proj_1")
     shown = client.get(admin_url("cleanup", "change", cleanup.pk)).content.decode()
     assert "<script>alert" not in shown
+    shown = shown.replace("/<wbr>", "/")
     for key in read_outcomes(cleanup):
         assert html(printable_text(key)) in shown
     for asked in (["verify_cleanup", "proj_1"], ["cleanup_project", "proj_1", "--dry-run"]):

@@ -83,14 +83,14 @@ def explain_status(cleanup: Cleanup) -> list[str]:
     # A decision has its reason as the message.
     if error and error != cleanup.decision_reason and status != Status.PLANNED:
         sentences.append(_("Reason: %s") % error if status in UNDER_WAY else error)
-    sentences += [*hold_sentences(cleanup), *next_step_texts(cleanup)]
+    is_not_runnable = status == Status.PLANNED and is_of_live_project(cleanup)
+    sentences += hold_sentences(cleanup)
+    sentences += [str(PROJECT_EXISTS_TEXT)] if is_not_runnable else next_step_texts(cleanup)
     if decided := decision_text(cleanup):
         sentences.append(decided)
     if status == Status.PLANNED:
         limit = _("A safety limit would stop this plan: %s") % error
         sentences.append(limit if error else _("No safety limit would stop this plan."))
-        if is_of_live_project(cleanup):
-            sentences.append(str(PROJECT_EXISTS_TEXT))
     elif cleanup.dry_run:
         sentences.append(_("This is a preview and deletes nothing."))
     if status in Cleanup.WORKABLE and (blocked := find_blocking_cleanup(cleanup)):

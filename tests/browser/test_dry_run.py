@@ -53,6 +53,7 @@ def test_plan_says_what_would_go_what_would_stay_and_why(
     expect(kept).to_contain_text("The name also fits an existing project: proj_1_x.")
     expect(page.get_by_role("button", name=RUN)).to_have_count(0)
     expect(page.get_by_text("The project exists, so this plan can't be run.")).to_be_visible()
+    expect(page.get_by_text("Running this plan")).to_have_count(0)
     assert bucket.facts() == before
     assert Project.objects.filter(pk="proj_1").exists()
 

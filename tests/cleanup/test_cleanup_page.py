@@ -229,7 +229,7 @@ def test_figures_of_a_crosscheck_are_in_words(db: None) -> None:
     cleanup.record("verify", "Same.", second_look={"shown": 7, "fewer": 0, "doubted": 1})
     shown = page_text(superuser_client().get(timeline_of(cleanup)))
     assert "<dt>crosscheck</dt>" in shown
-    assert "shown by both: 7" in shown and "shown by Cloudflare's API only: 1" in shown
+    assert "shown by both: 7" in shown and "shown by Cloudflare&#x27;s API only: 1" in shown
     assert "S3 only" not in shown
 
 

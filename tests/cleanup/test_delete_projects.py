@@ -205,7 +205,7 @@ def test_row_that_restricts_one_project_goes_with_another_selected_one(
 @pytest.mark.only_on("sqlite")
 def test_row_that_no_id_finds_is_not_called_deleted() -> None:
     Project.objects.bulk_create([Project(pk="proj\0")])
-    with pytest.raises(ProjectExists, match="cannot be found by this id"):
+    with pytest.raises(ProjectExists, match="cannot be found by this ID"):
         delete_project(Project.objects.get())
     deletion = delete_projects(Project.objects.all(), list)
     assert (len(deletion.kept), deletion.deleted) == (1, [])

@@ -109,7 +109,7 @@ def test_plan_tells_what_would_stay_with_reasons_and_keys(bucket: Bucket) -> Non
     assert "<dd>1 file, 7 bytes</dd>" in text and "<dd>1 file, 4 bytes</dd>" in text
     assert (
         "1 tracked file is not in the bucket: only its record is deleted."
-        " It is counted below among those to be deleted."
+        " It is counted above among those to be deleted."
     ) in text
     assert read_totals(text)["to_delete"][0] == "2"
     why = f"<strong>{read_reason(cleanup, AMBIGUOUS)}</strong> 1 file, 4 bytes,"

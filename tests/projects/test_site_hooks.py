@@ -82,7 +82,7 @@ def test_hook_that_fails_after_the_commit_does_not_call_projects_kept(
         stock: Any = models.Model.delete
         monkeypatch.setattr(Project, "delete", lambda project: stock(project))
     shown = confirm_action(superuser_client(), "project", action, "proj_1", "proj_2")
-    assert LATER in shown and "not deleted" not in shown and "In use" not in shown
+    assert LATER in shown and "was not deleted" not in shown and "In use" not in shown
     assert is_page_of_all_cleanups(shown)
     assert (list_projects(), LogEntry.objects.count()) == ([], 2)
 
@@ -94,7 +94,7 @@ def test_hook_that_fails_after_the_delete_button_does_not_call_the_project_kept(
     create_projects("proj_1")
     receive(lambda _project: fail_after_commit(error))
     shown = click_delete("proj_1")
-    assert LATER in shown and "not deleted" not in shown
+    assert LATER in shown and "was not deleted" not in shown
     assert is_page_of(Cleanup.objects.get(), shown)
     assert not list_projects()
 

@@ -94,8 +94,10 @@ COUNT_WORDS_IN_VIEW = """() => {
     if (parent.closest(".visually-hidden, select") || !parent.checkVisibility()) continue;
     range.selectNodeContents(text);
     const box = range.getBoundingClientRect();
-    if (box.width && box.top < innerHeight && box.bottom > 0)
-      words += text.data.split(/\\s+/).filter(Boolean).length;
+    if (!box.width || box.top >= innerHeight || box.bottom <= 0) continue;
+    words += text.data.split(/\\s+/).filter(Boolean).length;
+    // It goes on with the word before the place where a key may wrap.
+    if (text.previousSibling?.nodeName === "WBR" && /^\\S/.test(text.data)) words -= 1;
   }
   return words;
 }"""

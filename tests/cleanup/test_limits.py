@@ -801,7 +801,7 @@ def test_plan_that_a_person_could_not_see_is_not_run(bucket: Bucket) -> None:
     assert run_until_idle(cleanup).status == Status.PLANNED
     shown = confirm_action(client, "cleanup", "force_delete", cleanup.pk, figures=figures)
     assert "Nothing was done: your selection changed" in shown
-    assert "Deletes exactly these files." in shown
+    assert "Deletes exactly these files" in shown
     cleanup.refresh_from_db()
     assert cleanup.status == Status.PLANNED
     assert bucket.keys() == keys

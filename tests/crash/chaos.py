@@ -24,8 +24,8 @@ RESUME_TIMEOUT_SECONDS = 120.0  # seconds
 SLEEP_SECONDS = 130.0
 # Longer than a turn, which a slow machine may need to its end.
 IDLE_SECONDS = 100.0
-# Longer than a hold.
-WORK_TIMEOUT_SECONDS = 60.0
+# Longer than a hold, and the waits after the faults of a deletion's first turns.
+WORK_TIMEOUT_SECONDS = 180.0
 COMMANDS = [
     ["backfill_r2"],
     ["sweep_cleanups", "--sync"],
@@ -171,8 +171,17 @@ class Chaos:
         self._kill(self.choose_awake(), "a cluster")
 
     def kill_busy_cluster(self) -> None:
+        """While one of its workers has a cleanup. Stopped first, as a small cleanup ends within a
+        second, before anything else could kill its worker."""
         cluster = self.choose_awake()
-        cluster.wait_for_work(WORK_TIMEOUT_SECONDS)
+        ends = time.monotonic() + WORK_TIMEOUT_SECONDS
+        while True:
+            cluster.wait_for_work(WORK_TIMEOUT_SECONDS)
+            processes = [cluster.pid, *cluster.list_children()]
+            send_signal(signal.SIGSTOP, processes)
+            if running_leases() or time.monotonic() > ends:
+                break
+            send_signal(signal.SIGCONT, processes)
         self._kill(cluster, "a cluster")
 
     def choose_awake(self) -> Cluster:

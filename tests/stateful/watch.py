@@ -6,8 +6,9 @@ from datetime import datetime
 from uuid import UUID
 
 from devtools.http_reply import Reply
+from storage_audit.cleanup.cleanup_text import superseded_text
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.models import R2Object
+from storage_audit.models import KnownProject, R2Object
 from storage_audit.ownership import bucket_marker
 from tests.faults.matching import is_delete_batch, is_delete_single, sent_keys
 from tests.faults.proxy import Request
@@ -24,13 +25,15 @@ class Watch:
     """`window` are the keys whose deletion was under way when others acted, or that others wrote
     to past the application: between a look and what follows from it nobody can keep an object
     from being changed, and the store has no condition. `decided` are the cleanups that a person
-    let go on. `under_way` are the keys whose request was let go before a pause that came in this
-    turn, and may leave after it."""
+    let go on, and `taken_over` those of an earlier deletion that a worker is to end. `under_way`
+    are the keys whose request was let go before a pause that came in this turn, and may leave after
+    it."""
 
     def __init__(self, bucket: Bucket, model: Model) -> None:
         self.bucket, self.model = bucket, model
         self.window: set[str] = set()
         self.decided: set[UUID] = set()
+        self.taken_over: set[UUID] = set()
         self.under_way: set[str] = set()
         self._working_on: UUID | None = None
         self._sent_while_paused: list[str] = []
@@ -124,8 +127,21 @@ class Watch:
         elif before in (*Cleanup.ENDED, Status.DIFFERS):
             assert cleanup.status == before
         elif before in PERSON_STATES and cleanup.pk not in self.decided:
-            assert cleanup.status in (before, Status.SUPERSEDED)
+            self._check_undecided(before, cleanup)
+        elif cleanup.status in Cleanup.ENDED and cleanup.pk in self.taken_over - self.decided:
+            assert cleanup.status == Status.SUPERSEDED
+        self.taken_over -= self.decided
         self.decided.discard(cleanup.pk)
+
+    def _check_undecided(self, before: str, cleanup: Cleanup) -> None:
+        """Only a later deletion of the project has a worker take it, and only to end it."""
+        if cleanup.status == Status.PENDING:
+            project = cleanup.project_id or ""
+            assert cleanup.message == superseded_text(project)
+            assert cleanup.project_deleted_at != KnownProject.objects.deletion_time(project)
+            self.taken_over.add(cleanup.pk)
+        else:
+            assert cleanup.status in (before, Status.SUPERSEDED)
 
     def _check_deletion_count(self) -> None:
         """Every committed deletion has its cleanup, and one that was rolled back has none."""

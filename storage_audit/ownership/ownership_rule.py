@@ -207,8 +207,11 @@ def evidence_of(parsed_keys: ParsedKeys) -> str:
     """What the key says about its owner, short enough to be stored with each object."""
     if parsed_keys.too_many:
         return _("too many possible owners")
-    ways = [f"{parsed_key.key_format}: {parsed_key.project}" for parsed_key in parsed_keys]
-    return shorten_list(ways, "; ") or _("no key format matches")
+    if not parsed_keys:
+        return _("no key format matches")
+    text = _("%(project)s by key format %(format)s")
+    ways = [text % {"project": each.project, "format": each.key_format} for each in parsed_keys]
+    return _("name fits %s") % shorten_list(ways, _(" or "))
 
 
 def two_rows_reason(told: Iterable[str]) -> str:

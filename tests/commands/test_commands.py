@@ -307,8 +307,9 @@ def test_a_dry_run_shows_what_would_go_and_its_plan_can_be_run(bucket: Bucket) -
     assert run_command("cleanup_project", "proj_1", "--dry-run") == (
         "Cleanup ID, project proj_1, bucket tests: preview.\n"
         "Would delete 2 files.\n"
-        "  to be deleted: proj_1_s1_media.mp4: flat: proj_1\n"
-        "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: hierarchical: proj_1\n"
+        "  to be deleted: proj_1_s1_media.mp4: name fits proj_1 by key format flat\n"
+        "  to be deleted: projects/proj_1/scenes/s1/media/old.mp4: name fits proj_1 by key format"
+        " hierarchical\n"
         "Would keep 1 file.\n"
         "  kept: proj_1_x_s1_media.mp4: The name also fits an existing project: proj_1_x."
         " It will be deleted with that project.\n"

@@ -70,7 +70,7 @@ def test_reconcile_shows_each_finding_and_writes_no_row(bucket: Bucket) -> None:
     assert head == "5 objects (43 bytes) in bucket tests: 1 as tracked."
     assert lines == [
         "1 leftover file:",
-        f"  {keys['orphaned']} (flat: proj_2; project proj_2 is unknown)",
+        f"  {keys['orphaned']} (name fits proj_2 by key format flat; project proj_2 is unknown)",
         "1 missing file:",
         f"  {keys['missing']} (tracked, but not in the bucket)",
         "1 untracked file:",

@@ -310,7 +310,7 @@ def test_what_a_verification_found_is_where_its_link_leads(db: None) -> None:
 
 def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> None:
     ripe: dict[str, Any] = {"first_seen_at": LONG_AGO, "last_modified": LONG_AGO}
-    create_finding("a", **ripe, evidence="flat: proj_1; no project proj_1 was ever known")
+    create_finding("a", **ripe, evidence="name fits proj_1; no project proj_1 was ever known")
     create_finding("b", last_modified=LONG_AGO)
     create_finding("c", **ripe)
     cleanup = create_cleanup("running", kind="orphans")
@@ -333,7 +333,7 @@ def test_of_an_orphan_it_says_whether_and_when_it_may_be_deleted(db: None) -> No
         "e\u0301"
     )
     assert reasons.keys() == {"a", "b"}
-    assert '<span class="quiet">flat: proj_1; no project proj_1 was' in page_text(answer)
+    assert '<span class="quiet">name fits proj_1; no project proj_1 was' in page_text(answer)
 
 
 def test_the_page_of_leftover_files_shows_hostile_keys_as_text(db: None) -> None:

@@ -307,7 +307,8 @@ def test_the_command_shows_both_discoveries_and_the_reasons(bucket: Bucket) -> N
         "1 only tracked: The file is missing from the bucket.\n"
         f"  {FLAT_KEY} (upload)\n"
         "1 found in two ways, but not tracked: Run a backfill to track it.\n"
-        "  projects/proj_1/scenes/s1/media/evil\\x1b[2J.mp4 (hierarchical: proj_1.)\n",
+        "  projects/proj_1/scenes/s1/media/evil\\x1b[2J.mp4 (name fits proj_1 by key format"
+        " hierarchical.)\n",
         "CommandError: The results differ. See the reasons above.\n",
         1,
     )

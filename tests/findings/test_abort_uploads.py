@@ -131,13 +131,13 @@ def test_each_unfinished_upload_is_found_with_its_owner(tree: Bucket) -> None:
     told = [(one.kind, one.key, one.project_id, one.evidence) for one in seen]
     assert sorted(told) == sorted(
         [
-            ("unfinished", KEY, "proj_1", "hierarchical: proj_1"),
-            ("unfinished", KEY, "proj_1", "hierarchical: proj_1"),
+            ("unfinished", KEY, "proj_1", "name fits proj_1 by key format hierarchical"),
+            ("unfinished", KEY, "proj_1", "name fits proj_1 by key format hierarchical"),
             (
                 "unfinished",
                 "projects/proj_2/scenes/s1/media/a",
                 "proj_2",
-                "hierarchical: proj_2; project proj_2 was deleted",
+                "name fits proj_2 by key format hierarchical; project proj_2 was deleted",
             ),
             ("unfinished", "stranger", None, "no key format matches"),
         ]

@@ -161,8 +161,8 @@ def test_findings_name_the_parsed_keys_as_evidence(bucket: Bucket) -> None:
     backfill()
     evidence = dict(Finding.objects.values_list("kind", "evidence"))
     assert evidence == {
-        "ambiguous": "flat: proj_1; flat: proj_1_x",
-        "orphaned": "hierarchical: proj_1; project proj_1 is unknown",
+        "ambiguous": "name fits proj_1 by key format flat or proj_1_x by key format flat",
+        "orphaned": "name fits proj_1 by key format hierarchical; project proj_1 is unknown",
     }
     assert not KnownProject.objects.exists()
 

@@ -98,9 +98,11 @@ def explain_alert(alert: Alert) -> Answer:
     if alert.ended_at:
         return Answer("good", alert_headline(alert), [ended_text(alert), *reason])
     sentences = [alert_meaning(alert), *reason]
+    opened = format_utc(alert.began_at)
     if alert.cleanup and alert.cleanup.requested_by:
         sentences.append(requester_text(alert))
-    sentences.append(_("Open since %s.") % format_utc(alert.began_at))
+    if opened not in sentences[-1]:
+        sentences.append(_("Open since %s.") % opened)
     style = "attention" if alert.kind in MILD_KINDS else "bad"
     return Answer(style, alert_headline(alert), sentences)
 

@@ -9,6 +9,7 @@ from typing import Self
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
+from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.cleanup.models import Cleanup
@@ -134,7 +135,7 @@ class Alert(models.Model):
         permissions = [("test_notifications", _("Can send a test message"))]
 
     def __str__(self) -> str:
-        return self.get_kind_display()
+        return capfirst(self.get_kind_display())
 
 
 class DeliveryQuerySet(models.QuerySet["Delivery"]):

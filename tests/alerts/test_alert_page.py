@@ -46,6 +46,15 @@ def test_an_open_alert_says_what_happened_who_asked_why_and_since_when() -> None
     assert link not in shown_of(alert, client)
 
 
+def test_the_time_of_a_request_that_needed_approval_at_once_is_shown_once() -> None:
+    alert = create_alert("blocked", "blocked")
+    assert alert.cleanup
+    Alert.objects.update(began_at=alert.cleanup.created_at)
+    shown = shown_of(alert)
+    assert "<p>Requested by anna, " in shown and "Open since" not in shown
+    assert str(alert) == "Needs approval"
+
+
 def test_a_resolved_alert_says_how_it_ended_and_asks_for_nothing() -> None:
     shown = shown_of(create_alert("blocked", "clean", ended_at=ENDED))
     assert '<h2 id="audit-answer">Resolved: deletion of proj_9</h2>' in shown

@@ -119,10 +119,15 @@ def format_utc(moment: datetime) -> str:
     return f"{at.day} {at:%b %Y, %H:%M} UTC"
 
 
+def format_exact_utc(moment: datetime) -> str:
+    """Such as “3 Dec 2026, 20:49:05 UTC”."""
+    at = moment.astimezone(UTC)
+    return f"{at.day} {at:%b %Y, %H:%M:%S} UTC"
+
+
 def format_time(moment: datetime) -> SafeString:
     """Such as “3 hours ago” within a day, and “3 Dec 2026, 20:49 UTC” beyond; exact on hover."""
-    at = moment.astimezone(UTC)
-    exact = f"{at.day} {at:%b %Y, %H:%M:%S} UTC"
+    exact = format_exact_utc(moment)
     now = timezone.now()
     age = now - moment
     text = format_utc(moment)
@@ -130,7 +135,8 @@ def format_time(moment: datetime) -> SafeString:
         text = _("just now")
     elif timedelta() <= age < timedelta(days=1):
         text = _("%s ago") % timesince(moment, now, depth=1)
-    return format_html('<time datetime="{}" title="{}">{}</time>', at.isoformat(), exact, text)
+    at = moment.astimezone(UTC).isoformat()
+    return format_html('<time datetime="{}" title="{}">{}</time>', at, exact, text)
 
 
 def deletion_text(bucket: str, count: int, size: int) -> str:

@@ -23,6 +23,7 @@ from storage_audit.certificate.evidence import (
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
 from storage_audit.cleanup.describe_cleanup import field_label
 from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.display_formats import format_exact_utc
 from storage_audit.exports import byte_chunks
 from storage_audit.redaction import printable_text
 
@@ -132,17 +133,14 @@ def fact_rows(cleanup: Cleanup) -> Iterator[tuple[Any, str]]:
     for name in FACT_FIELDS:
         display = getattr(cleanup, f"get_{name}_display", None)
         value = display() if display else getattr(cleanup, name)
-        if value:
-            yield field_label(cleanup, name), format_utc(value) or printable_text(str(value))
-
-
-def format_utc(value: Any) -> str:
-    """In UTC, as everything in a certificate, whatever the reader's time zone."""
-    return f"{value:%Y-%m-%d %H:%M:%S} UTC" if isinstance(value, datetime) else ""
+        if isinstance(value, datetime):
+            yield field_label(cleanup, name), format_exact_utc(value)
+        elif value:
+            yield field_label(cleanup, name), printable_text(str(value))
 
 
 def format_iso(iso: str | None) -> str:
-    return format_utc(datetime.fromisoformat(iso)) if iso else ""
+    return format_exact_utc(datetime.fromisoformat(iso)) if iso else ""
 
 
 def listing_row(listing: Facts) -> tuple[str, str, str]:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -57,7 +56,7 @@ class BulkJobAdmin(ObjectPageAdmin[BulkJob], ReadOnlyAdmin[BulkJob]):
         return may_view_bulk_jobs(request)
 
     def page_title(self, job: BulkJob) -> str:
-        return capfirst(str(job))
+        return str(job)
 
     def page_links(self, request: HttpRequest, job: BulkJob) -> Iterator[Button]:
         if job.cleanups.exists():

@@ -9,6 +9,7 @@ from django.db import models
 from django.db.models import Count, Q, Sum
 from django.utils import timezone
 from django.utils.functional import cached_property
+from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
@@ -149,11 +150,11 @@ class BulkJob(models.Model):
     def __str__(self) -> str:
         if self.action == self.Action.UNDO:
             text = ngettext("undo of %d deletion", "undo of %d deletions", self.projects)
-            return text % self.projects
+            return capfirst(text % self.projects)
         text = ngettext(
             "%(action)s of %(count)d project", "%(action)s of %(count)d projects", self.projects
         )
-        return text % {"action": self.get_action_display(), "count": self.projects}
+        return capfirst(text % {"action": self.get_action_display(), "count": self.projects})
 
     @cached_property
     def totals(self) -> JobTotals:

@@ -65,7 +65,7 @@ def delete_planned(work: Turn) -> None:
             work.check_deadline()
     if uploads_left:
         raise TurnOver
-    cleanup.renew(step=Cleanup.Step.VERIFY, position=Position())
+    cleanup.begin_step(Cleanup.Step.VERIFY)
 
 
 def next_batch(work: Turn) -> list[PlannedItem]:

@@ -69,14 +69,14 @@ def run_turn(cleanup_id: UUID) -> Cleanup | None:
     """
     with logs.deletion_context(cleanup_id, Cleanup.objects.find_request_id(cleanup_id)):
         try:
-            return acquire_cleanup(cleanup_id)
+            return run_leased_turn(cleanup_id)
         except Exception:
             # Logged here, while the request and the task are known.
             logger.exception("%s failed.", cleanup_id)
             raise
 
 
-def acquire_cleanup(cleanup_id: UUID) -> Cleanup | None:
+def run_leased_turn(cleanup_id: UUID) -> Cleanup | None:
     with transaction.atomic():
         cleanup = Cleanup.objects.get(pk=cleanup_id)
         cleanup.lock()
@@ -165,9 +165,9 @@ def begin_again(cleanup: Cleanup) -> None:
     if policy_of(cleanup).is_verification:
         discard_listing(cleanup)
     elif cleanup.cancelled_at:
-        cleanup.renew(step=Step.VERIFY, position=Position())
+        cleanup.begin_step(Step.VERIFY)
     elif may_delete_files(cleanup):
-        cleanup.renew(step=Step.DELETE, position=Position())
+        cleanup.begin_step(Step.DELETE)
         failed = cleanup.items.filter(outcome=Outcome.FAILED, escaped=False)
         failed.mark(Outcome.TO_DELETE, attempts=0)
     cleanup.record("retry", _("Trying again."))
@@ -240,7 +240,7 @@ def make_plan(work: Turn) -> None:
         finish_verification(work)
     elif hold_cleanup.is_empty_and_held(cleanup):
         # There is nothing to wait for. The deletion can be undone all the same.
-        cleanup.renew(step=Step.VERIFY, position=Position())
+        cleanup.begin_step(Step.VERIFY)
     elif cleanup.dry_run:
         freeze_preview(cleanup, unread)
     elif reason := blocking_reasons(cleanup, unread):
@@ -273,7 +273,7 @@ def end_empty_follow_up(cleanup: Cleanup) -> None:
     times = {"began": cleanup.started_at.isoformat(), "ended": timezone.now().isoformat()}
     text = _("Listed the bucket to the end: nothing is left.")
     with transaction.atomic():
-        cleanup.renew(step=Step.VERIFY, position=Position(is_settled=True))
+        cleanup.begin_step(Step.VERIFY, position=Position(is_settled=True))
         cleanup.record("verify", text, **times)
 
 
@@ -284,7 +284,7 @@ def plan_after_hold(work: Turn) -> None:
         return hold_cleanup.rest_until_hold_ends(cleanup)
     hold_cleanup.require_hold_over(work)
     with transaction.atomic():
-        cleanup.renew(step=Step.PLAN, planned_at=None, plan_digest="")
+        cleanup.begin_step(Step.PLAN, planned_at=None, plan_digest="")
         discard_listing(cleanup)
     return None
 
@@ -298,7 +298,7 @@ def blocking_reasons(cleanup: Cleanup, unread: list[str]) -> str:
 def start_deleting(cleanup: Cleanup) -> None:
     """Go on to the deletions, with another strategy if this one would take too long."""
     with transaction.atomic():
-        cleanup.renew(step=Step.DELETE)
+        cleanup.begin_step(Step.DELETE)
         if reason := limits.wrangler_reason(cleanup):
             cleanup.renew(strategy=Cleanup.Strategy.BATCH, batch_state={})
             cleanup.record("plan", _("The strategy is batch from now on. %s") % reason)
@@ -327,7 +327,7 @@ def close_cleanup(work: Turn) -> None:
             "%d files are left. Their reasons are under Files.",
             failed,
         )
-        refused = failed == cleanup.items.filter(outcome=Outcome.FAILED).locked().count()
+        refused = failed == cleanup.items.filter(outcome=Outcome.FAILED).kept_by_lock_rule().count()
         with transaction.atomic():
             postpone_cleanup(cleanup, text % failed, refused=refused)
             follow_ups.schedule_follow_ups(cleanup)

@@ -53,7 +53,7 @@ def settle_items(work: Turn, lost: dict[int, str]) -> None:
     times = {"began": position.began_at.isoformat(), "ended": position.ended_at.isoformat()}
     with transaction.atomic():
         if again and not cleanup.cancelled_at:
-            cleanup.renew(step=Cleanup.Step.DELETE, position=Position())
+            cleanup.begin_step(Cleanup.Step.DELETE)
         else:
             cleanup.renew(position=Position(is_settled=True))
         cleanup.record("verify", text % {"gone": gone, "again": again}, **times)
@@ -128,7 +128,7 @@ def retry_items(cleanup: Cleanup, there: CleanupItemQuerySet) -> None:
     """Send the items that still exist once more, or fail them."""
     # Listings that contradict each other count as attempts, or this might go on for ever.
     there.filter(store_answer=NOT_LISTED).update(attempts=F("attempts") + 1)
-    fail_items(cleanup, there.locked())
+    fail_items(cleanup, there.kept_by_lock_rule())
     there.filter(attempts__lt=conf().delete_attempts).mark(Outcome.TO_DELETE)
     fail_items(cleanup, there)
 

@@ -100,7 +100,7 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
         # No plan deletes what no request can name.
         return self.filter(stayed | gone, changed_at__gt=planned_at, escaped=False)
 
-    def locked(self) -> Self:
+    def kept_by_lock_rule(self) -> Self:
         """Items that a lock rule of the bucket kept when they were last sent."""
         return self.filter(store_answer__startswith=LOCKED)
 
@@ -178,7 +178,14 @@ class CleanupItemQuerySet(models.QuerySet["CleanupItem"]):
 
 
 class CleanupItem(models.Model):
-    """One key of one cleanup, and what became of it."""
+    """One key of one cleanup, and what became of it.
+
+    While its outcome is *being deleted*, three fields say how far that is:
+    marked, nothing sent: no calls
+    sent, or maybe sent: calls, no answer from the store, and the time once a worker noticed
+    answered: calls and the answer
+    not there just before it was to be sent: the answer says so, and no call was added
+    """
 
     class FoundIn(models.TextChoices):
         TRACKED = "tracked", _("tracked only")

@@ -21,7 +21,7 @@ class Position:
     """
 
     # What the position rests on: the bucket's marker, where it is listed, and when a listing showed
-    # the marker last. Empty as long as nothing was listed.
+    # the marker last. Empty as long as nothing was listed: nothing can be outdated then.
     marker: str = ""
     place: str = ""
     seen_at: datetime | None = None

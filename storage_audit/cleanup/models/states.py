@@ -11,6 +11,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.cleanup.models.pause import DeletionPause
+from storage_audit.cleanup.models.position import Position
 from storage_audit.clocks import DatabaseNow, has_lease
 from storage_audit.conf import conf
 
@@ -242,6 +243,10 @@ class CleanupStates(models.Model):
     def renew(self, **values: Any) -> None:
         """Lengthen the lease, and write `values` with it. Raises LeaseLost."""
         self.change_with_lease(lease_until=DatabaseNow(conf().lease_time), **values)
+
+    def begin_step(self, step: Step, **values: Any) -> None:
+        """Go on to this step, at its beginning unless a position is given. Raises LeaseLost."""
+        self.renew(**{"step": step, "position": Position(), **values})
 
     def renew_after_progress(self, **values: Any) -> None:
         """Renew after something was done for good: the attempts before it no longer count."""

@@ -20,7 +20,6 @@ from storage_audit.api.openapi import problem_responses
 from storage_audit.api.problems import PUBLIC_ERRORS
 from storage_audit.api.schemas import NOT_GIVEN, Limit, Text
 from storage_audit.cleanup import end_deletions, make_cleanups, pause_deletions, requests
-from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.api_schemas import (
     Accepted,
     Amount,
@@ -43,6 +42,7 @@ from storage_audit.cleanup.api_schemas import (
     Totals,
     Undone,
 )
+from storage_audit.cleanup.headline_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
 from storage_audit.cleanup.models import Cleanup, DeletionPause
 from storage_audit.cleanup.models.states import IllegalTransition

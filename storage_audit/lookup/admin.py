@@ -21,8 +21,8 @@ from storage_audit import project_model, roles
 from storage_audit.cleanup.admin.cleanups import CleanupAdmin
 from storage_audit.cleanup.admin.deleting import undo_url
 from storage_audit.cleanup.admin.project_names import find_existing_by_name, may_view_projects
-from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.field_labels import describe_field
+from storage_audit.cleanup.headline_text import explain_status
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.concurrency import Busy, acquire_slot
 from storage_audit.conf import conf

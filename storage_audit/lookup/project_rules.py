@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
 from storage_audit import project_model
-from storage_audit.cleanup.answer_text import explain_status
+from storage_audit.cleanup.headline_text import explain_status
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.clocks import time_after_outer
 from storage_audit.fields import starts_with_any, unicode_spellings

@@ -19,7 +19,7 @@ from django_q.models import OrmQ
 from pytest_django import Settings
 
 from storage_audit import concurrency
-from storage_audit.cleanup import answer_text, long_poll, requests, runner
+from storage_audit.cleanup import headline_text, long_poll, requests, runner
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.conf import conf
 from storage_audit.models import Project
@@ -175,10 +175,10 @@ def test_of_a_long_line_of_the_timeline_the_first_values_are_told() -> None:
 
 def test_what_a_status_means_is_said_of_no_page() -> None:
     said = [
-        *answer_text.ANSWERS.values(),
-        *answer_text.NEXT_STEPS.values(),
-        *(text for of in answer_text.ANSWERS_BY_KIND.values() for text in of.values()),
-        *(text for of in answer_text.NEXT_STEPS_BY_KIND.values() for text in of.values()),
+        *headline_text.ANSWERS.values(),
+        *headline_text.NEXT_STEPS.values(),
+        *(text for of in headline_text.ANSWERS_BY_KIND.values() for text in of.values()),
+        *(text for of in headline_text.NEXT_STEPS_BY_KIND.values() for text in of.values()),
     ]
     assert not [text for text in map(str, said) if "page" in text or "below" in text]
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from storage_audit.bucket import s3
-from storage_audit.cleanup import answer_text, follow_ups, requests, vanished_projects
+from storage_audit.cleanup import follow_ups, headline_text, requests, vanished_projects
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.cleanup.open_decisions import PossibleOwners, find_covering
@@ -189,7 +189,7 @@ def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     assert not Cleanup.objects.due().exists()
     assert run_until_idle(follow_up).attempts == 0
     assert bucket.keys() == {KEY}
-    assert waits in answer_text.explain_status(follow_up)
+    assert waits in headline_text.explain_status(follow_up)
     verification = run_until_idle(requests.request_cleanup_verification(blocked))
     assert verification.status == Status.DIFFERS
     requests.approve_or_retry(blocked)
@@ -197,7 +197,7 @@ def test_follow_up_check_waits_while_its_cleanup_is_blocked(
     assert run_until_idle(blocked).status == Status.CLEAN
     follow_up = run_until_idle(follow_up)
     assert follow_up.status == Status.CLEAN
-    assert waits not in answer_text.explain_status(follow_up)
+    assert waits not in headline_text.explain_status(follow_up)
 
 
 def test_file_of_a_blocked_cleanup_is_not_assigned(bucket: Bucket, blocked: Cleanup) -> None:

@@ -10,7 +10,7 @@ from django.utils import timezone
 from django.utils.html import escape
 from pytest_django import Settings
 
-from storage_audit.cleanup import answer_text, cleanup_text
+from storage_audit.cleanup import cleanup_text, headline_text
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.findings import finding_text
 from storage_audit.findings.models import Finding, Kind
@@ -178,15 +178,15 @@ def test_a_held_cleanup_says_so_whatever_else_happens_to_it(
 ) -> None:
     cleanup = create_cleanup(**values)
     cleanup.held_until = timezone.now() + timedelta(days=3)
-    sentences = " ".join(answer_text.explain_status(cleanup))
+    sentences = " ".join(headline_text.explain_status(cleanup))
     places = [sentences.find(each) for each in told]
     assert -1 not in places and places == sorted(places), sentences
     cleanup.held_until = None
-    assert HELD not in " ".join(answer_text.explain_status(cleanup))
+    assert HELD not in " ".join(headline_text.explain_status(cleanup))
 
 
 @pytest.mark.django_db
 def test_a_preview_that_is_tried_again_speaks_of_no_deletion() -> None:
-    told = " ".join(answer_text.explain_status(create_cleanup("retrying", dry_run=True)))
+    told = " ".join(headline_text.explain_status(create_cleanup("retrying", dry_run=True)))
     assert "This is a preview and deletes nothing." in told
     assert "deleted" not in told

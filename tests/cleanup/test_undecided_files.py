@@ -12,7 +12,7 @@ from pytest_django import Settings
 from devtools.http_reply import Reply
 from storage_audit.alerts.alert_rules import find_overdue
 from storage_audit.cleanup import (
-    answer_text,
+    headline_text,
     project_uploads,
     requests,
     vanished_projects,
@@ -74,7 +74,7 @@ def assert_waits(follow_up: Cleanup, blocked: Cleanup, bucket: Bucket) -> None:
     assert not Cleanup.objects.due().contains(follow_up)
     assert bucket.keys() == LATE
     waits = f"Waits for a person's decision on cleanup {blocked.pk}."
-    assert waits in answer_text.explain_status(follow_up)
+    assert waits in headline_text.explain_status(follow_up)
 
 
 def test_follow_up_check_waits_for_another_blocked_cleanup_of_its_project(

@@ -14,7 +14,6 @@ from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.admin import live_progress
 from storage_audit.cleanup.admin.items import items_context
 from storage_audit.cleanup.admin.timeline import timeline_context
-from storage_audit.cleanup.answer_text import explain_status, scheduled_start
 from storage_audit.cleanup.cleanup_text import (
     PROJECT_EXISTS_TEXT,
     describe_outcome,
@@ -27,6 +26,7 @@ from storage_audit.cleanup.describe_cleanup import (
     has_final_totals,
     totals_lines,
 )
+from storage_audit.cleanup.headline_text import explain_status, scheduled_start
 from storage_audit.cleanup.models import Cleanup, CleanupItem
 from storage_audit.display_formats import format_utc
 from storage_audit.redaction import printable_text

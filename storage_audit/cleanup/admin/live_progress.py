@@ -9,13 +9,13 @@ from django.utils.timesince import timeuntil
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup.answer_text import answer_text, scheduled_start
 from storage_audit.cleanup.cleanup_text import (
     current_activity,
     is_shown_as_held,
     is_shown_as_paused,
 )
 from storage_audit.cleanup.describe_cleanup import totals_lines
+from storage_audit.cleanup.headline_text import headline_text, scheduled_start
 from storage_audit.cleanup.models import Cleanup
 from storage_audit.cleanup.progress import StepProgress
 from storage_audit.display_formats import format_utc
@@ -76,7 +76,7 @@ def seconds_to_next_poll(until: datetime | None, now: datetime) -> float:
 def step_text(cleanup: Cleanup, step_progress: StepProgress | None, until: datetime | None) -> str:
     """Without figures, as it is read aloud whenever it changes."""
     if not is_in_progress(cleanup):
-        return answer_text(cleanup)
+        return headline_text(cleanup)
     hold = cleanup.shown_hold()
     if hold and is_shown_as_held(cleanup) and cleanup.step == Cleanup.Step.HELD:
         return _("The hold ends in %s.") % timeuntil(hold)

@@ -10,8 +10,8 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db.models import Model
 
 from storage_audit.cleanup import describe_cleanup
-from storage_audit.cleanup.answer_text import explain_status
 from storage_audit.cleanup.cleanup_text import status_label
+from storage_audit.cleanup.headline_text import explain_status
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
 from storage_audit.display_formats import format_amount
 from storage_audit.management.console import (

@@ -22,7 +22,7 @@ from storage_audit.display_formats import format_utc
 
 Kind, Status = Cleanup.Kind, Cleanup.Status
 
-# The answer by status. Those of an end have numbers: see `answer_text`.
+# The answer by status. Those of an end have numbers: see `headline_text`.
 ANSWERS = {
     Status.PLANNED: gettext_lazy("Preview. Nothing was deleted."),
     Status.PENDING: gettext_lazy("Waiting to start."),
@@ -79,7 +79,7 @@ UNDER_WAY = (Status.PENDING, Status.RUNNING, Status.RETRYING, Status.FAILED)
 def explain_status(cleanup: Cleanup) -> list[str]:
     """The answer first, then what it means and what happens next."""
     status, error = Status(cleanup.status), cleanup.message
-    sentences = [answer_text(cleanup)]
+    sentences = [headline_text(cleanup)]
     # A decision has its reason as the message.
     if error and error != cleanup.decision_reason and status != Status.PLANNED:
         sentences.append(_("Reason: %s") % error if status in UNDER_WAY else error)
@@ -100,7 +100,7 @@ def explain_status(cleanup: Cleanup) -> list[str]:
     return sentences
 
 
-def answer_text(cleanup: Cleanup) -> str:
+def headline_text(cleanup: Cleanup) -> str:
     """What there is to know first, such as “Clean. All 10 files are gone, confirmed …”."""
     status, kind = Status(cleanup.status), Kind(cleanup.kind)
     if is_shown_as_held(cleanup):

@@ -14,7 +14,8 @@ CONVENTIONAL_NAMES = {"__init__", "admin", "api", "apps", "models", "urls"}
 # The modules of a deletion, from post_delete to clean.
 DELETION_MODULES = (
     *("signals", "cleanup/make_cleanups", "tasks", "cleanup/runner", "cleanup/plan"),
-    *("cleanup/kind_policies", "cleanup/delete_batches", "cleanup/verify", "cleanup/models/states"),
+    *("cleanup/kind_policies", "cleanup/delete_batches", "cleanup/verify"),
+    "cleanup/models/lease_and_status",
 )
 # Conditions on the kind of a cleanup, or on how it deletes. A policy for each kind answers instead.
 KIND_CONDITIONS = (

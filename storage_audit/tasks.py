@@ -29,7 +29,7 @@ from storage_audit.cleanup import (
     vanished_projects,
 )
 from storage_audit.cleanup.models import BulkJob, Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.dashboard import daily_figures

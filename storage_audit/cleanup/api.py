@@ -45,7 +45,7 @@ from storage_audit.cleanup.api_schemas import (
 from storage_audit.cleanup.headline_text import explain_status
 from storage_audit.cleanup.long_poll import MAX_WAIT_SECONDS, wait_for_change
 from storage_audit.cleanup.models import Cleanup, DeletionPause
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.ownership.bucket_marker import CannotConclude
 from storage_audit.project_model import ProjectExists

@@ -19,7 +19,7 @@ from storage_audit.bucket.request_stats import record_requests
 from storage_audit.cleanup import end_deletions, make_cleanups, requests
 from storage_audit.cleanup.delete_projects import delete_project_by_id, has_own_delete
 from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupQuerySet
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.named_files import cascading_models
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.clocks import monotonic_seconds

@@ -29,7 +29,7 @@ from storage_audit.bucket.wrangler_process import Command
 from storage_audit.cleanup import adaptive_batch, progress
 from storage_audit.cleanup.adaptive_batch import BatchSize
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet
-from storage_audit.cleanup.models.states import DeletionsPaused
+from storage_audit.cleanup.models.lease_and_status import DeletionsPaused
 from storage_audit.cleanup.worker_turn import OwnerChanging, Turn, TurnOver
 from storage_audit.clocks import mark_or_now, monotonic_seconds
 from storage_audit.conf import conf

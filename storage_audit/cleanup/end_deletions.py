@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from storage_audit import project_model
 from storage_audit.cleanup import delete_batches, make_cleanups, pause_deletions
 from storage_audit.cleanup.models import Cleanup, CleanupItem, CleanupItemQuerySet, Snapshot
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.cleanup.restore_snapshot import Restored, restore_snapshot
 from storage_audit.models import KnownProject

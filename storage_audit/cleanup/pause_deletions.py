@@ -31,7 +31,7 @@ from storage_audit.cleanup.models import (
     CleanupQuerySet,
     DeletionPause,
 )
-from storage_audit.cleanup.models.states import DeletionsPaused, IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import DeletionsPaused, IllegalTransition
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.models import DatabaseIdentity, R2Object

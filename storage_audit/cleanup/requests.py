@@ -20,7 +20,7 @@ from storage_audit.cleanup import (
 from storage_audit.cleanup.cleanup_text import cancelled_by_person_text
 from storage_audit.cleanup.discovery_and_strategy import Mode, default_mode
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.models import KnownProject, validate_project_id
 from storage_audit.project_model import ProjectExists
 from storage_audit.redaction import printable_text

@@ -37,8 +37,8 @@ from storage_audit.cleanup.handle_failures import (
 )
 from storage_audit.cleanup.kind_policies import policy_of
 from storage_audit.cleanup.models import Cleanup, CleanupItem
+from storage_audit.cleanup.models.lease_and_status import DeletionsPaused, LeaseLost, MayNotSend
 from storage_audit.cleanup.models.position import Position
-from storage_audit.cleanup.models.states import DeletionsPaused, LeaseLost, MayNotSend
 from storage_audit.cleanup.position_basis import PositionBasis
 from storage_audit.cleanup.worker_turn import OwnerChanging, ProjectRecreated, Turn, TurnOver
 from storage_audit.ownership.bucket_marker import CannotConclude, PausedInBucket

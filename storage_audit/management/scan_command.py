@@ -16,7 +16,7 @@ from django.db.models import QuerySet
 from django.template.defaultfilters import filesizeformat
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_price
 from storage_audit.findings.finding_text import kind_count

@@ -15,7 +15,7 @@ from storage_audit import project_model
 from storage_audit.bucket.errors import InvalidResponse
 from storage_audit.bucket.listing import KeyIdentity
 from storage_audit.bucket.s3 import listed_object
-from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.cleanup.models.lease_and_status import LeaseLost
 from storage_audit.fields import insert_new_rows
 from storage_audit.scan import fast_path, pending_findings
 from storage_audit.scan.diff_lines import (

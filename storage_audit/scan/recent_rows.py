@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.listing import KeyIdentity, find_keys
 from storage_audit.bucket.s3 import ListedObject
-from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.cleanup.models.lease_and_status import LeaseLost
 from storage_audit.fields import starts_with
 from storage_audit.models import R2Object
 from storage_audit.scan import pending_findings

@@ -14,7 +14,7 @@ from django.utils.translation import gettext_lazy, ngettext
 from storage_audit import queue
 from storage_audit.bucket import prices
 from storage_audit.bucket.s3 import PAGE_SIZE
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_price
 from storage_audit.models import DatabaseIdentity

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.bucket.errors import StoreError
 from storage_audit.bucket.listing import ListingOutOfOrder, entry_pages, unordered_pages
-from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.cleanup.models.lease_and_status import LeaseLost
 from storage_audit.conf import conf
 from storage_audit.ownership import bucket_marker
 from storage_audit.ownership.bucket_marker import CannotConclude, StoreTraits

@@ -24,7 +24,7 @@ from storage_audit.bucket.errors import (
 )
 from storage_audit.cleanup import api as deletions
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.findings.action_result import ActionRefused
 from storage_audit.ownership.bucket_marker import CannotConclude

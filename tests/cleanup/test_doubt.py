@@ -21,7 +21,7 @@ from storage_audit.cleanup import (
     verify,
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from storage_audit.models import KnownProject, Project, R2Object

@@ -12,7 +12,7 @@ from storage_audit import tasks
 from storage_audit.bucket import s3
 from storage_audit.cleanup import end_deletions, held_ids, requests
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.models import KnownProject, Project
 from storage_audit.ownership import bucket_marker
 from storage_audit.tracking.upload import KeyBeingDeleted

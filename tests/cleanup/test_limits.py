@@ -17,7 +17,7 @@ from storage_audit import tasks
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.cleanup import limits, requests, runner, vanished_projects
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.findings.models import Finding
 from storage_audit.models import DatabaseIdentity, KnownProject, Project, R2Object

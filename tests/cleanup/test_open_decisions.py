@@ -15,7 +15,7 @@ from pytest_django import Settings
 from storage_audit.bucket import s3
 from storage_audit.cleanup import follow_ups, headline_text, requests, vanished_projects
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.open_decisions import PossibleOwners, find_covering
 from storage_audit.findings import orphans, track_files
 from storage_audit.findings.models import Finding

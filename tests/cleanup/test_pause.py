@@ -26,8 +26,8 @@ from storage_audit.cleanup import (
     runner,
 )
 from storage_audit.cleanup.models import Cleanup, DeletionPause
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.models.pause import DeletionPauseQuerySet
-from storage_audit.cleanup.models.states import IllegalTransition
 from storage_audit.models import DatabaseIdentity, R2Object
 from storage_audit.ownership.bucket_marker import PAUSE_KEY, pause_key
 from tests.database import THREAD_TIMEOUT_SECONDS, run_in_thread

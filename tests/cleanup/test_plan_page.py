@@ -14,7 +14,7 @@ from storage_audit.cleanup import plan_summary, requests, runner
 from storage_audit.cleanup.admin import plan_page
 from storage_audit.cleanup.cleanup_text import PROJECT_EXISTS_TEXT
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.cleanup.models.lease_and_status import LeaseLost
 from storage_audit.display_formats import format_utc
 from storage_audit.findings.orphans import delete_objects
 from tests.admin_client import (

@@ -19,7 +19,7 @@ from django.test import override_settings
 
 from storage_audit.cleanup import requests, runner, vanished_projects
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.models import Project, R2Object
 from storage_audit.storage import KeyBeingDeleted, TrackedStorage, key_for
 from tests.database import (

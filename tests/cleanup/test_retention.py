@@ -28,7 +28,7 @@ from pytest_django.fixtures import Settings
 from storage_audit.alerts.models import Alert
 from storage_audit.cleanup import requests, retention
 from storage_audit.cleanup.models import Cleanup, CleanupEvent, CleanupItem
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.retention import Archive, ArchiveError
 from storage_audit.conf import conf
 from storage_audit.management.commands.prune_cleanups import Command

@@ -11,8 +11,8 @@ from pytest_django.fixtures import Settings
 
 from storage_audit.cleanup import delete_pipeline, runner, verify
 from storage_audit.cleanup.models import Cleanup
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition, LeaseLost
 from storage_audit.cleanup.models.position import Position
-from storage_audit.cleanup.models.states import IllegalTransition, LeaseLost
 from storage_audit.cleanup.worker_turn import Turn
 from storage_audit.conf import conf
 from tests.promises import (

@@ -12,7 +12,7 @@ from storage_audit import tasks
 from storage_audit.bucket import s3
 from storage_audit.cleanup import end_deletions, held_ids, runner
 from storage_audit.cleanup.models import Cleanup, Snapshot
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.models import KnownProject, Project, R2Object
 from tests.database import THREAD_TIMEOUT_SECONDS, with_own_connection

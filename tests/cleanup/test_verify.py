@@ -16,7 +16,7 @@ from storage_audit.bucket.listing import escape_key
 from storage_audit.cleanup import limits, plan, plan_summary, requests, runner
 from storage_audit.cleanup.cloudflare_crosscheck import Crosscheck
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.worker_turn import Turn, TurnOver
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.project_model import ProjectExists

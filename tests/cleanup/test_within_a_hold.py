@@ -9,7 +9,7 @@ from pytest_django.fixtures import Settings
 from storage_audit import tasks
 from storage_audit.cleanup import end_deletions, held_ids, limits, requests, runner
 from storage_audit.cleanup.models import Cleanup, Snapshot
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership import bucket_marker
 from tests.held import delete_held, end_hold, grant_grace

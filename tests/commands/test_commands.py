@@ -13,7 +13,7 @@ from pytest_django import Settings
 from storage_audit.bucket.listing import KeyIdentity
 from storage_audit.cleanup import plan, runner, vanished_projects
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.plan import discover_objects
 from storage_audit.management import scan_command
 from storage_audit.models import DatabaseIdentity, KnownProject, Project, R2Object

@@ -20,7 +20,7 @@ from devtools.demo.site import USER
 from storage_audit.cleanup import pause_deletions
 from storage_audit.cleanup.admin.decisions import combined_digest
 from storage_audit.cleanup.models import Cleanup, CleanupQuerySet, DeletionPause
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.models import Project, R2Object
 from tests.crash.site import Site
 from tests.crash.world import World

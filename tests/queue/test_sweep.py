@@ -21,7 +21,7 @@ from storage_audit.cleanup import vanished_projects
 from storage_audit.cleanup.bulk import enqueue_bulk_job
 from storage_audit.cleanup.make_cleanups import enqueue_cleanup
 from storage_audit.cleanup.models import BulkJob, Cleanup
-from storage_audit.cleanup.models.states import MAX_JITTER_FACTOR
+from storage_audit.cleanup.models.lease_and_status import MAX_JITTER_FACTOR
 from storage_audit.conf import conf
 from storage_audit.debug import strategy_benchmark
 from storage_audit.models import KnownProject, Project, R2Object

@@ -10,7 +10,7 @@ from django.utils import timezone
 from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import key_bytes
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.findings.models import Finding
 from storage_audit.models import KnownProject, Project, R2Object
 from storage_audit.ownership.bucket_marker import StoreTraits

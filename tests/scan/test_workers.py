@@ -19,7 +19,7 @@ from storage_audit.bucket.errors import Unavailable
 from storage_audit.bucket.listing import KeyIdentity, exact_key
 from storage_audit.bucket.listing_xml import Entries
 from storage_audit.bucket.multipart import MultipartUpload
-from storage_audit.cleanup.models.states import LeaseLost
+from storage_audit.cleanup.models.lease_and_status import LeaseLost
 from storage_audit.findings.models import Finding
 from storage_audit.models import R2Object
 from storage_audit.scan import compare, conclude_scan, fetchers, worker

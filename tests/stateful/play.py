@@ -17,7 +17,7 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import end_deletions, pause_deletions, requests
 from storage_audit.cleanup.held_ids import ProjectHeld
 from storage_audit.cleanup.models import Cleanup, CleanupItem, DeletionPause
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.conf import conf
 from storage_audit.models import Project, R2Object

@@ -13,7 +13,7 @@ from django.db import connection
 from django.db.backends.utils import CursorWrapper
 
 from storage_audit.cleanup import listing_pieces, worker_turn
-from storage_audit.cleanup.models import states
+from storage_audit.cleanup.models import lease_and_status
 
 WRITE_STATEMENTS = ("INSERT", "UPDATE", "DELETE")
 # Told whether the call that is about to be sent deletes objects.
@@ -40,7 +40,7 @@ class World:
             patch.setattr(module, "monotonic_seconds", self._clock)
         patch.setattr(ExponentialBackoff, "delay_amount", lambda *args: 0)
         # What is drawn at random would make of the same steps another story.
-        patch.setattr(states, "MAX_JITTER_FACTOR", 1.0)
+        patch.setattr(lease_and_status, "MAX_JITTER_FACTOR", 1.0)
 
     def _clock(self) -> float:
         """In a hurry, a worker's turn is over whenever it looks at the clock."""

@@ -51,7 +51,7 @@ from storage_audit.cleanup.admin.project_names import (
     may_view_projects,
 )
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.display_formats import format_amount
 from storage_audit.fields import starts_with, uuid_starts_with
 from storage_audit.project_model import ProjectExists

@@ -34,7 +34,7 @@ from storage_audit.cleanup.admin.decision_kinds import (
 from storage_audit.cleanup.admin.deleting import cleanup_badge
 from storage_audit.cleanup.cleanup_text import describe_request
 from storage_audit.cleanup.models import BulkJob, Cleanup, CleanupItem, CleanupQuerySet
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_amount, format_lines

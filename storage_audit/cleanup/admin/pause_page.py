@@ -19,7 +19,7 @@ from storage_audit.bucket.errors import StoreError
 from storage_audit.cleanup import make_cleanups, pause_deletions
 from storage_audit.cleanup.admin.decision_kinds import ReasonForm
 from storage_audit.cleanup.models import Cleanup, DeletionPause
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.pause_deletions import PauseResult
 from storage_audit.display_formats import format_amount, format_lines, format_utc
 from storage_audit.redaction import printable_text

@@ -13,7 +13,7 @@ from django.utils.text import capfirst
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from storage_audit.cleanup.models.states import CleanupStates
+from storage_audit.cleanup.models.lease_and_status import CleanupStates
 from storage_audit.clocks import time_before
 from storage_audit.models import KnownProject
 from storage_audit.request_origin import current_origin

@@ -19,11 +19,11 @@ from storage_audit.cleanup.models.bulk_job import BulkJob
 from storage_audit.cleanup.models.cleanup_queries import CleanupQueries
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem, DeletedRow
+from storage_audit.cleanup.models.lease_and_status import CleanupStates
 from storage_audit.cleanup.models.pause import DeletionPause
 from storage_audit.cleanup.models.person_transitions import PersonTransitions
 from storage_audit.cleanup.models.position import Position, PositionField
 from storage_audit.cleanup.models.snapshot import Snapshot
-from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow
 from storage_audit.conf import conf
 from storage_audit.fields import BytewiseTextField

@@ -14,9 +14,9 @@ from django.db.models.functions import Coalesce
 from storage_audit import project_model
 from storage_audit.cleanup.models.event import CleanupEvent
 from storage_audit.cleanup.models.item import CleanupItem
+from storage_audit.cleanup.models.lease_and_status import CleanupStates
 from storage_audit.cleanup.models.pause import DeletionPause
 from storage_audit.cleanup.models.snapshot import SnapshotName
-from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.clocks import DatabaseNow, has_lease, time_after, time_before
 from storage_audit.conf import conf
 from storage_audit.models import Project

@@ -7,8 +7,8 @@ from typing import Any
 
 from django.utils import timezone
 
+from storage_audit.cleanup.models.lease_and_status import CleanupStates
 from storage_audit.cleanup.models.snapshot import Snapshot
-from storage_audit.cleanup.models.states import CleanupStates
 from storage_audit.models import KnownProject
 
 

@@ -15,7 +15,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.bucket.errors import LOCKED
-from storage_audit.cleanup.models.states import CleanupStates
+from storage_audit.cleanup.models.lease_and_status import CleanupStates
 from storage_audit.clocks import time_within
 from storage_audit.conf import conf
 from storage_audit.fields import MAX_ETAG_LENGTH, BytewiseTextField, unicode_spellings

@@ -8,7 +8,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from storage_audit.cleanup.models.held_deletion import HeldDeletion
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.clocks import DatabaseNow
 
 

@@ -6,7 +6,7 @@ from django.db import transaction
 
 from storage_audit.cleanup import make_cleanups, requests
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.management.console import (
     EXIT_FAILED,
     EXIT_USAGE,

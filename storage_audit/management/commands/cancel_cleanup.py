@@ -5,7 +5,7 @@ from django.core.management.base import CommandError
 from django.db import transaction
 
 from storage_audit.cleanup import end_deletions, make_cleanups
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.management.console import (
     EXIT_FAILED,
     add_decision_arguments,

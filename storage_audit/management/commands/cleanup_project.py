@@ -10,7 +10,7 @@ from storage_audit.cleanup import end_deletions, make_cleanups, requests, runner
 from storage_audit.cleanup.cleanup_text import status_label
 from storage_audit.cleanup.discovery_and_strategy import MODES, Mode, default_mode
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.conf import DISCOVERIES, STRATEGIES, conf
 from storage_audit.management.console import (
     EXIT_USAGE,

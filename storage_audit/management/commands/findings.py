@@ -11,7 +11,7 @@ from django.utils.translation import ngettext
 
 from storage_audit.cleanup import make_cleanups, requests, runner
 from storage_audit.cleanup.models import Cleanup, CleanupItem
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.display_formats import format_amount
 from storage_audit.exports import csv_lines

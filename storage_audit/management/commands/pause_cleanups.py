@@ -4,7 +4,7 @@ from uuid import UUID
 from django.core.management.base import CommandError
 
 from storage_audit.cleanup import pause_deletions
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.management.console import (
     EXIT_FAILED,
     EXIT_USAGE,

@@ -5,7 +5,7 @@ from django.core.management.base import CommandError
 
 from storage_audit.cleanup import make_cleanups, pause_deletions
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.pause_deletions import ResumeFigures
 from storage_audit.display_formats import format_amount
 from storage_audit.management.console import (

@@ -6,7 +6,7 @@ from django.core.management.base import CommandError
 
 from storage_audit.cleanup import end_deletions, requests
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.restore_rows import CannotRestore
 from storage_audit.cleanup.restore_snapshot import Restored
 from storage_audit.management.console import EXIT_FAILED, EXIT_USAGE, command_context, storable_text

@@ -9,7 +9,7 @@ from django.db.models import UUIDField
 from storage_audit import project_model
 from storage_audit.cleanup import requests, runner
 from storage_audit.cleanup.models import Cleanup
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.management.console import (
     EXIT_FAILED,
     EXIT_USAGE,

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 
 from storage_audit.cleanup import pause_deletions
 from storage_audit.cleanup.models import Snapshot
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.cleanup.take_snapshot import snapshot_obstacle
 from storage_audit.conf import conf
 from storage_audit.redaction import printable_text

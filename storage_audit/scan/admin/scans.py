@@ -17,7 +17,7 @@ from django.utils.safestring import mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.conf import conf
 from storage_audit.display_formats import Answer, format_duration, format_utc
 from storage_audit.findings.finding_text import KIND_TEXTS, kind_count

@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _now
 from django.utils.translation import gettext_lazy as _
 
-from storage_audit.cleanup.models.states import IllegalTransition
+from storage_audit.cleanup.models.lease_and_status import IllegalTransition
 from storage_audit.clocks import has_lease, latest_valid_time, time_after, time_before
 from storage_audit.fields import BytewiseTextField
 from storage_audit.redaction import redact_secrets

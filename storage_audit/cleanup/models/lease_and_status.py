@@ -1,4 +1,4 @@
-"""The states of a cleanup, and who may change them when."""
+"""The lease and the status of a cleanup, and who may change them when."""
 
 import uuid
 from datetime import datetime, timedelta
